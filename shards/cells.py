@@ -1,0 +1,277 @@
+"""One cell of a column set: the tensors of one shard in a safetensors file, and its commit record.
+
+The data file is published first, then the record beside it. A cell counts only when the record is
+there, belongs to this column set and this very shard, and the data file has the record's size and
+carries the record's content hash in its header. So a killed writer leaves an uncommitted cell, and
+of two writers of one cell whose files got mixed, the mixture is seen as uncommitted and written
+again.
+"""
+
+import hashlib
+import json
+import mmap
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import ColumnError, DamageError
+from shards.files import atomic_file, fsync_folder, write_json_atomic
+from shards.manifest import ShardInfo
+
+_HEADER_LENGTH = struct.Struct("<Q")
+_ATTEMPTS = 3
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
+_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "|b1",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """What a commit record says."""
+
+    column: str
+    """Fingerprint of the column set."""
+    shard: str
+    """File name of the shard the cell belongs to."""
+    shard_sha256: str
+    rows: int
+    bytes: int
+    content: str
+    """sha256 over the tensors; also in the header of the data file."""
+    sha256: str
+    """sha256 of the data file."""
+    crc32: dict[str, int]
+    """CRC-32 of each tensor's bytes."""
+
+
+def data_path(folder: Path, shard: ShardInfo) -> Path:
+    """The safetensors file of a cell."""
+    return folder / f"{shard.stem}.safetensors"
+
+
+def record_path(folder: Path, shard: ShardInfo) -> Path:
+    """The commit record of a cell."""
+    return folder / f"{shard.stem}.json"
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """The bytes of a contiguous array, without a copy."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def write_cell(
+    folder: Path, column: str, shard: ShardInfo, tensors: Mapping[str, np.ndarray]
+) -> CellRecord:
+    """Publish the data file, then the commit record.
+
+    Args:
+        folder: the column set's folder.
+        column: its fingerprint.
+        shard: the shard the tensors belong to.
+        tensors: checked before (see :class:`shards.columns.ColumnWriter`).
+
+    Raises:
+        ColumnError: the file system refused (full, read-only); the cell is then not committed.
+    """
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    digest = hashlib.sha256()
+    crcs = {}
+    for name, array in arrays.items():
+        view = _bytes(array)
+        digest.update(json.dumps([name, array.dtype.str, list(array.shape)]).encode())
+        digest.update(view)
+        crcs[name] = zlib.crc32(view)
+    content = digest.hexdigest()
+    payload = save(arrays, metadata={"content": content})
+    record = CellRecord(
+        column=column,
+        shard=shard.name,
+        shard_sha256=shard.sha256,
+        rows=shard.samples,
+        bytes=len(payload),
+        content=content,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        crc32=crcs,
+    )
+    try:
+        with atomic_file(data_path(folder, shard)) as file:
+            file.write(payload)
+        fsync_folder(folder)
+        write_json_atomic(record_path(folder, shard), asdict(record))
+    except OSError as error:
+        raise ColumnError(
+            f"cannot write {data_path(folder, shard)}: {error.strerror or error}; the cell is not "
+            "committed, run the same command again once the folder can be written"
+        ) from error
+    return record
+
+
+def read_record(folder: Path, column: str, shard: ShardInfo) -> CellRecord | None:
+    """The commit record of a cell, or None where the cell is not committed.
+
+    Not committed is also a record that cannot be read, that belongs to another column set or to
+    another version of the shard, or whose data file is missing, of another size, or of other
+    content.
+    """
+    try:
+        values = json.loads(record_path(folder, shard).read_bytes())
+        record = CellRecord(**values)
+        size = data_path(folder, shard).stat().st_size
+    except (OSError, ValueError, TypeError):
+        return None
+    expected = (column, shard.name, shard.sha256, shard.samples)
+    if (record.column, record.shard, record.shard_sha256, record.rows) != expected:
+        return None
+    if size != record.bytes:
+        return None
+    try:
+        header, _ = _read_header(data_path(folder, shard))
+    except DamageError:
+        return None
+    return record if _content(header) == record.content else None
+
+
+def _content(header: dict[str, Any]) -> str | None:
+    """The content hash that :func:`write_cell` put into the header."""
+    metadata = header.get("__metadata__")
+    return metadata.get("content") if isinstance(metadata, dict) else None
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file and where its data begin.
+
+    Raises:
+        DamageError: it is not a safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = _HEADER_LENGTH.unpack(file.read(_HEADER_LENGTH.size))
+            if length > _MAX_HEADER_BYTES:
+                raise ValueError(f"its header would have {length} bytes")
+            header = json.loads(file.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("its header is not a JSON object")
+    except (OSError, ValueError, struct.error) as error:
+        raise DamageError(f"{path} cannot be read as safetensors: {error}") from error
+    return header, _HEADER_LENGTH.size + length
+
+
+class Cell:
+    """The memory-mapped tensors of one committed cell.
+
+    Args:
+        folder: the column set's folder.
+        shard: the shard of the cell.
+        record: its commit record.
+
+    Attributes:
+        tensors: name to array; the arrays are views of the mapped file, read-only.
+
+    Raises:
+        DamageError: the file does not hold what the record says.
+    """
+
+    def __init__(self, folder: Path, shard: ShardInfo, record: CellRecord) -> None:
+        """Map the file; nothing is read but its header."""
+        self.path = data_path(folder, shard)
+        self.record = record
+        header, start = _read_header(self.path)
+        if _content(header) != record.content:
+            raise DamageError(f"{self.path} is not the file that its commit record describes")
+        try:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise DamageError(f"cannot map {self.path}: {error}") from error
+        self._file_id = self._stat()
+        if len(self._map) != record.bytes:
+            raise DamageError(
+                f"{self.path} has {len(self._map)} bytes, its commit record says {record.bytes}"
+            )
+        self.tensors = {
+            name: self._view(name, entry, start)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+        if set(self.tensors) != set(record.crc32):
+            raise DamageError(
+                f"{self.path} holds the tensors {sorted(self.tensors)}, "
+                f"its commit record says {sorted(record.crc32)}"
+            )
+
+    def _view(self, name: str, entry: Any, start: int) -> np.ndarray:
+        try:
+            dtype = np.dtype(_DTYPES[entry["dtype"]])
+            begin, end = entry["data_offsets"]
+            count = int(np.prod(entry["shape"], dtype=np.int64))
+            if count * dtype.itemsize != end - begin or start + end > len(self._map):
+                raise ValueError("its place in the file does not fit its shape")
+            flat = np.frombuffer(self._map, dtype, count, start + begin)
+            return flat.reshape(entry["shape"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamageError(f"{self.path}: tensor {name} cannot be read: {error}") from error
+
+    def _stat(self) -> tuple[int, int, int] | None:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None  # deleted or moved: the mapped data stay as they were
+        return status.st_dev, status.st_ino, status.st_size
+
+    def check_not_cut(self) -> None:
+        """Notice a file that was shortened in place, before a read of the lost part kills the
+        process.
+
+        A file *replaced* by another, as our writers do it, leaves the mapped one as it was.
+
+        Raises:
+            DamageError: the mapped file has become shorter.
+        """
+        now = self._stat()
+        if now is None or self._file_id is None or now[:2] != self._file_id[:2]:
+            return
+        if now[2] < self.record.bytes:
+            raise DamageError(
+                f"{self.path} was cut to {now[2]} bytes while it was being read "
+                f"(its commit record says {self.record.bytes})"
+            )
+
+    def damaged_tensors(self) -> list[str]:
+        """Read everything; the names of the tensors whose CRC-32 is not the record's."""
+        self.check_not_cut()
+        return [
+            name
+            for name, array in self.tensors.items()
+            if zlib.crc32(_bytes(array)) != self.record.crc32[name]
+        ]
+
+
+def open_cell(folder: Path, column: str, shard: ShardInfo) -> Cell | None:
+    """Map a committed cell; None where it is not committed. Arguments as in :func:`read_record`.
+
+    Another writer of the same cell may replace both files between our reading the one and the
+    other, so a mismatch is looked at again before it counts.
+
+    Raises:
+        DamageError: the data file does not hold what its record says.
+    """
+    for attempt in range(_ATTEMPTS):
+        record = read_record(folder, column, shard)
+        if record is None:
+            return None
+        try:
+            return Cell(folder, shard, record)
+        except DamageError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    return None

@@ -1,0 +1,116 @@
+"""What a column set was made from: its name, fingerprint and folder, and how two of them differ."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import ColumnError, DamageError
+from shards.files import fingerprint, read_json
+from shards.reader import ShardSet
+
+COLUMN_FILE = "column.json"
+VALUES = ".values"
+OFFSETS = ".offsets"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class ColumnInfo:
+    """What a column set's ``column.json`` says, and where it is."""
+
+    folder: Path
+    name: str
+    made_from: dict[str, Any]
+    fingerprint: str
+
+
+def describe(shard_set: ShardSet, name: str, made_from: Mapping[str, Any]) -> ColumnInfo:
+    """Name, fingerprint and folder of the column set ``name`` made from this; nothing is looked up.
+
+    The shard set's fingerprint always is a part of what a column was made from, as ``shard_set``.
+
+    Raises:
+        ColumnError: the name is not fit for a folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise ColumnError(f"column name {name!r}: expected letters, digits, '.', '_' and '-'")
+    # Through JSON, so that what is compared with a stored column.json has its types (lists, no
+    # tuples).
+    complete = json.loads(json.dumps({"shard_set": shard_set.fingerprint, **made_from}))
+    digest = fingerprint({"name": name, "made_from": complete})
+    return ColumnInfo(shard_set.columns_dir / f"{name}-{digest[:12]}", name, complete, digest)
+
+
+def read_info(folder: Path) -> ColumnInfo:
+    """Read a column set's ``column.json``.
+
+    Raises:
+        ColumnError: the folder is not a column set.
+        DamageError: ``column.json`` is damaged.
+    """
+    path = folder / COLUMN_FILE
+    if not path.is_file():
+        raise ColumnError(f"{folder} is not a column set: it has no {COLUMN_FILE}")
+    values = read_json(path)
+    try:
+        info = ColumnInfo(folder, values["name"], values["made_from"], values["fingerprint"])
+        expected = fingerprint({"name": info.name, "made_from": info.made_from})
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamageError(f"{path} does not describe a column set: {error}") from error
+    if info.fingerprint != expected or not folder.name.endswith(expected[:12]):
+        raise DamageError(f"{path} was changed: its fingerprint does not fit what it says")
+    return info
+
+
+def list_columns(shard_set: ShardSet, name: str | None = None) -> list[ColumnInfo]:
+    """The column sets beside a shard set, by folder name; all, or those called ``name``.
+
+    Also those made from an older version of the set; ``made_from["shard_set"]`` tells. Folders
+    without a readable ``column.json`` are left out.
+    """
+    infos = []
+    if shard_set.columns_dir.is_dir():
+        for folder in sorted(shard_set.columns_dir.iterdir()):
+            try:
+                info = read_info(folder)
+            except (ColumnError, DamageError):
+                continue
+            if name is None or info.name == name:
+                infos.append(info)
+    return infos
+
+
+def repair_command(shard_set: ShardSet, name: str) -> str:
+    """The command that makes, completes or replaces a column set of this name."""
+    if name == "tokens":
+        return f"tnr shards tokenize {shard_set.path} --tokenizer TOKENIZER"
+    if name == "clicks":
+        return f"tnr shards build --clicks LOG --article-set SET --out {shard_set.path} --force"
+    return "tnr teachers cache"
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return out
+
+
+def differing_fields(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """One phrase for every field in which a stored ``made_from`` differs from the one asked for."""
+    stored, asked = _flat(dict(there)), _flat(dict(here))
+    phrases = []
+    for key in sorted(stored.keys() | asked.keys()):
+        if key not in stored:
+            phrases.append(f"{key} is absent in the column, asked for {asked[key]!r}")
+        elif key not in asked:
+            phrases.append(f"{key} is {stored[key]!r} in the column, not asked for")
+        elif stored[key] != asked[key]:
+            phrases.append(f"{key} is {stored[key]!r} in the column, asked for {asked[key]!r}")
+    return phrases

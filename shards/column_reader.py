@@ -1,0 +1,297 @@
+"""Reading a column set: gathers of any rows out of memory-mapped cells, without a step of Python a
+row."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.cells import Cell, open_cell, read_record
+from shards.column_info import (
+    OFFSETS,
+    VALUES,
+    ColumnInfo,
+    describe,
+    differing_fields,
+    list_columns,
+    read_info,
+    repair_command,
+)
+from shards.errors import ColumnError, DamageError
+from shards.ragged import offsets_from_lengths, pad, ranges
+from shards.reader import ShardSet
+
+
+class ColumnReader:
+    """Reads one complete column set by row number, through memory maps.
+
+    Attributes:
+        shard_set: the set the column belongs to.
+        folder: the column set's folder.
+        name: what the column is called.
+        made_from: everything that decided the values.
+        fingerprint: hash of the name and ``made_from``.
+        tensors: name to (dtype, shape of one row or, for values, of one value).
+    """
+
+    def __init__(self, shard_set: ShardSet, info: ColumnInfo) -> None:
+        """Check that every cell is committed; use :meth:`open` or :meth:`open_folder` instead."""
+        self.shard_set = shard_set
+        self.folder = info.folder
+        self.name = info.name
+        self.made_from = info.made_from
+        self.fingerprint = info.fingerprint
+        self.num_rows = shard_set.num_rows
+        self._shards = shard_set.manifest.shards
+        self._starts = shard_set.shard_starts
+        self._cells: dict[int, Cell] = {}
+        repair = repair_command(shard_set, self.name)
+        if info.made_from.get("shard_set") != shard_set.fingerprint:
+            raise ColumnError(
+                f"the column {info.folder} was made from another version of the shard set: "
+                f"shard_set is {info.made_from.get('shard_set')!r} in the column, "
+                f"the set's fingerprint is {shard_set.fingerprint!r}; run `{repair}`"
+            )
+        missing = [s for s in self._shards if read_record(info.folder, info.fingerprint, s) is None]
+        if missing:
+            raise ColumnError(
+                f"the column {info.folder} is not complete: {len(missing)} of "
+                f"{len(self._shards)} shards have no committed cell, "
+                f"the first is {missing[0].name}; run `{repair}`"
+            )
+        first = self._cell(0).tensors if self._shards else {}
+        self.tensors = {name: (array.dtype, array.shape[1:]) for name, array in first.items()}
+
+    @classmethod
+    def open(
+        cls, shard_set: ShardSet, name: str, made_from: Mapping[str, Any] | None = None
+    ) -> "ColumnReader":
+        """Open the column set called ``name`` that was made from ``made_from``.
+
+        Args:
+            shard_set: the set.
+            name: what the column is called.
+            made_from: everything that decided the values; None takes the only column set of that
+                name.
+
+        Raises:
+            ColumnError: there is none, there are several to choose from, it differs (each field is
+                named) or it is not complete; the message says which command mends it.
+        """
+        repair = repair_command(shard_set, name)
+        found = list_columns(shard_set, name)
+        if not found:
+            raise ColumnError(f"{shard_set.path} has no column {name!r}; run `{repair}`")
+        if made_from is not None:
+            asked = describe(shard_set, name, made_from)
+            exact = [info for info in found if info.fingerprint == asked.fingerprint]
+            if exact:
+                return cls(shard_set, exact[0])
+            near = min(found, key=lambda i: len(differing_fields(i.made_from, asked.made_from)))
+            phrases = "; ".join(differing_fields(near.made_from, asked.made_from))
+            raise ColumnError(
+                f"{shard_set.path} has no column {name!r} made from what is asked for. "
+                f"The nearest is {near.folder.name}: {phrases}; run `{repair}` with these settings"
+            )
+        current = [i for i in found if i.made_from.get("shard_set") == shard_set.fingerprint]
+        if len(current) > 1:
+            folders = ", ".join(info.folder.name for info in current)
+            raise ColumnError(
+                f"{shard_set.path} has {len(current)} columns {name!r}: {folders}; say which one"
+            )
+        return cls(shard_set, (current or found)[0])
+
+    @classmethod
+    def open_folder(cls, shard_set: ShardSet, folder_name: str) -> "ColumnReader":
+        """Open a column set by the name of its folder, such as ``tokens-0123456789ab``.
+
+        Raises:
+            ColumnError: there is none, or it does not belong to this set, or it is not complete.
+        """
+        folder = shard_set.columns_dir / folder_name
+        if Path(folder_name).name != folder_name or not folder.is_dir():
+            known = ", ".join(info.folder.name for info in list_columns(shard_set)) or "none"
+            raise ColumnError(
+                f"{shard_set.path} has no column folder {folder_name!r}; it has: {known}"
+            )
+        return cls(shard_set, read_info(folder))
+
+    def _cell(self, shard: int) -> Cell:
+        cell = self._cells.get(shard)
+        if cell is None:
+            info = self._shards[shard]
+            cell = open_cell(self.folder, self.fingerprint, info)
+            if cell is None:
+                raise ColumnError(
+                    f"the cell of {info.name} in {self.folder} is no longer there; "
+                    f"run `{repair_command(self.shard_set, self.name)}`"
+                )
+            self._cells[shard] = cell
+        return cell
+
+    def cell(self, shard: int) -> dict[str, np.ndarray]:
+        """All tensors of one shard, as read-only views of the mapped file.
+
+        Raises:
+            ColumnError: the cell is gone.
+            DamageError: its file is not what was written.
+        """
+        cell = self._cell(shard)
+        cell.check_not_cut()
+        return cell.tensors
+
+    def _tensor(self, cell: dict[str, np.ndarray], tensor: str) -> np.ndarray:
+        if tensor not in cell:
+            raise ColumnError(
+                f"the column {self.folder.name} has no tensor {tensor!r}; "
+                f"it has {sorted(self.tensors)}"
+            )
+        return cell[tensor]
+
+    def _by_shard(
+        self, rows: np.ndarray
+    ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+        """Shard by shard: its tensors, places in ``rows`` int64[k], rows within it int64[k]."""
+        if not len(rows):
+            return
+        if rows.min() < 0 or rows.max() >= self.num_rows:
+            raise IndexError(
+                f"rows lie within {rows.min()} .. {rows.max()}, the set has {self.num_rows}"
+            )
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        order = np.argsort(shards, kind="stable")
+        touched, begins = np.unique(shards[order], return_index=True)
+        for shard, places in zip(touched, np.split(order, begins[1:]), strict=True):
+            yield self.cell(int(shard)), places, rows[places] - self._starts[shard]
+
+    def gather(self, tensor: str, rows: np.ndarray) -> np.ndarray:
+        """The rows of a tensor, [n, ...] in its stored dtype, in the order of ``rows`` (int64[n]).
+
+        Raises:
+            ColumnError: there is no such tensor.
+            IndexError: a row is not within the set.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if tensor not in self.tensors:
+            self._tensor({}, tensor)
+        dtype, shape = self.tensors[tensor]
+        out = np.empty((len(rows), *shape), dtype=dtype)
+        for cell, places, local in self._by_shard(rows):
+            out[places] = self._tensor(cell, tensor)[local]
+        return out
+
+    def lengths(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Lengths of the rows of a ragged tensor, int64[n]."""
+        rows = np.asarray(rows, dtype=np.int64)
+        out = np.zeros(len(rows), dtype=np.int64)
+        for cell, places, local in self._by_shard(rows):
+            offsets = self._tensor(cell, name + OFFSETS)
+            out[places] = offsets[local + 1] - offsets[local]
+        return out
+
+    def gather_ragged(
+        self, name: str, rows: np.ndarray, first: int | None = None, last: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of a ragged tensor: (values in the stored dtype, offsets int64[n + 1]).
+
+        Args:
+            name: of the tensor, without ``.values``.
+            rows: int64[n].
+            first: take only the first so many values of each row.
+            last: take only the last so many values of each row.
+
+        Raises:
+            ColumnError: there is no such tensor.
+            IndexError: a row is not within the set.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if name + VALUES not in self.tensors:
+            self._tensor({}, name + VALUES)
+        dtype, shape = self.tensors[name + VALUES]
+        lengths = np.zeros(len(rows), dtype=np.int64)
+        parts = []
+        for cell, places, local in self._by_shard(rows):
+            offsets = self._tensor(cell, name + OFFSETS)
+            begins, ends = offsets[local], offsets[local + 1]
+            if first is not None:
+                ends = np.minimum(ends, begins + first)
+            if last is not None:
+                begins = np.maximum(begins, ends - last)
+            lengths[places] = ends - begins
+            parts.append((self._tensor(cell, name + VALUES), places, begins))
+        out_offsets = offsets_from_lengths(lengths)
+        out = np.empty((int(out_offsets[-1]), *shape), dtype=dtype)
+        for values, places, begins in parts:
+            taken = lengths[places]
+            out[ranges(out_offsets[places], taken)] = values[ranges(begins, taken)]
+        return out, out_offsets
+
+    def gather_padded(
+        self, name: str, rows: np.ndarray, max_length: int, pad_value: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The first ``max_length`` values of each row of a ragged tensor of integers, side by side.
+
+        Returns:
+            (int64[n, L] filled up with ``pad_value`` on the right, lengths int64[n]); L is the
+            longest length.
+        """
+        values, offsets = self.gather_ragged(name, rows, first=max_length)
+        lengths = np.diff(offsets)
+        width = int(lengths.max(initial=0))
+        return pad(values, offsets, width, pad_value), lengths
+
+
+def verify_columns(reader: ColumnReader) -> list[str]:
+    """Read all of a column set and check it against its commit records.
+
+    Returns:
+        One line for every damaged cell, naming file, tensor and remedy; an empty list if all is
+        well. Cells that are not filled (a reader has none) are no damage.
+    """
+    info = ColumnInfo(reader.folder, reader.name, reader.made_from, reader.fingerprint)
+    return _damaged_cells(reader.shard_set, info)
+
+
+def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:
+    """Check every column set beside a shard set, also those that are still being filled.
+
+    Returns:
+        (problems, intact): one line for every damaged cell or unreadable column set, and the names
+        of the folders in which all is well.
+    """
+    problems: list[str] = []
+    intact: list[str] = []
+    folders = sorted(shard_set.columns_dir.iterdir()) if shard_set.columns_dir.is_dir() else []
+    for folder in folders:
+        try:
+            info = read_info(folder)
+        except (ColumnError, DamageError) as error:
+            problems.append(str(error))
+            continue
+        if info.made_from.get("shard_set") != shard_set.fingerprint:
+            problems.append(f"{folder}: made from another version of the set; remove it")
+            continue
+        damaged = _damaged_cells(shard_set, info)
+        problems += damaged
+        if not damaged:
+            intact.append(folder.name)
+    return problems, intact
+
+
+def _damaged_cells(shard_set: ShardSet, info: ColumnInfo) -> list[str]:
+    problems = []
+    for shard in shard_set.manifest.shards:
+        try:
+            cell = open_cell(info.folder, info.fingerprint, shard)
+            damaged = [] if cell is None else cell.damaged_tensors()
+        except DamageError as error:
+            problems.append(str(error))
+            continue
+        if cell is not None and damaged:
+            problems.append(
+                f"{cell.path}: the checksum of {', '.join(damaged)} is not the one of its commit "
+                f"record; delete {cell.path.with_suffix('.json').name} and "
+                f"run `{repair_command(shard_set, info.name)}`"
+            )
+    return problems

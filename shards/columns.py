@@ -1,0 +1,141 @@
+"""Column sets: whatever is derived from a shard set row by row, stored beside it and read by memory
+map.
+
+A column set is a folder ``<set>/columns/<name>-<first 12 of its fingerprint>/`` with
+``column.json`` (what it was made from) and one cell a shard (:mod:`shards.cells`), row for row with
+the shard. Ragged data are two tensors, ``<x>.values`` and ``<x>.offsets`` (int64[rows + 1], from
+0). Jobs that fill columns are idempotent: a committed cell is skipped, and a job that was killed is
+simply run again.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from shards.cells import read_record, write_cell
+from shards.column_info import (
+    COLUMN_FILE,
+    OFFSETS,
+    VALUES,
+    ColumnInfo,
+    describe,
+    differing_fields,
+    list_columns,
+    read_info,
+    repair_command,
+)
+from shards.column_reader import ColumnReader, verify_columns
+from shards.errors import ColumnError
+from shards.files import write_json_atomic
+from shards.ragged import row_of_value
+from shards.reader import ShardSet
+
+_ROWS_NAMED = 8
+
+
+class ColumnWriter:
+    """Fills one column set, cell by cell. Several processes may do so at once.
+
+    Args:
+        shard_set: the set the column belongs to.
+        name: what the column is called (``tokens``, ``clicks``, ``teacher-...``).
+        made_from: everything that decides the values, as JSON values; see :func:`describe`.
+
+    Raises:
+        ColumnError: the folder cannot be made, or holds something else.
+    """
+
+    def __init__(self, shard_set: ShardSet, name: str, made_from: Mapping[str, Any]) -> None:
+        """Make the folder and its ``column.json``, if they are not there."""
+        self.shard_set = shard_set
+        self.info = describe(shard_set, name, made_from)
+        self.folder = self.info.folder
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / COLUMN_FILE).exists():
+                values = {
+                    "name": name,
+                    "made_from": self.info.made_from,
+                    "fingerprint": self.info.fingerprint,
+                }
+                write_json_atomic(self.folder / COLUMN_FILE, values)
+        except OSError as error:
+            raise ColumnError(f"cannot make {self.folder}: {error.strerror or error}") from error
+        if read_info(self.folder).fingerprint != self.info.fingerprint:
+            raise ColumnError(f"{self.folder} holds another column set; remove it")
+
+    def is_committed(self, shard: int) -> bool:
+        """Whether the cell of this shard is complete and belongs to this very column set."""
+        info = self.shard_set.manifest.shards[shard]
+        return read_record(self.folder, self.info.fingerprint, info) is not None
+
+    def missing(self) -> list[int]:
+        """Shards whose cells are not committed."""
+        return [s for s in range(len(self.shard_set.manifest.shards)) if not self.is_committed(s)]
+
+    def write(self, shard: int, tensors: Mapping[str, np.ndarray]) -> None:
+        """Check and commit one cell; a cell committed by another writer meanwhile is left as it is.
+
+        Args:
+            shard: number of the shard.
+            tensors: each with the shard's rows as first dimension, or ``<x>.values`` with
+                ``<x>.offsets``.
+
+        Raises:
+            ColumnError: a shape does not fit the shard, or a float is not finite (rows are named).
+        """
+        info = self.shard_set.manifest.shards[shard]
+        _check_tensors(tensors, info.samples, int(self.shard_set.shard_starts[shard]), info.name)
+        if not self.is_committed(shard):
+            write_cell(self.folder, self.info.fingerprint, info, tensors)
+
+
+def _check_tensors(
+    tensors: Mapping[str, np.ndarray], rows: int, first_row: int, where: str
+) -> None:
+    """Refuse what a reader could not use; ``first_row`` is the number of the shard's first row."""
+    if not tensors:
+        raise ColumnError(f"{where}: there is no tensor to write")
+    for name, array in tensors.items():
+        offsets = None
+        if name.endswith(VALUES):
+            offsets = tensors.get(name.removesuffix(VALUES) + OFFSETS)
+            if offsets is None:
+                raise ColumnError(f"{where}: {name} has no offsets")
+            if (
+                offsets.dtype != np.int64
+                or offsets.shape != (rows + 1,)
+                or offsets[0] != 0
+                or offsets[-1] != len(array)
+                or (np.diff(offsets) < 0).any()
+            ):
+                raise ColumnError(
+                    f"{where}: the offsets of {name} are not int64[{rows + 1}] "
+                    f"from 0 to {len(array)}"
+                )
+        elif not name.endswith(OFFSETS) and (array.ndim == 0 or len(array) != rows):
+            raise ColumnError(f"{where}: {name} has shape {array.shape}, the shard has {rows} rows")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = np.unique(np.nonzero(~np.isfinite(array))[0])
+            if offsets is not None:
+                bad = np.unique(row_of_value(offsets, bad))
+            named = ", ".join(str(first_row + row) for row in bad[:_ROWS_NAMED])
+            more = f" and {len(bad) - _ROWS_NAMED} more" if len(bad) > _ROWS_NAMED else ""
+            raise ColumnError(
+                f"{where}: {name} ({array.dtype}) is not finite in {len(bad)} rows: {named}{more}; "
+                "nothing was written (in float16, values beyond 65504 overflow)"
+            )
+
+
+__all__ = [
+    "ColumnInfo",
+    "ColumnReader",
+    "ColumnWriter",
+    "describe",
+    "differing_fields",
+    "list_columns",
+    "read_info",
+    "repair_command",
+    "verify_columns",
+]

@@ -1,0 +1,126 @@
+"""Files that are either complete or absent, and the hashes by which data are recognised.
+
+Everything that the project publishes goes through :func:`atomic_file`: a temporary name in the
+same folder, fsync, rename, fsync of the folder. A process killed at any moment leaves the former
+file, or none, and at worst a temporary file that no reader looks at.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from shards.errors import DamageError, DataError
+
+_BLOCK_BYTES = 1 << 20
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside ``path`` that no other process or thread uses, hidden by its dot."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the renames inside ``folder`` durable, where the file system can do that."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        # Some network file systems refuse fsync on a folder: the rename itself still holds there.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file that appears under ``path`` only when the block ends without an error.
+
+    Args:
+        path: Final name. Its folder must exist. A file already there is replaced.
+        mode: ``"wb"`` or ``"w"`` (UTF-8, newlines as written).
+
+    Yields:
+        The open temporary file.
+
+    Raises:
+        ValueError: For any other mode.
+        OSError: If the file cannot be written; nothing is then left behind.
+    """
+    if mode not in ("wb", "w"):
+        raise ValueError(f"mode is {mode!r}; expected 'wb' or 'w'")
+    path = Path(path)
+    temporary = temporary_name(path)
+    text: dict[str, str] = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with temporary.open(mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json_atomic(path: str | Path, obj: Any) -> None:
+    """Write ``obj`` as indented JSON (UTF-8, keys in the order given) through :func:`atomic_file`.
+
+    Raises:
+        ValueError: If ``obj`` holds NaN or an infinity, which JSON does not have.
+    """
+    text = json.dumps(obj, ensure_ascii=False, indent=2, allow_nan=False)
+    with atomic_file(path, "w") as file:
+        file.write(text + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file that this project wrote.
+
+    Raises:
+        DataError: If the file is not there or cannot be read.
+        DamageError: If it does not hold JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"{path} does not hold JSON: {error}") from error
+
+
+def sha256_file(path: str | Path) -> str:
+    """Return the sha256 of a file's bytes, in hex.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def fingerprint(obj: Any) -> str:
+    """Return the sha256 (hex) of ``obj`` as canonical JSON: sorted keys, no spaces, ASCII.
+
+    Two objects with the same content have the same fingerprint on any machine and Python version.
+
+    Raises:
+        ValueError: If ``obj`` holds NaN or an infinity.
+        TypeError: If ``obj`` holds something that JSON does not have.
+    """
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

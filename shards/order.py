@@ -1,0 +1,246 @@
+"""The order in which training visits the units of a shard set, and the place reached in it.
+
+A unit is whatever one sample is made of: an article in post-training, a click in finetuning. The
+    order of
+an epoch is a pure function of (fingerprint, seed, epoch): shards are shuffled, cut into windows of
+``window_shards`` shards, and the units of each window are permuted. Reads stay near each other,
+only the windows touched are ever in memory, and nothing depends on ranks, workers or prefetching.
+
+Rule for the end of an epoch: the stream of units runs on into the next epoch, so every global batch
+    is
+full and every unit comes exactly once an epoch. The batch that straddles the end holds rows of
+both.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from shards.errors import DataError
+
+_WINDOWS_KEPT = 4
+_PLANS_KEPT = 4
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far training has come: ``samples`` units of epoch ``epoch`` are consumed.
+
+    ``num_units`` and ``window_shards`` are there so that an order that would differ is noticed;
+    None (an older or hand-made position) skips that check.
+    """
+
+    fingerprint: str
+    seed: int
+    epoch: int
+    samples: int
+    num_units: int | None = None
+    window_shards: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The position as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Position":
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            DataError: a field is missing, unknown or not of its type.
+        """
+        known = set(cls.__dataclass_fields__)
+        unknown = sorted(set(values) - known)
+        missing = sorted({"fingerprint", "seed", "epoch", "samples"} - set(values))
+        if unknown or missing:
+            raise DataError(
+                f"this is not a position in the data: missing fields {missing}, unknown {unknown}"
+            )
+        position = cls(**values)
+        numbers = (position.seed, position.epoch, position.samples)
+        if not isinstance(position.fingerprint, str) or not all(type(n) is int for n in numbers):
+            raise DataError(f"this is not a position in the data: {dict(values)}")
+        if position.epoch < 0 or position.samples < 0:
+            raise DataError(f"a position cannot be negative: {dict(values)}")
+        return position
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """The units of one batch.
+
+    Attributes:
+        rows: int64[n], unit numbers (rows of articles, or click units).
+        epochs: int64[n], the epoch each of them belongs to.
+        position: the place reached once the *global* batch these rows were cut from is consumed.
+    """
+
+    rows: np.ndarray
+    epochs: np.ndarray
+    position: Position
+
+    def __len__(self) -> int:
+        """Number of units n."""
+        return len(self.rows)
+
+    def split(self, micro_batch: int) -> list["BatchRows"]:
+        """Cut into micro-batches of ``micro_batch`` rows in order; the last may be shorter.
+
+        Raises:
+            ValueError: ``micro_batch`` is below 1.
+        """
+        if micro_batch < 1:
+            raise ValueError(f"micro_batch is {micro_batch}, expected at least 1")
+        starts = range(0, len(self.rows), micro_batch)
+        return [
+            BatchRows(
+                self.rows[s : s + micro_batch], self.epochs[s : s + micro_batch], self.position
+            )
+            for s in starts
+        ]
+
+
+def keyed_permutation(key: Sequence[Any], n: int) -> np.ndarray:
+    """A permutation of ``range(n)``, int64[n], that is a pure function of ``key`` and ``n``.
+
+    The raw stream of a bit generator is the part of NumPy's random numbers that is promised never
+    to change between versions; ``Generator.permutation`` is not. Hence sorting raw draws.
+    """
+    digest = hashlib.sha256(json.dumps(list(key)).encode()).digest()
+    words = np.frombuffer(digest, dtype="<u4").tolist()
+    draws = np.random.Philox(np.random.SeedSequence(words)).random_raw(n)
+    return np.argsort(draws, kind="stable").astype(np.int64, copy=False)
+
+
+class EpochOrder:
+    """The order of the units of a shard set in every epoch.
+
+    Args:
+        counts: units in each shard, in shard order; shards without units are allowed.
+        fingerprint: what the units are: the set's fingerprint, and whatever else selects them.
+        seed: the run's seed.
+        window_shards: units are permuted within windows of this many shards.
+
+    Raises:
+        DataError: there is no unit at all.
+        ValueError: a negative count, or ``window_shards`` below 1.
+    """
+
+    def __init__(
+        self, counts: Sequence[int], fingerprint: str, seed: int, window_shards: int = 4
+    ) -> None:
+        """Sum the counts; no order is computed yet."""
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.fingerprint = fingerprint
+        self.seed = int(seed)
+        self.window_shards = int(window_shards)
+        if self.window_shards < 1:
+            raise ValueError(f"window_shards is {window_shards}, expected at least 1")
+        if (self.counts < 0).any():
+            raise ValueError(f"a shard has a negative number of units: {self.counts.min()}")
+        self.shard_starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
+        self.num_units = int(self.shard_starts[-1])
+        if self.num_units == 0:
+            raise DataError(
+                f"there is nothing to train on: {len(self.counts)} shards hold 0 units; "
+                "check the shard set with `tnr shards stats`"
+            )
+        self._plan = lru_cache(maxsize=_PLANS_KEPT)(self._make_plan)
+        self._window = lru_cache(maxsize=_WINDOWS_KEPT)(self._make_window)
+
+    def _make_plan(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Shards of each window of the epoch, and where each window starts in it (int64[W+1])."""
+        shards = keyed_permutation(["shards", self.fingerprint, self.seed, epoch], len(self.counts))
+        windows = [
+            shards[i : i + self.window_shards] for i in range(0, len(shards), self.window_shards)
+        ]
+        sizes = [int(self.counts[window].sum()) for window in windows]
+        return windows, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def _make_window(self, epoch: int, window: int) -> np.ndarray:
+        """Units of one window of the epoch in their order, int64[size]."""
+        shards = self._plan(epoch)[0][window]
+        units = np.concatenate(
+            [np.arange(self.shard_starts[s], self.shard_starts[s + 1]) for s in shards]
+        )
+        key = ["units", self.fingerprint, self.seed, epoch, window]
+        return units[keyed_permutation(key, len(units))]
+
+    def rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """Units ``start`` to ``stop`` (exclusive) of the order of ``epoch``, int64[stop - start].
+
+        Raises:
+            IndexError: the range is not within ``0 .. num_units``.
+        """
+        if not 0 <= start <= stop <= self.num_units:
+            raise IndexError(f"units {start}:{stop} are not within 0:{self.num_units}")
+        _, starts = self._plan(epoch)
+        out = np.empty(stop - start, dtype=np.int64)
+        window = int(np.searchsorted(starts, start, side="right")) - 1
+        at = start
+        while at < stop:
+            end = min(stop, int(starts[window + 1]))
+            if end > at:  # windows of empty shards alone hold nothing
+                base = int(starts[window])
+                out[at - start : end - start] = self._window(epoch, window)[at - base : end - base]
+                at = end
+            window += 1
+        return out
+
+    def span(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Units ``start`` to ``stop`` of the endless stream: (rows int64[n], epochs int64[n]).
+
+        Both ends count from the beginning of epoch 0 and may lie any number of epochs apart.
+        """
+        rows, epochs = [], []
+        at = start
+        while at < stop:
+            epoch, offset = divmod(at, self.num_units)
+            end = min(self.num_units, offset + stop - at)
+            rows.append(self.rows(epoch, offset, end))
+            epochs.append(np.full(end - offset, epoch, dtype=np.int64))
+            at += end - offset
+        if not rows:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        return np.concatenate(rows), np.concatenate(epochs)
+
+    def position_at(self, total_samples: int) -> Position:
+        """The position after ``total_samples`` units, counted from the beginning of epoch 0."""
+        epoch, samples = divmod(total_samples, self.num_units)
+        return Position(
+            self.fingerprint, self.seed, epoch, samples, self.num_units, self.window_shards
+        )
+
+    def total_at(self, position: Position) -> int:
+        """Units consumed since the beginning of epoch 0: the inverse of :meth:`position_at`.
+
+        Raises:
+            DataError: the position was reached in another order; the fields that differ are named.
+        """
+        pairs = {
+            "fingerprint": (position.fingerprint, self.fingerprint),
+            "seed": (position.seed, self.seed),
+            "num_units": (position.num_units, self.num_units),
+            "window_shards": (position.window_shards, self.window_shards),
+        }
+        differing = [
+            f"{name} is {theirs!r} there and {ours!r} here"
+            for name, (theirs, ours) in pairs.items()
+            if theirs is not None and theirs != ours
+        ]
+        if differing:
+            raise DataError(
+                "the position to resume from belongs to another order of samples: "
+                + "; ".join(differing)
+                + "; resume with the data and seed of that run, or start a new run"
+            )
+        if position.samples >= self.num_units:
+            raise DataError(
+                f"the position has {position.samples} samples consumed of an epoch of "
+                f"{self.num_units}"
+            )
+        return position.epoch * self.num_units + position.samples

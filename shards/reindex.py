@@ -1,0 +1,50 @@
+"""Making the indexes of a shard set again from its tars."""
+
+import tarfile
+from pathlib import Path
+
+from shards.errors import DamageError
+from shards.files import sha256_file
+from shards.index import IndexBuilder
+from shards.manifest import ShardInfo, read_manifest
+from shards.progress import progress
+
+
+def rebuild_indexes(folder: str | Path) -> list[str]:
+    """Make every index again whose content is not what its tar says.
+
+    Returns:
+        The names of the indexes that were written.
+
+    Raises:
+        DataError: If there is no shard set in ``folder``, or a tar cannot be read.
+        DamageError: If a tar is not the one of the manifest; its index is then left alone.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    written = []
+    for shard in progress(manifest.shards, None, "index", "shards"):
+        if sha256_file(folder / shard.name) != shard.sha256:
+            raise DamageError(
+                f"{folder / shard.name} is not the shard of the manifest (sha256 differs);"
+                f" `tnr shards verify {folder}` shows where"
+            )
+        index = _index_of(folder / shard.name, shard)
+        path = folder / shard.index_name
+        if not path.is_file() or path.read_bytes() != index.to_bytes():
+            index.write(path)
+            written.append(shard.index_name)
+    return written
+
+
+def _index_of(path: Path, shard: ShardInfo) -> IndexBuilder:
+    index = IndexBuilder()
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            data = tar.extractfile(member)
+            if data is None:
+                raise DamageError(f"{path}: the member {member.name!r} is not a file")
+            index.add(member.offset_data, data.read())
+    if index.samples != shard.samples:
+        raise DamageError(f"{path} has {index.samples} samples, the manifest says {shard.samples}")
+    return index

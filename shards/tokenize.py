@@ -1,0 +1,310 @@
+"""Token columns: the ids of every title and body, made once, read in every epoch by every run.
+
+Stored without special tokens and cut to what may be asked for. Most of a long body lies behind the
+cut, and tokenizers truncate only after having tokenized all of it; so the text is cut first, at a
+space before which the tokenizer provably gives the same ids (:func:`cuts_at_spaces`), and anew
+further on where the ids did not suffice. Special tokens that a text happens to contain ("[SEP]")
+are tokenized as the text they are.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from shards.columns import ColumnReader, ColumnWriter
+from shards.errors import ColumnError, DataError, UsageError
+from shards.ragged import join
+from shards.reader import ShardSet
+from shards.tokenizer import TokenizerFacts, load_tokenizer, publish_tokenizer, tokenizer_facts
+
+TOKENS = "tokens"
+TOKENIZER_FOLDER = "tokenizer"
+FIELDS = ("title", "body")
+_FORMAT = 1
+_BATCH = 256
+_CHARS_PER_TOKEN = 6  # a generous first guess for news: the cut is repeated where it was too short
+_MIN_CHARS = 64
+
+_LOCAL_NORMALIZERS = frozenset(
+    ["BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Prepend",
+     "Strip", "StripAccents"]
+)  # fmt: skip
+_SPACE_SPLITTERS = frozenset(["BertPreTokenizer", "Whitespace", "WhitespaceSplit"])
+_OTHER_SPLITTERS = frozenset(["Digits", "Punctuation"])
+
+
+def _local_normalizer(node: dict[str, Any] | None) -> bool:
+    """Whether what it makes of the text before a space never depends on what comes after it."""
+    if node is None or node["type"] in _LOCAL_NORMALIZERS:
+        return True
+    if node["type"] == "Sequence":
+        return all(_local_normalizer(child) for child in node["normalizers"])
+    if node["type"] == "Replace":
+        pattern = node["pattern"]
+        return pattern.get("Regex") == " {2,}" or not any(
+            char.isspace() for char in pattern.get("String", " ")
+        )
+    return False
+
+
+def _splits_at_spaces(node: dict[str, Any] | None) -> tuple[bool, bool]:
+    """(whether nothing it does reaches over a space, whether it separates words at spaces)."""
+    if node is None:
+        return True, False
+    kind = node["type"]
+    if kind == "Sequence":
+        parts = [_splits_at_spaces(child) for child in node["pretokenizers"]]
+        return all(known for known, _ in parts), any(splits for _, splits in parts)
+    if kind == "ByteLevel":
+        return True, bool(node.get("use_regex", True))
+    if kind == "Metaspace":
+        return True, bool(node.get("split", True))
+    return kind in _SPACE_SPLITTERS | _OTHER_SPLITTERS, kind in _SPACE_SPLITTERS
+
+
+def cuts_at_spaces(backend: str) -> bool:
+    """Whether the ids of a text cut before a space are always the first ids of the whole text.
+
+    True where the normaliser works locally, the pre-tokenizer separates words at spaces, and the
+    model sees one word at a time without randomness. Anything unknown counts as False: then whole
+    texts are tokenized.
+
+    Args:
+        backend: JSON of the fast tokenizer.
+    """
+    values = json.loads(backend)
+    known, splits = _splits_at_spaces(values["pre_tokenizer"])
+    model = values["model"]
+    added_over_space = any(
+        not token["special"] and any(char.isspace() for char in token["content"])
+        for token in values["added_tokens"]
+    )
+    return (
+        known
+        and splits
+        and _local_normalizer(values["normalizer"])
+        and model["type"] in ("WordPiece", "Unigram", "BPE", "WordLevel")
+        and not model.get("dropout")
+        and not added_over_space
+    )
+
+
+def safe_cut(text: str, chars: int) -> str:
+    """The longest part of ``text`` of at most ``chars`` characters that ends before a plain space.
+
+    On both sides of that space is a letter, a digit or visible ASCII, so that no combining mark, no
+    invisible character and no run of spaces straddles the cut. Without such a space: all of the
+        text.
+    """
+    if len(text) <= chars:
+        return text
+    place = text.rfind(" ", 1, chars + 1)
+    while place > 0:
+        before, after = text[place - 1], text[place + 1 : place + 2]
+        if _is_plain(before) and _is_plain(after):
+            return text[:place]
+        place = text.rfind(" ", 1, place)
+    return text
+
+
+def _is_plain(char: str) -> bool:
+    return char.isalnum() or "!" <= char <= "~"
+
+
+class TextEncoder:
+    """Texts to ids, without special tokens, the first ``limit`` of each.
+
+    Args:
+        backend: JSON of the fast tokenizer.
+    """
+
+    def __init__(self, backend: str) -> None:
+        """Make the tokenizer and find out whether texts may be cut before."""
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_str(backend)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self.cuts = cuts_at_spaces(backend)
+
+    def encode(self, texts: Iterable[str], limit: int) -> list[list[int]]:
+        """The first ``limit`` ids of each text, the same as those of the whole text tokenized."""
+        texts = list(texts)
+        out: list[list[int]] = [[] for _ in texts]
+        waiting = list(range(len(texts)))
+        chars = max(_MIN_CHARS, limit * _CHARS_PER_TOKEN)
+        while waiting:
+            cut = [safe_cut(texts[i], chars) if self.cuts else texts[i] for i in waiting]
+            encoded = self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)
+            again = []
+            for i, part, encoding in zip(waiting, cut, encoded, strict=True):
+                ids = encoding.ids
+                if len(ids) < limit and len(part) < len(texts[i]):
+                    again.append(i)
+                else:
+                    out[i] = ids[:limit]
+            waiting = again
+            chars *= 2
+        return out
+
+
+def made_from(facts: TokenizerFacts, title_tokens: int, body_tokens: int) -> dict[str, Any]:
+    """Everything that decides the ids of a token column (the shard set is added by the column)."""
+    return {
+        "format": _FORMAT,
+        "tokenizer_sha256": facts.sha256,
+        "title_tokens": title_tokens,
+        "body_tokens": body_tokens,
+        "fields": list(FIELDS),
+        "prefix_ids": list(facts.prefix_ids),
+        "suffix_ids": list(facts.suffix_ids),
+        "pad_id": facts.pad_id,
+        "vocab_size": facts.vocab_size,
+    }
+
+
+def tokenize_set(
+    shard_set: ShardSet,
+    tokenizer: str | os.PathLike[str],
+    *,
+    title_tokens: int = 32,
+    body_tokens: int = 512,
+    processes: int = 1,
+    progress: bool = False,
+) -> ColumnReader:
+    """Fill the ``tokens`` column of an article set; cells that are committed are skipped.
+
+    Ragged ``title`` and ``body``: ids without special tokens (uint16 where the vocabulary allows,
+    else uint32), so many that with the special tokens they have at most ``title_tokens`` and
+    ``body_tokens``. The tokenizer itself is saved in the column's folder.
+
+    Args:
+        shard_set: a set of articles.
+        tokenizer: folder or name of a fast Hugging Face tokenizer.
+        title_tokens: longest title, special tokens included.
+        body_tokens: longest body, special tokens included.
+        processes: how many work at once, a shard each; one already uses all cores.
+        progress: show rate and time left on standard error.
+
+    Returns:
+        The column; :class:`shards.tokens.TokenColumn` makes batches of it.
+
+    Raises:
+        DataError: the set does not hold articles, or the tokenizer cannot be used.
+        UsageError: a length leaves no room beside the special tokens.
+        ColumnError: the column cannot be written.
+    """
+    if shard_set.kind != "articles":
+        raise DataError(f"{shard_set.path} holds {shard_set.kind}; articles have texts to tokenize")
+    loaded = load_tokenizer(tokenizer)
+    facts = tokenizer_facts(loaded)
+    special = len(facts.prefix_ids) + len(facts.suffix_ids)
+    for option, tokens in (("title-tokens", title_tokens), ("body-tokens", body_tokens)):
+        if tokens <= special:
+            raise UsageError(
+                f"--{option} is {tokens}; the tokenizer adds {special} special tokens, "
+                f"so it must be at least {special + 1}"
+            )
+    if processes < 1:
+        raise UsageError(f"--processes is {processes}, expected at least 1")
+    source = made_from(facts, title_tokens, body_tokens)
+    writer = ColumnWriter(shard_set, TOKENS, source)
+    publish_tokenizer(loaded, writer.folder / TOKENIZER_FOLDER)
+    limits = (title_tokens - special, body_tokens - special)
+    job = _Job(writer, facts.backend, limits, _id_dtype(facts.vocab_size))
+    missing = writer.missing()
+    _fill(job, missing, min(processes, max(1, len(missing))), progress)
+    return ColumnReader.open(shard_set, TOKENS, source)
+
+
+def _id_dtype(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+class _Job:
+    """What it takes to fill a cell, in any process."""
+
+    def __init__(
+        self, writer: ColumnWriter, backend: str, limits: tuple[int, ...], dtype: np.dtype
+    ) -> None:
+        self.writer = writer
+        self.backend = backend
+        self.limits = limits
+        self.dtype = dtype
+        self._encoder: TextEncoder | None = None
+
+    def run(self, shard: int) -> Iterator[int]:
+        """Fill one cell; yields how many more articles are tokenized."""
+        if self._encoder is None:
+            self._encoder = TextEncoder(self.backend)
+        rows: list[list[list[int]]] = [[] for _ in FIELDS]
+        stream = self.writer.shard_set.samples(shard)
+        while samples := list(islice(stream, _BATCH)):
+            for field, limit, ids in zip(FIELDS, self.limits, rows, strict=True):
+                ids += self._encoder.encode((sample.get(field) or "" for sample in samples), limit)
+            yield len(samples)
+        tensors = {}
+        for field, ids in zip(FIELDS, rows, strict=True):
+            values, offsets = join(ids, self.dtype)
+            tensors[f"{field}.values"] = values
+            tensors[f"{field}.offsets"] = offsets
+        self.writer.write(shard, tensors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoder": None}
+
+
+_job: _Job | None = None  # of this worker process
+
+
+def _start_worker(job: _Job) -> None:
+    global _job
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _job = job
+
+
+def _run_shard(shard: int) -> int:
+    if _job is None:
+        raise RuntimeError("the worker was not started by _start_worker")
+    return sum(_job.run(shard))
+
+
+def _fill(job: _Job, missing: list[int], processes: int, progress: bool) -> None:
+    """Fill the missing cells, here or in several processes."""
+    shards = job.writer.shard_set.manifest.shards
+    with _shown(sum(shards[s].samples for s in missing), progress) as update:
+        if processes == 1:
+            for shard in missing:
+                for count in job.run(shard):
+                    update(count)
+            return
+        context = multiprocessing.get_context("spawn")
+        try:
+            with ProcessPoolExecutor(processes, context, _start_worker, (job,)) as pool:
+                for count in pool.map(_run_shard, missing):
+                    update(count)
+        except BrokenProcessPool as error:
+            raise ColumnError(
+                "a tokenizing process was killed (out of memory?); run the same command again with "
+                f"fewer --processes than {processes}: finished shards are kept"
+            ) from error
+
+
+@contextmanager
+def _shown(total: int, progress: bool) -> Iterator[Any]:
+    if not progress:
+        yield lambda count: None
+        return
+    from shards.progress import Progress
+
+    with Progress(total, "tokenize", "articles") as bar:
+        yield bar.update

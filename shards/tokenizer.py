@@ -1,0 +1,306 @@
+"""Tokenizers: loading, recognising, and training one on a corpus with SentencePiece.
+
+A tokenizer is recognised by a hash of what it does, never by its name or folder.
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shards.errors import DataError, UsageError
+from shards.files import fingerprint, fsync_folder, temporary_name
+from shards.order import keyed_permutation
+from shards.reader import ShardSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SENTENCEPIECE_FILE = "spiece.model"
+_CHUNK_CHARS = 1000  # SentencePiece leaves out sentences of more than 4,192 bytes
+_TRAINER_THREADS = 2  # fixed: the sums of the training depend on it
+
+
+def load_tokenizer(name_or_path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
+    """Load a fast Hugging Face tokenizer from a folder, or by its name from the hub or its cache.
+
+    Raises:
+        DataError: there is none, or it has no fast version, or no padding token.
+    """
+    from transformers import AutoTokenizer
+
+    name = os.fspath(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError, ...
+        lines = str(error).strip().splitlines()
+        kind = "folder" if Path(name).is_dir() else "name (there is no such folder)"
+        raise DataError(
+            f"no tokenizer can be loaded from the {kind} {name!r}: {lines[0] if lines else error!r}"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"the tokenizer {name!r} has no fast version (tokenizer.json); convert it first"
+        )
+    if tokenizer.pad_token_id is None:
+        raise DataError(f"the tokenizer {name!r} has no padding token; texts could not be batched")
+    return tokenizer
+
+
+def _backend_json(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """The serialised fast tokenizer without truncation and padding, which are state, not
+    identity."""
+    values: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    values["truncation"] = None
+    values["padding"] = None
+    return values
+
+
+def tokenizer_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Hash (hex) of everything by which a tokenizer turns text into ids, and of its special ids.
+
+    The same for a tokenizer that was saved to another folder and loaded again.
+    """
+    names = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
+    special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in names}
+    return fingerprint({"tokenizer": _backend_json(tokenizer), "special": special})
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What the data need to know of a tokenizer."""
+
+    sha256: str
+    backend: str
+    """JSON of the fast tokenizer, for :class:`tokenizers.Tokenizer`."""
+    prefix_ids: tuple[int, ...]
+    """Ids put before a text, such as [CLS]."""
+    suffix_ids: tuple[int, ...]
+    """Ids put after a text, such as [SEP]."""
+    pad_id: int
+    vocab_size: int
+    """One more than the largest id."""
+
+
+def tokenizer_facts(tokenizer: "PreTrainedTokenizerBase") -> TokenizerFacts:
+    """Look at a loaded tokenizer; the special tokens are found by encoding a text.
+
+    Raises:
+        DataError: it puts special tokens into the middle of a text.
+    """
+    from tokenizers import Tokenizer
+
+    backend = json.dumps(_backend_json(tokenizer))
+    plain = Tokenizer.from_str(backend)
+    with_special = plain.encode("a", add_special_tokens=True)
+    inner = plain.encode("a", add_special_tokens=False).ids
+    marks = list(with_special.special_tokens_mask)
+    start = marks.index(0) if 0 in marks else len(marks)
+    end = start + len(inner)
+    if with_special.ids[start:end] != inner or 0 in marks[end:]:
+        raise DataError("this tokenizer does not put its special tokens at the ends of a text")
+    return TokenizerFacts(
+        sha256=tokenizer_sha256(tokenizer),
+        backend=backend,
+        prefix_ids=tuple(with_special.ids[:start]),
+        suffix_ids=tuple(with_special.ids[end:]),
+        pad_id=int(tokenizer.pad_token_id),
+        vocab_size=max(plain.get_vocab(with_added_tokens=True).values()) + 1,
+    )
+
+
+def publish_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Save a tokenizer as ``folder``, complete or not at all; one that is there already stays.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    if folder.is_dir():
+        return
+    temporary = temporary_name(folder)
+    try:
+        tokenizer.save_pretrained(str(temporary))
+        _rename_folder(temporary, folder)
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename_folder(temporary: Path, folder: Path) -> None:
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process was first, with the same content
+            raise
+    fsync_folder(folder.parent)
+
+
+def _sentences(shard_set: ShardSet, max_sentences: int) -> Iterator[str]:
+    """Titles and pieces of bodies of articles in a fixed random order, at most
+    ``max_sentences``."""
+    left = max_sentences
+    for row in keyed_permutation(["train-tokenizer", shard_set.fingerprint], shard_set.num_rows):
+        sample = shard_set.sample(int(row))
+        for text in (sample.get("title", ""), sample.get("body", "")):
+            for sentence in _chunks(" ".join(text.split())):
+                yield sentence
+                left -= 1
+                if left == 0:
+                    return
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """Cut at spaces into pieces of at most ``_CHUNK_CHARS`` characters, where there are spaces."""
+    while len(text) > _CHUNK_CHARS:
+        cut = text.rfind(" ", 1, _CHUNK_CHARS)
+        cut = _CHUNK_CHARS if cut < 0 else cut
+        yield text[:cut]
+        text = text[cut:].lstrip()
+    if text:
+        yield text
+
+
+def train_tokenizer(
+    shard_set: ShardSet,
+    out: str | os.PathLike[str],
+    vocab_size: int = 30_000,
+    *,
+    lower_case: bool = True,
+    max_sentences: int = 1_000_000,
+    character_coverage: float = 0.9995,
+) -> "PreTrainedTokenizerBase":
+    """Train a SentencePiece unigram model on titles and bodies, as a Hugging Face tokenizer folder.
+
+    The folder holds what ``AutoTokenizer.from_pretrained`` loads, and the SentencePiece model
+    itself. Both give the same ids, except for letters with several combining marks that Unicode has
+    no single character for: the ``tokenizers`` library drops the further marks, SentencePiece makes
+    them unknown. The same corpus and options give the same model.
+
+    Args:
+        shard_set: a set of articles.
+        out: the folder to make; it must not be there yet.
+        vocab_size: pieces, the five special ones included; fewer where the corpus has fewer.
+        lower_case: fold case.
+        max_sentences: titles and pieces of bodies (up to 1,000 characters) to train on.
+        character_coverage: share of the characters of the corpus that get a piece.
+
+    Returns:
+        The tokenizer. Pieces: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4; texts become [CLS] x
+            [SEP].
+
+    Raises:
+        DataError: the set has no articles, the folder exists, or SentencePiece refuses.
+        UsageError: an option is out of range.
+    """
+    folder = Path(out)
+    if shard_set.kind != "articles":
+        raise DataError(
+            f"{shard_set.path} holds {shard_set.kind}; a tokenizer is trained on articles"
+        )
+    if folder.exists():
+        raise DataError(f"{folder} exists already; remove it or choose another folder")
+    if vocab_size <= len(PIECES) or max_sentences < 1 or not 0 < character_coverage <= 1:
+        raise UsageError(
+            f"vocab_size {vocab_size} must be above {len(PIECES)}, max_sentences {max_sentences} "
+            f"at least 1, character_coverage {character_coverage} above 0 and at most 1"
+        )
+    model = _train(_sentences(shard_set, max_sentences), vocab_size, lower_case, character_coverage)
+    tokenizer = from_sentencepiece(model)
+    temporary = temporary_name(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(str(temporary))
+        (temporary / SENTENCEPIECE_FILE).write_bytes(model)
+        _rename_folder(temporary, folder)
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return tokenizer
+
+
+def _train(
+    sentences: Iterator[str], vocab_size: int, lower_case: bool, character_coverage: float
+) -> bytes:
+    """The serialised SentencePiece model."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    pad, unknown, start, end, mask = PIECES
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences,
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=character_coverage,
+            normalization_rule_name="nmt_nfkc_cf" if lower_case else "nmt_nfkc",
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece=pad,
+            unk_piece=unknown,
+            bos_piece=start,
+            eos_piece=end,
+            control_symbols=[mask],
+            num_threads=_TRAINER_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise DataError(
+            f"SentencePiece cannot train {vocab_size} pieces on this corpus: {error}; a vocabulary "
+            "must be larger than the number of different characters"
+        ) from error
+    return model.getvalue()
+
+
+def from_sentencepiece(model: bytes) -> "PreTrainedTokenizerBase":
+    """Make the fast Hugging Face tokenizer of a unigram SentencePiece model with our five pieces.
+
+    Same normalisation (the model's own compiled table, spaces squeezed, ends stripped), same words
+    (cut at spaces, each with a leading U+2581), same pieces and scores.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(model)
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=PIECES.index("[UNK]")))
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Replace(Regex(" {2,}"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(piece, PIECES.index(piece)) for piece in ("[CLS]", "[SEP]")],
+    )
+    pad, unknown, start, end, mask = PIECES
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=pad,
+        unk_token=unknown,
+        cls_token=start,
+        sep_token=end,
+        mask_token=mask,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )

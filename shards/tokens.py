@@ -1,0 +1,135 @@
+"""Batches of token ids out of a token column: special tokens added, cut and padded, without a
+loop."""
+
+from pathlib import Path
+
+import numpy as np
+
+from shards.columns import ColumnReader, repair_command
+from shards.errors import ColumnError
+from shards.reader import ShardSet
+from shards.tokenize import FIELDS, TOKENIZER_FOLDER, TOKENS
+
+
+class TokenColumn:
+    """The token ids of an article set, by row.
+
+    Attributes:
+        reader: the column underneath.
+        tokenizer_sha256: hash of the tokenizer.
+        vocab_size: one more than the largest id.
+        pad_id: id of padding.
+        prefix_ids: ids before each text ([CLS]).
+        suffix_ids: ids after each text ([SEP]).
+        title_tokens: longest title stored, special tokens included.
+        body_tokens: longest body stored, special tokens included.
+        tokenizer_dir: folder of the tokenizer, for ``AutoTokenizer.from_pretrained``.
+    """
+
+    def __init__(self, reader: ColumnReader) -> None:
+        """Use :meth:`open`."""
+        made_from = reader.made_from
+        self.reader = reader
+        self.fingerprint = reader.fingerprint
+        self.folder = reader.folder
+        self.num_rows = reader.num_rows
+        self.tokenizer_sha256: str = made_from["tokenizer_sha256"]
+        self.vocab_size: int = made_from["vocab_size"]
+        self.pad_id: int = made_from["pad_id"]
+        self.prefix_ids: list[int] = made_from["prefix_ids"]
+        self.suffix_ids: list[int] = made_from["suffix_ids"]
+        self.title_tokens: int = made_from["title_tokens"]
+        self.body_tokens: int = made_from["body_tokens"]
+        self.tokenizer_dir: Path = reader.folder / TOKENIZER_FOLDER
+
+    @classmethod
+    def open(cls, shard_set: ShardSet, folder_name: str | None = None) -> "TokenColumn":
+        """Open the token column of an article set.
+
+        Args:
+            shard_set: the set.
+            folder_name: which one (``tokens-0123456789ab``); None takes the only one.
+
+        Raises:
+            ColumnError: there is none, there are several, or it is not complete; the message says
+                what to run.
+        """
+        if folder_name is None:
+            reader = ColumnReader.open(shard_set, TOKENS)
+        else:
+            reader = ColumnReader.open_folder(shard_set, folder_name)
+            if reader.name != TOKENS:
+                raise ColumnError(f"{reader.folder} holds {reader.name!r}, not tokens")
+        column = cls(reader)
+        if not column.tokenizer_dir.is_dir():
+            raise ColumnError(
+                f"{column.tokenizer_dir} is missing; run `{repair_command(shard_set, TOKENS)}`"
+            )
+        return column
+
+    @property
+    def num_special(self) -> int:
+        """Special tokens added to each text."""
+        return len(self.prefix_ids) + len(self.suffix_ids)
+
+    def stored_tokens(self, field: str) -> int:
+        """Longest text of ``field`` that can be asked for, special tokens included."""
+        if field not in FIELDS:
+            raise ColumnError(f"texts are {' and '.join(FIELDS)}, not {field!r}")
+        return self.title_tokens if field == "title" else self.body_tokens
+
+    def lengths(self, field: str, rows: np.ndarray, max_tokens: int) -> np.ndarray:
+        """Lengths of the texts as :meth:`batch` gives them, special tokens included, int64[n]."""
+        self._check(field, max_tokens)
+        stored = self.reader.lengths(field, rows)
+        return np.minimum(stored, max_tokens - self.num_special) + self.num_special
+
+    def batch(
+        self, field: str, rows: np.ndarray, max_tokens: int, pad_to_max: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Texts of some rows as a batch for an encoder.
+
+        Args:
+            field: ``title`` or ``body``.
+            rows: int64[n]; may repeat.
+            max_tokens: cut longer texts to this many, special tokens included.
+            pad_to_max: make the batch ``max_tokens`` wide instead of as wide as its longest text.
+
+        Returns:
+            (input_ids int64[n, L], attention_mask int64[n, L]); an empty text is its special
+            tokens.
+
+        Raises:
+            ColumnError: more tokens are asked for than were stored.
+            IndexError: a row is not within the set.
+        """
+        self._check(field, max_tokens)
+        room = max_tokens - self.num_special
+        values, offsets = self.reader.gather_ragged(field, rows, first=room)
+        lengths = np.diff(offsets)
+        width = room if pad_to_max else int(lengths.max(initial=0))
+        first = len(self.prefix_ids)
+        ids = np.full((len(lengths), width + self.num_special), self.pad_id, dtype=np.int64)
+        ids[:, :first] = self.prefix_ids
+        places = np.arange(ids.shape[1])
+        ends = first + lengths[:, None]
+        ids[(places >= first) & (places < ends)] = values
+        for i, suffix_id in enumerate(self.suffix_ids):
+            np.put_along_axis(ids, ends + i, suffix_id, axis=1)
+        mask = (places < ends + len(self.suffix_ids)).astype(np.int64)
+        return ids, mask
+
+    def _check(self, field: str, max_tokens: int) -> None:
+        stored = self.stored_tokens(field)
+        if max_tokens > stored:
+            shard_set = self.reader.shard_set
+            raise ColumnError(
+                f"{max_tokens} tokens of each {field} are asked for, the column {self.folder.name} "
+                f"stores {stored}; lower data.max_{field}_tokens, or run "
+                f"`{repair_command(shard_set, TOKENS)} --{field}-tokens {max_tokens}`"
+            )
+        if max_tokens <= self.num_special:
+            raise ColumnError(
+                f"{max_tokens} tokens of each {field} leave no room beside {self.num_special} "
+                "special tokens"
+            )

@@ -1,0 +1,85 @@
+"""What each article is about and when it appeared, in blocks that depend on their number alone."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from shards.world.settings import BLOCK_ARTICLES, WorldSettings
+from shards.world.streams import random_stream
+from shards.world.topics import Topics
+
+BEFORE, TRAIN, DEV = 0, 1, 2
+"""When an article appeared: before the log (for histories), on training days, on the dev day."""
+
+_DAY = 86_400
+DEV_START = int(datetime(2019, 11, 15, tzinfo=UTC).timestamp())
+TRAIN_START = DEV_START - 6 * _DAY
+_ERA_EDGES = (0.45, 0.80)
+# The dev day's news appears before six in the morning and its impressions after, so all can see
+# all of it.
+_ERA_SPANS = (
+    (TRAIN_START - 28 * _DAY, TRAIN_START - _DAY),
+    (TRAIN_START - _DAY, DEV_START),
+    (DEV_START, DEV_START + 6 * 3600),
+)
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What a run of articles is about; all arrays have one entry an article.
+
+    Attributes:
+        event: int64[n]; era: int64[n] (``BEFORE``, ``TRAIN``, ``DEV``); time: int64[n], epoch
+        seconds; quality: float64[n], standard normal: makes an article shown and clicked more by
+        everyone.
+    """
+
+    event: np.ndarray
+    era: np.ndarray
+    time: np.ndarray
+    quality: np.ndarray
+
+
+def num_blocks(settings: WorldSettings) -> int:
+    """Returns how many blocks of articles the world has."""
+    return -(-settings.articles // BLOCK_ARTICLES)
+
+
+def block_size(settings: WorldSettings, block: int) -> int:
+    """Returns the number of articles of one block; only the last is short."""
+    return min(BLOCK_ARTICLES, settings.articles - block * BLOCK_ARTICLES)
+
+
+def attributes(topics: Topics, block: int) -> Attributes:
+    """Draws what the articles of one block are about, without writing them."""
+    rng = random_stream(topics.settings, "attributes", block)
+    # A short last block draws as many numbers as a full one: a larger corpus then begins with a
+    # smaller.
+    draws = rng.random((3, BLOCK_ARTICLES))
+    quality = rng.standard_normal(BLOCK_ARTICLES)
+    count = block_size(topics.settings, block)
+    event = np.searchsorted(topics.event_edges, draws[0])
+    era = np.searchsorted(np.array(_ERA_EDGES), draws[1], side="right")
+    spans = np.array(_ERA_SPANS)[era]
+    time = (spans[:, 0] + draws[2] * (spans[:, 1] - spans[:, 0])).astype(np.int64)
+    return Attributes(
+        event=np.minimum(event, len(topics.event_edges) - 1)[:count],
+        era=era[:count],
+        time=time[:count],
+        quality=quality[:count],
+    )
+
+
+def attributes_of_first(topics: Topics, count: int) -> Attributes:
+    """Draws what the first ``count`` articles are about."""
+    blocks = [attributes(topics, block) for block in range(-(-count // BLOCK_ARTICLES))]
+    names = ("event", "era", "time", "quality")
+    return Attributes(
+        **{name: np.concatenate([getattr(b, name) for b in blocks])[:count] for name in names}
+    )
+
+
+def article_id(row: int) -> str:
+    """Returns the id of the article with this number, in MIND's style."""
+    return f"N{row + 1}"

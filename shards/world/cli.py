@@ -1,0 +1,151 @@
+"""``tnr shards synthesize``: a news corpus and a click log with a known truth."""
+
+import argparse
+import dataclasses
+import textwrap
+from typing import Any
+
+_OPTIONS = (
+    ("seed", int, "everything follows from it"),
+    ("click_articles", int, "the first so many articles appear in the click log"),
+    ("title_words", float, "mean words of a title"),
+    ("body_words", float, "mean words of a body"),
+    ("body_spread", float, "spread of body lengths: standard deviation of their logarithm"),
+    ("categories", int, "top-level topics"),
+    ("subcategories", int, "subtopics of each category"),
+    ("entities", int, "people, places and firms"),
+    ("events", int, "stories, each told by some articles"),
+    ("event_types", int, "kinds of event"),
+    ("subtopic_forms", int, "words that all name one subtopic"),
+    ("entity_forms", int, "words that all name one entity"),
+    ("event_forms", int, "words that all name one kind of event"),
+    ("background_words", int, "words without a subject"),
+    ("history_mean", float, "mean clicks in a user's history"),
+    ("empty_histories", float, "share of users without a history"),
+    ("candidates_mean", float, "mean candidates of an impression"),
+    ("cold_share", float, "share of dev candidates that training never saw"),
+    ("interest_share", float, "share of candidates chosen for the user's interests"),
+    ("multi_click_share", float, "share of impressions with two clicks or more"),
+    ("interests", int, "subtopics, and as many entities, that a user cares for"),
+    ("subtopic_strength", float, "log-odds a whole interest in a subtopic adds to a click"),
+    ("entity_strength", float, "log-odds a whole interest in an entity adds to a click"),
+    ("category_strength", float, "log-odds a whole interest in a category adds to a click"),
+    ("quality_strength", float, "log-odds one standard deviation of quality adds to a click"),
+    ("noise", float, "temperature of the choice; larger lowers the ceiling"),
+)
+_FOLLOWS = {
+    "click_articles": "0: all, at most 161,013",
+    "entities": "0: one for 20 articles, 60 to 20,000",
+    "events": "0: one for 4 articles",
+    "background_words": "0: one for 2 articles, 500 to 20,000",
+}
+
+
+def register(subparsers: Any) -> None:
+    """Adds ``synthesize`` to the verbs of ``tnr shards``.
+
+    Args:
+        subparsers: What ``add_subparsers`` of the ``shards`` parser returned.
+    """
+    parser = subparsers.add_parser(
+        "synthesize",
+        help="make a news corpus and a click log with a known truth",
+        description=textwrap.dedent(
+            """\
+            Make a news corpus and a click log with a known truth. Titles and bodies share topics,
+            entities and events, each named by several invented words; users click by interests that
+            are known, so truth.json tells the best AUC that any model can reach on the dev log.
+
+            Writes OUT/articles.jsonl, OUT/train and OUT/dev (news.tsv and behaviors.tsv in MIND's
+            layout), and OUT/truth.json, last. The same options give the same bytes. Running a
+            finished command again does nothing."""
+        ),
+        epilog=textwrap.dedent(
+            """\
+            example:
+              tnr shards synthesize --out world --articles 6000 --users 2000 \\
+                --train-impressions 1200 --dev-impressions 1500 --body-words 100 \\
+                --candidates-mean 12 --history-mean 12"""
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    required = parser.add_argument_group("required")
+    required.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    for name, text in (
+        ("articles", "articles of the corpus"),
+        ("users", "users of the click log"),
+        ("train-impressions", "impressions of the training days, 9 to 14 November 2019"),
+        ("dev-impressions", "impressions of the dev day, 15 November 2019"),
+    ):
+        required.add_argument(f"--{name}", required=True, type=int, metavar="N", help=text)
+    parser.add_argument("--gzip", action="store_true", help="write articles.jsonl.gz")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="P", help="processes that write articles (1)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace what is in the folder")
+    world = parser.add_argument_group("the world")
+    from shards.world.settings import WorldSettings
+
+    defaults = {field.name: field.default for field in dataclasses.fields(WorldSettings)}
+    for name, kind, text in _OPTIONS:
+        usual = _FOLLOWS.get(name, defaults[name])
+        world.add_argument(
+            "--" + name.replace("_", "-"),
+            type=kind,
+            default=defaults[name],
+            metavar="N" if kind is int else "X",
+            help=f"{text} ({usual})",
+        )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes the world that the command line asks for, and prints what it is.
+
+    Args:
+        args: Parsed options of ``tnr shards synthesize``.
+
+    Raises:
+        UsageError: An option is out of range, or the folder holds something else.
+    """
+    from shards.errors import UsageError
+    from shards.world.settings import WorldSettings
+    from shards.world.synthesize import synthesize
+
+    if args.processes < 1:
+        raise UsageError(f"--processes is {args.processes}; it must be 1 or more")
+    names = [field.name for field in dataclasses.fields(WorldSettings)]
+    settings = WorldSettings(**{name: getattr(args, name) for name in names})
+    truth = synthesize(
+        settings,
+        args.out,
+        compress=args.gzip,
+        processes=args.processes,
+        force=args.force,
+    )
+    print(summary(truth, args.out))
+
+
+def summary(truth: dict[str, Any], out: str) -> str:
+    """Returns a few lines on a world for people.
+
+    Args:
+        truth: Content of ``truth.json``.
+        out: Folder of the world.
+    """
+    settings, train, dev = truth["settings"], truth["train"], truth["dev"]
+    size_mib = sum(truth["files"].values()) / 2**20
+    return "\n".join(
+        (
+            f"{out}: {settings['articles']:,} articles (title {truth['title_words_mean']:.2f}, "
+            f"body {truth['body_words_mean']:.2f} words), {size_mib:,.1f} MiB",
+            f"train: {train['impressions']:,} impressions, {train['clicks']:,} clicks, "
+            f"{train['candidates_mean']:.1f} candidates each",
+            f"dev: {dev['impressions']:,} impressions, {dev['clicks']:,} clicks, "
+            f"{dev['candidates_mean']:.1f} candidates each, "
+            f"{100 * dev['cold_share']:.0f}% of them new",
+            f"AUC on dev: best reachable {truth['best_auc']:.4f}, "
+            f"knowing all words and the histories {truth['history_auc']:.4f}, "
+            f"popularity {truth['popularity_auc']:.4f}, random {truth['random_auc']:.4f}",
+        )
+    )

@@ -1,0 +1,32 @@
+"""Where a world's random numbers come from: one independent stream for each purpose and block."""
+
+import numpy as np
+
+from shards.world.settings import WorldSettings
+
+_STREAMS = (
+    "words",
+    "entities",
+    "events",
+    "attributes",
+    "titles",
+    "bodies",
+    "users",
+    "histories",
+    "train",
+    "dev",
+    "baselines",
+)
+
+
+def random_stream(settings: WorldSettings, name: str, block: int = 0) -> np.random.Generator:
+    """Returns the random numbers of one purpose and block, the same on every machine and in any
+    order.
+
+    Args:
+        settings: Only the seed is read.
+        name: What the numbers are for (one of the streams listed in this module).
+        block: Which block of articles or impressions.
+    """
+    key = [settings.seed, _STREAMS.index(name), block]
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))

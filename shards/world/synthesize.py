@@ -1,0 +1,236 @@
+"""Writes a world to a folder: corpus, click log, and last the truth about them."""
+
+import dataclasses
+import gzip
+import multiprocessing
+import platform
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import UsageError
+from shards.files import atomic_file, fingerprint, read_json, write_json_atomic
+from shards.progress import Progress
+from shards.world.articles import attributes_of_first, block_size, num_blocks
+from shards.world.ceiling import ClickTruth
+from shards.world.clicks import (
+    BehaviorsWriter,
+    draw_impressions,
+    num_impression_blocks,
+    train_pool,
+)
+from shards.world.pools import Pool
+from shards.world.settings import BLOCK_IMPRESSIONS, FORMAT, WorldSettings
+from shards.world.texts import WrittenBlock, write_block
+from shards.world.topics import Topics
+from shards.world.users import Users, draw_histories, history_pool
+
+TRUTH = "truth.json"
+_MARK = ".synthesize.json"
+_COMPRESSION = 5
+_WRITTEN = ("train/news.tsv", "dev/news.tsv", "train/behaviors.tsv", "dev/behaviors.tsv")
+
+_worker_topics: Topics | None = None
+
+
+def synthesize(
+    settings: WorldSettings,
+    out: str | Path,
+    *,
+    compress: bool = False,
+    processes: int = 1,
+    chunk_blocks: int = 4,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Makes a world and returns what ``truth.json`` says of it.
+
+    Memory is bounded by words, users and the click log's articles, not by the corpus. The files
+    depend on the settings alone, neither on ``processes`` nor on ``chunk_blocks``. A folder that
+    already holds this world is left as it is; one that holds an interrupted attempt at it is
+    written again.
+
+    Args:
+        settings: The world.
+        out: Folder; made if it is not there.
+        compress: Write ``articles.jsonl.gz`` instead of ``articles.jsonl``.
+        processes: Processes that write articles.
+        chunk_blocks: Blocks of articles a process writes at a time.
+        force: Replace another world in the folder.
+
+    Returns:
+        The content of ``truth.json``.
+
+    Raises:
+        UsageError: A setting is out of range, or the folder holds something else.
+    """
+    settings = settings.resolve()
+    out = Path(out)
+    articles = "articles.jsonl.gz" if compress else "articles.jsonl"
+    plan = {"format": FORMAT, "settings": settings.to_dict(), "articles_file": articles}
+    mark = fingerprint(plan)
+    done = _finished(out, mark)
+    if done is not None and not force:
+        return done
+    _claim(out, mark, force)
+
+    topics = Topics(settings)
+    lengths = _write_articles(topics, out, articles, processes, chunk_blocks)
+    clicks = _write_clicks(topics, out)
+    files = {name: (out / name).stat().st_size for name in (articles, *_WRITTEN)}
+    truth = {
+        "fingerprint": mark,
+        **plan,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        **lengths,
+        **clicks,
+        "files": files,
+    }
+    write_json_atomic(out / TRUTH, truth)
+    (out / _MARK).unlink(missing_ok=True)
+    return truth
+
+
+def _finished(out: Path, mark: str) -> dict[str, Any] | None:
+    """Returns the truth of the folder if it is complete and of this world."""
+    if not (out / TRUTH).exists():
+        return None
+    truth = read_json(out / TRUTH)
+    if not isinstance(truth, dict) or truth.get("fingerprint") != mark:
+        return None
+    for name, size in truth["files"].items():
+        if not (out / name).is_file() or (out / name).stat().st_size != size:
+            return None
+    return truth
+
+
+def _claim(out: Path, mark: str, force: bool) -> None:
+    """Marks the folder as this world's, after making sure that nothing else is in the way.
+
+    Raises:
+        UsageError: The folder holds files that another command or another world put there.
+    """
+    names = ("articles.jsonl", "articles.jsonl.gz", *_WRITTEN, TRUTH)
+    there = [name for name in names if (out / name).exists()]
+    ours = any(_fingerprint_of(out / name) == mark for name in (_MARK, TRUTH))
+    if there and not ours and not force:
+        raise UsageError(
+            f"{out} already holds {', '.join(there)}, not of this world (other options, or other "
+            "files); name another folder with --out, or replace them with --force"
+        )
+    for folder in (out, out / "train", out / "dev"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
+    # The truth goes first, so that an interrupted replacement never looks complete.
+    for name in (TRUTH, "articles.jsonl", "articles.jsonl.gz"):
+        (out / name).unlink(missing_ok=True)
+    write_json_atomic(out / _MARK, {"fingerprint": mark})
+
+
+def _fingerprint_of(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    found = read_json(path)
+    return found.get("fingerprint") if isinstance(found, dict) else None
+
+
+def _start_worker(settings: WorldSettings) -> None:
+    global _worker_topics
+    _worker_topics = Topics(settings)
+
+
+def _chunk(topics: Topics, blocks: range, compress: bool) -> list[WrittenBlock]:
+    result = []
+    for block in blocks:
+        written = write_block(topics, block)
+        if compress:
+            # One gzip member a block, so that the bytes do not depend on who wrote how many.
+            packed = gzip.compress(written.lines, _COMPRESSION, mtime=0)
+            written = dataclasses.replace(written, lines=packed)
+        result.append(written)
+    return result
+
+
+def _chunk_in_worker(blocks: range, compress: bool) -> list[WrittenBlock]:
+    assert _worker_topics is not None
+    return _chunk(_worker_topics, blocks, compress)
+
+
+def _written_blocks(
+    topics: Topics, chunks: list[range], compress: bool, processes: int
+) -> Iterator[WrittenBlock]:
+    """Yields all blocks in order, a bounded number of chunks ahead."""
+    if processes == 1:
+        for blocks in chunks:
+            yield from _chunk(topics, blocks, compress)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        processes, context, initializer=_start_worker, initargs=(topics.settings,)
+    ) as pool:
+        waiting: deque[Future[list[WrittenBlock]]] = deque()
+        for blocks in chunks:
+            waiting.append(pool.submit(_chunk_in_worker, blocks, compress))
+            if len(waiting) > 2 * processes:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _write_articles(
+    topics: Topics, out: Path, name: str, processes: int, chunk_blocks: int
+) -> dict[str, Any]:
+    settings = topics.settings
+    total = num_blocks(settings)
+    step = max(1, chunk_blocks)
+    chunks = [range(first, min(first + step, total)) for first in range(0, total, step)]
+    title_words = body_words = 0
+    with ExitStack() as stack:
+        names = (name, "train/news.tsv", "dev/news.tsv")
+        files = [stack.enter_context(atomic_file(out / each)) for each in names]
+        bar = stack.enter_context(Progress(settings.articles, "writing articles", "articles"))
+        blocks = _written_blocks(topics, chunks, name.endswith(".gz"), processes)
+        for number, block in enumerate(blocks):
+            for file, part in zip(files, (block.lines, block.train_news, block.news), strict=True):
+                file.write(part)
+            title_words += block.title_words
+            body_words += block.body_words
+            bar.update(block_size(settings, number))
+    return {
+        "title_words_mean": title_words / settings.articles,
+        "body_words_mean": body_words / settings.articles,
+    }
+
+
+def _write_clicks(topics: Topics, out: Path) -> dict[str, Any]:
+    settings = topics.settings
+    count = settings.click_articles
+    about = attributes_of_first(topics, count)
+    users = Users(topics, about)
+    histories, offsets = draw_histories(users, about, history_pool(users, about))
+    writer = BehaviorsWriter(histories, offsets, count)
+    truth = ClickTruth(users, histories, offsets, count)
+
+    def write(part: str, total: int, warm: Pool, cold: Pool | None) -> None:
+        with (
+            atomic_file(out / part / "behaviors.tsv") as file,
+            Progress(total, f"drawing {part} clicks", "impressions") as bar,
+        ):
+            for block in range(num_impression_blocks(total)):
+                first = block * BLOCK_IMPRESSIONS
+                size = min(BLOCK_IMPRESSIONS, total - first)
+                drawn = draw_impressions(users, count, block, size, warm, cold)
+                file.write(writer.lines(drawn, first + 1))
+                truth.add(drawn, dev=cold is not None)
+                bar.update(size)
+
+    write("train", settings.train_impressions, train_pool(users, about), None)
+    write("dev", settings.dev_impressions, *truth.dev_pools(about))
+    return truth.summary()

@@ -1,0 +1,34 @@
+"""Test set-up shared by all: helpers on the path, and where real data and real encoders are."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _folder_from(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set")
+    folder = Path(value)
+    if not folder.is_dir():
+        pytest.fail(f"{variable} names {folder}, which is not a folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real corpora and click logs (``TNR_TEST_DATA``)."""
+    return _folder_from("TNR_TEST_DATA")
+
+
+@pytest.fixture(scope="session")
+def real_encoders() -> Path:
+    """Folder of pre-trained encoders (``TNR_TEST_ENCODERS``)."""
+    return _folder_from("TNR_TEST_ENCODERS")

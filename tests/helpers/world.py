@@ -1,0 +1,71 @@
+"""A tiny data set with exported teachers, for tests of tasks, the teacher server and training."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers.sets import make_articles, make_impressions, make_tokens
+
+from shards.reader import ShardSet
+from shards.tokens import TokenColumn
+from trainer.config.load import from_settings
+from trainer.config.schema import TrainConfig
+from trainer.tasks.build import build
+
+TINY_MODEL: dict[str, Any] = {
+    "model.backbone.num_layers": 2,
+    "model.backbone.hidden_size": 16,
+    "model.backbone.num_heads": 2,
+    "model.backbone.intermediate_size": 32,
+    "model.backbone.max_positions": 64,
+    "model.news_dim": 12,
+    "model.query_dim": 8,
+    "data.max_title_tokens": 10,
+    "data.max_body_tokens": 20,
+    "data.num_negatives": 3,
+    "data.history_length": 5,
+    "run.global_batch": 8,
+    "run.micro_batch": 8,
+}
+"""Settings of a model that trains in milliseconds."""
+
+
+@dataclass(frozen=True)
+class TinyWorld:
+    """Shard sets in a temporary folder."""
+
+    folder: Path
+    articles: ShardSet
+    tokens: TokenColumn
+    impressions: ShardSet
+
+    def config(self, task: str, **settings: Any) -> TrainConfig:
+        """A configuration of ``task`` on this data; ``__`` in a keyword stands for a dot."""
+        dotted = {key.replace("__", "."): value for key, value in settings.items()}
+        given = {
+            "task": task,
+            "data.articles": str(self.articles.path),
+            "run.dir": str(self.folder / "run"),
+            **TINY_MODEL,
+            **dotted,
+        }
+        if task.startswith("finetune"):
+            given["data.clicks"] = str(self.impressions.path)
+        return from_settings(given, where="test")
+
+    def teacher(self, task: str, seed: int, **settings: Any) -> str:
+        """Export a model with random weights, as a run of ``task`` would; returns its folder."""
+        torch.manual_seed(seed)
+        built = build(self.config(task, **settings))
+        folder = self.folder / "teachers" / f"{task}-{seed}"
+        built.export(built.module.model, folder, {})
+        return str(folder)
+
+
+def make_world(folder: Path, num_articles: int = 40, num_impressions: int = 60) -> TinyWorld:
+    """Build articles, tokens and a click log under ``folder``."""
+    articles = make_articles(folder / "articles", num_articles)
+    tokens = make_tokens(articles, folder / "tokenizer")
+    impressions = make_impressions(folder / "clicks", articles, num_impressions)
+    return TinyWorld(folder, articles, tokens, impressions)

@@ -1,0 +1,142 @@
+"""`tnr shards` as a person meets it: what is printed, exit codes, mistakes in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from helpers.corpora import articles, write_json_lines
+
+from shards.reader import ShardSet
+from trainer.cli.main import main
+
+TIME = "11/15/2019 8:55:22 PM"
+
+
+@pytest.fixture(autouse=True)
+def shards_alone(monkeypatch):
+    """The command line with its other verbs left out: they are no matter here."""
+    monkeypatch.setattr("trainer.cli.main.VERBS", (("shards.cli", "shards"),))
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """An article file of which the third line is broken, and a click log."""
+    rows = articles(9)
+    write_json_lines(tmp_path / "a.jsonl", [*rows[:2], b"{", *rows[2:]])
+    lines = [f"{n}\tU{n % 3}\t{TIME}\tN1 N2\tN3-0 N4-1" for n in range(6)]
+    (tmp_path / "behaviors.tsv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def run(capsys, *words):
+    code = main(["shards", *map(str, words)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def build_both(capsys, folder):
+    run(capsys, "build", "--articles", folder / "a.jsonl", "--out", folder / "news")
+    given = ["--clicks", folder / "behaviors.tsv", "--article-set", folder / "news"]
+    return run(capsys, "build", *given, "--out", folder / "log")
+
+
+def test_build_says_what_was_built_and_refused(capsys, inputs):
+    words = ["build", "--articles", inputs / "a.jsonl", "--out", inputs / "news"]
+    code, out, _ = run(capsys, *words, "--samples-per-shard", 4)
+    assert code == 0
+    assert "9 articles in 3 shards" in out
+    assert "refused: bad JSON 1 (listed in " in out
+    code, out, _ = run(capsys, *words, "--samples-per-shard", 4)
+    assert code == 0
+    assert "is already built" in out
+    code, _, err = run(capsys, *words)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "--force" in err
+    assert run(capsys, *words, "--force")[0] == 0
+    assert ShardSet.open(inputs / "news").num_shards == 1
+
+
+def test_clicks_verify_stats_show(capsys, inputs):
+    code, out, _ = build_both(capsys, inputs)
+    assert code == 0
+    assert "6 impressions in 1 shards" in out
+    code, out, _ = run(capsys, "verify", inputs / "news", inputs / "log")
+    assert (code, out.count("all intact")) == (0, 2)
+
+    code, out, _ = run(capsys, "stats", inputs / "log")
+    assert code == 0
+    assert "users                   3" in out
+    assert "labelled                yes" in out
+    code, out, _ = run(capsys, "stats", inputs / "news", "--json")
+    stats = json.loads(out)
+    words = [len(article["body"].split()) for article in articles(9)]
+    assert stats["lengths"]["body words"]["mean"] == pytest.approx(sum(words) / 9)
+    assert stats["categories"] == {"news": 3, "sports": 3, "finance": 3}
+    assert stats["refused"] == {"bad JSON": 1}
+
+    code, out, _ = run(capsys, "show", inputs / "news", 4)
+    assert json.loads(out) == articles(9)[4]
+    code, out, _ = run(capsys, "show", inputs / "log", 0, "--articles", inputs / "news")
+    assert json.loads(out)["history"] == ["Title “1” of the day", "Title “2” of the day"]
+
+
+def test_verify_fails_on_damage_and_index_mends_an_index(capsys, inputs):
+    build_both(capsys, inputs)
+    index = inputs / "news" / "news-000000.idx"
+    index.write_bytes(index.read_bytes()[:-16] + bytes(16))
+    code, out, err = run(capsys, "verify", inputs / "news", inputs / "log")
+    assert code == 1
+    assert "news-000000.idx" in err
+    assert f"{inputs / 'log'}: 1 shards, 6 samples, all intact" in out
+    code, out, _ = run(capsys, "index", inputs / "news")
+    assert (code, "wrote news-000000.idx" in out) == (0, True)
+    assert run(capsys, "verify", inputs / "news")[0] == 0
+    assert "all indexes fit" in run(capsys, "index", inputs / "news")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("build --articles missing.jsonl --out x", 1, "missing.jsonl does not exist"),
+        (
+            "build --articles a.jsonl --out x --title-field headline",
+            1,
+            "no row has the field 'headline'",
+        ),
+        ("build --articles a.jsonl --out x --body-field a..b", 2, "--body-field 'a..b'"),
+        ("build --articles a.jsonl --out x --article-set news", 2, "belongs to --clicks"),
+        ("build --clicks behaviors.tsv --out x", 2, "needs --article-set"),
+        ("build --clicks behaviors.tsv --article-set news --out x --id-field i", 2, "--id-field"),
+        ("build --clicks behaviors.tsv --article-set news --out x --bodies b", 2, "--bodies"),
+        ("build --clicks behaviors.tsv --article-set nothing --out x", 1, "no such folder"),
+        ("build --clicks nothing.tsv --article-set news --out x", 1, "does not exist"),
+        ("stats nothing", 1, "no such folder"),
+        ("verify .", 1, "not a shard set"),
+        ("index .", 1, "not a shard set"),
+        ("show news 9", 2, "its rows are 0 to 8"),
+        ("show news 0 --articles news", 2, "is for impressions"),
+        ("show log 0 --articles log", 1, "expected a set of articles"),
+    ],
+)
+def test_mistakes_are_one_clear_line(capsys, inputs, monkeypatch, words, code, message):
+    build_both(capsys, inputs)
+    monkeypatch.chdir(inputs)
+    found, _, err = run(capsys, *words.split())
+    assert found == code
+    assert err.startswith("tnr: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (inputs / "x" / "manifest.json").exists()
+
+
+def test_the_command_line_is_set_up_without_heavy_imports():
+    program = (
+        "import argparse, sys, shards.cli\n"
+        "shards.cli.register(argparse.ArgumentParser().add_subparsers())\n"
+        "heavy = {'torch', 'transformers', 'webdataset', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,50 @@
+"""``tnr shards tokenize`` and ``train-tokenizer``, as a user calls them."""
+
+import argparse
+
+import pytest
+from helpers.sets import make_articles
+
+from shards.cli_tokens import register
+from shards.errors import UsageError
+from shards.tokens import TokenColumn
+
+
+def run(*words):
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers(required=True))
+    arguments = parser.parse_args([str(word) for word in words])
+    return arguments.run(arguments)
+
+
+def test_train_then_tokenize(tmp_path, capsys):
+    articles = make_articles(tmp_path / "a", 30, 16)
+    folder = tmp_path / "tokenizer"
+    run("train-tokenizer", articles.path, "--out", folder, "--vocab-size", 1000)
+    out = capsys.readouterr().out
+    assert str(folder) in out and "fewer than the 1,000 asked for" in out
+    run("tokenize", articles.path, "--tokenizer", folder, "--title-tokens", 9, "--body-tokens", 20)
+    out = capsys.readouterr().out
+    tokens = TokenColumn.open(articles)
+    assert (tokens.title_tokens, tokens.body_tokens) == (9, 20)
+    assert str(tokens.folder) in out
+    assert "title:" in out and "limit of 9" in out and "in 30 articles" in out
+
+
+def test_options_out_of_range(tmp_path):
+    articles = make_articles(tmp_path / "a", 30, 16)
+    run("train-tokenizer", articles.path, "--out", tmp_path / "t", "--vocab-size", 200)
+    with pytest.raises(UsageError, match="--processes is 0"):
+        run("tokenize", articles.path, "--tokenizer", tmp_path / "t", "--processes", 0)
+    with pytest.raises(UsageError, match="--body-tokens is 1"):
+        run("tokenize", articles.path, "--tokenizer", tmp_path / "t", "--body-tokens", 1)
+
+
+def test_every_option_is_explained(capsys):
+    for verb in ("tokenize", "train-tokenizer"):
+        with pytest.raises(SystemExit) as caught:
+            run(verb, "--help")
+        assert caught.value.code == 0
+        out = capsys.readouterr().out
+        assert f"tnr shards {verb} data/articles" in out
+        assert max(len(line) for line in out.splitlines()) <= 100
