@@ -1,0 +1,1 @@
+"""Tiny-NewsRec's trainer: models, losses, tasks, teacher server, engine and evaluation."""

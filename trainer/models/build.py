@@ -1,0 +1,235 @@
+"""Models from a run's configuration: where weights start, which layers stay, what is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
+
+from trainer.config.schema import BackboneConfig, ModelConfig
+from trainer.errors import ModelError
+from trainer.models.backbone import BIAS_KEY
+from trainer.models.configuration import NewsEncoderConfig, RecommenderConfig
+from trainer.models.layers import pooler_arguments, select_layers
+from trainer.models.loading import (
+    load_language_model,
+    load_language_model_config,
+    load_model,
+    read_tensor,
+)
+from trainer.models.news_encoder import NewsEncoder
+from trainer.models.parameters import set_trainable
+from trainer.models.recommender import Recommender
+
+RANDOM = "random"
+_HIDDEN_DROPOUTS = (
+    "hidden_dropout_prob",
+    "hidden_dropout",
+    "dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+)
+_ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
+
+
+def build_news_encoder(config: ModelConfig, *, vocab_size: int, pad_id: int) -> NewsEncoder:
+    """A news encoder to train.
+
+    With ``config.init`` everything comes from that export (a recommender gives its news encoder),
+    and ``backbone`` only says which of its layers stay and what their dropout is. Otherwise the
+    language model is ``backbone``'s, and pooling and Linear are random. The caller seeds torch
+    before, and chooses train or eval mode after.
+
+    Args:
+        config: The run's model section.
+        vocab_size: Entries of the tokenizer that made the tokens.
+        pad_id: Its padding id.
+
+    Returns:
+        The encoder; ``config.trainable_layers`` has been applied.
+
+    Raises:
+        ModelError: Something cannot be loaded, or does not fit the tokens or the configuration.
+    """
+    encoder, _ = _news_encoder(config, vocab_size, pad_id)
+    return encoder
+
+
+def build_recommender(config: ModelConfig, *, vocab_size: int, pad_id: int) -> Recommender:
+    """A recommender to train: a news encoder as of :func:`build_news_encoder` with a user encoder.
+
+    The user encoder comes from ``config.init`` where that is a recommender, else it is random.
+
+    Args:
+        config: The run's model section.
+        vocab_size: Entries of the tokenizer that made the tokens.
+        pad_id: Its padding id.
+
+    Returns:
+        The recommender; ``config.trainable_layers`` has been applied.
+
+    Raises:
+        ModelError: Something cannot be loaded, or does not fit the tokens or the configuration.
+    """
+    encoder, exported = _news_encoder(config, vocab_size, pad_id)
+    recommender = Recommender(
+        RecommenderConfig(
+            news_encoder=encoder.config,
+            user_encoder=config.user_encoder,
+            user_heads=config.user_heads,
+            query_dim=config.query_dim,
+            history_padding=config.history_padding,
+        ),
+        encoder,
+    )
+    if isinstance(exported, Recommender):
+        heads = ["user_heads"] if config.user_encoder == "nrms" else []
+        _check_same(config, exported.config, ["user_encoder", "query_dim", *heads])
+        recommender.user_encoder.load_state_dict(exported.user_encoder.state_dict())
+    return recommender
+
+
+def _news_encoder(
+    config: ModelConfig, vocab_size: int, pad_id: int
+) -> tuple[NewsEncoder, NewsEncoder | Recommender | None]:
+    """The news encoder, and the export that it came from if there is one."""
+    exported = None
+    if config.init is None:
+        encoder = _encoder_of_backbone(config, vocab_size, pad_id)
+    else:
+        exported = load_model(config.init)
+        encoder = exported.news_encoder if isinstance(exported, Recommender) else exported
+        _adapt_exported(encoder, config)
+    _check_vocabulary(encoder.config.language_model, vocab_size, pad_id, config)
+    set_trainable(encoder, config.trainable_layers)
+    return encoder, exported
+
+
+def _encoder_of_backbone(config: ModelConfig, vocab_size: int, pad_id: int) -> NewsEncoder:
+    backbone = config.backbone
+    language_model: PreTrainedModel
+    lm_config: PreTrainedConfig
+    if backbone.name == RANDOM:
+        lm_config = _random_config(backbone, vocab_size, pad_id)
+        _override_dropout(lm_config, backbone)
+        language_model = BertModel(lm_config, **pooler_arguments(lm_config))
+    else:
+        lm_config = load_language_model_config(backbone.name)
+        _override_dropout(lm_config, backbone)
+        language_model = load_language_model(backbone.name, lm_config)
+    if backbone.layers is not None:
+        select_layers(language_model, backbone.layers)
+    encoder = NewsEncoder(
+        NewsEncoderConfig(
+            backbone=language_model.config,
+            pooling=config.pooling,
+            pooling_mask=config.pooling_mask,
+            query_dim=config.query_dim,
+            news_dim=config.news_dim,
+            relative_position_bias=backbone.relative_position_bias,
+        ),
+        language_model,
+    )
+    table = encoder.backbone.rel_pos_bias
+    if table is not None and (stored := read_tensor(Path(backbone.name), BIAS_KEY)) is not None:
+        if stored.shape != table.weight.shape:
+            raise ModelError(
+                f"{BIAS_KEY} of {backbone.name} is {tuple(stored.shape)}; expected "
+                f"{tuple(table.weight.shape)}"
+            )
+        with torch.no_grad():
+            table.weight.copy_(stored)
+    return encoder
+
+
+def _random_config(backbone: BackboneConfig, vocab_size: int, pad_id: int) -> BertConfig:
+    if backbone.hidden_size % backbone.num_heads:
+        raise ModelError(
+            f"backbone.hidden_size {backbone.hidden_size} is not a multiple of backbone.num_heads "
+            f"{backbone.num_heads}"
+        )
+    return BertConfig(
+        vocab_size=vocab_size,
+        pad_token_id=pad_id,
+        hidden_size=backbone.hidden_size,
+        num_hidden_layers=backbone.num_layers,
+        num_attention_heads=backbone.num_heads,
+        intermediate_size=backbone.intermediate_size,
+        max_position_embeddings=backbone.max_positions,
+    )
+
+
+def _adapt_exported(encoder: NewsEncoder, config: ModelConfig) -> None:
+    """Apply the recipe to an exported encoder, as far as its weights allow."""
+    _check_same(config, encoder.config, ["news_dim", "pooling"])
+    if config.pooling == "attention":
+        _check_same(config, encoder.config, ["query_dim"])
+    biased = encoder.config.relative_position_bias
+    # Asking for a bias that the export lacks is an error; not repeating that it has one is none.
+    if config.backbone.relative_position_bias and not biased:
+        raise ModelError(
+            f"backbone.relative_position_bias is true, but {config.init} was trained without it"
+        )
+    encoder.config.pooling_mask = config.pooling_mask
+    language_model = encoder.backbone.language_model
+    if config.backbone.layers is not None:
+        select_layers(language_model, config.backbone.layers)
+    if _override_dropout(language_model.config, config.backbone):
+        # Dropout is read when a model is built, so the same weights move into a new one.
+        rebuilt = AutoModel.from_config(
+            language_model.config, **pooler_arguments(language_model.config)
+        )
+        rebuilt.load_state_dict(language_model.state_dict())
+        encoder.backbone.language_model = rebuilt
+    encoder.config.backbone = encoder.backbone.language_model.config
+
+
+def _override_dropout(lm_config: PreTrainedConfig, backbone: BackboneConfig) -> bool:
+    """Write the recipe's dropout into a language model's configuration; tells whether it did."""
+    written = False
+    for field, value, names in (
+        ("hidden_dropout", backbone.hidden_dropout, _HIDDEN_DROPOUTS),
+        ("attention_dropout", backbone.attention_dropout, _ATTENTION_DROPOUTS),
+    ):
+        if value is None:
+            continue
+        known = [name for name in names if hasattr(lm_config, name)]
+        if not known:
+            raise ModelError(
+                f"backbone.{field} is set, but a backbone of type {lm_config.model_type!r} has no "
+                "such setting; "
+                f"looked for {', '.join(names)}"
+            )
+        for name in known:
+            setattr(lm_config, name, value)
+        written = True
+    return written
+
+
+def _check_same(config: ModelConfig, exported: Any, fields: list[str]) -> None:
+    for field in fields:
+        asked, found = getattr(config, field), getattr(exported, field)
+        if asked != found:
+            raise ModelError(
+                f"model.{field} is {asked!r}, but {config.init}, from which the model starts, was "
+                "made with "
+                f"{found!r}: set model.{field} to {found!r} or start from another model"
+            )
+
+
+def _check_vocabulary(
+    lm_config: PreTrainedConfig, vocab_size: int, pad_id: int, config: ModelConfig
+) -> None:
+    source = config.init or config.backbone.name
+    if vocab_size > lm_config.vocab_size:
+        raise ModelError(
+            f"the tokens come from a tokenizer with {vocab_size} entries, but {source} knows only "
+            f"{lm_config.vocab_size}: tokenize the articles with the tokenizer of {source}"
+        )
+    padding = lm_config.pad_token_id
+    if padding is not None and padding != pad_id:
+        raise ModelError(
+            f"the tokens are padded with id {pad_id}, but {source} with id {padding}: tokenize "
+            "the articles "
+            f"with the tokenizer of {source}"
+        )

@@ -1,0 +1,72 @@
+"""News encoder: language model, pooling, Linear. The same one reads titles and bodies.
+
+Shape legend: U texts, L tokens, D width of the language model, E news width.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trainer.models.backbone import Backbone
+from trainer.models.configuration import NewsEncoderConfig
+from trainer.models.pooling import make_pooling
+from trainer.models.strict import StrictModel
+
+
+class NewsEncoder(StrictModel):
+    """Turns token ids into one vector a text (the paper's news model; no norm, no activation)."""
+
+    config: NewsEncoderConfig
+    base_model_prefix = "news_encoder"
+    main_input_name = "input_ids_UL"
+
+    def __init__(
+        self, config: NewsEncoderConfig, language_model: PreTrainedModel | None = None
+    ) -> None:
+        """Build the encoder.
+
+        Args:
+            config: Its configuration.
+            language_model: A language model with its weights; None builds one with random weights.
+        """
+        super().__init__(config)
+        self.backbone = Backbone(
+            config.language_model, config.relative_position_bias, language_model
+        )
+        # transformers may copy a configuration on its way; the export must hold the one in use.
+        config.backbone = self.backbone.language_model.config
+        width = config.language_model.hidden_size
+        self.pooling = make_pooling(config.pooling, width, config.query_dim)
+        self.dense = nn.Linear(width, config.news_dim)
+        self.post_init()
+
+    def forward(self, input_ids_UL: Tensor, attention_mask_UL: Tensor) -> Tensor:
+        """Encode texts.
+
+        A text without a single token (an empty history slot of the released code) would leave
+        attention nothing to attend to. Its first position then counts, whatever the padded length;
+        with ``pooling_mask`` off all its positions do, which is what the released code's constant
+        mask comes to.
+
+        Args:
+            input_ids_UL: int64 ``[U, L]``.
+            attention_mask_UL: ``[U, L]``, nonzero where there is a token.
+
+        Returns:
+            ``[U, E]``, fp32 even under autocast.
+
+        Raises:
+            ModelError: L is more than the language model can read.
+        """
+        mask_UL = attention_mask_UL.bool()
+        empty_U1 = ~mask_UL.any(dim=1, keepdim=True)
+        if self.config.pooling_mask:
+            first_L = torch.arange(mask_UL.shape[1], device=mask_UL.device) == 0
+            mask_UL = mask_UL | (empty_U1 & first_L)
+        else:
+            mask_UL = mask_UL | empty_U1
+        states_ULD = self.backbone(input_ids_UL, mask_UL)
+        pooled_UD = self.pooling(states_ULD, mask_UL if self.config.pooling_mask else None)
+        with torch.autocast(device_type=pooled_UD.device.type, enabled=False):
+            vectors_UE = self.dense(pooled_UD.to(self.dense.weight.dtype))
+        return vectors_UE.to(pooled_UD.dtype)

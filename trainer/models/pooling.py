@@ -1,0 +1,111 @@
+"""From many vectors to one: additive attention, mean, first token.
+
+Shape legend: B batch, S slots (tokens of a text or articles of a history), D width, Q query width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    """Half precision to fp32; wider ones as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def masked_softmax(scores_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
+    """Softmax over the slots that count, computed in fp32 at least.
+
+    Args:
+        scores_BS: ``[B, S]`` scores.
+        mask_BS: ``[B, S]``, nonzero where a slot counts; None counts them all.
+
+    Returns:
+        ``[B, S]`` weights: zero in masked slots, summing to one over the others, and all zero in a
+        row that has no slot that counts.
+    """
+    scores_BS = _widen(scores_BS)
+    if mask_BS is None:
+        return torch.softmax(scores_BS, dim=-1)
+    keep_BS = mask_BS.bool()
+    scores_BS = scores_BS.masked_fill(~keep_BS, torch.finfo(scores_BS.dtype).min)
+    return torch.softmax(scores_BS, dim=-1) * keep_BS
+
+
+def weighted_sum(weights_BS: Tensor, vectors_BSD: Tensor) -> Tensor:
+    """Sum of the slots' vectors by weight, in the precision of the weights whatever autocast says.
+
+    Args:
+        weights_BS: ``[B, S]``, fp32 or wider.
+        vectors_BSD: ``[B, S, D]``.
+
+    Returns:
+        ``[B, D]`` in the dtype of the weights.
+    """
+    with torch.autocast(device_type=weights_BS.device.type, enabled=False):
+        return torch.bmm(weights_BS.unsqueeze(1), vectors_BSD.to(weights_BS.dtype)).squeeze(1)
+
+
+class AttentionPooling(nn.Module):
+    """Additive attention with one learned query: softmax of ``w . tanh(W h + b)`` (the paper's).
+
+    The released code divides by (sum + 1e-8) and does not subtract the maximum; softmax is the
+    same function up to that constant, without the overflow.
+    """
+
+    def __init__(self, width: int, query_dim: int):
+        """Make the layer.
+
+        Args:
+            width: D, width of the vectors to pool.
+            query_dim: Q, width of the query.
+        """
+        super().__init__()
+        self.key = nn.Linear(width, query_dim)
+        self.query = nn.Linear(query_dim, 1)
+
+    def forward(self, vectors_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+        """Pool.
+
+        Args:
+            vectors_BSD: ``[B, S, D]``.
+            mask_BS: ``[B, S]``, nonzero where a slot counts; None counts them all.
+
+        Returns:
+            ``[B, D]``, fp32 or wider; zero in a row without any slot that counts.
+        """
+        keys_BSQ = torch.tanh(self.key(vectors_BSD.to(self.key.weight.dtype)))
+        scores_BS = self.query(keys_BSQ).squeeze(-1)
+        return weighted_sum(masked_softmax(scores_BS, mask_BS), vectors_BSD)
+
+
+class MeanPooling(nn.Module):
+    """Mean of the slots that count."""
+
+    def forward(self, vectors_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+        """Pool ``[B, S, D]`` to ``[B, D]``; see :class:`AttentionPooling` for the mask."""
+        equal_BS = torch.zeros_like(vectors_BSD[..., 0])
+        return weighted_sum(masked_softmax(equal_BS, mask_BS), vectors_BSD)
+
+
+class FirstTokenPooling(nn.Module):
+    """State of the first token ([CLS])."""
+
+    def forward(self, vectors_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+        """Pool ``[B, S, D]`` to ``[B, D]``; the mask plays no part."""
+        return _widen(vectors_BSD[:, 0])
+
+
+def make_pooling(kind: str, width: int, query_dim: int) -> nn.Module:
+    """The pooling of a news encoder by its name in the configuration.
+
+    Args:
+        kind: ``attention``, ``mean`` or ``cls``.
+        width: D, width of the token states.
+        query_dim: Q, width of the query of attention pooling.
+
+    Returns:
+        A module ``(vectors_BSD, mask_BS) -> BD``.
+    """
+    if kind == "attention":
+        return AttentionPooling(width, query_dim)
+    return MeanPooling() if kind == "mean" else FirstTokenPooling()

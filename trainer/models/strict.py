@@ -1,0 +1,96 @@
+"""What our two kinds of model share: complete loading, quiet saving, initial weights."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from trainer.errors import ModelError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and loading report: what matters of it is checked here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+class StrictModel(PreTrainedModel):
+    """A ``PreTrainedModel`` that loads completely or not at all, and never from a pickle."""
+
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load an exported folder, in fp32 unless told otherwise.
+
+        Args:
+            pretrained_model_name_or_path: Folder with ``config.json`` and safetensors weights.
+            *args: Passed on to transformers.
+            **kwargs: Passed on to transformers.
+
+        Returns:
+            The model in eval mode (as transformers does), or with ``output_loading_info=True`` the
+            pair of it and transformers' account of the loading.
+
+        Raises:
+            ModelError: Weights are missing, left over or of another shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("dtype", torch.float32)
+        kwargs["use_safetensors"] = True
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        model, info = loaded
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info.get(kind):
+                names = sorted(str(name) for name in info[kind])
+                raise ModelError(
+                    f"{pretrained_model_name_or_path}: {len(names)} {kind.replace('_', ' ')} "
+                    f"({names[0]}"
+                    f"{', …' if len(names) > 1 else ''}): its weights and its config.json do not "
+                    "belong together"
+                )
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any) -> None:  # type: ignore[override]
+        """Write ``config.json`` and ``model.safetensors``, as transformers lays them out.
+
+        Not through transformers, which imports DeepSpeed (seconds, and a warning) to unwrap a model
+        that is never wrapped here.
+
+        Args:
+            save_directory: Folder to write to; made if it is not there.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = copy.deepcopy(self.config)
+        config.architectures = [type(self).__name__]
+        config.dtype = self.dtype
+        config.save_pretrained(folder)
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier weights and zero biases for our layers; the language model has its own rule."""
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,158 @@
+"""UniLMv2, the paper's language model: its sizes, and its released weights in Hugging Face's form.
+
+Shape legend: A attention heads, D width.
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import BertConfig
+
+from trainer.config.schema import BackboneConfig, ModelConfig
+from trainer.errors import ModelError
+from trainer.models.backbone import BIAS_KEY
+from trainer.models.relative_position import NUM_BUCKETS
+
+VOCAB_SIZE = 30522
+PAD_ID = 0
+_OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+
+
+def unilmv2_model(num_layers: int = 12) -> ModelConfig:
+    """The paper's model with random weights: UniLMv2-base, or its first layers as a student.
+
+    Args:
+        num_layers: 12 for a teacher, 4, 2 or 1 for the paper's students.
+
+    Returns:
+        The configuration; build it with ``VOCAB_SIZE`` and ``PAD_ID``. Its parameters, with the
+        pooler and the classifier that the paper counts and nothing uses, are the paper's 109.89,
+        53.18, 39.01 and 31.92 million.
+    """
+    return ModelConfig(
+        backbone=BackboneConfig(
+            num_layers=12,
+            layers=tuple(range(num_layers)),
+            hidden_size=768,
+            num_heads=12,
+            intermediate_size=3072,
+            max_positions=512,
+            relative_position_bias=True,
+        ),
+    )
+
+
+def convert_unilmv2(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename and split the weights of a released UniLMv2 checkpoint.
+
+    The release has one ``qkv_linear.weight`` [3D, D] a layer (queries, keys, values in this order)
+    with ``q_bias`` and ``v_bias`` and no key bias (it cancels in the softmax, so zero stands for
+    it), and the bias table as the weight [A, 32] of a Linear. Heads and pooler are left out.
+
+    Args:
+        state: Names to tensors, as released (``bert.…``).
+
+    Returns:
+        Names to tensors as in transformers' ``BertModel``, and the table as
+        ``rel_pos_bias.weight`` [32, A].
+
+    Raises:
+        ModelError: A part is missing or has another shape than expected.
+    """
+    converted: dict[str, Tensor] = {}
+    for full_name, tensor in state.items():
+        if not full_name.startswith("bert.") or full_name.startswith("bert.pooler."):
+            continue
+        name = full_name.removeprefix("bert.")
+        for old, new in _OLD_NAMES:
+            name = name.replace(old, new)
+        stem, _, last = name.rpartition(".")
+        if name.endswith("rel_pos_bias.weight"):
+            if tensor.ndim != 2 or tensor.shape[1] != NUM_BUCKETS:
+                raise ModelError(
+                    f"{full_name} is {tuple(tensor.shape)}; expected (heads, {NUM_BUCKETS})"
+                )
+            converted[BIAS_KEY] = tensor.T
+        elif name.endswith("qkv_linear.weight"):
+            attention = stem.removesuffix(".qkv_linear")
+            converted |= _split_attention(attention, tensor, state)
+        elif last not in ("q_bias", "v_bias", "position_ids"):
+            converted[name] = tensor
+    wanted = (BIAS_KEY, "embeddings.word_embeddings.weight")
+    missing = [name for name in wanted if name not in converted]
+    if missing:
+        raise ModelError(f"this is no UniLMv2 checkpoint: it has no {missing[0]}")
+    # Clones: the three parts of a fused weight would share one storage, which safetensors refuses.
+    return {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in converted.items()
+    }
+
+
+def save_unilmv2(checkpoint: str | Path, folder: str | Path) -> Path:
+    """Convert a released checkpoint file to a folder that ``backbone.name`` can name.
+
+    The recipe then sets ``backbone.relative_position_bias`` to true. The file is read with
+    ``weights_only``, so that nothing in it is run.
+
+    Args:
+        checkpoint: The released ``.bin`` file.
+        folder: Where ``config.json`` and ``model.safetensors`` are written; made if absent.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: The file cannot be read, or holds something else.
+    """
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError) as error:
+        raise ModelError(f"{checkpoint} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(state, dict):
+        raise ModelError(f"{checkpoint} holds a {type(state).__name__}; expected a state dict")
+    weights = convert_unilmv2(state)
+    vocab_size, width = weights["embeddings.word_embeddings.weight"].shape
+    num_heads = weights[BIAS_KEY].shape[1]
+    if width % num_heads:
+        raise ModelError(f"width {width} is not a multiple of the {num_heads} heads of the table")
+    layers = {name.split(".")[2] for name in weights if name.startswith("encoder.layer.")}
+    config = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=len(layers),
+        num_attention_heads=num_heads,
+        intermediate_size=len(weights["encoder.layer.0.intermediate.dense.bias"]),
+        max_position_embeddings=len(weights["embeddings.position_embeddings.weight"]),
+        type_vocab_size=len(weights["embeddings.token_type_embeddings.weight"]),
+        architectures=["BertModel"],
+    )
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(target)
+    return target
+
+
+def _split_attention(attention: str, fused: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    biases = {}
+    for part in ("q_bias", "v_bias"):
+        bias = state.get(f"bert.{attention}.{part}")
+        if bias is None or bias.numel() * 3 != fused.shape[0]:
+            found = "absent" if bias is None else f"{tuple(bias.shape)}"
+            raise ModelError(
+                f"bert.{attention}.{part} is {found}; expected {fused.shape[0] // 3} numbers"
+            )
+        biases[part] = bias.flatten()
+    query, key, value = fused.chunk(3, dim=0)
+    return {
+        f"{attention}.query.weight": query,
+        f"{attention}.query.bias": biases["q_bias"],
+        f"{attention}.key.weight": key,
+        f"{attention}.key.bias": torch.zeros_like(biases["q_bias"]),
+        f"{attention}.value.weight": value,
+        f"{attention}.value.bias": biases["v_bias"],
+    }
