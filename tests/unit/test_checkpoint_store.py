@@ -1,0 +1,118 @@
+"""Checkpoint folders: published whole, found by name, kept and deleted in the right order."""
+
+import errno
+
+import pytest
+
+from shards.files import read_json
+from trainer.checkpoint.store import CheckpointStore
+from trainer.errors import CheckpointError
+
+
+@pytest.fixture
+def warnings():
+    return []
+
+
+@pytest.fixture
+def store(tmp_path, warnings):
+    return CheckpointStore(tmp_path / "checkpoints", 2, warnings.append)
+
+
+def save(store, step, content=b"weights"):
+    return store.save(step, {"note": step}, lambda f: (f / "model.bin").write_bytes(content))
+
+
+def test_saved_checkpoint_is_found_with_its_state(store, warnings):
+    assert store.find() is None
+    folder = save(store, 5)
+    found = store.find()
+    assert (found.folder, found.step, found.state["note"]) == (folder, 5, 5)
+    assert set(read_json(folder / "manifest.json")["files"]) == {"model.bin", "state.json"}
+    assert (store.folder / "latest").read_text() == "step_00000005\n"
+    assert warnings == []
+
+
+def test_only_the_newest_are_kept_and_nothing_hidden_stays(store):
+    for step in (5, 10, 100_000_000, 15):
+        save(store, step)
+    assert store.steps() == [15, 100_000_000]
+    assert sorted(p.name for p in store.folder.iterdir()) == [
+        "latest",
+        "step_00000015",
+        "step_100000000",
+    ]
+
+
+def test_same_step_is_replaced(store):
+    save(store, 5, b"old")
+    save(store, 5, b"new")
+    assert (store.find().folder / "model.bin").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_refusing_disk_is_an_error_and_earlier_ones_are_intact(store, number):
+    save(store, 5)
+
+    def refuse(folder):
+        (folder / "model.bin").write_bytes(b"half")
+        raise OSError(number, "the disk refused")
+
+    with pytest.raises(CheckpointError, match=r"step 10 .*the disk refused.*intact"):
+        store.save(10, {}, refuse)
+    assert store.steps() == [5]
+    assert store.find().step == 5
+    assert sorted(p.name for p in store.folder.iterdir()) == ["latest", "step_00000005"]
+
+
+def test_error_of_the_writer_itself_leaves_nothing(store):
+    def fail(folder):
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        store.save(5, {}, fail)
+    assert list(store.folder.iterdir()) == []
+
+
+def test_leftovers_of_killed_saves_and_deletions_are_removed(store):
+    save(store, 5)
+    for name in (".step_00000010.tmp-1-ab", ".deleting-step_00000001-cd"):
+        (store.folder / name).mkdir()
+        (store.folder / name / "model.bin").write_bytes(b"half")
+    assert store.find().step == 5
+    assert sorted(p.name for p in store.folder.iterdir()) == ["latest", "step_00000005"]
+
+
+@pytest.mark.parametrize("latest", [None, "", "nonsense\n", "step_00000005\n"])
+def test_folders_decide_and_latest_is_repaired(store, warnings, latest):
+    save(store, 5)
+    save(store, 10)
+    if latest is None:
+        (store.folder / "latest").unlink()
+    else:
+        (store.folder / "latest").write_text(latest)
+    assert store.find().step == 10
+    assert (store.folder / "latest").read_text() == "step_00000010\n"
+    assert bool(warnings) == (not latest)
+
+
+def test_newest_that_is_gone_is_said(store, warnings):
+    save(store, 5)
+    (store.folder / "latest").write_text("step_00000010\n")
+    assert store.find().step == 5
+    assert "step_00000010, which is gone" in warnings[0]
+
+
+def test_all_gone_is_an_error_not_a_fresh_start(store):
+    store.folder.mkdir()
+    (store.folder / "latest").write_text("step_00000010\n")
+    with pytest.raises(CheckpointError, match="holds none"):
+        store.find()
+
+
+def test_format_of_the_future_is_refused(store, monkeypatch):
+    monkeypatch.setattr("trainer.checkpoint.store.FORMAT", 2)
+    save(store, 5)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="format 2"):
+        store.find()

@@ -1,0 +1,102 @@
+"""Recipes, presets and overrides become one checked configuration."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.config.load import (
+    from_dict,
+    known_keys,
+    load_config,
+    read_recipe,
+    recipe_names,
+    to_dict,
+)
+from trainer.config.presets import PRESETS
+from trainer.config.validate import check_batch
+from trainer.errors import ConfigError
+
+NEEDED = ["--data.articles", "a", "--run.dir", "r"]
+
+
+def test_overrides_win_over_the_preset_and_the_preset_over_the_recipe() -> None:
+    assert load_config("post_train", NEEDED).run.copies.rule == "first_m"
+    assert load_config("post_train", NEEDED, preset="released").run.copies.rule == "last_m"
+    words = [*NEEDED, "--run.copies.rule=none"]
+    assert load_config("post_train", words, preset="released").run.copies.rule == "none"
+
+
+def test_recipes_follow_the_paper_and_the_preset_the_released_code() -> None:
+    words = [*NEEDED, "--data.clicks", "c", "--teachers.models", "t"]
+    paper = load_config("finetune_distill", words)
+    assert (paper.loss.target, paper.loss.temperature_squared) == (1.0, True)
+    assert not paper.loss.shared_projection
+    released = load_config("finetune_distill", words, preset="released")
+    assert (released.loss.target, released.loss.temperature_squared) == (0.2, False)
+    assert released.loss.shared_projection and released.loss.padded_slots
+    assert released.optimizer.amsgrad and released.data.static_negatives
+    assert not released.model.pooling_mask
+
+
+def test_every_setting_of_every_preset_exists() -> None:
+    known = set(known_keys())
+    for tasks in PRESETS.values():
+        for settings in tasks.values():
+            assert settings.keys() <= known
+
+
+def test_configuration_survives_json() -> None:
+    config = load_config("post_train", [*NEEDED, "--model.backbone.layers", "0", "2"])
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_every_recipe_that_comes_along_parses() -> None:
+    for name in recipe_names():
+        assert read_recipe(name)["task"]
+
+
+def test_a_recipe_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base: finetune\nrun: {seed: 7}\n")
+    config = load_config(str(recipe), [*NEEDED, "--data.clicks", "c"])
+    assert (config.run.seed, config.data.num_negatives) == (7, 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--run.sed", "3"], "did you mean run.seed?"),
+        (["--run.seed", "x"], "run.seed"),
+        (["--model.pooling", "max"], "'attention', 'mean', 'cls'"),
+        (["stray"], "stray"),
+        (["--data.pad_to_max", "maybe"], "maybe"),
+        (["--run.global_batch", "31"], "31"),
+        (["--data.num_negatives", "0"], "at least 1"),
+        (["--teachers.models", "t"], "has no teachers"),
+        (["--run.copies.rule", "list"], "run.copies.steps"),
+        (["--model.backbone.hidden_size", "130"], "130"),
+        (["--optimizer.lr", "nan"], "more than 0"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_setting(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("post_train", [*NEEDED, *words])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_suggests_a_name() -> None:
+    with pytest.raises(ConfigError, match="did you mean post_train"):
+        load_config("post_trian", NEEDED)
+
+
+def test_accumulation_is_derived_and_its_arithmetic_shown() -> None:
+    config = load_config(
+        "post_train", [*NEEDED, "--run.global_batch", "24", "--run.micro_batch", "4"]
+    )
+    assert check_batch(config, world_size=3) == 2
+    with pytest.raises(
+        ConfigError, match=r"24 is not a multiple of 4 ranks x run.micro_batch 4 = 16"
+    ):
+        check_batch(config, world_size=4)

@@ -1,0 +1,99 @@
+"""DeepSpeed files hold only what DeepSpeed alone knows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.engine import deepspeed_file
+from trainer.engine.deepspeed_file import (
+    SET_BY_THE_RUN,
+    check_compiler,
+    complete_deepspeed_config,
+    deepspeed_file_path,
+    read_deepspeed_file,
+    stage_of,
+)
+from trainer.errors import ConfigError
+
+
+def write(folder: Path, content) -> str:
+    path = folder / "mine.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_files_of_the_project_are_found_by_name_and_pass(stage):
+    assert stage_of(read_deepspeed_file(f"zero{stage}")) == stage
+
+
+def test_every_file_of_the_project_is_explained():
+    folder = deepspeed_file_path("zero0").parent
+    explained = (folder / "README.md").read_text()
+    for path in folder.glob("*.json"):
+        assert path.stem in explained
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="zero0, zero1, zero2, zero3"):
+        read_deepspeed_file("zero9")
+
+
+@pytest.mark.parametrize("key", sorted(SET_BY_THE_RUN))
+def test_what_the_run_sets_is_refused_naming_both_places(tmp_path, key):
+    name = write(tmp_path, {key: {"enabled": True}, "zero_optimization": {"stage": 1}})
+    with pytest.raises(ConfigError) as raised:
+        read_deepspeed_file(name)
+    assert key in str(raised.value)
+    assert name in str(raised.value)
+    assert SET_BY_THE_RUN[key] in str(raised.value)
+
+
+def test_a_section_that_is_switched_off_is_no_conflict(tmp_path):
+    name = write(tmp_path, {"bf16": {"enabled": False}})
+    assert stage_of(read_deepspeed_file(name)) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "JSON"),
+        ([1], "object"),
+        ({"zero_optimization": {"stage": 4}}, "stage"),
+        ({"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}}, "reduce_bucket_size"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer",
+        ),
+    ],
+)
+def test_unusable_files_are_refused(tmp_path, content, said):
+    with pytest.raises(ConfigError, match=said):
+        read_deepspeed_file(write(tmp_path, content))
+
+
+def test_missing_path_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not a file"):
+        read_deepspeed_file(str(tmp_path / "none.json"))
+
+
+def test_the_run_completes_the_batch_arithmetic():
+    complete = complete_deepspeed_config(
+        read_deepspeed_file("zero2"),
+        micro_batch=4,
+        accumulation=3,
+        world_size=2,
+        max_grad_norm=None,
+    )
+    assert complete["train_batch_size"] == 24
+    assert complete["train_micro_batch_size_per_gpu"] == 4
+    assert complete["gradient_accumulation_steps"] == 3
+    assert complete["gradient_clipping"] == 0.0
+
+
+def test_a_missing_compiler_is_said_before_training(monkeypatch):
+    monkeypatch.setattr(deepspeed_file.shutil, "which", lambda name: None)
+    monkeypatch.setattr(deepspeed_file.sys, "executable", "/nonexistent/python")
+    with pytest.raises(ConfigError, match=r"ninja.*C\+\+ compiler"):
+        check_compiler()

@@ -1,0 +1,68 @@
+"""What may differ between a checkpoint and the run that resumes from it."""
+
+from typing import Any
+
+from trainer.config.load import flatten
+from trainer.errors import CheckpointError
+
+MAY_CHANGE = frozenset(
+    {
+        "run.dir",
+        "run.max_steps",
+        "run.epochs",
+        "run.log_every",
+        "run.checkpoint_every",
+        "run.keep_checkpoints",
+        "run.deepspeed",
+        "run.micro_batch",
+        "run.copies.rule",
+        "run.copies.every",
+        "run.copies.count",
+        "run.copies.steps",
+        # Data may have moved: what they are is checked by fingerprint.
+        "data.articles",
+        "data.clicks",
+    }
+)
+"""Settings that a resumed run may have otherwise; every other one would make it another run."""
+
+
+def check_same_run(
+    stored_config: dict[str, Any],
+    config: dict[str, Any],
+    stored_data: str,
+    data: str,
+) -> None:
+    """Refuse to resume a run under other settings or on other data.
+
+    Args:
+        stored_config: Nested settings of the checkpoint.
+        config: Nested settings of this run.
+        stored_data: Fingerprint of the task data in the checkpoint.
+        data: Fingerprint of this run's.
+
+    Raises:
+        CheckpointError: Naming every field that differs, with both values.
+    """
+    before, now = flatten(stored_config), flatten(config)
+    differing = [
+        f"{key} was {_plain(before.get(key))!r} and is now {_plain(now.get(key))!r}"
+        for key in sorted(before.keys() | now.keys())
+        if key not in MAY_CHANGE and _plain(before.get(key)) != _plain(now.get(key))
+    ]
+    if differing:
+        raise CheckpointError(
+            f"the run folder holds another run: {'; '.join(differing)}. Give the settings back, or "
+            "choose another run.dir"
+        )
+    if stored_data != data:
+        raise CheckpointError(
+            f"the run folder holds a run on other data: fingerprint {stored_data[:16]} there, "
+            f"{data[:16]} here (data.articles, data.clicks, columns). Give the data back, or "
+            "choose another run.dir"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as they come back from JSON."""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,244 @@
+"""Checkpoint folders: complete or absent, found by name, verified before use.
+
+::
+
+    checkpoints/
+      step_00000500/   model.safetensors  optimizer.safetensors  state.json  manifest.json
+      latest           the name of the newest, for people and scripts
+
+A folder is filled under a hidden name, its manifest (bytes and sha256 of every file) comes last,
+and a rename publishes it. The folders themselves say which is newest; ``latest`` is a convenience
+that is repaired when it is wrong. Nothing is decided by modification times.
+"""
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import DataError
+from shards.files import (
+    atomic_file,
+    fsync_folder,
+    read_json,
+    sha256_file,
+    write_json_atomic,
+)
+from trainer.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+LATEST = "latest"
+
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were verified."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Only rank 0 calls it.
+
+    Args:
+        folder: The run's ``checkpoints`` folder; made when the first one is saved.
+        keep: How many of the newest stay.
+        warn: Is told, loudly, of every checkpoint that is passed over.
+    """
+
+    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._keep = keep
+        self._warn = warn
+
+    def steps(self) -> list[int]:
+        """Steps of the published checkpoints, damaged or not, ascending."""
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        """Folder of the checkpoint of a step."""
+        return self.folder / f"step_{step:08d}"
+
+    def save(self, step: int, state: dict[str, Any], write_files: Callable[[Path], None]) -> Path:
+        """Write, publish, move ``latest``, then delete what is no longer kept.
+
+        Args:
+            step: Optimizer steps taken.
+            state: What goes into ``state.json``.
+            write_files: Writes further files into the folder that it is given.
+
+        Raises:
+            CheckpointError: The disk refused (full, read-only, broken). Earlier checkpoints are
+                untouched, and nothing of this one stays.
+        """
+        final = self.path(step)
+        building = self.folder / f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            building.mkdir(parents=True)
+            write_files(building)
+            write_json_atomic(building / STATE, {"format": FORMAT, "step": step, **state})
+            self._write_manifest(building)
+            self._publish(building, final)
+            with atomic_file(self.folder / LATEST, "w") as file:
+                file.write(final.name + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint of step {step} could not be written to {self.folder}: "
+                f"{error.strerror or error}; earlier checkpoints are intact. Make room or mend the "
+                "disk and start the run again"
+            ) from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        for old in self.steps()[: -self._keep]:
+            self._delete(self.path(old))
+        return final
+
+    def find(self) -> Checkpoint | None:
+        """The newest checkpoint whose files are all as they were written.
+
+        Damaged ones are reported and passed over. Leftovers of killed saves and deletions are
+        removed.
+
+        Returns:
+            The checkpoint, or None where none was ever published.
+
+        Raises:
+            CheckpointError: There are checkpoints, or signs of them, and none is usable.
+        """
+        self._remove_leftovers()
+        steps = self.steps()
+        reasons = []
+        for step in reversed(steps):
+            try:
+                checkpoint = self.verify(step)
+            except CheckpointError as error:
+                reasons.append(str(error))
+                self._warn(f"checkpoint passed over: {error}")
+                continue
+            self._check_latest(checkpoint)
+            return checkpoint
+        if reasons:
+            raise CheckpointError(
+                f"none of the {len(steps)} checkpoints in {self.folder} can be used: "
+                f"{'; '.join(reasons)}. Put back a good copy, or start a new run in another folder"
+            )
+        if (self.folder / LATEST).exists():
+            raise CheckpointError(
+                f"{self.folder / LATEST} names a checkpoint, but the folder holds none; put it "
+                "back, or start a new run in another folder"
+            )
+        return None
+
+    def verify(self, step: int) -> Checkpoint:
+        """Read a checkpoint's manifest and state and compare the sha256 of every file.
+
+        Raises:
+            CheckpointError: Naming the file and what is wrong with it.
+        """
+        folder = self.path(step)
+        try:
+            files = read_json(folder / MANIFEST)["files"]
+            for name, entry in files.items():
+                _verify_file(folder / name, int(entry["bytes"]), str(entry["sha256"]))
+            state = read_json(folder / STATE)
+        except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error) if isinstance(error, DataError) else "its manifest is not one"
+            raise CheckpointError(f"{folder} is incomplete or damaged: {reason}") from error
+        if STATE not in files or state.get("step") != step:
+            raise CheckpointError(f"{folder} is incomplete or damaged: {STATE} is not its own")
+        if state.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{folder} has format {state.get('format')!r}; this version reads {FORMAT}"
+            )
+        return Checkpoint(folder, step, state)
+
+    def _write_manifest(self, building: Path) -> None:
+        files = {}
+        for path in sorted(building.iterdir()):
+            _fsync_file(path)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        write_json_atomic(building / MANIFEST, {"format": FORMAT, "files": files})
+
+    def _publish(self, building: Path, final: Path) -> None:
+        """Rename into place; a damaged one of the same step makes way first."""
+        stands = None
+        if final.exists():
+            stands = self.folder / f".deleting-{final.name}-{secrets.token_hex(4)}"
+            final.rename(stands)
+        building.rename(final)
+        fsync_folder(self.folder)
+        if stands is not None:
+            shutil.rmtree(stands, ignore_errors=True)
+
+    def _delete(self, folder: Path) -> None:
+        """Hide, then remove: a kill in between leaves no half checkpoint under a good name."""
+        hidden = folder.with_name(f".deleting-{folder.name}-{secrets.token_hex(4)}")
+        try:
+            folder.rename(hidden)
+        except OSError as error:
+            self._warn(f"old checkpoint {folder} could not be deleted: {error.strerror or error}")
+            return
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def _remove_leftovers(self) -> None:
+        if not self.folder.is_dir():
+            return
+        for entry in self.folder.iterdir():
+            if entry.name.startswith((".step_", ".deleting-")) and entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name.startswith(f".{LATEST}.tmp-"):
+                entry.unlink(missing_ok=True)
+
+    def _check_latest(self, checkpoint: Checkpoint) -> None:
+        latest = self.folder / LATEST
+        try:
+            named = latest.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            named = ""
+        if named == checkpoint.folder.name:
+            return
+        match = _NAME.fullmatch(named)
+        if (
+            match
+            and int(match.group(1)) > checkpoint.step
+            and not self.path(int(match[1])).exists()
+        ):
+            self._warn(
+                f"{latest} names {named}, which is gone; going on from {checkpoint.folder.name}"
+            )
+        elif not named:
+            self._warn(f"{latest} is missing or empty; going on from {checkpoint.folder.name}")
+        with atomic_file(latest, "w") as file:
+            file.write(checkpoint.folder.name + "\n")
+
+
+def _verify_file(path: Path, size: int, sha256: str) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {error.strerror or error}") from error
+    if found != size:
+        raise DataError(f"{path.name} has {found} bytes, expected {size}")
+    if sha256_file(path) != sha256:
+        raise DataError(f"{path.name} has another sha256 than its manifest says")
+
+
+def _fsync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""Weights and Adam state, whole and by parameter name: the same on any ranks and ZeRO stage.
+
+``model.safetensors`` holds every parameter of the task (frozen ones too) and its persistent buffers
+under their names; ``optimizer.safetensors`` holds ``<parameter>/exp_avg`` and its fellows for the
+trainable ones.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from trainer.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from trainer.engine.backends import Backend
+
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+
+Tensors = dict[str, torch.Tensor]
+
+
+def gather_tensors(
+    backend: "Backend", task: nn.Module, moments: tuple[str, ...], *, is_main: bool
+) -> tuple[Tensors, Tensors]:
+    """Collect the whole model and Adam state on the CPU of rank 0, one parameter at a time.
+
+    Every rank calls this; only rank 0 keeps what it gets.
+
+    Returns:
+        Model and optimizer tensors by name; both empty on other ranks.
+    """
+    model: Tensors = {}
+    optimizer: Tensors = {}
+    for name, parameter in backend.parameters().items():
+        _keep(model, name, backend.full_parameter(parameter), is_main)
+        if parameter.requires_grad:
+            for moment in moments:
+                value = backend.full_moment(parameter, moment)
+                _keep(optimizer, f"{name}/{moment}", value, is_main)
+    for name, buffer in persistent_buffers(task).items():
+        _keep(model, name, buffer, is_main)
+    return model, optimizer
+
+
+def write_tensors(folder: Path, model: Tensors, optimizer: Tensors) -> None:
+    """Write the two safetensors files of a checkpoint.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
+        try:
+            save_file(tensors, folder / name)
+        except SafetensorError as error:
+            # safetensors reports a full disk as its own error; to the caller it is one of the disk.
+            raise OSError(f"{name}: {error}") from error
+
+
+def load_model(folder: Path, task: nn.Module) -> None:
+    """Copy a checkpoint's weights into a task that is not yet wrapped.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the first few are named.
+    """
+    targets: dict[str, torch.Tensor] = {
+        **{name: p.data for name, p in task.named_parameters()},
+        **persistent_buffers(task),
+    }
+    with safe_open(folder / MODEL, framework="pt") as stored:
+        _compare_names(folder / MODEL, set(stored.keys()), set(targets))
+        for name, target in targets.items():
+            value = stored.get_tensor(name)
+            if value.shape != target.shape:
+                raise CheckpointError(
+                    f"{folder / MODEL}: {name} has shape {tuple(value.shape)}, the model's is "
+                    f"{tuple(target.shape)}; the checkpoint belongs to another model"
+                )
+            target.copy_(value)
+
+
+def load_optimizer(folder: Path, backend: "Backend", moments: tuple[str, ...]) -> None:
+    """Put a checkpoint's Adam state into a wrapped task that has one, one parameter at a time.
+
+    Raises:
+        CheckpointError: The file is not that of these trainable parameters.
+    """
+    trainable = {n: p for n, p in backend.parameters().items() if p.requires_grad}
+    with safe_open(folder / OPTIMIZER, framework="pt") as stored:
+        expected = {f"{name}/{moment}" for name in trainable for moment in moments}
+        _compare_names(folder / OPTIMIZER, set(stored.keys()), expected)
+        for name, parameter in trainable.items():
+            for moment in moments:
+                backend.set_moment(parameter, moment, stored.get_tensor(f"{name}/{moment}"))
+
+
+def persistent_buffers(task: nn.Module) -> Tensors:
+    """Buffers that belong to the state dict, by name."""
+    kept: Tensors = {}
+    for prefix, module in task.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                kept[f"{prefix}.{name}" if prefix else name] = buffer
+    return kept
+
+
+def _keep(into: Tensors, name: str, value: torch.Tensor, is_main: bool) -> None:
+    if is_main:
+        # A copy of its own: the parameter may be a view of a flat buffer, or change while being
+        # written.
+        into[name] = value.detach().to("cpu", copy=True).contiguous()
+
+
+def _compare_names(path: Path, stored: set[str], expected: set[str]) -> None:
+    missing, extra = sorted(expected - stored), sorted(stored - expected)
+    if missing or extra:
+        raise CheckpointError(
+            f"{path} belongs to another model: it lacks {missing[:4]} ({len(missing)}) and has "
+            f"{extra[:4]} ({len(extra)}) besides"
+        )

@@ -1,0 +1,229 @@
+"""What a training run can be told: one frozen dataclass a section, one docstring a field.
+
+A recipe (YAML) and the command line both go through this schema, so a wrong key or a wrong type is
+found in the same way in both, before anything is allocated. Checks that need more than one section
+live in :mod:`trainer.config.validate`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+TaskName = Literal["post_train", "post_train_distill", "finetune", "finetune_distill"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The language model inside the news encoder."""
+
+    name: str = "random"
+    """A Hugging Face name, a folder with one, or ``random`` for a new model of the sizes below."""
+    layers: tuple[int, ...] | None = None
+    """Which layers to keep, counted from 0, lowest first; all if left out. ``0 1`` makes a
+    two-layer student."""
+    num_layers: int = 4
+    """Layers of a ``random`` backbone, before ``layers`` selects from them."""
+    hidden_size: int = 128
+    """Width of a ``random`` backbone."""
+    num_heads: int = 4
+    """Attention heads of a ``random`` backbone."""
+    intermediate_size: int = 512
+    """Feed-forward width of a ``random`` backbone."""
+    max_positions: int = 512
+    """Positions of a ``random`` backbone: the longest text in tokens it can read."""
+    hidden_dropout: float | None = None
+    """Dropout of hidden states; None keeps the backbone's own (0.1 for ``random``)."""
+    attention_dropout: float | None = None
+    """Dropout of attention weights; None keeps the backbone's own (0.1 for ``random``)."""
+    relative_position_bias: bool = False
+    """Add UniLMv2's relative position bias (32 buckets up to distance 128, shared by all
+    layers)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The news encoder and, in the click tasks, the user encoder."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The language model inside the news encoder."""
+    init: str | None = None
+    """Start from this exported model: its news encoder, and its user encoder if it has one."""
+    pooling: Literal["attention", "mean", "cls"] = "attention"
+    """How token states become one text vector."""
+    pooling_mask: bool = True
+    """Leave padding out of the pooling. The released code does not (method preset ``released``)."""
+    query_dim: int = 200
+    """Width of the queries of additive attention, in the news and the user encoder."""
+    news_dim: int = 256
+    """Width of news and user vectors."""
+    user_encoder: Literal["additive", "nrms"] = "additive"
+    """Additive attention over the history (the paper's), or self-attention before it (NRMS)."""
+    user_heads: int = 16
+    """Self-attention heads of the NRMS user encoder; each is ``news_dim / user_heads`` wide."""
+    history_padding: Literal["mask", "learned"] = "mask"
+    """Empty history slots: left out, or a learned vector that takes part while training (released
+    code). With ``mask`` the learned vector stands for a user without any history, in training and
+    in use."""
+    trainable_layers: int | None = None
+    """Train only this many top layers of the backbone (0: none of it); None trains all of it.
+    Whenever it is a number, the embeddings are frozen too, as in the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which shard sets are read, and how texts and impressions are cut."""
+
+    articles: str = ""
+    """Article shard set, with a token column."""
+    clicks: str | None = None
+    """Impression shard set to train on (click tasks)."""
+    tokens: str | None = None
+    """Folder name of the token column; may be left out where the set has exactly one."""
+    max_title_tokens: int = 24
+    """Longest title in tokens, special tokens included."""
+    max_body_tokens: int = 512
+    """Longest body in tokens, special tokens included."""
+    pad_to_max: bool = False
+    """Pad every text to its longest length instead of the longest of its micro-batch."""
+    num_negatives: int = 9
+    """Negatives a sample: titles of the whole corpus in post-training, unclicked candidates in
+    finetuning."""
+    static_negatives: bool = False
+    """Draw a sample's negatives once for all epochs (released code) instead of anew in every
+    epoch."""
+    in_batch_negatives: bool = False
+    """Post-training only: the titles of the other samples of the global batch are the negatives."""
+    history_length: int = 50
+    """Most recent clicks of a user that are read."""
+    window_shards: int = 4
+    """Rows are shuffled within windows of this many shards: larger mixes better, smaller reads
+    nearer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachersConfig:
+    """The M teachers of a distillation, in order."""
+
+    models: tuple[str, ...] = ()
+    """Exported teacher models (folders)."""
+    source: Literal["stored", "live"] = "stored"
+    """``stored`` reads the columns of ``tnr teachers cache``; ``live`` runs every teacher at every
+    step (the oracle of the tests and the yardstick of the benchmark)."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """How the columns to read are stored (``tnr teachers cache --dtype``)."""
+    compute: Literal["fp32", "bf16"] = "fp32"
+    """How the columns to read were computed (``tnr teachers cache --compute``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the terms of the loss, and the switches between the paper and its released
+    code."""
+
+    target: float = 1.0
+    """Weight of the cross-entropy with the true label."""
+    distill: float = 1.0
+    """Weight of the cross-entropy with the teachers' soft label."""
+    embedding: float = 1.0
+    """Weight of the distance between projected teacher vectors and the student's."""
+    temperature: float = 1.0
+    """T_DP and T_FT of the paper."""
+    temperature_squared: bool = True
+    """Multiply the distillation loss by the temperature squared (paper; the released code does
+    not)."""
+    shared_projection: bool = False
+    """Stage II: one projection a teacher for news and user vectors (released code) instead of
+    two."""
+    padded_slots: bool = False
+    """Stage II: empty history slots take part in the embedding loss (released code)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam, with one learning rate for the backbone and one for everything else."""
+
+    lr: float = 1e-4
+    """Learning rate of everything outside the backbone."""
+    backbone_lr: float | None = None
+    """Learning rate of the backbone; None takes ``lr``."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW); 0 is plain Adam."""
+    amsgrad: bool = False
+    """Adam's AMSGrad variant (finetuning in the released code)."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after the warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    max_grad_norm: float | None = None
+    """Clip the gradient's norm to this; None does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopiesConfig:
+    """Which steps of a post-training run become teachers."""
+
+    rule: Literal["none", "every_k", "first_m", "last_m", "list"] = "none"
+    """``every_k``: every multiple of ``every``; ``first_m``: the first ``count`` of them (the
+    paper's figure); ``last_m``: the last ``count`` of them and the final step (released code);
+    ``list``: ``steps``."""
+    every: int = 500
+    """K of the paper."""
+    count: int = 4
+    """M of the paper."""
+    steps: tuple[int, ...] = ()
+    """Steps of the rule ``list``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How the task is run: batches, length, precision, checkpoints."""
+
+    dir: str = ""
+    """Run folder; everything about the run lives in it."""
+    seed: int = 0
+    """Order, negatives, initial weights and dropout all follow from it."""
+    global_batch: int = 32
+    """Samples an optimizer step, over all ranks."""
+    micro_batch: int = 32
+    """Samples a forward pass on one rank; gradients are accumulated up to the global batch."""
+    epochs: float = 1.0
+    """Passes over the data, unless ``max_steps`` ends it before."""
+    max_steps: int | None = None
+    """Optimizer steps at most."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes under autocast and keeps weights and optimizer in fp32."""
+    deepspeed: str | None = None
+    """DeepSpeed file, by path or by its name in ds_configs (``zero2``); None runs plainly or under
+    DDP."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; the last step always makes one."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    log_every: int = 10
+    """Steps between log lines."""
+    copies: CopiesConfig = field(default_factory=CopiesConfig)
+    """Which steps become teachers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run: a task, its model, its data and how it is run."""
+
+    task: TaskName
+    """``post_train`` (step 1), ``post_train_distill`` (stage I), ``finetune`` (step 3),
+    ``finetune_distill`` (stage II)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model that is trained."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Shard sets and lengths."""
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
+    """Teachers of the distillation tasks."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Weights and switches of the loss."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Adam."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Batches, length, checkpoints."""

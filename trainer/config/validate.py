@@ -1,0 +1,128 @@
+"""Checks of a configuration before anything is allocated: each section by itself, then the whole
+run."""
+
+from trainer.config.schema import ModelConfig, TrainConfig
+from trainer.errors import ConfigError
+
+
+def validate(config: TrainConfig) -> None:
+    """Refuse a configuration that cannot be run, naming the setting, its value and the remedy.
+
+    Raises:
+        ConfigError: On the first setting that is wrong.
+    """
+    _check_ranges(config)
+    _check_model(config.model)
+    _check_run(config)
+
+
+def check_batch(config: TrainConfig, world_size: int) -> int:
+    """Micro-batches of one rank in an optimizer step.
+
+    Raises:
+        ConfigError: The global batch does not divide; the message shows the arithmetic.
+    """
+    run = config.run
+    accumulation = _accumulation(config, world_size)
+    if config.data.in_batch_negatives and accumulation > 1:
+        raise ConfigError(
+            f"data.in_batch_negatives needs the whole global batch in one forward pass, but "
+            f"{run.global_batch} samples over {world_size} ranks in micro-batches of "
+            f"{run.micro_batch} take {accumulation}; raise run.micro_batch to "
+            f"{run.global_batch // world_size}"
+        )
+    return accumulation
+
+
+def _accumulation(config: TrainConfig, world_size: int) -> int:
+    run = config.run
+    per_step = world_size * run.micro_batch
+    if run.global_batch % per_step:
+        raise ConfigError(
+            f"run.global_batch {run.global_batch} is not a multiple of {world_size} ranks x "
+            f"run.micro_batch {run.micro_batch} = {per_step}; take a global batch of "
+            f"{-(-run.global_batch // per_step) * per_step} or another micro-batch"
+        )
+    return run.global_batch // per_step
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    data, run, loss, optimizer = config.data, config.run, config.loss, config.optimizer
+    at_least: dict[str, tuple[float, float]] = {
+        "data.max_title_tokens": (data.max_title_tokens, 3),
+        "data.max_body_tokens": (data.max_body_tokens, 3),
+        "data.num_negatives": (data.num_negatives, 1),
+        "data.history_length": (data.history_length, 1),
+        "data.window_shards": (data.window_shards, 1),
+        "run.global_batch": (run.global_batch, 1),
+        "run.micro_batch": (run.micro_batch, 1),
+        "run.checkpoint_every": (run.checkpoint_every, 1),
+        "run.keep_checkpoints": (run.keep_checkpoints, 1),
+        "run.log_every": (run.log_every, 1),
+        "run.seed": (run.seed, 0),
+        "run.copies.every": (run.copies.every, 1),
+        "run.copies.count": (run.copies.count, 1),
+        "optimizer.warmup_steps": (optimizer.warmup_steps, 0),
+        "optimizer.weight_decay": (optimizer.weight_decay, 0),
+        "loss.target": (loss.target, 0),
+        "loss.distill": (loss.distill, 0),
+        "loss.embedding": (loss.embedding, 0),
+    }
+    for name, (value, least) in at_least.items():
+        if not value >= least:
+            raise ConfigError(f"{name} is {value}; expected at least {least}")
+    above_zero = {
+        "run.epochs": run.epochs,
+        "loss.temperature": loss.temperature,
+        "optimizer.lr": optimizer.lr,
+        "optimizer.eps": optimizer.eps,
+    }
+    for name, positive in above_zero.items():
+        if not positive > 0:
+            raise ConfigError(f"{name} is {positive}; expected more than 0")
+    if run.max_steps is not None and run.max_steps < 1:
+        raise ConfigError(f"run.max_steps is {run.max_steps}; expected at least 1")
+
+
+def _check_model(model: ModelConfig) -> None:
+    backbone = model.backbone
+    if backbone.name == "random" and backbone.hidden_size % backbone.num_heads:
+        raise ConfigError(
+            f"model.backbone.hidden_size {backbone.hidden_size} is not a multiple of "
+            f"model.backbone.num_heads {backbone.num_heads}"
+        )
+    if backbone.layers is not None and list(backbone.layers) != sorted(set(backbone.layers)):
+        raise ConfigError(
+            f"model.backbone.layers {backbone.layers}: expected distinct layers, lowest first"
+        )
+    if model.user_encoder == "nrms" and model.news_dim % model.user_heads:
+        raise ConfigError(
+            f"model.news_dim {model.news_dim} is not a multiple of model.user_heads "
+            f"{model.user_heads}, which the NRMS user encoder needs"
+        )
+    if model.trainable_layers is not None and model.trainable_layers < 0:
+        raise ConfigError(
+            f"model.trainable_layers is {model.trainable_layers}; expected at least 0"
+        )
+
+
+def _check_run(config: TrainConfig) -> None:
+    click_task = config.task in ("finetune", "finetune_distill")
+    if not config.data.articles:
+        raise ConfigError("data.articles is not set: name an article shard set")
+    if not config.run.dir:
+        raise ConfigError("run.dir is not set: name the folder of the run")
+    if click_task and not config.data.clicks:
+        raise ConfigError(f"data.clicks is not set: task {config.task} reads an impression set")
+    if config.data.in_batch_negatives and config.task != "post_train":
+        raise ConfigError(f"data.in_batch_negatives is for task post_train, not {config.task}")
+    distills = config.task.endswith("distill")
+    if distills and not config.teachers.models:
+        raise ConfigError(
+            f"teachers.models is empty: task {config.task} needs at least one teacher"
+        )
+    if not distills and config.teachers.models:
+        raise ConfigError(f"teachers.models is set, but task {config.task} has no teachers")
+    if config.run.copies.rule == "list" and not config.run.copies.steps:
+        raise ConfigError("run.copies.rule is list, but run.copies.steps is empty")
+    _accumulation(config, world_size=1)

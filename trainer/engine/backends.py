@@ -1,0 +1,230 @@
+"""Two ways to step and to reach whole parameters: torch's (plain and DDP) and DeepSpeed's.
+
+The training loop and the checkpoints know only :class:`Backend`. Gradients are means over the
+global batch: the loss of a micro-batch is a mean over its samples, is divided by the number of
+micro-batches, and the ranks' gradients are averaged.
+"""
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config.schema import OptimizerConfig
+from trainer.engine.distributed import Distributed
+from trainer.engine.optimizer import fresh_adam_state
+from trainer.engine.step_module import StepModule
+
+
+class Backend(ABC):
+    """One wrapped task with its optimizer.
+
+    Attributes:
+        module: What the loop calls.
+    """
+
+    def __init__(self, step_module: StepModule, config: OptimizerConfig) -> None:
+        self.module: nn.Module = step_module
+        self._step_module = step_module
+        self._config = config
+
+    @abstractmethod
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Backward pass of one micro-batch; gradients are averaged over ranks in the last one."""
+
+    @abstractmethod
+    def step(self) -> float:
+        """Clip, update the weights and drop the gradients.
+
+        Returns:
+            The norm of the whole gradient before clipping, the same on every rank. When it is not
+            finite, the weights may or may not have been updated: the run must stop.
+        """
+
+    @contextlib.contextmanager
+    def micro_step(self, *, is_last: bool) -> Iterator[None]:
+        """Surrounds forward and backward of one micro-batch."""
+        yield
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of the task by name, each once; possibly sharded."""
+        return dict(self._step_module.task.named_parameters())
+
+    def full_parameter(self, parameter: nn.Parameter) -> torch.Tensor:
+        """The whole parameter, on every rank; called by all ranks in the same order."""
+        return parameter.detach()
+
+    @abstractmethod
+    def full_moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
+        """One of Adam's tensors for a whole trainable parameter; called by all ranks."""
+
+    @abstractmethod
+    def create_moments(self, step: int) -> None:
+        """Make Adam's state as after ``step`` steps, with zero moments; once, before training."""
+
+    @abstractmethod
+    def set_moment(self, parameter: nn.Parameter, moment: str, value: torch.Tensor) -> None:
+        """Put one of Adam's tensors in, given whole; each rank keeps its part."""
+
+
+class TorchBackend(Backend):
+    """One process, or DDP through Accelerate."""
+
+    def __init__(
+        self,
+        step_module: StepModule,
+        optimizer: torch.optim.Adam,
+        distributed: Distributed,
+        config: OptimizerConfig,
+    ) -> None:
+        super().__init__(step_module, config)
+        self._accelerator = distributed.accelerator
+        self._optimizer = optimizer
+        self._trainable = [p for p in step_module.parameters() if p.requires_grad]
+        self.module = self._accelerator.prepare(step_module)
+
+    @contextlib.contextmanager
+    def micro_step(self, *, is_last: bool) -> Iterator[None]:
+        """Without communication of gradients except in the last micro-batch."""
+        if is_last:
+            yield
+        else:
+            with self._accelerator.no_sync(self.module):
+                yield
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Accelerate divides by the number of micro-batches."""
+        self._accelerator.backward(loss)
+
+    def step(self) -> float:
+        """See :meth:`Backend.step`."""
+        for parameter in self._trainable:
+            # ZeRO counts a missing gradient as zero (Adam's moments decay); torch would skip it.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self._trainable if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        value = float(norm)
+        if math.isfinite(value):
+            limit = self._config.max_grad_norm
+            if limit is not None:
+                nn.utils.clip_grads_with_norm_(self._trainable, limit, norm)
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def full_moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
+        """See :meth:`Backend.full_moment`."""
+        return self._optimizer.state[parameter][moment]
+
+    def create_moments(self, step: int) -> None:
+        """See :meth:`Backend.create_moments`."""
+        for parameter in self._trainable:
+            self._optimizer.state[parameter] = fresh_adam_state(
+                parameter.detach(), self._config, step
+            )
+
+    def set_moment(self, parameter: nn.Parameter, moment: str, value: torch.Tensor) -> None:
+        """See :meth:`Backend.set_moment`."""
+        self._optimizer.state[parameter][moment].copy_(value)
+
+
+class DeepSpeedBackend(Backend):
+    """A DeepSpeed engine of any ZeRO stage, in fp32, with torch's Adam inside."""
+
+    def __init__(
+        self,
+        step_module: StepModule,
+        optimizer: torch.optim.Adam,
+        distributed: Distributed,
+        config: OptimizerConfig,
+    ) -> None:
+        super().__init__(step_module, config)
+        self._optimizer = optimizer
+        self._stage = distributed.zero_stage
+        self._trainable = [p for p in step_module.parameters() if p.requires_grad]
+        self.module, _ = distributed.accelerator.prepare(step_module, optimizer)
+        self._engine: Any = self.module
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """DeepSpeed divides by the number of micro-batches."""
+        self._engine.set_gradient_accumulation_boundary(is_boundary=is_last)
+        self._engine.backward(loss)
+
+    def step(self) -> float:
+        """See :meth:`Backend.step`. ZeRO itself skips an update whose norm is not finite."""
+        if self._stage == 0:
+            gradients = [p.grad for p in self._trainable if p.grad is not None]
+            norm = float(nn.utils.get_total_norm(gradients))
+            self._engine.step()
+            return norm
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def full_parameter(self, parameter: nn.Parameter) -> torch.Tensor:
+        """See :meth:`Backend.full_parameter`."""
+        if self._stage != 3:
+            return parameter.detach()
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+
+    def full_moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
+        """See :meth:`Backend.full_moment`."""
+        if self._stage == 0:
+            return self._optimizer.state[parameter][moment]
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return safe_get_full_optimizer_state(parameter, moment)
+
+    def create_moments(self, step: int) -> None:
+        """See :meth:`Backend.create_moments`. ZeRO keeps them for flat shards of parameters."""
+        if self._stage == 0:
+            holders = self._trainable
+        elif self._stage == 3:
+            holders = self._engine.optimizer.fp32_partitioned_groups_flat
+        else:
+            holders = self._engine.optimizer.single_partition_of_fp32_groups
+        for holder in holders:
+            self._optimizer.state[holder] = fresh_adam_state(holder.detach(), self._config, step)
+        if self._stage in (1, 2):
+            # DeepSpeed ties parameters to their slices of the state once, after the first step of
+            # its first group, when the state of other groups is still missing: tie them here, with
+            # all.
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def set_moment(self, parameter: nn.Parameter, moment: str, value: torch.Tensor) -> None:
+        """See :meth:`Backend.set_moment`."""
+        if self._stage == 0:
+            self._optimizer.state[parameter][moment].copy_(value)
+        elif self._stage == 3:
+            from deepspeed.utils import safe_set_local_optimizer_state
+
+            safe_set_local_optimizer_state(parameter, self._shard_of(parameter, value), moment)
+        else:
+            from deepspeed.utils import safe_set_full_optimizer_state
+
+            safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
+
+    def _shard_of(self, parameter: Any, value: torch.Tensor) -> torch.Tensor:
+        """This rank's slice, padded as ZeRO-3 pads: DeepSpeed's own setter fails on a short one."""
+        size = parameter.ds_tensor.numel()
+        rank = torch.distributed.get_rank(parameter.ds_process_group)
+        flat = value.flatten()[rank * size : (rank + 1) * size]
+        return nn.functional.pad(flat, (0, size - flat.numel())).to(parameter.ds_tensor.device)
+
+
+def build_backend(
+    step_module: StepModule,
+    optimizer: torch.optim.Adam,
+    distributed: Distributed,
+    config: OptimizerConfig,
+) -> Backend:
+    """Wrap a task, with its weights already loaded, for the way this run trains."""
+    kind = TorchBackend if distributed.deepspeed is None else DeepSpeedBackend
+    return kind(step_module, optimizer, distributed, config)

@@ -1,0 +1,43 @@
+"""Which steps of a run become teachers."""
+
+from trainer.config.schema import CopiesConfig
+from trainer.errors import ConfigError
+
+
+def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
+    """Steps after which the model is kept as a teacher, ascending.
+
+    ``every_k``: every multiple of K = ``every``. ``first_m``: K, 2K, … M·K (the paper's figure).
+    ``last_m``: the last M of all multiples of K and the final step (the released code: 60,500,
+    61,000, 61,500 and 61,743 for M = 4, K = 500). ``list``: the given steps.
+
+    Args:
+        copies: The rule and its numbers.
+        total_steps: Optimizer steps of the run.
+
+    Raises:
+        ConfigError: The run is too short for the teachers asked for, or a listed step is not in it.
+    """
+    if copies.rule == "none":
+        return []
+    if copies.rule == "list":
+        outside = [step for step in copies.steps if not 1 <= step <= total_steps]
+        if outside:
+            raise ConfigError(
+                f"run.copies.steps has {outside}, but the run has steps 1 to {total_steps}"
+            )
+        return sorted(set(copies.steps))
+    multiples = list(range(copies.every, total_steps + 1, copies.every))
+    if copies.rule == "every_k":
+        chosen, wanted = multiples, 1
+    elif copies.rule == "first_m":
+        chosen, wanted = multiples[: copies.count], copies.count
+    else:
+        chosen, wanted = sorted({*multiples, total_steps})[-copies.count :], copies.count
+    if len(chosen) < wanted:
+        raise ConfigError(
+            f"run.copies.rule {copies.rule} with every {copies.every} gives {len(chosen)} copies "
+            f"in {total_steps} steps, but {wanted} are wanted; lengthen the run or lower "
+            "run.copies.every"
+        )
+    return chosen

@@ -1,0 +1,146 @@
+"""DeepSpeed files: found by name or path, checked against what the run itself sets, then completed.
+
+A file holds only what DeepSpeed alone knows (ZeRO stage, buckets, communication). Batch sizes,
+optimizer, learning rate, clipping and precision are the run's; a file that sets one of them too is
+refused, because one of the two places would be silently wrong.
+"""
+
+import importlib.resources
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError
+
+SET_BY_THE_RUN = {
+    "train_batch_size": "run.global_batch",
+    "train_micro_batch_size_per_gpu": "run.micro_batch",
+    "gradient_accumulation_steps": "run.global_batch and run.micro_batch",
+    "optimizer": "the section optimizer",
+    "scheduler": "optimizer.schedule",
+    "gradient_clipping": "optimizer.max_grad_norm",
+    "bf16": "run.precision",
+    "bfloat16": "run.precision",
+    "fp16": "run.precision",
+    "amp": "run.precision",
+    "torch_autocast": "run.precision",
+    "data_types": "run.precision",
+    "communication_data_type": "run.precision",
+    "tensorboard": "run.dir (the run writes its own TensorBoard files)",
+    "wandb": "run.dir (the run writes its own metrics)",
+    "csv_monitor": "run.dir (the run writes its own metrics)",
+}
+"""DeepSpeed keys that a file must not set, and the place where a run sets them."""
+
+
+def deepspeed_file_path(name: str) -> Path:
+    """Find a DeepSpeed file by path, or by its name among those that come with the project.
+
+    Raises:
+        ConfigError: There is no such file; the message lists the names.
+    """
+    path = Path(name)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise ConfigError(f"run.deepspeed is {name}, which is not a file")
+        return path
+    folder = Path(str(importlib.resources.files("ds_configs")))
+    known = sorted(p.stem for p in folder.glob("*.json"))
+    if name not in known:
+        raise ConfigError(
+            f"run.deepspeed is {name!r}; expected a path that ends in .json or one of "
+            f"{', '.join(known)}"
+        )
+    return folder / f"{name}.json"
+
+
+def read_deepspeed_file(name: str) -> dict[str, Any]:
+    """Read and check a DeepSpeed file.
+
+    Raises:
+        ConfigError: It is missing, is not a JSON object, sets something that the run sets (both
+            places are named), leaves a value ``auto``, or asks for offloading.
+    """
+    path = deepspeed_file_path(name)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"DeepSpeed file {path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"DeepSpeed file {path}: expected an object, found {type(content).__name__}"
+        )
+    for key, place in SET_BY_THE_RUN.items():
+        section = content.get(key)
+        if key in content and not (isinstance(section, dict) and section.get("enabled") is False):
+            raise ConfigError(
+                f"{key} is set in {path}, and the run sets it too, in {place}; remove it from "
+                "the file"
+            )
+    _refuse_auto(content, path)
+    zero = content.setdefault("zero_optimization", {"stage": 0})
+    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3; found {zero!r}")
+    for part in ("offload_optimizer", "offload_param"):
+        if zero.get(part, {}).get("device", "none") != "none":
+            raise ConfigError(
+                f"{path}: zero_optimization.{part} is not supported: it would swap the run's Adam "
+                "for DeepSpeed's own, which has no AMSGrad; remove it, or shard over more processes"
+            )
+    return content
+
+
+def complete_deepspeed_config(
+    content: dict[str, Any],
+    *,
+    micro_batch: int,
+    accumulation: int,
+    world_size: int,
+    max_grad_norm: float | None,
+) -> dict[str, Any]:
+    """Add to a checked file what the run sets.
+
+    Precision stays fp32 for DeepSpeed in every run: bf16 is autocast inside the task's forward, so
+    that weights, gradients and optimizer are fp32 with and without DeepSpeed.
+    """
+    return content | {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro_batch * accumulation * world_size,
+        "gradient_clipping": max_grad_norm or 0.0,
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def stage_of(content: dict[str, Any]) -> int:
+    """ZeRO stage of a DeepSpeed configuration."""
+    return int(content["zero_optimization"].get("stage", 0))
+
+
+def check_compiler() -> None:
+    """See that DeepSpeed can build its communication op, as it does at its first start on CPUs.
+
+    Raises:
+        ConfigError: ninja or a C++ compiler is missing; without them DeepSpeed fails late and
+            obscurely.
+    """
+    missing = []
+    if shutil.which("ninja") is None and not (Path(sys.executable).parent / "ninja").exists():
+        missing.append("ninja (pip install ninja)")
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        missing.append("a C++ compiler (g++)")
+    if missing:
+        raise ConfigError(
+            f"run.deepspeed needs {' and '.join(missing)} to build DeepSpeed's communication for "
+            "CPUs; install it, or leave run.deepspeed out to train with plain data parallelism"
+        )
+
+
+def _refuse_auto(content: dict[str, Any], path: Path, prefix: str = "") -> None:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            _refuse_auto(value, path, f"{prefix}{key}.")
+        elif value == "auto":
+            raise ConfigError(f"{path}: {prefix}{key} is 'auto'; give a value or remove it")

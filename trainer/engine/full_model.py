@@ -1,0 +1,63 @@
+"""A task's model with its whole weights on rank 0, also where ZeRO-3 has cut them up."""
+
+import copy
+
+import torch
+from torch import nn
+
+from trainer.engine.backends import Backend
+
+
+class FullModel:
+    """Gives the whole model out for an export.
+
+    Plainly, under DDP and ZeRO 0 to 2 the task's own model is whole on every rank. For ZeRO-3 rank
+    0 keeps a copy of the modules without weights, made before they are cut up, and fills it when
+    asked.
+
+    Args:
+        model: The task's model, not yet wrapped.
+        is_sharded: Whether ZeRO-3 is about to cut it up.
+        is_main: Whether this is rank 0.
+    """
+
+    def __init__(self, model: nn.Module, *, is_sharded: bool, is_main: bool) -> None:
+        self._model = model
+        self._is_sharded = is_sharded
+        self._is_main = is_main
+        self._empty = _without_weights(model) if is_sharded and is_main else None
+
+    def gather(self, backend: Backend) -> nn.Module:
+        """Collect the weights; called by all ranks.
+
+        Returns:
+            On rank 0 the whole model. On other ranks of ZeRO-3 the sharded one, not to be used.
+        """
+        if not self._is_sharded:
+            return self._model
+        weights: dict[str, torch.Tensor] = {}
+        for name, parameter in self._model.named_parameters():
+            value = backend.full_parameter(parameter)
+            if self._is_main:
+                weights[name] = value.to("cpu", copy=True)
+        if self._empty is None:
+            return self._model
+        return _with_weights(self._empty, weights)
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A deep copy with parameters on the meta device; buffers are real, for some are not saved."""
+    empty = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, dict(empty))
+
+
+def _with_weights(empty: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """A copy of the empty model that holds the weights; tied parameters stay tied."""
+    filled = {
+        id(parameter): nn.Parameter(weights[name], requires_grad=parameter.requires_grad)
+        for name, parameter in empty.named_parameters()
+    }
+    return copy.deepcopy(empty, dict(filled))

@@ -1,0 +1,107 @@
+"""Opening a run folder on rank 0: what it holds, whether it is this run, and where to go on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.checkpoint.resume import check_same_run
+from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.config.load import to_dict
+from trainer.config.schema import TrainConfig
+from trainer.engine.distributed import Distributed
+from trainer.engine.run_folder import RunFolder
+from trainer.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What rank 0 found; sent to the other ranks."""
+
+    checkpoint: Checkpoint | None
+    is_finished: bool
+
+
+def open_run(
+    config: TrainConfig,
+    folder: RunFolder,
+    store: CheckpointStore,
+    distributed: Distributed,
+    *,
+    data: str,
+    steps: int,
+    copy_steps: list[int],
+) -> Opened:
+    """Lock the folder and choose the checkpoint to go on from.
+
+    Args:
+        config: The run.
+        folder: Its folder.
+        store: Its checkpoints.
+        distributed: The processes, for the record.
+        data: Fingerprint of the task's data.
+        steps: Steps of the whole run.
+        copy_steps: Steps that become teachers.
+
+    Raises:
+        CheckpointError: The folder holds another run, or its checkpoints are damaged or gone. A run
+            that was ever at a later step than 0 never starts from scratch.
+        ConfigError: The run is already past what the configuration now asks for.
+        TrainingError: Another process trains in the folder.
+    """
+    folder.open()
+    settings, state = to_dict(config), folder.state()
+    stored = folder.stored_config()
+    if stored is not None:
+        check_same_run(stored, settings, data, data)
+    is_done = state.get("state") == "finished" and state.get("step", 0) >= steps
+    if is_done and folder.export.exists():
+        folder.say(f"{folder.path} is finished: {state['step']} steps are done")
+        return Opened(None, is_finished=True)
+    checkpoint = store.find()
+    if checkpoint is not None:
+        _check_checkpoint(checkpoint, settings, data)
+        _check_reach(folder, checkpoint.step, steps, copy_steps)
+    elif state.get("step", 0) > 0:
+        raise CheckpointError(
+            f"{folder.path} was at step {state['step']}, but its checkpoints are gone; put them "
+            "back, or start a new run in another folder"
+        )
+    step = 0 if checkpoint is None else checkpoint.step
+    start = {"from_step": step, "steps": steps, "ranks": distributed.world_size}
+    folder.describe(settings, distributed.deepspeed, start)
+    folder.write_state("running", step, steps)
+    folder.say(_headline(config, folder, distributed, step, steps))
+    return Opened(checkpoint, is_finished=False)
+
+
+def _check_checkpoint(checkpoint: Checkpoint, settings: dict[str, Any], data: str) -> None:
+    try:
+        stored, stored_data = checkpoint.state["config"], checkpoint.state["data"]
+    except KeyError as error:
+        raise CheckpointError(f"{checkpoint.folder} lacks {error} in its state.json") from error
+    check_same_run(stored, settings, stored_data, data)
+
+
+def _check_reach(folder: RunFolder, step: int, steps: int, copy_steps: list[int]) -> None:
+    if step > steps:
+        raise ConfigError(
+            f"the run has {step} steps behind it, but run.epochs and run.max_steps now end it at "
+            f"{steps}; raise them, or start a new run in another folder"
+        )
+    gone = [s for s in copy_steps if s <= step and not folder.copy(s).exists()]
+    if gone:
+        raise ConfigError(
+            f"run.copies wants copies of steps {gone}, but the run is past them, at step {step}, "
+            "and has none; choose later steps, or start a new run in another folder"
+        )
+
+
+def _headline(
+    config: TrainConfig, folder: RunFolder, distributed: Distributed, step: int, steps: int
+) -> str:
+    run, ranks, stage = config.run, distributed.world_size, distributed.zero_stage
+    how = ("plain" if ranks == 1 else "DDP") if stage is None else f"DeepSpeed ZeRO-{stage}"
+    return (
+        f"{config.task} in {folder.path}: step {step} to {steps}, global batch "
+        f"{run.global_batch} = {ranks} ranks x {distributed.accumulation} micro-batches x "
+        f"{run.micro_batch}, {how}, {run.precision}, {distributed.device.type}"
+    )

@@ -1,0 +1,178 @@
+"""The run folder: everything about a run, and nothing about it anywhere else.
+
+::
+
+    config.json      resolved configuration      deepspeed.json   DeepSpeed's, completed, if there
+    is one state.json       running, finished, stopped  starts.jsonl     every start: command,
+    versions, ranks checkpoints/  copies/  tensorboard/  metrics.jsonl  log/train.log  export/
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from filelock import FileLock, Timeout
+
+from shards.errors import DataError
+from shards.files import read_json, write_json_atomic
+from trainer.errors import CheckpointError, TrainingError
+
+PACKAGES = ("tiny-newsrec", "torch", "deepspeed", "accelerate", "transformers", "numpy")
+
+State = Literal["running", "finished", "stopped"]
+
+
+class RunFolder:
+    """Files of one run; used by rank 0 alone, except for the paths."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock: FileLock | None = None
+        self._log: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The model at the end of the run."""
+        return self.path / "export"
+
+    def copy(self, step: int) -> Path:
+        """The teacher copy of a step."""
+        return self.path / "copies" / f"step_{step:08d}"
+
+    def open(self) -> None:
+        """Make the folder, take its lock and open its log.
+
+        Raises:
+            TrainingError: Another process is training in it, or it cannot be written.
+        """
+        try:
+            (self.path / "log").mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            self._log = (self.path / "log" / "train.log").open("a", encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(
+                f"run folder {self.path} cannot be written: {error.strerror or error}; "
+                "choose another run.dir"
+            ) from error
+
+    def _take_lock(self) -> None:
+        self._lock = FileLock(self.path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise TrainingError(
+                f"another process is training in {self.path}; wait for it or stop it, or choose "
+                "another run.dir"
+            ) from error
+        except NotImplementedError:
+            # A file system without locks: then nothing can tell, and the run goes on.
+            self._lock = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process holds the folder."""
+        return self._log is not None
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def say(self, line: str) -> None:
+        """Print a line and keep it in ``log/train.log``."""
+        print(line, flush=True)
+        if self._log is not None:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            self._log.flush()
+
+    def stored_config(self) -> dict[str, Any] | None:
+        """The configuration of the run that the folder holds, None where it holds none."""
+        path = self.path / "config.json"
+        return dict(read_json(path)) if path.exists() else None
+
+    def state(self) -> dict[str, Any]:
+        """What ``state.json`` says; empty where there is none."""
+        try:
+            return dict(read_json(self.path / "state.json"))
+        except (DataError, TypeError, ValueError):
+            return {}
+
+    def write_state(self, state: State, step: int, steps: int, reason: str | None = None) -> None:
+        """Say how far the run is, for people and for the pipeline."""
+        entry: dict[str, Any] = {"state": state, "step": step, "steps": steps}
+        if reason is not None:
+            entry["reason"] = reason
+        write_json_atomic(self.path / "state.json", entry)
+
+    def describe(
+        self, config: dict[str, Any], deepspeed: dict[str, Any] | None, start: dict[str, Any]
+    ) -> None:
+        """Write down what is run, and add a line about this start.
+
+        Raises:
+            CheckpointError: The folder cannot be written.
+        """
+        try:
+            write_json_atomic(self.path / "config.json", config)
+            if deepspeed is None:
+                (self.path / "deepspeed.json").unlink(missing_ok=True)
+            else:
+                write_json_atomic(self.path / "deepspeed.json", deepspeed)
+            entry = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                **start,
+                "command": shlex.join(sys.argv),
+                "host": platform.node(),
+                "versions": versions(),
+                "git": git_revision(),
+            }
+            with (self.path / "starts.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"run folder {self.path} cannot be written: {error.strerror or error}"
+            ) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide about numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def git_revision() -> str | None:
+    """Revision of the checkout this runs from, with ``+`` if edited; None outside one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        revision = _git(root, "rev-parse", "HEAD")
+        edited = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision + ("+" if edited else "")
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,41 @@
+"""How long a run is and what its learning rate does: pure functions of the step."""
+
+import math
+
+from trainer.config.schema import OptimizerConfig, RunConfig
+
+
+def total_steps(run: RunConfig, num_units: int) -> int:
+    """Optimizer steps of a run: the epochs in global batches, rounded up, and at most
+    ``max_steps``.
+
+    Args:
+        run: The run's section of the configuration.
+        num_units: Samples of an epoch.
+    """
+    # Rounded first: 0.1 epochs of 30 units in batches of 1 are 3 steps, not
+    # ceil(3.0000000000000004).
+    steps = math.ceil(round(run.epochs * num_units / run.global_batch, 9))
+    return max(1, steps if run.max_steps is None else min(steps, run.max_steps))
+
+
+def learning_rate_factor(optimizer: OptimizerConfig, step: int, steps: int) -> float:
+    """What the base learning rates are multiplied with at a step.
+
+    Warm-up rises linearly and reaches 1 at step ``warmup_steps``. After it: constant; linear, which
+    would reach 0 right after the last step; or half a cosine to the same end.
+
+    Args:
+        optimizer: Its ``schedule`` and ``warmup_steps``.
+        step: The optimizer step about to be taken, from 1.
+        steps: Steps of the whole run.
+    """
+    if step <= optimizer.warmup_steps:
+        return step / optimizer.warmup_steps
+    if optimizer.schedule == "constant":
+        return 1.0
+    progress = (step - 1 - optimizer.warmup_steps) / max(1, steps - optimizer.warmup_steps)
+    progress = min(1.0, progress)
+    if optimizer.schedule == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,106 @@
+"""What exists while a run trains: the wrapped task, its optimizer, and the place reached."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shards.order import Position
+from trainer.checkpoint.store import Checkpoint
+from trainer.checkpoint.tensors import gather_tensors, load_model, load_optimizer
+from trainer.config.load import to_dict
+from trainer.config.schema import TrainConfig
+from trainer.engine.backends import build_backend
+from trainer.engine.distributed import Distributed
+from trainer.engine.full_model import FullModel
+from trainer.engine.optimizer import LearningRate, build_optimizer, moments_of
+from trainer.engine.run_folder import versions
+from trainer.engine.step_module import RNG_RULE, StepModule
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Session:
+    """A task made ready to train from the start or from a checkpoint.
+
+    Args:
+        config: The run.
+        task: Not yet wrapped, the same on every rank.
+        distributed: This process among the others.
+        checkpoint: Where to go on, None at the start.
+        steps: Steps of the whole run.
+
+    Attributes:
+        step: Optimizer steps taken.
+        position: Place in the data after them; None at the start.
+        is_checked: Whether it was seen that every trainable parameter takes part in the loss.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: nn.Module,
+        distributed: Distributed,
+        checkpoint: Checkpoint | None,
+        steps: int,
+    ) -> None:
+        self._config = config
+        self._task = task
+        self._distributed = distributed
+        self._moments = moments_of(config.optimizer)
+        self.step = 0
+        self.position: Position | None = None
+        self.is_checked = False
+        # Weights come before wrapping: ZeRO cuts up what it finds in the module.
+        if checkpoint is not None:
+            self.step = checkpoint.step
+            self.position = Position.from_dict(checkpoint.state["position"])
+            load_model(checkpoint.folder, task)
+        task.train()
+        model: Any = task.model
+        self._full_model = FullModel(
+            model, is_sharded=distributed.zero_stage == 3, is_main=distributed.is_main
+        )
+        optimizer = build_optimizer(task, config.optimizer)
+        self.learning_rate = LearningRate(optimizer, config.optimizer, steps)
+        self.step_module = StepModule(task, config.run.precision, distributed.device.type)
+        self.backend = build_backend(self.step_module, optimizer, distributed, config.optimizer)
+        self.backend.create_moments(self.step)
+        if checkpoint is not None:
+            load_optimizer(checkpoint.folder, self.backend, self._moments)
+
+    def tensors(self) -> tuple[Tensors, Tensors]:
+        """The whole model and optimizer on rank 0; called by all ranks."""
+        is_main = self._distributed.is_main
+        return gather_tensors(self.backend, self._task, self._moments, is_main=is_main)
+
+    def full_model(self) -> nn.Module:
+        """The task's model with whole weights on rank 0; called by all ranks."""
+        return self._full_model.gather(self.backend)
+
+    def state(self, data: str) -> dict[str, Any]:
+        """What ``state.json`` of a checkpoint says, besides the step.
+
+        Args:
+            data: Fingerprint of the task's data.
+        """
+        return {
+            "position": None if self.position is None else self.position.to_dict(),
+            "data": data,
+            "config": to_dict(self._config),
+            "ranks": self._distributed.world_size,
+            "zero_stage": self._distributed.zero_stage,
+            "rng": RNG_RULE,
+            "versions": versions(),
+        }
+
+    def info(self, run: Path, steps: int) -> dict[str, Any]:
+        """What an export says about where it comes from."""
+        return {
+            "task": self._config.task,
+            "run": run.name,
+            "seed": self._config.run.seed,
+            "step": self.step,
+            "steps": steps,
+        }

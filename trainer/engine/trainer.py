@@ -1,0 +1,268 @@
+"""The training loop: fetch, forward, backward, agree on finite, step, log.
+
+Reading order of the engine: this file, ``session`` (what is trained), ``backends`` (torch and
+DeepSpeed), ``step_module`` (precision, random numbers), ``distributed`` (start-up), ``opening``
+(where a run goes on) and ``trainer.checkpoint``.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from shards.order import BatchRows, Position
+from shards.stream import Prefetch, Stream, prefetch
+from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.tensors import write_tensors
+from trainer.config.schema import TrainConfig
+from trainer.engine.copies import copy_steps
+from trainer.engine.distributed import Distributed
+from trainer.engine.opening import Opened, open_run
+from trainer.engine.run_folder import RunFolder
+from trainer.engine.schedule import total_steps
+from trainer.engine.session import Session, Tensors
+from trainer.engine.signals import StopRequest, stop_on_signals
+from trainer.engine.step_module import check_all_take_part, seed_of
+from trainer.engine.step_report import StepReport, Stopwatch, peak_memory_mib
+from trainer.errors import StopForRequeue, TrainingError
+from trainer.monitor.monitor import Monitor, Record
+from trainer.tasks.base import TaskData
+
+Export = Callable[[nn.Module, Path, dict[str, Any]], object]
+"""``export(model, folder, info)``: publish the model, with its whole fp32 weights, as a folder."""
+
+MicroBatch = dict[str, np.ndarray]
+StepBatch = tuple[list[MicroBatch], Position]
+PADDING = "padding"
+"""Entry of a micro-batch that is reported instead of passed on: its share of padding, 0 to 1."""
+
+
+class Trainer:
+    """Trains one task in one run folder, from its newest checkpoint if it has one.
+
+    Args:
+        config: The run.
+        task: Its forward takes a micro-batch and returns ``loss``, ``losses``, ``report`` and
+            ``num_samples``; its ``model`` is what is exported. Every trainable parameter takes part
+            in every forward pass.
+        data: Its order and how micro-batches are made.
+        export: Called on rank 0 for teacher copies and at the end.
+        distributed: This process among the others, from :func:`trainer.engine.distributed.start`,
+            which was called before the task was built.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: nn.Module,
+        data: TaskData,
+        export: Export,
+        distributed: Distributed,
+    ) -> None:
+        self.config = config
+        self.task = task
+        self.data = data
+        self.export = export
+        self.distributed = distributed
+        self.steps = total_steps(config.run, data.order.num_units)
+        self.copy_steps = copy_steps(config.run.copies, self.steps)
+        self.folder = RunFolder(config.run.dir)
+        self._store = CheckpointStore(
+            self.folder.checkpoints,
+            config.run.keep_checkpoints,
+            lambda line: self.folder.say(f"WARNING: {line}"),
+        )
+        self._stopwatch = Stopwatch()
+        self._monitor: Monitor | None = None
+
+    def fit(self) -> Path:
+        """Train to the last step, export, and return the run folder.
+
+        Raises:
+            StopForRequeue: A signal asked to stop; there is a checkpoint to go on from.
+            TrainingError: A loss or gradient is not finite, or a parameter takes no part.
+            CheckpointError: Checkpoints are all damaged or belong to another run, or one cannot be
+                written.
+        """
+        try:
+            with stop_on_signals() as stop:
+                opened = self.distributed.from_main(self._open)
+                if not opened.is_finished:
+                    session = Session(
+                        self.config, self.task, self.distributed, opened.checkpoint, self.steps
+                    )
+                    self._train(session, stop)
+                    self._finish(session)
+        except BaseException as error:
+            self._note_stop(error)
+            raise
+        finally:
+            if self._monitor is not None:
+                self._monitor.close()
+            self.folder.close()
+        return self.folder.path
+
+    def _train(self, session: Session, stop: StopRequest) -> None:
+        """The loop."""
+        if self.distributed.is_main:
+            self._monitor = Monitor(self.folder.path, self.steps, session.step, self.folder.say)
+        with self._batches(session) as batches:
+            for step in range(session.step + 1, self.steps + 1):
+                micro_batches, position = self._fetch(batches)
+                rates = session.learning_rate.set(step)
+                report = self._forward_backward(session, step, micro_batches)
+                signum = self._agree(step, report, stop)
+                grad_norm = session.backend.step()
+                self._check_gradient(step, grad_norm)
+                session.step, session.position = step, position
+                self._log(step, report, rates, grad_norm)
+                if step in self.copy_steps:
+                    self._export(session, self.folder.copy(step))
+                if signum or step == self.steps or step % self.config.run.checkpoint_every == 0:
+                    self._checkpoint(session)
+                if signum and step < self.steps:
+                    raise StopForRequeue(
+                        f"{signal.Signals(signum).name}: stopped after step {step} of "
+                        f"{self.steps}; its checkpoint is {self._store.path(step)}. The same "
+                        "command goes on from it"
+                    )
+
+    def _batches(self, session: Session) -> Prefetch[StepBatch]:
+        """This rank's micro-batches, step by step, collated in a background thread."""
+
+        def collate(rows: BatchRows) -> StepBatch:
+            parts = rows.split(self.config.run.micro_batch)
+            return [self.data.collate(part) for part in parts], rows.position
+
+        stream = Stream(
+            self.data.order,
+            self.config.run.global_batch,
+            self.distributed.rank,
+            self.distributed.world_size,
+            session.position,
+        )
+        return prefetch(stream, collate)
+
+    def _fetch(self, batches: Iterator[StepBatch]) -> StepBatch:
+        started = time.monotonic()
+        batch = next(batches)
+        self._stopwatch.count(time.monotonic() - started)
+        return batch
+
+    def _forward_backward(
+        self, session: Session, step: int, micro_batches: list[MicroBatch]
+    ) -> StepReport:
+        """All micro-batches of a step; afterwards every rank has the global batch's gradient."""
+        report = StepReport()
+        backend, run = session.backend, self.config.run
+        for micro, arrays in enumerate(micro_batches):
+            padding = arrays.pop(PADDING, None)
+            batch = {name: self._to_device(array) for name, array in arrays.items()}
+            is_last = micro == len(micro_batches) - 1
+            torch.manual_seed(seed_of(run.seed, step, self.distributed.rank, micro))
+            with backend.micro_step(is_last=is_last):
+                outputs = backend.module(batch)
+                if not session.is_checked:
+                    check_all_take_part(outputs["loss"], session.step_module)
+                    session.is_checked = True
+                backend.backward(outputs["loss"], is_last=is_last)
+            report.add(outputs, None if padding is None else float(padding))
+        return report
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        writable = array if array.flags.writeable else array.copy()
+        return torch.from_numpy(writable).to(self.distributed.device, non_blocking=True)
+
+    def _agree(self, step: int, report: StepReport, stop: StopRequest) -> int:
+        """One small all-reduce: has any rank a loss that is not finite, or a signal to stop?"""
+        is_finite = math.isfinite(report.loss)
+        bad_rank = 0 if is_finite else self.distributed.rank + 1
+        signum, bad_rank = self.distributed.maximum([stop.signum, bad_rank])
+        if bad_rank:
+            raise TrainingError(
+                f"the loss is not finite in step {step} on rank {bad_rank - 1}"
+                + ("" if is_finite else f" ({report.loss})")
+                + "; nothing of this step is saved. Lower the learning rate, clip gradients "
+                "(optimizer.max_grad_norm), or look at that batch"
+            )
+        return signum
+
+    def _check_gradient(self, step: int, grad_norm: float) -> None:
+        """The norm is one number over all ranks, so all of them stop or none."""
+        if not math.isfinite(grad_norm):
+            raise TrainingError(
+                f"the gradient is not finite in step {step} (norm {grad_norm} over all ranks, "
+                f"seen by rank {self.distributed.rank}); nothing of this step is saved. Lower the "
+                "learning rate or clip gradients (optimizer.max_grad_norm)"
+            )
+
+    def _log(
+        self, step: int, report: StepReport, rates: dict[str, float], grad_norm: float
+    ) -> None:
+        if not (step in (1, self.steps) or step % self.config.run.log_every == 0):
+            return
+        speed = self._stopwatch.read(self.config.run.global_batch)
+        values = report.over_ranks(self.distributed, speed)
+        if self._monitor is None:
+            return
+        values |= {f"train/{name}": rate for name, rate in rates.items()}
+        values["train/grad_norm"] = grad_norm
+        values["speed/memory_mib"] = peak_memory_mib(self.distributed.device)
+        self._monitor.write(Record(step=step, values=values))
+
+    def _open(self) -> Opened:
+        return open_run(
+            self.config,
+            self.folder,
+            self._store,
+            self.distributed,
+            data=self.data.fingerprint,
+            steps=self.steps,
+            copy_steps=self.copy_steps,
+        )
+
+    def _checkpoint(self, session: Session) -> None:
+        """Gather on all ranks, write on rank 0; an error there is an error everywhere."""
+        model, optimizer = session.tensors()
+        self.distributed.from_main(lambda: self._write_checkpoint(session, model, optimizer))
+
+    def _write_checkpoint(self, session: Session, model: Tensors, optimizer: Tensors) -> None:
+        if self._monitor is not None:
+            self._monitor.flush()
+        self._store.save(
+            session.step,
+            session.state(self.data.fingerprint),
+            lambda folder: write_tensors(folder, model, optimizer),
+        )
+        self.folder.write_state("running", session.step, self.steps)
+
+    def _export(self, session: Session, folder: Path) -> None:
+        model = session.full_model()
+        info = session.info(self.folder.path, self.steps)
+        self.distributed.from_main(lambda: self.export(model, folder, info) and None)
+
+    def _finish(self, session: Session) -> None:
+        self._export(session, self.folder.export)
+        self.distributed.from_main(
+            lambda: self.folder.write_state("finished", session.step, self.steps)
+        )
+        if self.distributed.is_main:
+            self.folder.say(f"finished: {self.folder.export}")
+
+    def _note_stop(self, error: BaseException) -> None:
+        """Leave the reason of an early end in ``state.json``, with the last checkpoint's step."""
+        if not self.distributed.is_main:
+            return
+        state = self.folder.state()
+        if state.get("state") == "running" and self.folder.is_open:
+            reason = str(error) or type(error).__name__
+            # A disk that is full may be the reason itself; it must not hide it.
+            with contextlib.suppress(OSError):
+                self.folder.write_state("stopped", int(state["step"]), self.steps, reason)
