@@ -1,0 +1,144 @@
+"""An exported model: a Hugging Face folder that says what texts it was made for.
+
+Beside ``config.json``, ``model.safetensors`` and the tokenizer's files there is ``tnr.json``: what
+kind of model it is, its text lengths, and the sha256 of its weights and tokenizer, by which
+columns know it.
+"""
+
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shards.files import read_json, sha256_file, write_json_atomic
+from trainer.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from shards.reader import ShardSet
+    from shards.tokens import TokenColumn
+
+FORMAT = 1
+INFO = "tnr.json"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported model on disk, not yet in memory."""
+
+    folder: Path
+    info: dict[str, Any]
+
+    @property
+    def weights_sha256(self) -> str:
+        """sha256 of the weights file."""
+        return str(self.info["weights_sha256"])
+
+    @property
+    def is_recommender(self) -> bool:
+        """Whether it has a user encoder beside its news encoder."""
+        return bool(self.info["kind"] == "recommender")
+
+    def load_model(self) -> "PreTrainedModel":
+        """Load the model: a ``NewsEncoder`` or a ``Recommender``, in eval mode, fp32.
+
+        Raises:
+            ModelError: The weights are not the ones that were exported.
+        """
+        from trainer.models import load_model
+
+        found = sha256_file(self.folder / WEIGHTS)
+        if found != self.weights_sha256:
+            raise ModelError(
+                f"{self.folder / WEIGHTS} has sha256 {found[:12]}…, but {INFO} says "
+                f"{self.weights_sha256[:12]}…: the folder is damaged or was edited; export it again"
+            )
+        return load_model(self.folder).eval()
+
+    def tokens(self, articles: "ShardSet") -> "TokenColumn":
+        """The token column of an article set that was made with this model's tokenizer.
+
+        Raises:
+            ModelError: The set has no such column; the message has the command that makes one.
+        """
+        from shards.tokens import TokenColumn
+
+        found = []
+        for folder in sorted(articles.columns_dir.glob("tokens-*")):
+            column = TokenColumn.open(articles, folder.name)
+            if column.tokenizer_sha256 == self.info["tokenizer_sha256"]:
+                return column
+            found.append(f"{folder.name} (tokenizer {column.tokenizer_sha256[:12]}…)")
+        raise ModelError(
+            f"{articles.path} has no token column of the tokenizer of {self.folder} "
+            f"({self.info['tokenizer_sha256'][:12]}…); found: {', '.join(found) or 'none'}. "
+            f"Make it: tnr shards tokenize {articles.path} --tokenizer {self.folder}"
+        )
+
+
+def load_export(folder: str | Path) -> Export:
+    """Open an exported model without loading it.
+
+    Raises:
+        ModelError: The folder is no export, or of a newer format.
+    """
+    path = Path(folder)
+    if not (path / INFO).is_file():
+        hint = ""
+        if (path / "export" / INFO).is_file():
+            hint = f"; did you mean {path / 'export'}?"
+        raise ModelError(f"{path} is not an exported model: it has no {INFO}{hint}")
+    info = read_json(path / INFO)
+    if info.get("format") != FORMAT:
+        raise ModelError(f"{path / INFO}: format {info.get('format')!r}, expected {FORMAT}")
+    if not (path / WEIGHTS).is_file():
+        raise ModelError(f"{path} has no {WEIGHTS}; weights are read from safetensors only")
+    return Export(path, info)
+
+
+def export_model(
+    model: "PreTrainedModel", folder: Path, tokenizer_dir: Path | None, info: dict[str, Any]
+) -> Export:
+    """Write a model as an exported folder; the folder appears whole or not at all.
+
+    Args:
+        model: A ``NewsEncoder`` or ``Recommender`` with its full weights.
+        folder: Where to; an export that stands there is replaced.
+        tokenizer_dir: A saved tokenizer to put beside the weights.
+        info: Further entries of ``tnr.json``, such as ``tokenizer_sha256`` and text lengths.
+    """
+    from trainer.models import Recommender
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = folder.parent / f".{folder.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        model.save_pretrained(building)
+        if tokenizer_dir is not None:
+            for file in sorted(tokenizer_dir.iterdir()):
+                if file.is_file():
+                    shutil.copyfile(file, building / file.name)
+        described = info | {
+            "format": FORMAT,
+            "kind": "recommender" if isinstance(model, Recommender) else "news_encoder",
+            "weights_sha256": sha256_file(building / WEIGHTS),
+        }
+        write_json_atomic(building / INFO, described)
+        _replace(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return Export(folder, described)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Put a finished folder in its place; a rename over a full folder is refused by the system."""
+    old = None
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old-{uuid.uuid4().hex[:8]}")
+        folder.rename(old)
+    new.rename(folder)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,80 @@
+"""What every task returns, and how its terms become one loss."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shards.order import EpochOrder
+from shards.stream import BatchRows
+
+Batch = dict[str, np.ndarray]
+"""One micro-batch as named arrays, before it becomes tensors."""
+
+
+class StepOutput(TypedDict):
+    """Result of one forward pass. A plain dict, because ZeRO-3 looks for tensors in dicts and
+    tuples."""
+
+    loss: Tensor
+    """Weighted sum of the terms, a scalar with gradient: the mean over the micro-batch."""
+    losses: dict[str, Tensor]
+    """Each term by name, unweighted, detached."""
+    report: dict[str, Tensor]
+    """Other numbers to log, detached scalars."""
+    num_samples: int
+    """Samples of the micro-batch."""
+
+
+class TaskData(Protocol):
+    """The data half of a task."""
+
+    @property
+    def order(self) -> EpochOrder:
+        """Order of the task's units: articles, or clicks."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What the data are, part by part; a run is continued only on the same."""
+        ...
+
+    def collate(self, batch: BatchRows) -> Batch:
+        """Arrays of one micro-batch."""
+        ...
+
+
+def step_output(
+    terms: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    report: Mapping[str, Tensor],
+    num_samples: int,
+) -> StepOutput:
+    """Weigh the terms into one loss; a term of weight 0 is still reported."""
+    total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return StepOutput(
+        loss=total,
+        losses={name: term.detach() for name, term in terms.items()},
+        report={name: value.detach() for name, value in report.items()},
+        num_samples=num_samples,
+    )
+
+
+def accuracy(scores_BC: Tensor, target_B: Tensor | None = None) -> Tensor:
+    """Share of samples whose true candidate (the first, unless told) scores highest."""
+    best_B = scores_BC.argmax(dim=1)
+    return (best_B == (0 if target_B is None else target_B)).float().mean()
+
+
+def data_fingerprint(**parts: Any) -> str:
+    """Fingerprints of what a run reads, each with its name, so that a difference names itself."""
+    return " ".join(f"{name}:{part.fingerprint[:16]}" for name, part in parts.items())
+
+
+def padding_share(batch: Batch, masks: tuple[str, ...]) -> np.ndarray:
+    """Share of a batch's token slots that hold padding, as a float32 scalar array."""
+    slots = sum(batch[name].size for name in masks)
+    filled = sum(int(batch[name].sum()) for name in masks)
+    return np.asarray(1.0 - filled / max(slots, 1), dtype=np.float32)

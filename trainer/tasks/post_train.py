@@ -1,0 +1,176 @@
+"""Post-training (step 1) and its distillation (stage I): which title belongs to this body?
+
+Shapes: B samples, C = 1 + N titles a sample (its own first), U distinct titles of the micro-batch,
+L tokens, E news width, M teachers.
+"""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from shards.negatives import draw_negatives
+from shards.order import EpochOrder
+from shards.reader import ShardSet
+from shards.stream import BatchRows
+from shards.tokens import TokenColumn
+from trainer.config.schema import DataConfig, LossConfig
+from trainer.losses.contrastive import contrastive, in_batch_scores, in_batch_targets
+from trainer.losses.embedding import weighted_distance
+from trainer.models import NewsEncoder
+from trainer.models.projection import TeacherProjections
+from trainer.tasks.base import (
+    Batch,
+    StepOutput,
+    accuracy,
+    data_fingerprint,
+    padding_share,
+    step_output,
+)
+from trainer.tasks.distill import label_terms, loss_weights, teacher_errors, weight_report
+from trainer.teacher_server.signals import TextSignals
+
+
+class PostTrainData:
+    """Bodies with their own titles and N negatives drawn from the whole corpus."""
+
+    def __init__(
+        self,
+        articles: ShardSet,
+        tokens: TokenColumn,
+        config: DataConfig,
+        seed: int,
+        signals: TextSignals | None = None,
+    ) -> None:
+        self.tokens = tokens
+        self.config = config
+        self.seed = seed
+        self.signals = signals
+        self.num_articles = articles.num_rows
+        counts = np.diff(articles.shard_starts).tolist()
+        self.order = EpochOrder(counts, articles.fingerprint, seed, config.window_shards)
+        self.fingerprint = data_fingerprint(articles=articles, tokens=tokens.reader)
+
+    def collate(self, batch: BatchRows) -> Batch:
+        """Arrays of one micro-batch.
+
+        Returns:
+            ``title_ids`` and ``title_mask`` [U, L], ``title_index`` [B, C] into U with the own
+            title first, ``body_ids`` and ``body_mask`` [B, L]; with teachers also
+            ``teacher.m.title`` [U, E] and ``teacher.m.body`` [B, E].
+        """
+        config = self.config
+        titles_BC = batch.rows[:, None]
+        if not config.in_batch_negatives:
+            epochs = np.zeros_like(batch.epochs) if config.static_negatives else batch.epochs
+            negatives = draw_negatives(
+                self.seed, batch.rows, epochs, self.num_articles, config.num_negatives
+            )
+            titles_BC = np.concatenate([titles_BC, negatives], axis=1)
+        titles_U, index = np.unique(titles_BC, return_inverse=True)
+        read = self.tokens.batch
+        title_ids, title_mask = read("title", titles_U, config.max_title_tokens, config.pad_to_max)
+        body_ids, body_mask = read("body", batch.rows, config.max_body_tokens, config.pad_to_max)
+        arrays: Batch = {
+            "title_ids": title_ids,
+            "title_mask": title_mask,
+            "title_index": index.reshape(titles_BC.shape),
+            "body_ids": body_ids,
+            "body_mask": body_mask,
+        }
+        if self.signals is not None:
+            arrays |= self.signals.text(titles_U, batch.rows)
+        arrays["padding"] = padding_share(arrays, ("title_mask", "body_mask"))
+        return arrays
+
+
+class PostTrainTask(nn.Module):
+    """Cross-entropy of the own title among 1 + N titles, scored by dot product with the body.
+
+    With ``in_batch_negatives`` the other titles of the global batch are the negatives; the titles
+    of the other ranks are gathered with their gradient, so that the loss does not depend on the
+    ranks.
+    """
+
+    def __init__(self, model: NewsEncoder, *, in_batch_negatives: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.in_batch_negatives = in_batch_negatives
+
+    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
+        """Losses of one micro-batch of :meth:`PostTrainData.collate`."""
+        titles_UE, bodies_BE = encode_pairs(self.model, batch)
+        target_B = None
+        if self.in_batch_negatives:
+            own_BE = titles_UE[batch["title_index"][:, 0]]
+            scores_BC, target_B = _scores_within_batch(bodies_BE, own_BE)
+        else:
+            scores_BC = pair_scores(bodies_BE, titles_UE, batch["title_index"])
+        return step_output(
+            {"target": contrastive(scores_BC, target_B)},
+            {"target": 1.0},
+            {"accuracy": accuracy(scores_BC, target_B)},
+            len(bodies_BE),
+        )
+
+
+class PostTrainDistillTask(nn.Module):
+    """Stage I: the student's own task, the teachers' soft label, and their projected vectors."""
+
+    def __init__(self, model: NewsEncoder, teacher_dims: list[int], loss: LossConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.projections = TeacherProjections(teacher_dims, model.config.news_dim)
+        self.loss = loss
+        self.num_teachers = len(teacher_dims)
+
+    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
+        """Losses of one micro-batch of :meth:`PostTrainData.collate` with signals."""
+        index_BC = batch["title_index"]
+        titles_UE, bodies_BE = encode_pairs(self.model, batch)
+        scores_BC = pair_scores(bodies_BE, titles_UE, index_BC)
+        teachers = range(self.num_teachers)
+        title_teachers = [batch[f"teacher.{m}.title"].float() for m in teachers]
+        body_teachers = [batch[f"teacher.{m}.body"].float() for m in teachers]
+        teacher_scores_MBC = torch.stack(
+            [
+                pair_scores(b, t, index_BC)
+                for t, b in zip(title_teachers, body_teachers, strict=True)
+            ]
+        )
+        weights_MB, terms = label_terms(scores_BC, teacher_scores_MBC, self.loss)
+        title_errors_MU = teacher_errors(titles_UE, self.projections(title_teachers))
+        body_errors_MB = teacher_errors(bodies_BE, self.projections(body_teachers))
+        terms["embedding"] = weighted_distance(
+            title_errors_MU[:, index_BC], weights_MB
+        ) + weighted_distance(body_errors_MB[:, :, None], weights_MB)
+        report = {"accuracy": accuracy(scores_BC), **weight_report(weights_MB)}
+        return step_output(terms, loss_weights(self.loss), report, len(bodies_BE))
+
+
+def encode_pairs(model: NewsEncoder, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Vectors of the distinct titles [U, E] and of the bodies [B, E]."""
+    titles_UE = model(batch["title_ids"], batch["title_mask"])
+    bodies_BE = model(batch["body_ids"], batch["body_mask"])
+    return titles_UE, bodies_BE
+
+
+def pair_scores(bodies_BE: Tensor, titles_UE: Tensor, index_BC: Tensor) -> Tensor:
+    """Dot products of every body with its titles, [B, C]."""
+    return torch.einsum("be,bce->bc", bodies_BE, titles_UE[index_BC])
+
+
+def _scores_within_batch(bodies_BE: Tensor, titles_BE: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores [B, G] against all G titles of the global batch, and the place [B] of the own
+    title."""
+    num_local, offset = len(bodies_BE), 0
+    titles_GE = titles_BE
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        from torch.distributed.nn.functional import all_gather
+
+        offset = dist.get_rank() * num_local
+        titles_GE = torch.cat(all_gather(titles_BE))
+    return (
+        in_batch_scores(bodies_BE, titles_GE),
+        in_batch_targets(num_local, offset, bodies_BE.device),
+    )

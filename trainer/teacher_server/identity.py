@@ -1,0 +1,88 @@
+"""What a teacher's column is made from. Whoever reads a column asks for exactly this, field by
+field.
+
+Stage I (``text``): title and body vectors of every article, by a post-trained news encoder.
+Stage II (``news``, ``clicks``): title vectors of every article, and of every impression the user
+vector and the score of each candidate, by a finetuned recommender.
+"""
+
+from typing import Any
+
+from shards.reader import ShardSet
+from trainer.errors import ModelError
+from trainer.export.folder import Export
+
+FORMAT = 1
+TEXT = "teacher-text"
+NEWS = "teacher-news"
+CLICKS = "teacher-clicks"
+
+
+def teacher_identity(teacher: Export) -> dict[str, Any]:
+    """The fields that tell one teacher's outputs from another's, whatever they are computed
+    over."""
+    info = teacher.info
+    return {
+        "format": FORMAT,
+        "teacher_weights_sha256": teacher.weights_sha256,
+        "teacher_kind": info["kind"],
+        "model_settings": info["model_settings"],
+        "tokenizer_sha256": info["tokenizer_sha256"],
+        "max_title_tokens": info["max_title_tokens"],
+        "pad_to_max": info["pad_to_max"],
+    }
+
+
+def text_identity(teacher: Export, articles: ShardSet, dtype: str, compute: str) -> dict[str, Any]:
+    """What a stage I column is made from.
+
+    Raises:
+        ModelError: The teacher was not post-trained on bodies, so no body length is known.
+    """
+    if not teacher.info.get("max_body_tokens"):
+        raise ModelError(
+            f"{teacher.folder} knows no max_body_tokens: it was not post-trained on title and body "
+            "pairs, so it cannot be a stage I teacher"
+        )
+    return teacher_identity(teacher) | {
+        "max_body_tokens": teacher.info["max_body_tokens"],
+        "articles": articles.fingerprint,
+        "dtype": dtype,
+        "compute": compute,
+    }
+
+
+def news_identity(teacher: Export, articles: ShardSet, dtype: str, compute: str) -> dict[str, Any]:
+    """What a stage II column over articles is made from.
+
+    Raises:
+        ModelError: The teacher has no user encoder.
+    """
+    _check_recommender(teacher)
+    return teacher_identity(teacher) | {
+        "articles": articles.fingerprint,
+        "dtype": dtype,
+        "compute": compute,
+    }
+
+
+def clicks_identity(
+    teacher: Export, articles: ShardSet, impressions: ShardSet, dtype: str, compute: str
+) -> dict[str, Any]:
+    """What a stage II column over impressions is made from.
+
+    Raises:
+        ModelError: The teacher has no user encoder.
+    """
+    return news_identity(teacher, articles, dtype, compute) | {
+        "impressions": impressions.fingerprint,
+        "history_length": teacher.info["history_length"],
+    }
+
+
+def _check_recommender(teacher: Export) -> None:
+    if not teacher.is_recommender:
+        raise ModelError(
+            f"{teacher.folder} has no user encoder: stage II needs finetuned teachers "
+            "(tnr train finetune), not post-trained ones"
+        )
