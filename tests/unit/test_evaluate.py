@@ -1,0 +1,243 @@
+"""A tiny recommender evaluated on tiny sets: against doing the same by hand, row by row."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.sets import impression_samples, make_impressions
+from helpers.world import TinyWorld, make_world
+
+from shards.clicks import ClickColumn
+from shards.errors import DataError, UsageError
+from trainer.cli import evaluate as evaluate_cli
+from trainer.errors import ModelError
+from trainer.evaluate.baselines import baseline_scores
+from trainer.evaluate.encode import encode_articles
+from trainer.evaluate.evaluate import EvaluateOptions, evaluate_baseline, evaluate_model, summary
+from trainer.evaluate.metrics import ranking_metrics
+from trainer.evaluate.pairs import open_click_log
+from trainer.evaluate.scoring import score_impressions
+from trainer.evaluate.segments import cold_segments, history_segments
+from trainer.export.folder import load_export
+
+FAST = EvaluateOptions(speed_s=0.0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def recommender(world: TinyWorld) -> str:
+    return world.teacher("finetune", 1)
+
+
+def by_hand(world: TinyWorld, export: str):
+    """Scores of all candidates, one article and one impression at a time."""
+    model = load_export(export).load_model()
+    vectors = []
+    with torch.inference_mode():
+        for row in range(world.articles.num_rows):
+            ids, mask = world.tokens.batch("title", np.array([row]), 10)
+            vectors.append(model.encode_news(torch.from_numpy(ids), torch.from_numpy(mask))[0])
+        scores, labels, users = [], [], []
+        for sample in world.impressions:
+            history = sample["history"][-5:]
+            slots = torch.zeros(1, 5, len(vectors[0]))
+            mask = torch.zeros(1, 5, dtype=torch.bool)
+            for place, row in enumerate(history):
+                slots[0, 5 - len(history) + place] = vectors[row]
+                mask[0, 5 - len(history) + place] = True
+            user = model.encode_users(slots, mask)[0]
+            users.append(user.numpy())
+            scores.append([float(vectors[row] @ user) for row in sample["candidates"]])
+            labels.append(sample["clicks"])
+    return scores, labels, np.stack(users), torch.stack(vectors).numpy()
+
+
+def test_encoding_in_batches_by_length_equals_one_by_one(world: TinyWorld, recommender: str):
+    model = load_export(recommender).load_model()
+    _, _, _, expected = by_hand(world, recommender)
+    rows = np.random.default_rng(0).permutation(world.articles.num_rows)
+    for batch_tokens in (1, 40, 100_000):
+        found = encode_articles(
+            model, world.tokens, rows, "title", 10, batch_tokens=batch_tokens, progress=True
+        )
+        np.testing.assert_allclose(found, expected[rows], rtol=1e-4, atol=1e-5)
+    assert encode_articles(model, world.tokens, rows[:0], "title", 10).shape == (0, 12)
+
+
+def test_batches_keep_within_the_token_budget(world: TinyWorld):
+    seen = []
+
+    class Spy(torch.nn.Module):
+        config = argparse.Namespace(news_dim=2)
+
+        def forward(self, ids, mask):
+            seen.append((tuple(ids.shape), int(mask.sum())))
+            return torch.zeros(len(ids), 2)
+
+    rows = np.arange(world.articles.num_rows)
+    encode_articles(Spy(), world.tokens, rows, "body", 20, batch_tokens=64)
+    assert all(n * length <= 64 for (n, length), _ in seen)
+    assert sum(n for (n, _), _ in seen) == len(rows)
+    assert [length for (_, length), _ in seen] == sorted((s[0][1] for s in seen), reverse=True)
+    seen.clear()
+    encode_articles(Spy(), world.tokens, rows, "title", 10, batch_tokens=64, pad_to_max=True)
+    assert {length for (_, length), _ in seen} == {10}
+
+
+def test_scores_users_and_metrics_equal_those_by_hand(world: TinyWorld, recommender: str):
+    scores, labels, users, vectors = by_hand(world, recommender)
+    model = load_export(recommender).load_model()
+    clicks = ClickColumn.open(world.impressions)
+    found = score_impressions(model, vectors, clicks, history_length=5, batch_impressions=7)
+    np.testing.assert_allclose(found.scores, np.concatenate(scores), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.users, users, rtol=1e-4, atol=1e-5)
+    some = np.array([3, 0, 17])
+    part = score_impressions(model, vectors, clicks, rows=some, history_length=5)
+    np.testing.assert_allclose(part.users, users[some], rtol=1e-4, atol=1e-5)
+    assert list(np.diff(part.offsets)) == [len(scores[row]) for row in some]
+
+    record = evaluate_model(recommender, world.articles.path, world.impressions.path, FAST)
+    flat = np.concatenate([np.array(one) for one in labels])
+    offsets = np.cumsum([0, *(len(one) for one in labels)])
+    expected = ranking_metrics(np.concatenate(scores), flat, offsets)
+    assert record["metrics"] == pytest.approx(expected.to_dict(), abs=1e-6)
+    assert record["counts"]["impressions"] == expected.num_impressions
+    assert record["layers"] == 2
+    assert record["parameters"] == sum(p.numel() for p in model.parameters())
+    assert record["name"] == "finetune-1"
+    assert record["data"]["articles_fingerprint"] == world.articles.fingerprint
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_teacher_with_learned_padding_is_read_as_in_training(world: TinyWorld):
+    export = world.teacher("finetune", 2, **{"model.history_padding": "learned"})
+    model = load_export(export).load_model()
+    clicks = ClickColumn.open(world.impressions)
+    vectors = np.random.default_rng(0).normal(size=(40, 12)).astype(np.float32)
+    used = score_impressions(model, vectors, clicks, history_length=5)
+    taught = score_impressions(model, vectors, clicks, history_length=5, as_teacher=True)
+    assert np.abs(used.users - taught.users).max() > 1e-3
+    plain = load_export(world.teacher("finetune", 1)).load_model()
+    one = score_impressions(plain, vectors, clicks, history_length=5)
+    other = score_impressions(plain, vectors, clicks, history_length=5, as_teacher=True)
+    np.testing.assert_array_equal(one.users, other.users)
+
+
+def test_speed_and_cold_segments_are_in_the_record(world: TinyWorld, recommender: str, capsys):
+    options = EvaluateOptions(
+        speed_s=0.01, device="cpu", train_clicks=str(world.impressions.path), name="tiny"
+    )
+    record = evaluate_model(recommender, world.articles.path, world.impressions.path, options)
+    assert record["speed"]["articles_per_s"] > 0
+    assert record["segments"]["cold"]["cold_candidates_share"] == 0.0
+    assert record["segments"]["cold"]["clicked_all_seen"]["impressions"] == 60
+    summary(record)
+    said = capsys.readouterr().out
+    assert f"AUC      {record['metrics']['auc']:.4f}" in said
+
+
+def test_segments_by_history_and_by_news_seen_before(world: TinyWorld, tmp_path: Path):
+    def sample(number: int, history: list[int], candidates: list[int]) -> dict:
+        return {
+            "id": str(number),
+            "user": "U",
+            "time": "2019-11-15T08:00:00",
+            "history": history,
+            "candidates": candidates,
+            "clicks": [1] + [0] * (len(candidates) - 1),
+        }
+
+    train = make_impressions(
+        tmp_path / "train", world.articles, samples=[sample(1, [0, 1], [2, 3])]
+    )
+    dev = make_impressions(
+        tmp_path / "dev",
+        world.articles,
+        samples=[sample(1, [], [0, 9]), sample(2, [1] * 3, [8, 2]), sample(3, [1] * 30, [7, 8])],
+    )
+    clicks = ClickColumn.open(dev)
+    scores = np.array([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])
+    labels = np.array([1, 0, 1, 0, 1, 0])
+    metrics = ranking_metrics(scores, labels, np.array([0, 2, 4, 6]))
+    history = history_segments(metrics, clicks)
+    assert {name: part["auc"] for name, part in history.items()} == {
+        "0": 1.0,
+        "1-5": 0.0,
+        "21-50": 1.0,
+    }
+    cold = cold_segments(metrics, clicks, ClickColumn.open(train), 40)
+    assert cold["cold_candidates_share"] == pytest.approx(4 / 6)
+    assert cold["clicked_all_seen"] == history["0"] | {"impressions": 1}
+    assert cold["clicked_all_cold"]["impressions"] == 2
+    assert cold["clicked_all_cold"]["auc"] == 0.5
+
+
+def test_popularity_counts_clicks_of_the_training_log(world: TinyWorld):
+    train = ClickColumn.open(world.impressions)
+    expected = np.zeros(40)
+    for sample in impression_samples(60, 40):
+        for row, click in zip(sample["candidates"], sample["clicks"], strict=True):
+            expected[row] += click
+    found = baseline_scores("popularity", np.arange(40), 40, train=train)
+    np.testing.assert_array_equal(found, expected)
+    options = EvaluateOptions(train_clicks=str(world.impressions.path))
+    record = evaluate_baseline("popularity", world.articles.path, world.impressions.path, options)
+    assert record["metrics"]["auc"] > 0.6  # it has seen the very clicks
+    assert record["role"] == "baseline"
+
+
+def test_random_baseline_follows_its_seed(world: TinyWorld):
+    def auc(seed: int) -> float:
+        sets = (world.articles.path, world.impressions.path)
+        return evaluate_baseline("random", *sets, EvaluateOptions(seed=seed))["metrics"]["auc"]
+
+    assert auc(1) == auc(1) != auc(2)
+
+
+def test_what_cannot_be_evaluated_says_why(world: TinyWorld, recommender: str, tmp_path: Path):
+    encoder = world.teacher("post_train", 3)
+    with pytest.raises(ModelError, match="without a user encoder"):
+        evaluate_model(encoder, world.articles.path, world.impressions.path, FAST)
+    unlabelled = make_impressions(tmp_path / "test", world.articles, labelled=False)
+    with pytest.raises(DataError, match="no labels"):
+        evaluate_model(recommender, world.articles.path, unlabelled.path, FAST)
+    other = make_world(tmp_path / "other", num_articles=50)
+    with pytest.raises(DataError, match="refers to articles"):
+        open_click_log(other.articles.path, world.impressions.path)
+    with pytest.raises(UsageError, match="--train-clicks"):
+        evaluate_baseline("popularity", world.articles.path, world.impressions.path, FAST)
+    with pytest.raises(ModelError, match="tnr shards tokenize"):
+        evaluate_model(
+            recommender,
+            other.articles.path,
+            make_impressions(tmp_path / "c", other.articles).path,
+            FAST,
+        )
+
+
+def command(words: list[str]) -> int:
+    parser = argparse.ArgumentParser()
+    evaluate_cli.register(parser.add_subparsers())
+    arguments = parser.parse_args(["evaluate", *words])
+    return arguments.run(arguments)
+
+
+def test_command_writes_the_record(world: TinyWorld, recommender: str, tmp_path: Path, capsys):
+    sets = ["--articles", str(world.articles.path), "--clicks", str(world.impressions.path)]
+    out = tmp_path / "new" / "evaluation.json"
+    words = [recommender, *sets, "--out", str(out), "--speed-seconds", "0", "--role", "student"]
+    assert command(words) == 0
+    record = json.loads(out.read_text())
+    assert record["role"] == "student"
+    assert f"{record['metrics']['mrr']:.4f}" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="and not both"):
+        command([recommender, "--baseline", "random", *sets])
+    with pytest.raises(UsageError, match="and not both"):
+        command(sets)

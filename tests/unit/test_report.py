@@ -1,0 +1,179 @@
+"""The table over evaluations: spreads, gains, order, ceilings; and the plot's labels."""
+
+import argparse
+import builtins
+import json
+from pathlib import Path
+
+import pytest
+
+from shards.errors import DataError
+from trainer.cli import report as report_cli
+from trainer.evaluate import plot as plot_module
+from trainer.evaluate.report import Spread, make_rows, read_ceilings, read_evaluations, table
+
+
+def record(name: str, role: str, seed: int, auc: float, layers: int | None = None, **more) -> dict:
+    values = {"auc": auc, "mrr": auc / 2, "ndcg5": auc / 3, "ndcg10": auc / 4}
+    found = {
+        "name": name,
+        "role": role,
+        "seed": seed,
+        "metrics": values,
+        "counts": {"impressions": 100, "skipped": 1, "articles": 50},
+        "data": {"impressions": "sets/dev", "impressions_fingerprint": "f"},
+    }
+    if layers is not None:
+        speed = {"device": "cpu", "articles_per_s": more.pop("rate", 10_000.0 / layers)}
+        found |= {"layers": layers, "parameters": 31_920_292, "speed": speed}
+    return found | more
+
+
+RECORDS = [
+    record("teacher", "teacher", 1, 0.70, 4),
+    record("teacher", "teacher", 2, 0.72, 4),
+    record("random", "baseline", 0, 0.5),
+    record("student-2", "student", 0, 0.69, 2),
+    record("student-1", "student", 0, 0.68, 1),
+    record("student-1", "student", 1, 0.66, 1),
+    record("plain-1", "plain", 0, 0.65, 1),
+    record("plain-1", "plain", 1, 0.60, 1),
+]
+
+
+def test_spread_is_the_sample_standard_deviation():
+    spread = Spread.of([1.0, 2.0, 3.0])
+    assert (spread.mean, spread.std, spread.count) == (2.0, 1.0, 3)
+    assert spread.text(2) == "2.00 ± 1.00"
+    assert Spread.of([0.5]).text() == "0.5000"
+    assert Spread.of([0.01]).text(sign=True) == "+0.0100"
+
+
+def test_rows_average_a_name_and_stand_in_order():
+    rows = make_rows(RECORDS)
+    names = [row.name for row in rows]
+    assert names == ["student-1", "student-2", "plain-1", "teacher", "random"]
+    by_name = {row.name: row for row in rows}
+    assert by_name["teacher"].metrics["auc"].mean == pytest.approx(0.71)
+    assert by_name["teacher"].runs == 2
+    assert by_name["random"].rate is None
+
+
+def test_gain_is_paired_by_seed_within_the_same_depth():
+    rows = {row.name: row for row in make_rows(RECORDS)}
+    gain = rows["student-1"].gain
+    assert gain is not None
+    # 0.68 - 0.65 and 0.66 - 0.60, not the difference of the two means' spreads.
+    assert gain.mean == pytest.approx(0.045)
+    assert gain.std == pytest.approx(Spread.of([0.03, 0.06]).std)
+    assert rows["student-2"].gain is None  # no plain model has two layers
+    assert rows["plain-1"].gain is None
+
+
+def test_gain_without_a_common_seed_is_the_difference_of_means():
+    rows = make_rows([record("s", "student", 7, 0.7, 1), *RECORDS[6:]])
+    gain = rows[0].gain
+    assert gain is not None
+    assert gain.mean == pytest.approx(0.7 - 0.625)
+    # A teacher's "seed" is the number of its copy: never paired with a seed.
+    teacher, plain = RECORDS[0], record("t", "plain", 1, 0.69, 4)
+    gain = next(row.gain for row in make_rows([teacher, plain]) if row.role == "teacher")
+    assert gain is not None
+    assert (gain.mean, gain.count) == (pytest.approx(0.01), 1)
+
+
+def test_table_shows_what_was_asked_for(tmp_path: Path):
+    truth = tmp_path / "truth.json"
+    names = ("auc", "mrr", "ndcg5", "ndcg10")
+    truth.write_text(json.dumps({f"best_{name}": 0.9 for name in names}))
+    shown = table(make_rows(RECORDS), read_ceilings(truth))
+    lines = shown.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
+        *("model", "layers", "parameters", "AUC", "MRR", "nDCG@5", "nDCG@10"),
+        *("vs. plain (AUC)", "articles/s", "runs"),
+    ]
+    student = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    assert student[:4] == ["student-1", "1", "31.92 M", "0.6700 ± 0.0141"]
+    assert student[7:] == ["+0.0450 ± 0.0212", "10,000", "2"]
+    assert [cell.strip() for cell in lines[-1].split("|")][1:5] == ["ceiling", "", "", "0.9000"]
+
+
+def test_files_that_do_not_belong_are_refused(tmp_path: Path):
+    path = tmp_path / "a.json"
+    with pytest.raises(DataError, match="does not exist"):
+        read_evaluations([path])
+    path.write_text("[]")
+    with pytest.raises(DataError, match="no record"):
+        read_evaluations([path])
+    path.write_text(json.dumps(RECORDS[0]))
+    other = tmp_path / "b.json"
+    other.write_text(json.dumps(RECORDS[0] | {"data": {"impressions_fingerprint": "g"}}))
+    with pytest.raises(DataError, match="2 different click logs"):
+        read_evaluations([path, other])
+    with pytest.raises(DataError, match="says nothing of a best AUC"):
+        read_ceilings(path)
+
+
+def command(words: list[str]) -> int:
+    parser = argparse.ArgumentParser()
+    report_cli.register(parser.add_subparsers())
+    arguments = parser.parse_args(["report", *words])
+    return arguments.run(arguments)
+
+
+def write_records(folder: Path, records: list[dict]) -> list[str]:
+    paths = []
+    for number, one in enumerate(records):
+        path = folder / f"{number}.json"
+        path.write_text(json.dumps(one))
+        paths.append(str(path))
+    return paths
+
+
+def test_without_matplotlib_the_table_still_comes(tmp_path: Path, monkeypatch, capsys):
+    real = builtins.__import__
+
+    def no_matplotlib(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError("No module named 'matplotlib'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    out, png = tmp_path / "report.md", tmp_path / "plot.png"
+    words = [*write_records(tmp_path, RECORDS), "--out", str(out), "--plot", str(png)]
+    assert command(words) == 0
+    said = capsys.readouterr()
+    assert "| student-1" in said.out
+    assert "pip install 'tiny-newsrec[report]'" in said.err
+    assert "| student-1" in out.read_text()
+    assert not png.exists()
+
+
+def test_plot_is_written_and_no_label_touches_another(tmp_path: Path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    boxes = []
+    real = plot_module._place
+
+    def keep(label, *args):
+        box = real(label, *args)
+        boxes.append((label.get_text(), box))
+        return box
+
+    monkeypatch.setattr(plot_module, "_place", keep)
+    crowded = [
+        record(f"student-{n} with a long name", "student", 0, 0.68 + 0.0015 * n, 1, rate=9000.0 + n)
+        for n in range(4)
+    ]
+    truth = tmp_path / "truth.json"
+    names = ("auc", "mrr", "ndcg5", "ndcg10")
+    truth.write_text(json.dumps({f"best_{name}": 0.725 for name in names}))
+    png = tmp_path / "new" / "plot.png"
+    paths = write_records(tmp_path, RECORDS + crowded)
+    assert command([*paths, "--plot", str(png), "--ceiling", str(truth)]) == 0
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "plot of 8 models" in capsys.readouterr().out
+    assert len(boxes) == 9  # eight models and the ceiling; random has no speed
+    for number, (name, box) in enumerate(boxes):
+        for other, former in boxes[:number]:
+            assert plot_module._overlap(box, former) == 0, f"{name} touches {other}"

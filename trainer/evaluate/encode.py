@@ -1,0 +1,127 @@
+"""Article vectors of a news encoder, in batches of like lengths under a budget of tokens.
+
+Legend: N articles, U articles of one batch, L tokens, E news width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from shards.progress import Progress
+
+if TYPE_CHECKING:
+    from shards.tokens import TokenColumn
+
+
+def encode_articles(
+    model: nn.Module,
+    tokens: TokenColumn,
+    rows: np.ndarray,
+    field: str,
+    max_tokens: int,
+    *,
+    pad_to_max: bool = False,
+    batch_tokens: int = 16384,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    progress: bool = False,
+) -> np.ndarray:
+    """Encode one text field of some articles.
+
+    Texts are sorted by length, the longest first (so that a batch that does not fit in memory is
+    the first one), and cut into batches of at most ``batch_tokens`` tokens, padding included. The
+    result is in the order of ``rows``.
+
+    Args:
+        model: A ``NewsEncoder`` or a ``Recommender``, already on ``device``.
+        tokens: Token column of the article set.
+        rows: int64[N] article rows, in any order.
+        field: ``title`` or ``body``.
+        max_tokens: Longest text in tokens, special tokens included.
+        pad_to_max: Pad every text to ``max_tokens``: for models whose pooling reads the padding.
+        batch_tokens: Tokens of a forward pass; one text is always allowed.
+        device: Where the batches go.
+        precision: ``fp32``, or ``bf16`` for autocast.
+        progress: Show a bar or progress lines.
+
+    Returns:
+        float32[N, E] on the CPU.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    encode = getattr(model, "encode_news", model)
+    vectors_NE: np.ndarray | None = None
+    batches = list(_batches(tokens, rows, field, max_tokens, pad_to_max, batch_tokens))
+    if not batches:
+        return np.zeros((0, int(getattr(model.config, "news_dim", 0))), dtype=np.float32)
+    with inference(model), autocast(device, precision), _bar(len(rows), field, progress) as bar:
+        for places in batches:
+            ids_UL, mask_UL = tokens.batch(field, rows[places], max_tokens, pad_to_max)
+            out_UE = encode(
+                torch.from_numpy(ids_UL).to(device), torch.from_numpy(mask_UL).to(device)
+            )
+            if vectors_NE is None:
+                vectors_NE = np.empty((len(rows), out_UE.shape[1]), dtype=np.float32)
+            vectors_NE[places] = out_UE.float().cpu().numpy()
+            bar.update(len(places))
+    assert vectors_NE is not None
+    return vectors_NE
+
+
+@contextlib.contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; the model's own mode comes back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def autocast(device: str | torch.device, precision: str) -> torch.autocast:
+    """Autocast to bf16 on a device, or a context that does nothing for ``fp32``."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def pick_device(name: str) -> str:
+    """``auto`` becomes ``cuda`` where there is one, else ``cpu``; other names stay."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _batches(
+    tokens: TokenColumn,
+    rows: np.ndarray,
+    field: str,
+    max_tokens: int,
+    pad_to_max: bool,
+    batch_tokens: int,
+) -> Iterator[np.ndarray]:
+    """Places in ``rows``, int64[U] a batch, longest texts first."""
+    if pad_to_max:
+        lengths = np.full(len(rows), max_tokens, dtype=np.int64)
+    else:
+        lengths = tokens.lengths(field, rows, max_tokens)
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        stop = start + max(batch_tokens // longest, 1)
+        yield order[start:stop]
+        start = stop
+
+
+def _bar(total: int, field: str, show: bool) -> Progress:
+    if show:
+        return Progress(total, f"encode {field}s", "articles")
+    return Progress(total, "", "articles", stream=io.StringIO())  # counts, and shows it to nobody

@@ -1,0 +1,196 @@
+"""Quality against speed, one labelled point a model, as a PNG (needs matplotlib)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import TinyNewsRecError
+from trainer.evaluate.report import Ceiling, Row
+
+_STYLE = {
+    "student": ("o", "#0b6e99", "distilled student"),
+    "plain": ("s", "#c2571a", "finetuned without teachers"),
+    "teacher": ("^", "#5b4b8a", "post-trained teacher"),
+    "other": ("D", "#5a6570", "other"),
+    "baseline": ("v", "#8a8a8a", "baseline"),
+}
+_OFFSETS = (
+    *((9, 7, "left"), (9, -13, "left"), (-9, 7, "right"), (-9, -13, "right")),
+    *((0, 12, "center"), (0, -19, "center"), (12, 20, "left"), (-12, 20, "right")),
+    *((12, -27, "left"), (-12, -27, "right"), (0, 30, "center"), (0, -38, "center")),
+)
+"""Where a label may stand, in points from its marker, best first."""
+
+
+class PlotUnavailable(TinyNewsRecError):
+    """matplotlib is not installed; the report itself does not need it."""
+
+
+def plot_quality_speed(
+    rows: Sequence[Row], path: str | Path, ceilings: Sequence[Ceiling] = ()
+) -> int:
+    """Draw AUC against articles encoded per second.
+
+    Args:
+        rows: Models; those without a speed (baselines) are not drawn.
+        path: The PNG.
+        ceilings: Best reachable AUC, as lines.
+
+    Returns:
+        How many models were drawn.
+
+    Raises:
+        PlotUnavailable: matplotlib is missing; the message says how to install it.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PlotUnavailable(
+            f"no plot, because matplotlib is not installed ({error}); "
+            "pip install 'tiny-newsrec[report]' and run tnr report again"
+        ) from error
+
+    drawn = [row for row in rows if row.rate is not None]
+    figure = Figure(figsize=(8.4, 5.2), dpi=150, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    for role, (marker, color, label) in _STYLE.items():
+        chosen = [row for row in drawn if row.role == role]
+        if chosen:
+            axes.errorbar(
+                [row.rate.mean for row in chosen if row.rate is not None],
+                [row.metrics["auc"].mean for row in chosen],
+                yerr=[row.metrics["auc"].std for row in chosen],
+                fmt=marker,
+                color=color,
+                markersize=8,
+                markeredgecolor="white",
+                markeredgewidth=0.8,
+                elinewidth=1.2,
+                capsize=3,
+                label=label,
+                zorder=3,
+            )
+    for ceiling, style in zip(ceilings, ("--", ":"), strict=False):
+        auc = ceiling.metrics["auc"]
+        axes.axhline(auc, color="#3a3a3a", linestyle=style, linewidth=1.2, zorder=1)
+    _frame(axes, drawn, ceilings)
+    _label_points(figure, canvas, axes, drawn, ceilings)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, format="png")
+    return len(drawn)
+
+
+def _frame(axes: Any, rows: Sequence[Row], ceilings: Sequence[Ceiling]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    rates = [row.rate.mean for row in rows if row.rate is not None] or [1.0]
+    axes.set_xlim(min(rates) / 1.8, max(rates) * 1.8)
+    heights = [row.metrics["auc"] for row in rows]
+    ends = [s.mean + sign * s.std for s in heights for sign in (1, -1)]
+    ends += [ceiling.metrics["auc"] for ceiling in ceilings]
+    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    room = max(high - low, 0.01)
+    axes.set_ylim(low - 0.14 * room, high + 0.14 * room)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("articles encoded per second (log scale)")
+    axes.set_ylabel("AUC (mean over impressions)")
+    axes.set_title("Quality against speed", loc="left", fontweight="bold")
+    axes.grid(True, color="#e3e3e3", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if rows:
+        axes.figure.legend(loc="outside lower center", ncols=len(_STYLE), frameon=False)
+
+
+def _label_points(
+    figure: Any, canvas: Any, axes: Any, rows: Sequence[Row], ceilings: Sequence[Ceiling]
+) -> None:
+    """Put each name where it touches no marker, no other name and no line, as far as possible."""
+    from matplotlib.transforms import Bbox
+
+    canvas.draw()
+    renderer, inside = canvas.get_renderer(), axes.get_window_extent()
+    scale = figure.dpi / 72.0
+    taken: list[Any] = []
+    for ceiling in ceilings:
+        _, y = axes.transData.transform((1.0, ceiling.metrics["auc"]))
+        taken.append(Bbox.from_extents(inside.x0, y - 1.5 * scale, inside.x1, y + 1.5 * scale))
+    for row in rows:
+        assert row.rate is not None
+        auc = row.metrics["auc"]
+        x, y = axes.transData.transform((row.rate.mean, auc.mean))
+        _, top = axes.transData.transform((row.rate.mean, auc.mean + auc.std))
+        half = 5.0 * scale
+        reach = max(top - y, half)
+        taken.append(Bbox.from_extents(x - half, y - reach, x + half, y + reach))
+    for ceiling in ceilings:
+        label = axes.annotate(
+            f"{ceiling.name} {ceiling.metrics['auc']:.3f}",
+            (0.0, ceiling.metrics["auc"]),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=8.5,
+            color="#3a3a3a",
+        )
+        taken.append(_place(label, ((6, 4, "left"), (6, -12, "left")), taken, inside, renderer))
+    # Crowded points first: they have the fewest places left.
+    for row in sorted(rows, key=lambda row: _crowd(row, rows)):
+        assert row.rate is not None
+        label = axes.annotate(
+            row.name,
+            (row.rate.mean, row.metrics["auc"].mean),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=9,
+            color=_STYLE.get(row.role, _STYLE["other"])[1],
+        )
+        taken.append(_place(label, _OFFSETS, taken, inside, renderer))
+
+
+def _place(label: Any, offsets: Sequence[Any], taken: list[Any], inside: Any, renderer: Any) -> Any:
+    """Move a label to the offset with the least overlap; return the box it takes there."""
+    best, least = None, float("inf")
+    for x, y, side in offsets:
+        label.set_position((x, y))
+        label.set_horizontalalignment(side)
+        box = label.get_window_extent(renderer)
+        cost = sum(_overlap(box, other) for other in taken)
+        cost += box.width * box.height - _overlap(box, inside)  # what hangs out of the axes
+        if cost < least - 1e-9:
+            best, least = (x, y, side, box), cost
+        if cost < 1e-9:
+            break
+    assert best is not None
+    label.set_position(best[:2])
+    label.set_horizontalalignment(best[2])
+    return best[3]
+
+
+def _overlap(a: Any, b: Any) -> float:
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def _crowd(row: Row, rows: Sequence[Row]) -> float:
+    """Distance to the nearest other point, in shares of the largest speed ratio."""
+    assert row.rate is not None
+    return min(
+        (
+            abs(row.rate.mean / other.rate.mean - 1.0)
+            + 20 * abs(row.metrics["auc"].mean - other.metrics["auc"].mean)
+            for other in rows
+            if other is not row and other.rate is not None
+        ),
+        default=0.0,
+    )

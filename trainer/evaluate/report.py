@@ -1,0 +1,239 @@
+"""A table over evaluations: mean and spread over repetitions, and what distillation gained.
+
+Records of one name are repetitions of one model. Students and teachers are compared with the
+plainly finetuned model of as many layers: students seed by seed where both have the seed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.files import read_json
+from trainer.errors import DataError
+from trainer.evaluate.metrics import METRIC_NAMES
+
+TITLES = {"auc": "AUC", "mrr": "MRR", "ndcg5": "nDCG@5", "ndcg10": "nDCG@10"}
+ROLE_ORDER = ("student", "plain", "teacher", "other", "baseline")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of a few numbers."""
+
+    mean: float
+    std: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value; one value has a deviation of 0."""
+        std = statistics.stdev(values) if len(values) > 1 else 0.0
+        return cls(statistics.fmean(values), std, len(values))
+
+    def text(self, digits: int = 4, *, sign: bool = False) -> str:
+        """``0.6831 ± 0.0012``; a single value stands alone."""
+        form = f"{'+' if sign else ''}.{digits}f"
+        mean = format(self.mean, form)
+        return mean if self.count == 1 else f"{mean} ± {self.std:.{digits}f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model of the report."""
+
+    name: str
+    role: str
+    layers: int | None
+    parameters: int | None
+    metrics: dict[str, Spread]
+    rate: Spread | None
+    """Articles encoded a second; None for baselines."""
+    gain: Spread | None
+    """AUC over the plainly finetuned model of the same depth; None where there is none."""
+    runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceiling:
+    """The best that can be reached on a synthesized world's log, by what is known to the ranker."""
+
+    name: str
+    metrics: dict[str, float]
+
+
+def read_evaluations(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """The records in JSON files of ``tnr evaluate``.
+
+    Raises:
+        DataError: A file is missing or is no such record, or the records are of different logs.
+    """
+    records = []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; 'tnr evaluate ... --out {path}' writes it")
+        record = read_json(path)
+        values = record.get("metrics") if isinstance(record, dict) else None
+        if not isinstance(values, dict) or not set(METRIC_NAMES) <= values.keys():
+            raise DataError(f"{path} is no record of 'tnr evaluate'")
+        if not all(isinstance(values[name], int | float) for name in METRIC_NAMES):
+            raise DataError(f"{path}: a metric is no number")
+        records.append(record)
+    logs = {str(record.get("data", {}).get("impressions_fingerprint")) for record in records}
+    if len(logs) > 1:
+        raise DataError(
+            f"the evaluations are of {len(logs)} different click logs, so their numbers cannot "
+            "stand in one table; report them one log at a time"
+        )
+    return records
+
+
+def read_ceilings(path: str | Path) -> list[Ceiling]:
+    """The best reachable metrics, from the ``truth.json`` of a synthesized world.
+
+    ``ceiling`` ranks by the very odds that clicks were drawn from; ``reader of histories`` by a
+    reader who knows every word, but knows users only by what they clicked: a mark, no limit.
+
+    Raises:
+        DataError: The file is missing or says nothing of the kind.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise DataError(f"{source} does not exist; 'tnr shards synthesize' writes a truth.json")
+    truth = read_json(source)
+    ceilings = []
+    for key, name in (("best", "ceiling"), ("history", "reader of histories")):
+        names = {metric: f"{key}_{metric}" for metric in METRIC_NAMES}
+        if isinstance(truth, dict) and all(place in truth for place in names.values()):
+            metrics = {metric: float(truth[place]) for metric, place in names.items()}
+            ceilings.append(Ceiling(name=name, metrics=metrics))
+    if not ceilings:
+        raise DataError(f"{source} says nothing of a best AUC; is it a world's truth.json?")
+    return ceilings
+
+
+def make_rows(records: Sequence[dict[str, Any]]) -> list[Row]:
+    """One row a name, students first, each role from the fewest layers to the most."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(str(record["name"]), []).append(record)
+    rows = [_row(name, group, records) for name, group in groups.items()]
+    return sorted(rows, key=lambda row: (_rank(row.role), row.layers or 0, row.name))
+
+
+def table(rows: Sequence[Row], ceilings: Sequence[Ceiling] = ()) -> str:
+    """The rows as a Markdown table that also reads well as plain text."""
+    several = any(row.runs > 1 for row in rows)
+    gains = any(row.gain is not None for row in rows)
+    head = ["model", "layers", "parameters", *TITLES.values()]
+    head += ["vs. plain (AUC)"] * gains + ["articles/s"] + ["runs"] * several
+    lines = []
+    for row in rows:
+        line = [row.name, _number(row.layers), _millions(row.parameters)]
+        line += [row.metrics[name].text() for name in TITLES]
+        if gains:
+            line.append("" if row.gain is None else row.gain.text(sign=True))
+        line.append("" if row.rate is None else f"{row.rate.mean:,.0f}")
+        lines.append(line + [str(row.runs)] * several)
+    for ceiling in ceilings:
+        line = [ceiling.name, "", "", *(f"{ceiling.metrics[name]:.4f}" for name in TITLES)]
+        lines.append(line + [""] * (len(head) - len(line)))
+    return _align(head, lines)
+
+
+def text_report(rows: Sequence[Row], records: Sequence[dict[str, Any]], shown: str) -> str:
+    """The whole report: the table and what it rests on."""
+    counts = records[0].get("counts", {})
+    data = records[0].get("data", {})
+    parts = [
+        "# Evaluation",
+        "",
+        shown,
+        "",
+        f"Click log: {data.get('impressions', 'unknown')}, {counts.get('impressions', 0):,} "
+        f"impressions ({counts.get('skipped', 0):,} skipped), {counts.get('articles', 0):,} "
+        "articles. Every metric is the mean over impressions.",
+    ]
+    if any(row.runs > 1 for row in rows):
+        parts.append(
+            "Several runs of a name: mean ± sample standard deviation; of the teacher, over its M "
+            "copies."
+        )
+    if any(row.gain is not None for row in rows):
+        parts.append(
+            "vs. plain: AUC over the model of the same depth finetuned without teachers; of "
+            "students seed by seed where both have the seed."
+        )
+    devices = sorted({str(r["speed"]["device"]) for r in records if "speed" in r})
+    if devices:
+        parts.append(f"articles/s: titles encoded a second on {', '.join(devices)}.")
+    return "\n".join(parts) + "\n"
+
+
+def _row(name: str, group: list[dict[str, Any]], records: Sequence[dict[str, Any]]) -> Row:
+    first = group[0]
+    rates = [r.get("speed", {}).get("articles_per_s") for r in group]
+    known = [float(rate) for rate in rates if rate]
+    return Row(
+        name=name,
+        role=str(first.get("role", "other")),
+        layers=first.get("layers"),
+        parameters=first.get("parameters"),
+        metrics={
+            metric: Spread.of([float(r["metrics"][metric]) for r in group]) for metric in TITLES
+        },
+        rate=Spread.of(known) if known else None,
+        gain=_gain(group, records),
+        runs=len(group),
+    )
+
+
+def _gain(group: list[dict[str, Any]], records: Sequence[dict[str, Any]]) -> Spread | None:
+    """AUC minus that of the plain model of this depth: a student's paired by seed if possible."""
+    role = group[0].get("role")
+    if role not in ("student", "teacher"):
+        return None
+    layers = group[0].get("layers")
+    plain = [r for r in records if r.get("role") == "plain" and r.get("layers") == layers]
+    if not plain:
+        return None
+    by_seed = {r.get("seed"): float(r["metrics"]["auc"]) for r in plain}
+    paired = [
+        float(r["metrics"]["auc"]) - by_seed[r.get("seed")]
+        for r in group
+        if role == "student" and r.get("seed") in by_seed  # a teacher's is the copy's number
+    ]
+    if paired:
+        return Spread.of(paired)
+    mean = statistics.fmean(by_seed.values())
+    return Spread.of([statistics.fmean(float(r["metrics"]["auc"]) for r in group) - mean])
+
+
+def _rank(role: str) -> int:
+    return ROLE_ORDER.index(role) if role in ROLE_ORDER else len(ROLE_ORDER)
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _millions(value: int | None) -> str:
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{value / 1e6:.2f} M"
+
+
+def _align(head: list[str], lines: list[list[str]]) -> str:
+    widths = [max(len(line[n]) for line in [head, *lines]) for n in range(len(head))]
+
+    def row(cells: list[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([row(head), row(rule), *map(row, lines)])
