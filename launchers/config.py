@@ -1,0 +1,248 @@
+"""What ``tnr pipeline`` can be told: one YAML file, one dataclass a section.
+
+``launchers/templates/mind.yaml`` is an example with every section explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from launchers.settings import build, read_yaml
+from launchers.slurm import ClusterConfig
+from launchers.steps import Resources
+from trainer.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Where articles and clicks come from: a synthesized world, one's own files, or built sets."""
+
+    synthesize: Mapping[str, Any] | None = None
+    """Options of ``tnr shards synthesize`` without the dashes, such as ``articles: 2000``."""
+    articles: tuple[str, ...] = ()
+    """Article files, MIND folders or zips."""
+    train_clicks: tuple[str, ...] = ()
+    """Training click logs (``behaviors.tsv``, MIND folders or zips)."""
+    dev_clicks: tuple[str, ...] = ()
+    """Labelled click logs that models are evaluated on."""
+    build_articles: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of ``tnr shards build`` for the articles, such as ``bodies: FILE``."""
+    build_clicks: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of ``tnr shards build`` for both click logs."""
+    articles_set: str | None = None
+    """An article set that is built already; then nothing is built."""
+    train_set: str | None = None
+    """An impression set that is built already, to train on."""
+    dev_set: str | None = None
+    """An impression set that is built already, to evaluate on."""
+    truth: str | None = None
+    """``truth.json`` with the best reachable metrics; a synthesized world brings its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSection:
+    """An existing tokenizer, or one that is trained on the articles."""
+
+    name: str | None = None
+    """A Hugging Face name or a folder; None trains a SentencePiece model."""
+    vocab_size: int = 8000
+    """Pieces of a trained tokenizer."""
+    title_tokens: int = 32
+    """Tokens of a title that are stored."""
+    body_tokens: int = 512
+    """Tokens of a body that are stored."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of ``tnr shards tokenize``."""
+    train_options: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of ``tnr shards train-tokenizer``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachersSection:
+    """The M teachers: copies of one post-training run."""
+
+    count: int = 4
+    """M of the paper."""
+    every: int = 500
+    """K of the paper: the copies are those of steps K, 2K, ..., M K, unless ``steps`` is given."""
+    steps: tuple[int, ...] = ()
+    """Steps whose copies become teachers, in place of ``every`` and ``count``."""
+    cache: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of ``tnr teachers cache``, such as ``batch-tokens: 32768``."""
+
+    @property
+    def copy_steps(self) -> tuple[int, ...]:
+        """The steps whose copies become teachers, in order."""
+        return self.steps or tuple(self.every * (m + 1) for m in range(self.count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSection:
+    """One student, and the plain model of the same depth that it is compared with."""
+
+    name: str
+    """Name in the report, and of its folders."""
+    layers: tuple[int, ...]
+    """Layers of the backbone that it keeps, counted from 0."""
+    init: Literal["backbone", "teacher"] = "backbone"
+    """Start from the backbone as it was (the paper), or from the last teacher copy."""
+    seeds: tuple[int, ...] | None = None
+    """Its seeds and its plain counterpart's; None takes the pipeline's."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of both its stages and of its plain counterpart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSection:
+    """One kind of training: its recipe, what is overridden, and what it takes."""
+
+    recipe: str | None = None
+    """Name or path of a recipe; None takes the one of the stage's own name."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides with dotted keys, such as ``run.max_steps: 200``."""
+    resources: Resources | None = None
+    """Machines, ranks and time; None takes the pipeline's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesSection:
+    """Every kind of training of the method."""
+
+    post_train: StageSection = StageSection()
+    """Step 1."""
+    post_train_distill: StageSection = StageSection()
+    """Stage I."""
+    finetune: StageSection = StageSection()
+    """Step 3: the teachers."""
+    finetune_distill: StageSection = StageSection()
+    """Stage II."""
+    plain: StageSection = StageSection()
+    """Finetuning without teachers: recipe and overrides of ``finetune``, and its own on top."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselinesSection:
+    """What the students are compared with."""
+
+    plain_students: bool = True
+    """Models of each student's depth, finetuned on clicks alone, for every seed."""
+    plain_teacher: bool = True
+    """The whole backbone, finetuned on clicks alone (PLM-NR FT), for every seed."""
+    popularity: bool = True
+    """Articles ranked by their clicks in the training log."""
+    random: bool = True
+    """Random scores, for every seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSection:
+    """How models are evaluated and reported."""
+
+    teachers: bool = True
+    """Evaluate the M finetuned teachers too."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of ``tnr evaluate``, such as ``speed-seconds: 2``."""
+    plot: bool = True
+    """Draw quality against speed (needs matplotlib)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """The whole method over one corpus and one click log."""
+
+    run: str
+    """Folder of everything that is made."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of students and plain models; teachers are trained once, with the first."""
+    data: DataSection = DataSection()
+    """Articles and clicks."""
+    tokenizer: TokenizerSection = TokenizerSection()
+    """Tokens."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of every training run, such as ``model.backbone.name: bert-base-uncased``."""
+    teachers: TeachersSection = TeachersSection()
+    """The M teachers."""
+    students: tuple[StudentSection, ...] = (StudentSection(name="student-1", layers=(0,)),)
+    """The students."""
+    stages: StagesSection = StagesSection()
+    """Recipes and overrides of each kind of training."""
+    baselines: BaselinesSection = BaselinesSection()
+    """Comparisons."""
+    evaluate: EvaluateSection = EvaluateSection()
+    """Evaluation and report."""
+    resources: Resources = field(default_factory=Resources)
+    """What a step takes, where its stage does not say."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """The Slurm cluster, for ``tnr pipeline submit``."""
+
+    def __post_init__(self) -> None:
+        """Check what needs more than one section.
+
+        Raises:
+            ConfigError: Settings are missing or contradict each other.
+        """
+        _check(self)
+
+    def students_of(self, seed: int) -> list[StudentSection]:
+        """The students that are trained with a seed."""
+        return [s for s in self.students if seed in (self.seeds if s.seeds is None else s.seeds)]
+
+
+def load_pipeline(path: str | Path, *, run: str | None = None) -> PipelineConfig:
+    """Read a pipeline from a YAML file.
+
+    Args:
+        path: The file.
+        run: Folder to use in place of the file's ``run``.
+
+    Raises:
+        ConfigError: A key or value is wrong; names the file and the place.
+    """
+    content = read_yaml(path)
+    if run is not None:
+        content["run"] = run
+    try:
+        return build(PipelineConfig, content, "")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _check(config: PipelineConfig) -> None:
+    data, teachers = config.data, config.teachers
+    sources = {
+        "data.synthesize": data.synthesize is not None,
+        "data.articles": bool(data.articles),
+        "data.articles_set": data.articles_set is not None,
+    }
+    given = [name for name, there in sources.items() if there]
+    if len(given) != 1:
+        found = " and ".join(given) or "none of them"
+        raise ConfigError(f"expected one of {', '.join(sources)}; found {found}")
+    if data.articles and not (data.train_clicks and data.dev_clicks):
+        raise ConfigError("data.articles needs data.train_clicks and data.dev_clicks beside it")
+    if data.articles_set and not (data.train_set and data.dev_set):
+        raise ConfigError("data.articles_set needs data.train_set and data.dev_set beside it")
+    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+        raise ConfigError(f"seeds are {list(config.seeds)}; expected at least one, each once")
+    steps = teachers.copy_steps
+    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 1:
+        raise ConfigError(
+            f"teachers would be the copies of steps {list(steps)}; expected at least one, rising"
+        )
+    names = [student.name for student in config.students]
+    for name in names:
+        if names.count(name) > 1 or not name.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError(
+                f"students: the name {name!r} must be unique, of letters, digits, - and _"
+            )
+    for student in config.students:
+        if not student.layers:
+            raise ConfigError(f"student {student.name} keeps no layers")
+        if student.seeds is not None and not set(student.seeds) <= set(config.seeds):
+            raise ConfigError(
+                f"student {student.name} has seeds {list(student.seeds)}; the pipeline's are "
+                f"{list(config.seeds)}"
+            )

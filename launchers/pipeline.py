@@ -1,0 +1,325 @@
+"""The method as steps: a pure function of the pipeline's configuration.
+
+Everything is below ``config.run``::
+
+    world/                 a synthesized world, with truth.json
+    data/articles|train|dev  shard sets and their columns
+    tokenizer/             a tokenizer trained here
+    runs/<step>/           one run folder a training step
+    evaluations/           one JSON file an evaluation
+    report.md, quality_speed.png
+    pipeline/              stamps and logs of the steps
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launchers.config import PipelineConfig, StageSection, StudentSection, load_pipeline
+from launchers.steps import Step, in_order
+from trainer.errors import ConfigError
+
+__all__ = ["PipelineConfig", "load_pipeline", "options", "pipeline_steps"]
+
+
+def pipeline_steps(config: PipelineConfig) -> list[Step]:
+    """All steps of the method, each after what it needs.
+
+    Raises:
+        ConfigError: Overrides contradict the pipeline, such as fewer steps than copies need.
+    """
+    plan = _Plan(config)
+    plan.data()
+    plan.tokens()
+    plan.teachers()
+    for seed in config.seeds:
+        for student in config.students_of(seed):
+            plan.student(student, seed)
+        plan.baselines(seed)
+    plan.report()
+    return in_order(plan.steps)
+
+
+def options(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Command-line words of a mapping.
+
+    ``{"a_b": 1, "c": True, "d": [1, 2]}`` is ``--a-b 1 --c --d 1 2``; False and None are left out.
+    """
+    words: list[str] = []
+    for key, value in settings.items():
+        if value is None or value is False:
+            continue
+        words.append("--" + str(key).replace("_", "-"))
+        if value is not True:
+            words.extend(str(v) for v in (value if isinstance(value, list | tuple) else [value]))
+    return tuple(words)
+
+
+def overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Words of training overrides: dotted keys, each with its value or values.
+
+    Sections may also be nested mappings; an empty list gives a key without values.
+    """
+    words: list[str] = []
+    for key, value in flat(settings).items():
+        values = value if isinstance(value, list | tuple) else [value]
+        words.extend((f"--{key}", *(_word(v) for v in values)))
+    return tuple(words)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class _Plan:
+    """Collects steps; each method adds those of one part of the method."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self.config = config
+        self.root = Path(config.run)
+        self.steps: list[Step] = []
+        data, folder = config.data, self.root / "data"
+        self.articles = data.articles_set or str(folder / "articles")
+        self.train = data.train_set or str(folder / "train")
+        self.dev = data.dev_set or str(folder / "dev")
+        self.truth = data.truth
+        self.ready: dict[str, tuple[str, ...]] = {"articles": (), "train": (), "dev": ()}
+        self.evaluations: list[Step] = []
+        self.copies: list[str] = []
+        self.finetuned: list[str] = []
+
+    def data(self) -> None:
+        data = self.config.data
+        needs: tuple[str, ...] = ()
+        articles, train, dev = data.articles, data.train_clicks, data.dev_clicks
+        if data.articles_set:
+            return
+        if data.synthesize is not None:
+            world = self.root / "world"
+            self._add(
+                "synthesize",
+                ("shards", "synthesize", *options({"out": world, **data.synthesize})),
+                proof=(world / "truth.json",),
+                output=world,
+            )
+            needs, self.truth = ("synthesize",), str(world / "truth.json")
+            packed = bool(data.synthesize.get("gzip"))
+            articles = (str(world / ("articles.jsonl.gz" if packed else "articles.jsonl")),)
+            train = (str(world / "train" / "behaviors.tsv"),)
+            dev = (str(world / "dev" / "behaviors.tsv"),)
+        words: tuple[str, ...] = ("--articles", *articles, *options(data.build_articles))
+        self._build("build-articles", self.articles, words, needs)
+        self.ready["articles"] = ("build-articles",)
+        for part, inputs, target in (("train", train, self.train), ("dev", dev, self.dev)):
+            words = ("--clicks", *inputs, "--article-set", self.articles)
+            words += options(data.build_clicks)
+            self._build(f"build-{part}", target, words, ("build-articles", *needs))
+            self.ready[part] = (f"build-{part}",)
+
+    def tokens(self) -> None:
+        section, needs = self.config.tokenizer, self.ready["articles"]
+        name = section.name
+        words: tuple[str, ...]
+        if name is None:
+            folder = self.root / "tokenizer"
+            name = str(folder)
+            words = ("shards", "train-tokenizer", self.articles, "--out", name)
+            words += ("--vocab-size", str(section.vocab_size), *options(section.train_options))
+            proof = (folder / "tokenizer.json",)
+            self._add("train-tokenizer", words, needs, proof=proof, output=folder)
+            needs = (*needs, "train-tokenizer")
+        words = ("shards", "tokenize", self.articles, "--tokenizer", name)
+        words += ("--title-tokens", str(section.title_tokens))
+        words += ("--body-tokens", str(section.body_tokens), *options(section.options))
+        proof = (Path(self.articles) / "columns" / "tokens-*" / "column.json",)
+        self._add("tokenize", words, needs, proof=proof)
+        self.ready["articles"] = ("tokenize",)
+
+    def teachers(self) -> None:
+        config, stages = self.config, self.config.stages
+        section, seed = config.teachers, config.seeds[0]
+        steps = section.copy_steps
+        self._check_length(stages.post_train, steps[-1])
+        fixed = {"run.copies.rule": "list", "run.copies.steps": list(steps)}
+        run = self._train("post-train", "post_train", seed, fixed, self.ready["articles"])
+        self.copies = [str(run / "copies" / f"step_{step:08d}") for step in steps]
+        self._cache(1, self.copies, (), ("post-train",))
+        names = []
+        for number, copy in enumerate(self.copies, start=1):
+            name = f"finetune-teacher-{number}"
+            needs = ("post-train", *self.ready["train"])
+            run = self._train(name, "finetune", seed, {"model.init": copy}, needs, clicks=True)
+            self.finetuned.append(str(run / "export"))
+            names.append(name)
+            if config.evaluate.teachers:
+                self._evaluate(f"teacher-{number}", run, name, "teacher", "teacher", number)
+        clicks = ("--clicks", self.train)
+        self._cache(2, self.finetuned, clicks, (*names, *self.ready["train"]))
+
+    def student(self, student: StudentSection, seed: int) -> None:
+        first, second = f"stage-1-{student.name}-s{seed}", f"stage-2-{student.name}-s{seed}"
+        fixed = self._start(student) | {"teachers.models": self.copies}
+        run = self._train(first, "post_train_distill", seed, fixed, ("cache-1",), student)
+        fixed = {"model.init": str(run / "export"), "teachers.models": self.finetuned}
+        needs = (first, "cache-2")
+        run = self._train(second, "finetune_distill", seed, fixed, needs, student, clicks=True)
+        self._evaluate(f"{student.name}-s{seed}", run, second, student.name, "student", seed)
+
+    def baselines(self, seed: int) -> None:
+        section, needs = self.config.baselines, (*self.ready["articles"], *self.ready["train"])
+        if section.plain_students:
+            for student in self.config.students_of(seed):
+                name = f"plain-{student.name}-s{seed}"
+                fixed = {"model.backbone.layers": list(student.layers)}
+                run = self._train(name, "plain", seed, fixed, needs, student, clicks=True)
+                self._evaluate(name, run, name, f"{student.name} (plain)", "plain", seed)
+        if section.plain_teacher:
+            name = f"plain-teacher-s{seed}"
+            run = self._train(name, "plain", seed, {}, needs, clicks=True)
+            self._evaluate(name, run, name, "teacher (plain)", "plain", seed)
+        kinds = {"random": section.random, "popularity": section.popularity}
+        for kind in (kind for kind, wanted in kinds.items() if wanted):
+            if kind == "random" or seed == self.config.seeds[0]:  # popularity has no seed
+                name = f"{kind}-s{seed}" if kind == "random" else kind
+                needs = (*self.ready["dev"], *self.ready["train"])
+                self._add_evaluation(name, ("--baseline", kind), needs, kind, "baseline", seed)
+
+    def report(self) -> None:
+        out, plot = self.root / "report.md", self.root / "quality_speed.png"
+        files = [step.proof[0] for step in self.evaluations]
+        words: tuple[str, ...] = ("report", *files, "--out", str(out))
+        if self.config.evaluate.plot:
+            words += ("--plot", str(plot))
+        if self.truth:
+            words += ("--ceiling", self.truth)
+        needs = tuple(step.name for step in self.evaluations)
+        self._add("report", words, needs, proof=(out,), output=out)
+
+    def _build(
+        self, name: str, target: str, words: tuple[str, ...], needs: tuple[str, ...]
+    ) -> None:
+        command = ("shards", "build", *words, "--out", target)
+        self._add(name, command, needs, proof=(Path(target) / "manifest.json",), output=target)
+
+    def _cache(
+        self, stage: int, models: list[str], clicks: tuple[str, ...], needs: tuple[str, ...]
+    ) -> None:
+        words = ("teachers", "cache", "--stage", str(stage), "--articles", self.articles, *clicks)
+        words += options(self.config.teachers.cache)
+        array = tuple(("--models", model) for model in models)
+        folder = Path(self.articles) / "columns"
+        column = {1: "teacher-text-*", 2: "teacher-news-*"}[stage]
+        proof = (folder / column / "column.json",)
+        self._add(f"cache-{stage}", words, needs, array=array, proof=proof)
+
+    def _start(self, student: StudentSection) -> dict[str, Any]:
+        start: dict[str, Any] = {"model.backbone.layers": list(student.layers)}
+        if student.init == "teacher":
+            start["model.init"] = self.copies[-1]
+        return start
+
+    def _train(
+        self,
+        name: str,
+        stage: str,
+        seed: int,
+        fixed: dict[str, Any],
+        needs: tuple[str, ...],
+        student: StudentSection | None = None,
+        *,
+        clicks: bool = False,
+    ) -> Path:
+        """Add a training step and return its run folder; the plan's own settings win."""
+        folder = self.root / "runs" / name
+        stages = self.config.stages
+        section: StageSection = getattr(stages, stage)
+        settings = flat(self.config.set)
+        recipe, resources = section.recipe, section.resources
+        if stage == "plain":
+            settings |= flat(stages.finetune.set)
+            recipe = recipe or stages.finetune.recipe or "finetune"
+            resources = resources or stages.finetune.resources
+        settings |= flat(section.set) | (flat(student.set) if student else {})
+        settings |= {"data.articles": self.articles}
+        if clicks:
+            settings["data.clicks"] = self.train
+        settings |= {**fixed, "run.seed": seed, "run.dir": str(folder)}
+        self._add(
+            name,
+            ("train", recipe or stage, *overrides(settings)),
+            needs,
+            proof=(folder / "export" / "tnr.json",),
+            output=folder,
+            resources=resources or self.config.resources,
+        )
+        return folder
+
+    def _evaluate(
+        self, name: str, run: Path, trained: str, label: str, role: str, seed: int
+    ) -> None:
+        needs = (trained, *self.ready["dev"])
+        self._add_evaluation(name, (str(run / "export"),), needs, label, role, seed)
+
+    def _add_evaluation(
+        self,
+        name: str,
+        what: tuple[str, ...],
+        needs: tuple[str, ...],
+        label: str,
+        role: str,
+        seed: int,
+    ) -> None:
+        out = self.root / "evaluations" / f"{name}.json"
+        words = ("evaluate", *what, "--articles", self.articles, "--clicks", self.dev)
+        words += ("--train-clicks", self.train, "--name", label, "--role", role)
+        words += ("--seed", str(seed), *options(self.config.evaluate.options), "--out", str(out))
+        self._add(f"evaluate-{name}", words, needs, proof=(out,), output=out)
+        self.evaluations.append(self.steps[-1])
+
+    def _add(
+        self,
+        name: str,
+        words: tuple[str, ...],
+        needs: tuple[str, ...] = (),
+        *,
+        array: tuple[tuple[str, ...], ...] = (),
+        proof: tuple[str | Path, ...] = (),
+        output: str | Path | None = None,
+        resources: Any = None,
+    ) -> None:
+        one_process = dataclasses.replace(self.config.resources, nodes=1, processes=1)
+        step = Step(
+            name=name,
+            command=("tnr", *words),
+            needs=tuple(dict.fromkeys(needs)),
+            array=array,
+            proof=tuple(str(path) for path in proof),
+            output=None if output is None else str(output),
+            resources=resources or one_process,
+        )
+        self.steps.append(step)
+
+    def _check_length(self, stage: StageSection, last_copy: int) -> None:
+        settings = flat(self.config.set) | flat(stage.set)
+        longest = settings.get("run.max_steps")
+        if isinstance(longest, int) and longest < last_copy:
+            raise ConfigError(
+                f"the last teacher is the copy of step {last_copy}, but run.max_steps of "
+                f"post_train is {longest}; lower teachers.every or raise run.max_steps"
+            )

@@ -1,0 +1,86 @@
+"""torchrun, with two things added that a scheduler and a pipeline need.
+
+``python -m launchers.ranks <torchrun options> -m trainer.cli.main train ...`` starts the ranks. A
+USR1 or USR2 that arrives here goes on to the ranks, which checkpoint and stop at the next step
+(torchrun itself would die of it); and if any rank ended with 75, stopped with a checkpoint, so does
+this process, so that the caller knows to start it again.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from trainer.errors import EXIT_FAILED, EXIT_REQUEUE
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run torchrun in this process.
+
+    Args:
+        argv: torchrun's options, then the ranks' command.
+
+    Returns:
+        0, 75 if a rank stopped with a checkpoint, or 1.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, _pass_on)
+    before = sys.argv
+    sys.argv = ["torchrun", *words]
+    try:
+        # By name, not by import: this package must not load torch on its own account.
+        runpy.run_module("torch.distributed.run", run_name="__main__")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else EXIT_FAILED if stop.code else 0
+    except Exception as error:
+        codes = _exit_codes(error)
+        if EXIT_REQUEUE in codes:
+            return EXIT_REQUEUE
+        print(f"tnr: error: ranks ended with {codes or error}", file=sys.stderr)
+        return EXIT_FAILED
+    finally:
+        sys.argv = before
+    return 0
+
+
+def children(parent: int) -> list[int]:
+    """Process ids of the direct children of a process (Linux).
+
+    Args:
+        parent: Process id.
+    """
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            # pid (name) state ppid ...; the name may hold spaces and brackets.
+            after_name = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+            if int(after_name.rpartition(")")[2].split()[1]) == parent:
+                found.append(int(folder.name))
+        except (OSError, IndexError, ValueError):
+            continue  # it ended while we looked
+    return found
+
+
+def _pass_on(number: int, _: FrameType | None) -> None:
+    for child in children(os.getpid()):
+        try:
+            os.kill(child, number)
+        except ProcessLookupError:
+            continue
+
+
+def _exit_codes(error: BaseException) -> list[int]:
+    """Exit codes of the ranks that torchrun's error names; empty for any other error."""
+    failures = getattr(error, "failures", {})
+    return sorted({failure.exitcode for failure in getattr(failures, "values", list)()})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

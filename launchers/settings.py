@@ -1,0 +1,107 @@
+"""YAML mappings to dataclasses: a wrong key or type is one clear line with the nearest name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from trainer.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or holds no mapping.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise ConfigError(f"{source} does not exist; expected a YAML file")
+    try:
+        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source}: expected keys and values, found {type(content).__name__}")
+    return content
+
+
+def build(cls: type[T], values: Any, where: str) -> T:
+    """Make a dataclass of a mapping, nested ones too.
+
+    Args:
+        cls: A dataclass of plain types, ``X | None``, tuples, mappings and dataclasses.
+        values: What the YAML said.
+        where: Dotted place, for messages; "" at the top.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'file'}: expected keys and values, found {_say(values)}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(fields)}"
+            raise ConfigError(f"{_join(where, str(key))} is no setting; {hint}")
+    for name, field in fields.items():
+        no_default = field.default is dataclasses.MISSING
+        if no_default and field.default_factory is dataclasses.MISSING and name not in values:
+            raise ConfigError(f"{_join(where, name)} is missing")
+    given = {key: convert(hints[key], value, _join(where, key)) for key, value in values.items()}
+    return cls(**given)
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """One value to the type that a field asks for.
+
+    Raises:
+        ConfigError: It has another type; names the place, the value and what was expected.
+    """
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(inside, value, where)
+    if origin is typing.Literal:
+        if value not in inside:
+            raise ConfigError(f"{where} is {_say(value)}; expected one of {', '.join(inside)}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(convert(inside[0], item, f"{where}[{n}]") for n, item in enumerate(items))
+    if dataclasses.is_dataclass(hint):
+        return build(hint, {} if value is None else value, where)  # type: ignore[arg-type]
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected keys and values, found {_say(value)}")
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{where} is {_say(value)}; expected {hint.__name__}")
+    return value
+
+
+def _convert_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    rest = [choice for choice in choices if choice is not type(None)]
+    return convert(rest[0], value, where)
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _say(value: Any) -> str:
+    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"

@@ -1,0 +1,139 @@
+"""Stamps: one JSON file a step that says what was run, when, and how it ended.
+
+A step is done when its stamp says so for the very same command (and the same commands before it)
+and what proves it is still there. No decision is made by file times.
+"""
+
+from __future__ import annotations
+
+import glob
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from launchers.steps import Step
+from shards.files import read_json, write_json_atomic
+
+
+class State(StrEnum):
+    """Where a step stands."""
+
+    TO_DO = "to do"
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    STALE = "stale"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """The record of a step's last attempt."""
+
+    step: str
+    digest: str
+    state: State
+    command: str
+    start: float
+    end: float | None = None
+    exit_code: int | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the attempt took; None while it runs."""
+        return None if self.end is None else self.end - self.start
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written to JSON, with readable times beside the exact ones."""
+        return {
+            "step": self.step,
+            "state": str(self.state),
+            "command": self.command,
+            "digest": self.digest,
+            "start": self.start,
+            "end": self.end,
+            "started": _clock(self.start),
+            "ended": _clock(self.end),
+            "seconds": self.seconds,
+            "exit_code": self.exit_code,
+        }
+
+
+class Stamps:
+    """The stamps and logs of a pipeline: the folder ``<run>/pipeline``."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep them in ``folder``, which is made when the first is written."""
+        self.folder = folder
+
+    def log(self, step: Step) -> Path:
+        """Where a step's output goes."""
+        return self.folder / f"{step.name}.log"
+
+    def read(self, step: Step, task: int | None = None) -> Stamp | None:
+        """The stamp of a step, or of one task of an array job; None if there is none to be read."""
+        path = self._path(step, task)
+        if not path.is_file():
+            return None
+        found = read_json(path)
+        try:
+            return Stamp(
+                step=found["step"],
+                digest=found["digest"],
+                state=State(found["state"]),
+                command=found["command"],
+                start=float(found["start"]),
+                end=None if found["end"] is None else float(found["end"]),
+                exit_code=found["exit_code"],
+            )
+        except (KeyError, TypeError, ValueError):
+            return None  # of another version: the step counts as not done
+
+    def write(self, step: Step, stamp: Stamp, task: int | None = None) -> None:
+        """Replace the stamp of a step, or of one task of an array job."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(self._path(step, task), stamp.to_dict())
+
+    def state(self, step: Step, digest: str) -> State:
+        """Where a step stands, for the command that its digest belongs to.
+
+        ``STALE`` means that it (or a part of it) was made by another command or from the results of
+        another command, and that its output is still there.
+        """
+        stamp = self.read(step)
+        if stamp is None:
+            return self._array_state(step, digest)
+        if stamp.digest != digest:
+            there = step.output is not None and Path(step.output).exists()
+            return State.STALE if there else State.TO_DO
+        if stamp.state is State.DONE and not proved(step):
+            return State.TO_DO
+        return stamp.state
+
+    def _array_state(self, step: Step, digest: str) -> State:
+        """Tasks of an array job stamp themselves; the step is done when all of them are."""
+        found = [self.read(step, task) for task in range(len(step.array))]
+        states = {s.state if s is not None and s.digest == digest else State.TO_DO for s in found}
+        if states == {State.DONE} and proved(step):
+            return State.DONE
+        for state in (State.FAILED, State.RUNNING, State.STOPPED):
+            if state in states:
+                return state
+        return State.TO_DO
+
+    def _path(self, step: Step, task: int | None) -> Path:
+        name = step.name if task is None else f"{step.name}.task-{task}"
+        return self.folder / f"{name}.json"
+
+
+def proved(step: Step) -> bool:
+    """Whether every path that proves a step done exists."""
+    return all(any(True for _ in glob.iglob(pattern)) for pattern in step.proof)  # noqa: PTH207
+
+
+def _clock(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))

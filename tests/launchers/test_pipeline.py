@@ -1,0 +1,233 @@
+"""The pipeline's configuration and its plan: which steps, with which commands, resting on what."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import launchers
+from launchers.config import PipelineConfig, load_pipeline
+from launchers.pipeline import options, overrides, pipeline_steps
+from launchers.settings import build
+from launchers.steps import Step
+from shards.errors import UsageError
+from trainer.cli.main import main
+from trainer.cli.pipeline import check_training
+
+TEMPLATES = Path(launchers.__file__).parent / "templates"
+SMALL = {
+    "run": "R",
+    "data": {"synthesize": {"articles": 300, "gzip": True}},
+    "teachers": {"count": 2, "every": 10},
+}
+
+
+def plan(**changes) -> dict[str, Step]:
+    config = build(PipelineConfig, SMALL | changes, "")
+    return {step.name: step for step in pipeline_steps(config)}
+
+
+def words_after(step: Step, option: str) -> list[str]:
+    """The values of an option in a command."""
+    rest = list(step.command[step.command.index(option) + 1 :])
+    ends = [place for place, word in enumerate(rest) if word.startswith("--")]
+    return rest[: ends[0]] if ends else rest
+
+
+def test_the_method_s_steps_in_its_order():
+    assert list(plan()) == [
+        *("synthesize", "build-articles", "build-train", "build-dev"),
+        *("train-tokenizer", "tokenize", "post-train", "cache-1"),
+        *("finetune-teacher-1", "evaluate-teacher-1"),
+        *("finetune-teacher-2", "evaluate-teacher-2", "cache-2"),
+        *("stage-1-student-1-s0", "stage-2-student-1-s0", "evaluate-student-1-s0"),
+        *("plain-student-1-s0", "evaluate-plain-student-1-s0"),
+        *("plain-teacher-s0", "evaluate-plain-teacher-s0"),
+        *("evaluate-random-s0", "evaluate-popularity", "report"),
+    ]
+
+
+def test_what_one_step_makes_is_what_the_next_one_reads():
+    steps = plan()
+    assert words_after(steps["build-articles"], "--articles") == ["R/world/articles.jsonl.gz"]
+    copies = [f"R/runs/post-train/copies/step_{n:08d}" for n in (10, 20)]
+    assert words_after(steps["post-train"], "--run.copies.steps") == ["10", "20"]
+    assert [words[1] for words in steps["cache-1"].array] == copies
+    first, second = steps["stage-1-student-1-s0"], steps["stage-2-student-1-s0"]
+    assert words_after(first, "--teachers.models") == copies
+    assert words_after(first, "--model.backbone.layers") == ["0"]
+    assert words_after(steps["finetune-teacher-2"], "--model.init") == [copies[1]]
+    finetuned = [f"R/runs/finetune-teacher-{m}/export" for m in (1, 2)]
+    assert [words[1] for words in steps["cache-2"].array] == finetuned
+    assert words_after(steps["cache-2"], "--clicks") == ["R/data/train"]
+    assert words_after(second, "--model.init") == ["R/runs/stage-1-student-1-s0/export"]
+    assert words_after(second, "--teachers.models") == finetuned
+    assert "--model.backbone.layers" not in second.command  # the export has them alone already
+    assert set(second.needs) == {"stage-1-student-1-s0", "cache-2"}
+    assert second.proof == ("R/runs/stage-2-student-1-s0/export/tnr.json",)
+    plain = steps["plain-student-1-s0"]
+    assert words_after(plain, "--model.backbone.layers") == ["0"]
+    assert plain.command[2] == "finetune"
+    assert "--teachers.models" not in plain.command
+    evaluation = steps["evaluate-student-1-s0"]
+    assert evaluation.command[2] == "R/runs/stage-2-student-1-s0/export"
+    report = steps["report"]
+    assert words_after(report, "--ceiling") == ["R/world/truth.json"]
+    listed = report.command[2 : report.command.index("--out")]
+    made = [s.proof[0] for name, s in steps.items() if name.startswith("evaluate-")]
+    assert list(listed) == made
+
+
+def test_students_and_plain_models_run_over_seeds_but_teachers_once():
+    steps = plan(seeds=[3, 5])
+    for name in ("stage-1-student-1", "stage-2-student-1", "plain-student-1", "plain-teacher"):
+        for seed in ("3", "5"):
+            assert words_after(steps[f"{name}-s{seed}"], "--run.seed") == [seed]
+    assert words_after(steps["post-train"], "--run.seed") == ["3"]
+    assert "evaluate-popularity" in steps
+    assert "evaluate-random-s5" in steps
+
+
+def test_overrides_go_from_the_whole_to_the_student_and_the_plan_wins():
+    steps = plan(
+        set={"optimizer": {"lr": 1.0}, "data.num_negatives": 1, "run.dir": "elsewhere"},
+        stages={
+            "finetune": {"set": {"optimizer.lr": 2.0, "run.max_steps": 7}},
+            "plain": {"set": {"run.max_steps": 9}},
+        },
+        students=[{"name": "s", "layers": [0, 2], "set": {"optimizer.lr": 3.0}, "init": "teacher"}],
+    )
+
+    def value(name: str, key: str) -> list[str]:
+        return words_after(steps[name], f"--{key}")
+
+    assert value("post-train", "optimizer.lr") == ["1.0"]
+    assert value("finetune-teacher-1", "optimizer.lr") == ["2.0"]
+    assert value("plain-s-s0", "optimizer.lr") == ["3.0"]
+    assert value("plain-s-s0", "run.max_steps") == ["9"]
+    assert value("plain-teacher-s0", "optimizer.lr") == ["2.0"]
+    assert value("stage-1-s-s0", "model.backbone.layers") == ["0", "2"]
+    assert value("stage-1-s-s0", "model.init") == ["R/runs/post-train/copies/step_00000020"]
+    assert value("post-train", "run.dir") == ["R/runs/post-train"]
+
+
+def test_parts_can_be_left_out():
+    steps = plan(
+        data={"articles_set": "A", "train_set": "T", "dev_set": "D"},
+        tokenizer={"name": "some/bert"},
+        baselines=dict.fromkeys(("plain_students", "plain_teacher", "popularity", "random"), False),
+        evaluate={"teachers": False, "plot": False},
+    )
+    assert not any(name.startswith(("synth", "build", "plain", "train-tok")) for name in steps)
+    assert steps["tokenize"].needs == ()
+    assert [name for name in steps if name.startswith("evaluate")] == ["evaluate-student-1-s0"]
+    assert "--plot" not in steps["report"].command
+    assert "--ceiling" not in steps["report"].command
+    assert words_after(steps["evaluate-student-1-s0"], "--clicks") == ["D"]
+
+
+def test_words_of_options_and_overrides():
+    given = {"a_b": 1, "c": True, "d": False, "e": None, "f": [1, 2]}
+    assert options(given) == ("--a-b", "1", "--c", "--f", "1", "2")
+    assert overrides({"a": {"b": None, "c": True}, "d.e": [], "f": 0.5}) == (
+        *("--a.b", "null", "--a.c", "true", "--d.e", "--f", "0.5"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"studnets": []}, "studnets is no setting; did you mean students"),
+        ({"students": [{"layers": [0]}]}, r"students\[0\]\.name is missing"),
+        ({"students": [{"name": "a", "layers": "x"}]}, r"layers\[0\] is 'x' \(str\); expected int"),
+        ({"students": [{"name": "a", "layers": [0], "init": "b"}]}, "one of backbone, teacher"),
+        ({"students": [{"name": "a/b", "layers": [0]}]}, "name 'a/b' must be unique"),
+        ({"students": [{"name": "a", "layers": []}]}, "keeps no layers"),
+        ({"seeds": []}, "expected at least one"),
+        ({"seeds": [True]}, "expected int"),
+        ({"data": {}}, "found none of them"),
+        ({"data": {"articles": ["a"]}}, "needs data.train_clicks"),
+        (
+            {"data": {"synthesize": {}, "articles_set": "x"}},
+            "data.synthesize and data.articles_set",
+        ),
+        ({"teachers": {"steps": [5, 5]}}, "expected at least one, rising"),
+        ({"tokenizer": 3}, "tokenizer: expected keys and values, found 3"),
+        ({"resources": {"gpus": "two"}}, "resources.gpus is 'two'"),
+        ({"stages": {"post_train": {"set": {"run.max_steps": 15}}}}, "the copy of step 20, but"),
+    ],
+)
+def test_mistakes_are_named(changes, message):
+    with pytest.raises(UsageError, match=message):
+        plan(**changes)
+
+
+def test_files_that_hold_no_pipeline(tmp_path: Path):
+    path = tmp_path / "p.yaml"
+    with pytest.raises(UsageError, match="does not exist"):
+        load_pipeline(path)
+    path.write_text("run: [")
+    with pytest.raises(UsageError, match="is not YAML"):
+        load_pipeline(path)
+    path.write_text("- 1")
+    with pytest.raises(UsageError, match="expected keys and values, found list"):
+        load_pipeline(path)
+    path.write_text("{}")
+    with pytest.raises(UsageError, match=r"p\.yaml: run is missing"):
+        load_pipeline(path)
+
+
+@pytest.mark.parametrize("name", ["mind.yaml", "demo.yaml"])
+def test_the_templates_resolve_to_the_last_training_step(name: str):
+    steps = pipeline_steps(load_pipeline(TEMPLATES / name))
+    check_training(steps)
+    assert steps[-1].name == "report"
+
+
+def test_a_wrong_override_is_found_before_anything_runs():
+    steps = list(plan(stages={"finetune_distill": {"set": {"loss.temprature": 2}}}).values())
+    with pytest.raises(UsageError, match=r"step stage-2-student-1-s0: .*temprature"):
+        check_training(steps)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL | {"run": str(tmp_path / "run")}))
+    return path
+
+
+def test_print_shows_the_steps_and_runs_nothing(config_file: Path, capsys):
+    assert main(["pipeline", "run", str(config_file), "--print", "--until", "post-train"]) == 0
+    said = capsys.readouterr().out
+    assert "tnr train post_train" in said
+    assert "post-train  (after tokenize)" in said
+    assert "cache-1" not in said
+    assert not (config_file.parent / "run").exists()
+
+
+def test_status_lists_every_step(config_file: Path, capsys):
+    assert main(["pipeline", "status", str(config_file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(plan())
+    assert all("to do" in line for line in lines[1:])
+
+
+def test_submit_without_slurm_says_so_and_prints_without_it(config_file: Path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert main(["pipeline", "submit", str(config_file)]) == 1
+    assert "there is no sbatch on this machine" in capsys.readouterr().err
+    assert main(["pipeline", "submit", str(config_file), "--print"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("#!/bin/bash") == len(plan())
+    assert "--dependency=afterok:<finetune-teacher-1>:<finetune-teacher-2>:<build-train>" in said
+
+
+def test_launchers_load_no_torch():
+    code = (
+        "import sys, launchers.local, launchers.slurm, launchers.pipeline, launchers.ranks, "
+        "launchers.mark; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

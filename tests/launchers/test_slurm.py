@@ -1,0 +1,176 @@
+"""Slurm scripts: golden text, and the scripts really run by bash against stand-ins for Slurm.
+
+After a deliberate change of the scripts, run these tests with ``TNR_WRITE_GOLDEN=1`` and look at
+the difference.
+"""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launchers.slurm import ClusterConfig, make_job, make_jobs, render, submit
+from launchers.steps import Resources, Step, digests
+from shards.errors import TinyNewsRecError
+
+GOLDEN = Path(__file__).parent / "golden"
+PYTHONPATH = os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3])
+FOLDER = Path("runs/mind/pipeline")
+CLUSTER = ClusterConfig(
+    partition="gpu",
+    account="news",
+    setup=("source .venv/bin/activate",),
+    env={"HF_HUB_OFFLINE": "1", "NOTE": "two words"},
+    directives=("--exclude=node07",),
+)
+TRAIN = Step(
+    name="post-train",
+    command=("tnr", "train", "post_train", "--run.dir", "runs/with space"),
+    resources=Resources(nodes=2, processes=4, cpus=32, gpus=4, memory_gib=200, minutes=1500),
+)
+CACHE = Step(
+    name="cache-1",
+    command=("tnr", "teachers", "cache", "--stage", "1"),
+    needs=("post-train",),
+    array=(("--models", "copies/a"), ("--models", "copies/b")),
+)
+
+
+@pytest.mark.parametrize("step", [TRAIN, CACHE], ids=lambda step: step.name)
+def test_scripts_are_the_golden_text(step: Step):
+    script = make_job(step, CLUSTER, FOLDER, "0" * 64).script
+    golden = GOLDEN / f"{step.name}.sbatch"
+    if os.environ.get("TNR_WRITE_GOLDEN"):
+        golden.write_text(script)
+    assert script == golden.read_text()
+
+
+def test_dependencies_name_only_jobs_that_are_submitted():
+    jobs = make_jobs([TRAIN, CACHE], CLUSTER, FOLDER, digests([TRAIN, CACHE]))
+    assert jobs[1].submit_words({"post-train": "41"}, Path("x"))[2] == "--dependency=afterok:41"
+    assert jobs[1].submit_words({}, Path("x")) == ["sbatch", "--parsable", "x"]  # done already
+    shown = render(jobs, FOLDER)
+    assert "sbatch --parsable --dependency=afterok:<post-train> " in shown
+
+
+def executable(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch) -> Path:
+    """Stand-ins: srun runs its command, scontrol and sbatch write down what they are given."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    # srun: its own options come first, then the command.
+    executable(tools / "srun", '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
+    executable(
+        tools / "scontrol",
+        f'#!/bin/bash\n[[ $1 == show ]] && echo localhost && exit\necho "$@" >> '
+        f"{tmp_path}/scontrol\n[[ ! -e {tmp_path}/no-requeue ]]\n",
+    )
+    executable(
+        tools / "sbatch",
+        f'#!/bin/bash\necho "$@" >> {tmp_path}/sbatch\n'
+        f"[[ $* == */refused.sbatch ]] && echo 'no such partition' >&2 && exit 1\n"
+        f"echo $(( 100 + $(wc -l < {tmp_path}/sbatch) ))\n",
+    )
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "localhost")
+    return tmp_path
+
+
+def run_script(step: Step, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    cluster = ClusterConfig(python=sys.executable, max_requeues=2)
+    script = make_job(step, cluster, folder / "pipeline", "d").script
+    # The fake command line of the other tests stands where tnr would.
+    script = script.replace("trainer.cli.main", "helpers.fake_tnr")
+    path = folder / "script.sbatch"
+    path.write_text(script)
+    return subprocess.run(
+        ["bash", str(path)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def stamp(folder: Path, name: str) -> dict:
+    return json.loads((folder / "pipeline" / f"{name}.json").read_text())
+
+
+def test_a_script_runs_its_command_and_stamps_it(slurm: Path):
+    step = Step(name="a", command=("tnr", "write", str(slurm / "out.txt"), "two  words"))
+    done = run_script(step, slurm)
+    assert done.returncode == 0, done.stderr
+    assert (slurm / "out.txt").read_text() == "two  words\n"
+    assert (stamp(slurm, "a")["state"], stamp(slurm, "a")["digest"]) == ("done", "d")
+
+
+def test_a_task_of_an_array_adds_its_own_words(slurm: Path):
+    array = (("zero",), ("one", "more"))
+    step = Step(name="a", command=("tnr", "write", str(slurm / "out.txt")), array=array)
+    done = run_script(step, slurm, SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_JOB_ID="6")
+    assert done.returncode == 0, done.stderr
+    assert (slurm / "out.txt").read_text() == "one more\n"
+    assert stamp(slurm, "a.task-1")["state"] == "done"
+
+
+def test_a_failure_is_stamped_and_passed_on(slurm: Path):
+    done = run_script(Step(name="a", command=("tnr", "fail", "3")), slurm)
+    assert done.returncode == 3
+    assert (stamp(slurm, "a")["state"], stamp(slurm, "a")["exit_code"]) == ("failed", 3)
+    assert not (slurm / "scontrol").exists()
+
+
+def test_a_checkpointed_stop_is_requeued_within_the_budget(slurm: Path):
+    step = Step(name="a", command=("tnr", "fail", "75"))
+    assert run_script(step, slurm).returncode == 75
+    assert (slurm / "scontrol").read_text() == "requeue 7\n"
+    assert not (slurm / "pipeline" / "a.json").exists()
+    assert run_script(step, slurm, SLURM_RESTART_COUNT="2").returncode == 75
+    assert (slurm / "scontrol").read_text() == "requeue 7\n"  # the budget is spent
+    assert stamp(slurm, "a")["state"] == "stopped"
+
+
+def test_a_job_that_slurm_does_not_requeue_is_stamped_as_stopped(slurm: Path):
+    (slurm / "no-requeue").touch()
+    done = run_script(Step(name="a", command=("tnr", "fail", "75")), slurm)
+    assert done.returncode == 75
+    assert "did not requeue" in done.stderr
+    assert stamp(slurm, "a")["state"] == "stopped"
+
+
+def test_ranks_start_under_torchrun_with_the_job_s_own_port(slurm: Path):
+    step = Step(
+        name="a", command=("tnr", "rank", str(slurm / "rank")), resources=Resources(processes=2)
+    )
+    done = run_script(step, slurm)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {(slurm / f"rank.{n}").read_text() for n in (0, 1)} == {"0 of 2", "1 of 2"}
+
+
+def test_submission_passes_job_ids_on(slurm: Path):
+    jobs = make_jobs([TRAIN, CACHE], CLUSTER, slurm / "pipeline", digests([TRAIN, CACHE]))
+    assert submit(jobs, slurm / "pipeline") == {"post-train": "101", "cache-1": "102"}
+    lines = (slurm / "sbatch").read_text().splitlines()
+    assert lines[1] == (
+        f"--parsable --dependency=afterok:101 {slurm}/pipeline/slurm/cache-1.sbatch"
+    )
+    assert (slurm / "pipeline/slurm/cache-1.sbatch").read_text() == jobs[1].script
+
+
+def test_a_refused_submission_names_what_went_before(slurm: Path):
+    refused = Step(name="refused", command=("tnr", "x"), needs=("post-train",))
+    jobs = make_jobs([TRAIN, refused], CLUSTER, slurm / "p", digests([TRAIN, refused]))
+    with pytest.raises(TinyNewsRecError, match="no such partition; submitted before it: post-tr"):
+        submit(jobs, slurm / "p")
