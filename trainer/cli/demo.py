@@ -1,0 +1,133 @@
+"""``tnr demo``: the whole method on a synthesized world or one's own files."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import launchers
+
+TEMPLATE = Path(launchers.__file__).parent / "templates" / "demo.yaml"
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="the whole method on a synthesized world, to a table and a plot",
+        description=(
+            "Run every step of the method in a few minutes on a laptop's CPU: make a small news "
+            "world, post-train a teacher, keep 4 copies of it, store what they say, distil a "
+            "one-layer and a two-layer student, finetune, distil again, evaluate against plainly "
+            "finetuned models. Interrupted, the same command goes on where it was; with other "
+            "options it does again what they change, and moves the old results aside."
+        ),
+        epilog=(
+            "example on your own files: tnr demo --articles news.jsonl --clicks "
+            "train/behaviors.tsv --dev-clicks dev/behaviors.tsv --out runs/mine"
+        ),
+    )
+    parser.add_argument(
+        "--out", default="runs/demo", help="folder of everything (default %(default)s)"
+    )
+    parser.add_argument(
+        "--articles", nargs="+", metavar="FILE", help="article files, or MIND folders or zips"
+    )
+    parser.add_argument(
+        "--clicks", metavar="LOG", help="MIND folder, zip or behaviors.tsv to train on"
+    )
+    parser.add_argument(
+        "--dev-clicks",
+        metavar="LOG",
+        help="labelled log to evaluate on (default: the last tenth of --clicks is held out)",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], help="seeds of students and baselines (0)"
+    )
+    parser.add_argument("--print", action="store_true", help="show the steps' commands and stop")
+    parser.add_argument(
+        "--quiet", action="store_true", help="a line a step, without the steps' own output"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the pipeline, run it, and show what came out."""
+    import shlex
+
+    from launchers.config import PipelineConfig
+    from launchers.local import LocalOptions, run_steps
+    from launchers.pipeline import pipeline_steps
+    from launchers.settings import build
+    from trainer.cli.pipeline import check_training
+
+    config = build(PipelineConfig, settings(arguments), "")
+    steps = pipeline_steps(config)
+    if arguments.print:
+        for step in steps:
+            print("\n".join(shlex.join(command) for command in step.tasks()))
+        return 0
+    check_training(steps)
+    out = Path(config.run)
+    code = run_steps(steps, out / "pipeline", LocalOptions(quiet=arguments.quiet, redo=True))
+    if code == 0:
+        print((out / "report.md").read_text(encoding="utf-8"))
+        print(f"plot: {out / 'quality_speed.png'}")
+        print(f"every run in TensorBoard: tensorboard --logdir {out / 'runs'}")
+    return code
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline of ``launchers/templates/demo.yaml``, on the world or on the user's own files.
+
+    Raises:
+        UsageError: Articles without clicks, or the reverse.
+    """
+    from launchers.settings import read_yaml
+    from trainer.errors import UsageError
+
+    content = read_yaml(TEMPLATE)
+    content["run"] = arguments.out
+    content["seeds"] = arguments.seeds
+    if (arguments.articles is None) != (arguments.clicks is None):
+        raise UsageError("--articles and --clicks go together: one's own texts and one's own log")
+    if arguments.articles is not None:
+        train, dev = arguments.clicks, arguments.dev_clicks
+        if dev is None:
+            train, dev = hold_out(Path(train), Path(arguments.out) / "split")
+        content["data"] = {
+            "articles": arguments.articles,
+            "train_clicks": [str(train)],
+            "dev_clicks": [str(dev)],
+        }
+    return content
+
+
+def hold_out(log: Path, folder: Path) -> tuple[Path, Path]:
+    """Split a click log by its lines: the first nine tenths to train on, the rest to evaluate on.
+
+    Returns:
+        Two ``behaviors.tsv`` below ``folder``; written once, and read again by a later start.
+
+    Raises:
+        DataError: There is no log, or it has fewer than ten lines.
+    """
+    from shards.errors import DataError
+    from shards.files import atomic_file
+    from shards.mind import BEHAVIORS_NAME, find_member
+    from shards.sources import InputFile
+
+    train, dev = folder / "train" / BEHAVIORS_NAME, folder / "dev" / BEHAVIORS_NAME
+    if train.is_file() and dev.is_file():
+        return train, dev
+    file = find_member(log, BEHAVIORS_NAME) or InputFile(log)
+    total = sum(1 for _ in file.lines())
+    if total < 10:
+        raise DataError(f"{log} has {total} lines; a held-out tenth needs at least 10")
+    train.parent.mkdir(parents=True, exist_ok=True)
+    dev.parent.mkdir(parents=True, exist_ok=True)
+    last = total - total // 10
+    with atomic_file(train) as train_file, atomic_file(dev) as dev_file:
+        for number, line in file.lines():
+            if line is not None:
+                (train_file if number <= last else dev_file).write(line + b"\n")
+    return train, dev

@@ -1,0 +1,117 @@
+"""``tnr evaluate``: MIND's metrics of a model, or of a baseline, on a labelled click log."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="AUC, MRR, nDCG@5 and nDCG@10 of a model or a baseline",
+        description=(
+            "Encode the articles that a labelled click log names, score its impressions and "
+            "measure the ranking as MIND does: per impression, then the mean over impressions."
+        ),
+        epilog=(
+            "example: tnr evaluate runs/student/export --articles data/articles --clicks data/dev "
+            "--out runs/student/evaluation.json"
+        ),
+    )
+    parser.add_argument(
+        "export", nargs="?", metavar="EXPORT", help="folder of an exported, finetuned model"
+    )
+    parser.add_argument(
+        "--baseline",
+        choices=("random", "popularity"),
+        help="measure this instead of a model; popularity counts clicks in --train-clicks",
+    )
+    add_log_options(parser)
+    parser.add_argument("--out", metavar="FILE", help="also write the whole record as JSON")
+    parser.add_argument(
+        "--train-clicks",
+        metavar="SET",
+        help="training click log: adds metrics by news seen or not seen in training",
+    )
+    parser.add_argument("--name", help="name in reports (default: the run's folder name)")
+    parser.add_argument(
+        "--role",
+        choices=("teacher", "student", "plain", "baseline", "other"),
+        default="other",
+        help="what it is in reports; plain: finetuned without teachers (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="which repetition this is (default %(default)s)"
+    )
+    parser.add_argument(
+        "--speed-seconds",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="time to spend on measuring the encoding speed; 0: none (default %(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the data and the way of computing; `tnr predict` has them too."""
+    parser.add_argument("--articles", required=True, metavar="SET", help="article shard set")
+    parser.add_argument("--clicks", required=True, metavar="SET", help="impression shard set")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default %(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="precision of the forward pass (default %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=16384,
+        metavar="N",
+        help="tokens of a forward pass, padding included (default %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate, print the four metrics and write the record."""
+    from pathlib import Path
+
+    from shards.files import write_json_atomic
+    from trainer.errors import UsageError
+    from trainer.evaluate.evaluate import (
+        EvaluateOptions,
+        evaluate_baseline,
+        evaluate_model,
+        summary,
+    )
+
+    if (arguments.export is None) == (arguments.baseline is None):
+        raise UsageError("name either an exported model or a --baseline, and not both")
+    options = EvaluateOptions(
+        name=arguments.name,
+        role=arguments.role,
+        seed=arguments.seed,
+        device=arguments.device,
+        precision=arguments.precision,
+        batch_tokens=arguments.batch_tokens,
+        train_clicks=arguments.train_clicks,
+        speed_s=arguments.speed_seconds,
+        progress=True,
+    )
+    if arguments.baseline is not None:
+        record = evaluate_baseline(
+            arguments.baseline, arguments.articles, arguments.clicks, options
+        )
+    else:
+        record = evaluate_model(arguments.export, arguments.articles, arguments.clicks, options)
+    summary(record)
+    if arguments.out:
+        out = Path(arguments.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(out, record)
+        print(f"  record: {out}")
+    return 0

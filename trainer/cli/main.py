@@ -1,0 +1,71 @@
+"""``tnr``: one command; every verb is a module that registers its parser and imports heavy things
+late."""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from trainer.errors import EXIT_DONE, EXIT_USAGE, TinyNewsRecError
+
+VERBS = (
+    ("trainer.cli.demo", "demo"),
+    ("shards.cli", "shards"),
+    ("trainer.cli.train", "train"),
+    ("trainer.cli.teachers", "teachers"),
+    ("trainer.cli.evaluate", "evaluate"),
+    ("trainer.cli.predict", "predict"),
+    ("trainer.cli.score", "score"),
+    ("trainer.cli.export", "export"),
+    ("trainer.cli.pipeline", "pipeline"),
+    ("trainer.cli.report", "report"),
+)
+"""Modules with ``register(subparsers)``, in the order of ``tnr --help``."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with the project's one-line errors."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Print the mistake and where to read on, then exit 2."""
+        self.exit(EXIT_USAGE, f"tnr: error: {message}; see '{self.prog} --help'\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command, with all verbs."""
+    parser = _Parser(
+        prog="tnr",
+        description=(
+            "Distil large language models into small, fast news encoders for recommendation."
+        ),
+        epilog="exit codes: 0 done, 1 failed, 2 usage, 75 stopped with a checkpoint, start again",
+    )
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for module, _ in VERBS:
+        importlib.import_module(module).register(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; mistakes of the user print one line, no
+    traceback."""
+    arguments = build_parser().parse_args(argv)
+    # oneDNN keeps a compiled kernel for every shape it has seen, 1,024 of them unless told
+    # otherwise: gigabytes where every micro-batch has its own shape. A step needs a few dozen.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    try:
+        return arguments.run(arguments) or EXIT_DONE
+    except TinyNewsRecError as error:
+        print(f"tnr: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return EXIT_DONE
+    except KeyboardInterrupt:
+        print("tnr: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""``tnr pipeline``: the whole method from one YAML file, here or on Slurm."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launchers.config import PipelineConfig
+    from launchers.steps import Step
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb and its sub-verbs."""
+    parser = subparsers.add_parser(
+        "pipeline",
+        help="run every step of the method, here or on Slurm; what is done is skipped",
+        description=(
+            "The method as steps: shards, tokens, post-training, teachers, stage I, finetuning, "
+            "stage II, baselines, evaluation, report. CONFIG is a YAML file; "
+            "launchers/templates/mind.yaml is an example with every section explained."
+        ),
+    )
+    verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    here = verbs.add_parser(
+        "run",
+        help="run the steps on this machine",
+        epilog="example: tnr pipeline run mind.yaml --until finetune-teacher-1",
+    )
+    _add_config(here)
+    here.add_argument("--print", action="store_true", help="show the steps and run nothing")
+    _add_choice(here)
+    here.add_argument(
+        "--redo",
+        action="store_true",
+        help="where the configuration changed since: move former outputs aside and do them again",
+    )
+    here.add_argument("--quiet", action="store_true", help="show one line a step; logs have all")
+    here.set_defaults(run=run_here)
+    slurm = verbs.add_parser(
+        "submit",
+        help="submit the steps to Slurm as jobs that wait for each other",
+        epilog="example: tnr pipeline submit mind.yaml --print",
+    )
+    _add_config(slurm)
+    slurm.add_argument("--print", action="store_true", help="show every script and submit nothing")
+    _add_choice(slurm)
+    slurm.set_defaults(run=run_submit)
+    status = verbs.add_parser(
+        "status",
+        help="a table of the steps: state, seconds, log",
+        epilog="example: tnr pipeline status mind.yaml",
+    )
+    _add_config(status)
+    status.set_defaults(run=run_status)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the pipeline")
+    parser.add_argument("--out", metavar="DIR", help="folder to use in place of the file's 'run'")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--only", metavar="STEP", help="this step alone")
+    choice.add_argument("--until", metavar="STEP", help="this step and everything it needs")
+
+
+def run_here(arguments: argparse.Namespace) -> int:
+    """Run the steps, or show them."""
+    import shlex
+
+    from launchers.local import LocalOptions, run_steps
+    from launchers.steps import choose
+
+    config, steps = _load(arguments)
+    if arguments.print:
+        for step in choose(steps, only=arguments.only, until=arguments.until):
+            waits = f"  (after {', '.join(step.needs)})" if step.needs else ""
+            print(f"{step.name}{waits}")
+            for command in step.tasks():
+                print(f"  {shlex.join(command)}")
+        return 0
+    check_training(steps)
+    options = LocalOptions(
+        only=arguments.only, until=arguments.until, redo=arguments.redo, quiet=arguments.quiet
+    )
+    return run_steps(steps, stamps_folder(config), options)
+
+
+def run_submit(arguments: argparse.Namespace) -> int:
+    """Submit the steps that are not done, or show the scripts of all of them."""
+    from launchers.slurm import make_jobs, render, submit
+    from launchers.stamps import Stamps, State
+    from launchers.steps import choose, digests
+
+    config, steps = _load(arguments)
+    folder, known = stamps_folder(config), digests(steps)
+    chosen = choose(steps, only=arguments.only, until=arguments.until)
+    check_training(chosen)
+    if arguments.print:
+        print(render(make_jobs(chosen, config.cluster, folder, known), folder))
+        return 0
+    stamps = Stamps(folder)
+    todo = [step for step in chosen if stamps.state(step, known[step.name]) is not State.DONE]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, number in submit(make_jobs(todo, config.cluster, folder, known), folder).items():
+        print(f"{number}  {name}")
+    print(f"{len(todo)} jobs submitted, {len(chosen) - len(todo)} steps done already")
+    return 0
+
+
+def run_status(arguments: argparse.Namespace) -> int:
+    """Print the table."""
+    from launchers.local import is_running
+    from launchers.stamps import Stamps, State
+    from launchers.steps import digests
+
+    config, steps = _load(arguments)
+    folder = stamps_folder(config)
+    stamps, known, running = Stamps(folder), digests(steps), is_running(folder)
+    width = max(len(step.name) for step in steps)
+    print(f"{'step':<{width}}  {'state':<8}  {'seconds':>9}  log")
+    for step in steps:
+        stamp, state = stamps.read(step), stamps.state(step, known[step.name])
+        if state is State.RUNNING and not running and not step.array:
+            state = State.STOPPED  # the pipeline that wrote the stamp is gone
+        took = "" if stamp is None or stamp.seconds is None else f"{stamp.seconds:,.1f}"
+        log = stamps.log(step)
+        print(
+            f"{step.name:<{width}}  {state:<8}  {took:>9}  {log if log.exists() else ''}".rstrip()
+        )
+    return 0
+
+
+def stamps_folder(config: PipelineConfig) -> Path:
+    """Where a pipeline keeps its stamps, logs and scripts."""
+    return Path(config.run) / "pipeline"
+
+
+def check_training(steps: list[Step]) -> None:
+    """Resolve every training step's recipe and overrides, so that no mistake waits for its turn.
+
+    Raises:
+        ConfigError: Of the first step that is wrong; names the step.
+    """
+    from trainer.config.load import load_config
+    from trainer.errors import ConfigError
+
+    for step in steps:
+        if step.command[1] == "train":
+            try:
+                load_config(step.command[2], step.command[3:])
+            except ConfigError as error:
+                raise ConfigError(f"step {step.name}: {error}") from error
+
+
+def _load(arguments: argparse.Namespace) -> tuple[PipelineConfig, list[Step]]:
+    from launchers.pipeline import load_pipeline, pipeline_steps
+
+    config = load_pipeline(arguments.config, run=arguments.out)
+    return config, pipeline_steps(config)

@@ -1,0 +1,63 @@
+"""``tnr predict``: MIND's prediction file of a model on a click log, with or without labels."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from trainer.cli.evaluate import add_log_options
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="write MIND's prediction.zip of a model",
+        description=(
+            "Score every impression of a click log, labelled or not, and write the ranks of its "
+            "candidates as MIND's prediction.txt inside a zip. The file is checked after writing."
+        ),
+        epilog=(
+            "example: tnr predict runs/student/export --articles data/articles --clicks data/test "
+            "--out prediction.zip"
+        ),
+    )
+    parser.add_argument("export", metavar="EXPORT", help="folder of an exported, finetuned model")
+    add_log_options(parser)
+    parser.add_argument(
+        "--out", default="prediction.zip", metavar="FILE", help="the zip (default %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predict and write the zip."""
+    from pathlib import Path
+
+    from trainer.evaluate.evaluate import EvaluateOptions, score_log
+    from trainer.evaluate.pairs import open_click_log
+    from trainer.evaluate.prediction import write_prediction
+    from trainer.export.folder import load_export
+
+    options = EvaluateOptions(
+        device=arguments.device,
+        precision=arguments.precision,
+        batch_tokens=arguments.batch_tokens,
+        speed_s=0.0,
+        progress=True,
+    )
+    log = open_click_log(arguments.articles, arguments.clicks)
+    scored, _, _ = score_log(load_export(arguments.export), log, options)
+    ids = [str(sample["id"]) for sample in log.impressions]
+    out = Path(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_prediction(out, ids, scored.scores, scored.offsets)
+    print(f"{out}: {len(ids):,} impressions, {len(scored.scores):,} candidates, checked")
+    refused = sum(log.impressions.manifest.refused.values())
+    if refused:
+        print(
+            f"tnr: warning: {refused:,} lines of the log were refused when {log.impressions.path} "
+            "was built and have no line in the prediction; MIND's scoring asks for all of them",
+            file=sys.stderr,
+        )
+    return 0

@@ -1,0 +1,44 @@
+"""``tnr score``: MIND's four numbers of any prediction file against a labelled log."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "score",
+        help="score a prediction file against a labelled behaviors.tsv",
+        description=(
+            "Score a prediction file, from this project or any other, the way MIND's own procedure "
+            "does: equal ranks tie, lines missing at the end count as all ranks 1, an impression "
+            "without candidates is passed over."
+        ),
+        epilog="example: tnr score prediction.zip MINDsmall_dev/behaviors.tsv",
+    )
+    parser.add_argument("prediction", metavar="PREDICTION", help="prediction.zip or prediction.txt")
+    parser.add_argument(
+        "behaviors", metavar="BEHAVIORS", help="labelled behaviors.tsv, or a folder or zip with one"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the four metrics to four decimals."""
+    from trainer.evaluate.prediction import score_prediction
+    from trainer.evaluate.truth import read_truth
+
+    metrics = score_prediction(arguments.prediction, read_truth(arguments.behaviors))
+    print(f"AUC:{metrics.auc:.4f}")
+    print(f"MRR:{metrics.mrr:.4f}")
+    print(f"nDCG@5:{metrics.ndcg5:.4f}")
+    print(f"nDCG@10:{metrics.ndcg10:.4f}")
+    if metrics.num_skipped:
+        print(
+            f"tnr: warning: {metrics.num_skipped:,} impressions have only clicked or only "
+            "unclicked candidates and were skipped",
+            file=sys.stderr,
+        )
+    return 0

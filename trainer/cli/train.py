@@ -1,0 +1,131 @@
+"""``tnr train``: one task, from a recipe and overrides, into a run folder."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.config.schema import TrainConfig
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train one task: post-training, finetuning, or the distillation of either",
+        description=(
+            "Train one task. RECIPE is the name of a recipe that comes with the project or a YAML "
+            "file; settings that follow override it. A run folder that was interrupted is "
+            "continued; one that is finished is left alone."
+        ),
+        epilog=(
+            "example: tnr train post_train --data.articles data/articles --run.dir runs/teacher "
+            "--model.backbone.name my/bert --run.global_batch 64. For several processes: "
+            "torchrun --nproc-per-node 2 -m trainer.cli.main train RECIPE ... "
+            "--run.deepspeed zero2. All settings: tnr train --settings"
+        ),
+    )
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name or path")
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="--section.key value",
+        help="settings over the recipe's",
+    )
+    parser.add_argument("--preset", help="settings under the overrides: 'released' (released code)")
+    parser.add_argument("--dry-run", action="store_true", help="show the resolved run and stop")
+    parser.add_argument("--settings", action="store_true", help="list every setting and stop")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, or show what would be trained."""
+    from trainer.config.load import load_config, recipe_names
+    from trainer.errors import ConfigError
+
+    if arguments.settings:
+        return _print_settings()
+    if arguments.recipe is None:
+        raise ConfigError(f"no recipe given; there is {', '.join(recipe_names())}")
+    overrides = _own_options(arguments)
+    config = load_config(arguments.recipe, overrides, preset=arguments.preset)
+    if arguments.dry_run:
+        return _dry_run(config)
+    return _train(config)
+
+
+def _own_options(arguments: argparse.Namespace) -> list[str]:
+    """Pick this command's own options out of what follows the recipe."""
+    words = list(arguments.overrides)
+    for flag in ("--dry-run", "--settings"):
+        if flag in words:
+            words.remove(flag)
+            setattr(arguments, flag[2:].replace("-", "_"), True)
+    if "--preset" in words:
+        place = words.index("--preset")
+        arguments.preset = words[place + 1] if place + 1 < len(words) else ""
+        del words[place : place + 2]
+    return words
+
+
+def _train(config: "TrainConfig") -> int:
+    from trainer.engine.distributed import start
+    from trainer.engine.trainer import Trainer
+    from trainer.tasks.build import build
+
+    with start(config) as distributed:
+        task = build(config)
+        Trainer(config, task.module, task.data, task.export, distributed).fit()
+    return 0
+
+
+def _dry_run(config: "TrainConfig") -> int:
+    import os
+
+    import yaml
+
+    from trainer.config.load import to_dict
+    from trainer.config.validate import check_batch
+    from trainer.engine.copies import copy_steps
+    from trainer.engine.schedule import total_steps
+    from trainer.tasks.build import open_sources
+
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    accumulation = check_batch(config, world_size)
+    sources = open_sources(config)
+    units = sum(sources.clicks.clicks_per_shard) if sources.clicks else sources.articles.num_rows
+    steps = total_steps(config.run, units)
+    copies = ", ".join(map(str, copy_steps(config.run.copies, steps))) or "none"
+    print(yaml.safe_dump(_plain(to_dict(config)), sort_keys=False), end="")
+    print(
+        f"# global batch {config.run.global_batch} = {world_size} ranks x micro-batch "
+        f"{config.run.micro_batch} x {accumulation} accumulated\n"
+        f"# {units:,} units x {config.run.epochs:g} epochs -> {steps:,} optimizer steps\n"
+        f"# teacher copies after steps: {copies}"
+    )
+    return 0
+
+
+def _print_settings() -> int:
+    import tyro
+
+    from trainer.config.schema import TrainConfig
+
+    try:
+        tyro.cli(
+            TrainConfig,
+            args=["--help"],
+            prog="tnr train RECIPE",
+            config=(tyro.conf.FlagConversionOff,),
+        )
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, so that the printed YAML is itself a recipe."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
