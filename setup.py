@@ -51,5 +51,5 @@ setup(
         "report": ["matplotlib>=3.8"],
         "parquet": ["pyarrow>=15"],
     },
-    entry_points={"console_scripts": ["tnr = trainer.cli.main:main"]},
+    entry_points={"console_scripts": ["tnr = trainer.cli.main:entry"]},
 )

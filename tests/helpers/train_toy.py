@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from helpers.toy import ToyData, ToyTask
 
 from trainer.config.load import from_settings
-from trainer.engine.distributed import start
+from trainer.engine.distributed import leave, start
 from trainer.engine.trainer import Trainer
 from trainer.errors import TinyNewsRecError
 
@@ -67,4 +67,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from trainer.errors import EXIT_DONE, EXIT_USAGE, TinyNewsRecError
 
@@ -67,5 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+def entry() -> NoReturn:
+    """The ``tnr`` of the shell: :func:`main`, then the end of the process."""
+    code = main()
+    engine = sys.modules.get("trainer.engine.distributed")
+    if engine is not None:
+        engine.leave(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()
