@@ -1,0 +1,138 @@
+"""``tnr shards build``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UsageError
+from shards.fields import FIELD_NAMES, ArticleFields
+from shards.manifest import DEFAULT_SAMPLES_PER_SHARD
+from shards.sources import DEFAULT_MAX_REFUSED, FORMATS
+
+_BUILD_EPILOG = """\
+examples:
+  tnr shards build --articles news.jsonl.gz --out sets/news --body-field text
+  tnr shards build --articles MINDlarge_train.zip MINDlarge_dev.zip --out sets/news
+  tnr shards build --clicks MINDlarge_dev.zip --article-set sets/news --out sets/dev
+
+A field is a key or a path: headline.main, authors.0, or paragraphs picked out of a list:
+'document[name=body_par_*].value'. Refused rows are listed in OUT/refused.jsonl with file, line and
+reason. Building again from the same inputs with the same options does nothing and exits 0.
+"""
+
+
+def register(verbs: Any) -> None:
+    """Add ``build`` to the verbs of ``tnr shards``."""
+    parser = verbs.add_parser(
+        "build",
+        help="articles or click logs to a shard set",
+        description="Turn articles, or click logs about them, into a shard set.",
+        epilog=_BUILD_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--articles",
+        nargs="+",
+        type=Path,
+        metavar="F",
+        help="JSON lines, CSV, TSV (perhaps .gz), Parquet, or MIND folders, zips and news.tsv; an"
+        " article that comes again in a later input is taken once",
+    )
+    what.add_argument(
+        "--clicks",
+        nargs="+",
+        type=Path,
+        metavar="F",
+        help="MIND folders, zips or behaviors.tsv",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="D", help="folder of the set")
+    parser.add_argument(
+        "--article-set",
+        type=Path,
+        metavar="D",
+        help="with --clicks: the article set whose articles the log names",
+    )
+    parser.add_argument(
+        "--bodies",
+        type=Path,
+        metavar="F",
+        help="with --articles: a second file with ids and bodies, for articles without",
+    )
+    parser.add_argument("--format", choices=FORMATS, help="format of --articles (default: by name)")
+    for name in FIELD_NAMES:
+        parser.add_argument(
+            f"--{name}-field",
+            metavar="PATH",
+            help=f"where the {name} is in inputs other than MIND's (default: {name})",
+        )
+    parser.add_argument(
+        "--samples-per-shard",
+        type=int,
+        default=DEFAULT_SAMPLES_PER_SHARD,
+        metavar="N",
+        help="samples in every shard but the last (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-refused",
+        type=float,
+        default=DEFAULT_MAX_REFUSED,
+        metavar="SHARE",
+        help="largest share of bad rows before the build fails (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the shard set that is in OUT, together with all its columns",
+    )
+    parser.set_defaults(run=_build)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    paths = {name: getattr(arguments, f"{name}_field") for name in FIELD_NAMES}
+    article_set: Path | None = arguments.article_set
+    if arguments.clicks:
+        unfit = [f"--{name}-field" for name, path in paths.items() if path is not None]
+        unfit += [f"--{name}" for name in ("bodies", "format") if getattr(arguments, name)]
+        if unfit:
+            raise UsageError(f"{unfit[0]} belongs to --articles, not to --clicks")
+        if article_set is None:
+            raise UsageError("--clicks needs --article-set: the articles that the log names")
+    elif article_set is not None:
+        raise UsageError("--article-set belongs to --clicks, not to --articles")
+
+    from shards.build import build_articles, build_impressions
+
+    options: dict[str, Any] = {
+        "samples_per_shard": arguments.samples_per_shard,
+        "max_refused": arguments.max_refused,
+        "force": arguments.force,
+    }
+    if article_set is not None:
+        result = build_impressions(arguments.clicks, article_set, arguments.out, **options)
+    else:
+        result = build_articles(
+            arguments.articles,
+            arguments.out,
+            fields=ArticleFields(**paths),
+            bodies=arguments.bodies,
+            input_format=arguments.format,
+            **options,
+        )
+    _print_result(result)
+    return 0
+
+
+def _print_result(result: Any) -> None:
+    shard_set, manifest = result.shard_set, result.shard_set.manifest
+    if result.already_built:
+        print(f"{shard_set.path} is already built from these inputs with these options")
+    print(
+        f"{shard_set.path}: {shard_set.num_rows:,} {shard_set.kind} in {shard_set.num_shards:,}"
+        f" shards, fingerprint {shard_set.fingerprint[:12]}"
+    )
+    counts = {name: count for name, count in manifest.counts.items() if name != "written" and count}
+    print("  " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
+    if manifest.refused:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.refused.items())
+        print(f"  refused: {reasons} (listed in {shard_set.path / 'refused.jsonl'})")
