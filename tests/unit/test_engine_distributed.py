@@ -2,11 +2,15 @@
 
 import os
 import random
+import socket
+import sys
 
 import numpy as np
 import pytest
 import torch
 from helpers.launch import settings
+from helpers.process import run
+from helpers.tnr import ROOT
 from helpers.toy import ToyTask
 
 from trainer.config.load import from_settings
@@ -89,3 +93,30 @@ def test_errors_travel_as_themselves_or_by_their_words():
     other = module._portable(KeyError("x"))
     assert type(other) is TrainingError
     assert "KeyError: 'x'" in str(other)
+
+
+LEAVING = """
+import atexit
+from trainer.config.load import from_settings
+from trainer.engine.distributed import leave, start
+
+atexit.register(print, "torn down")
+with start(from_settings({settings!r}, where="test")):
+    pass
+leave(75)
+"""
+
+
+@pytest.mark.parametrize("in_group", [False, True])
+def test_rank_leaves_without_teardown_and_with_its_exit_code(tmp_path, in_group):
+    """Gloo's threads may still need the interpreter, which a torn down one answers with abort."""
+    code = LEAVING.format(settings=settings(tmp_path / "run", run__micro_batch=8))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    rank |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables = {"PYTHONPATH": str(ROOT)} | (rank if in_group else {})
+    done = run([sys.executable, "-c", code], timeout=120, cwd=tmp_path, **variables)
+    assert done.returncode == 75, done.stderr
+    assert ("torn down" in done.stdout) is not in_group
