@@ -5,7 +5,12 @@ word borders aside) have a resemblance (Jaccard index) of about 0.8 or more: a c
 edited copy, not another report of the same event. Estimated by one-permutation MinHash (Li, Owen,
 Zhang, NIPS 2012; empty bins filled by rotation, Shrivastava and Li, ICML 2014) of 64 bins, a byte
 each: 16 bands of 4 bins find pairs to compare, and a pair counts where 80 % of its bins agree.
-Everything is done for a whole chunk of texts at once, byte by byte in NumPy.
+
+Of planted copies of articles of 500 words it finds all at a resemblance of 0.93, 94 % at 0.87,
+57 % at 0.81, 4 % at 0.71 and none at 0.60; of 20,000 unrelated articles none
+(tests/benchmarks/near_duplicates.py). On an idle core it costs some 60 us an article of 4 kB, where
+the rest of a build costs 90; datasketch's MinHash took 560, and its index holds an entry of a dict
+for each article and band.
 """
 
 from collections.abc import Sequence
