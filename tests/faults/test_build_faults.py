@@ -39,6 +39,8 @@ def counted(self, function, tasks):
     for count, result in enumerate(real_map(self, function, tasks), 1):
         if (function.__name__, count) == (moment, int(number)):
             die()
+        if moment == "worker" and count == 1:
+            os.kill(next(iter(self._pool._processes)), signal.SIGKILL)
         yield result
 
 def manifest(*arguments):
@@ -200,6 +202,19 @@ def test_room_for_less_than_a_spool_in_other_processes(tmp_path, source):
     assert done.stderr.startswith("DataError: cannot write to ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_a_worker_that_is_killed(tmp_path, source, counting):
+    out = tmp_path / "set"
+    done = build_killed(source, out, 2, "worker")
+    assert done.returncode == 1
+    assert "was killed (out of memory?); with fewer --processes, run the same" in done.stderr
+    assert done.stderr.startswith("DataError: ")
+    assert not (out / "manifest.json").exists()
+    spools = staged(out, "spools/*.spool")
+    assert spools
+    build_articles([source], out, samples_per_shard=10)
+    assert not set(spools) & set(counting)
 
 
 def test_a_forced_build_that_is_killed_leaves_the_former_set(tmp_path, source, counting):
