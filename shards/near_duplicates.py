@@ -124,11 +124,13 @@ def count_near_duplicates(spools: Sequence[Spool], kept: np.ndarray) -> int:
         spools: Spools with signatures.
         kept: bool ``[n]``: the rows that are articles.
     """
-    done, parts = 0, []
+    signs = np.empty((int(kept.sum()), BINS), np.uint8)
+    read = done = 0
     for spool in spools:
-        parts.append(spool.signatures(BINS)[kept[done : done + spool.num_rows]])
-        done += spool.num_rows
-    return int(near_duplicates(np.concatenate(parts)).sum())
+        part = spool.signatures(BINS)[kept[read : read + spool.num_rows]]
+        signs[done : done + len(part)] = part
+        read, done = read + spool.num_rows, done + len(part)
+    return int(near_duplicates(signs).sum())
 
 
 def near_duplicates(signs: np.ndarray) -> np.ndarray:

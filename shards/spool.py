@@ -179,6 +179,13 @@ def read_at(path: Path, offset: int, length: int) -> bytes:
 
 def read_column(spools: Sequence[Spool], name: str) -> np.ndarray:
     """Return one field of :data:`ROW_DTYPE` for the rows of all spools."""
-    if not spools:
-        return np.zeros(0, ROW_DTYPE)[name]
-    return np.concatenate([spool.rows()[name] for spool in spools])
+    num_rows = sum(spool.num_rows for spool in spools)
+    field = ROW_DTYPE[name]
+    # The halves of a hash apart, as sorting wants them.
+    column = np.empty((num_rows, *field.shape), field.base, order="F")
+    done = 0
+    for spool in spools:
+        # One spool at a time: the other fields are not held.
+        column[done : done + spool.num_rows] = spool.rows()[name]
+        done += spool.num_rows
+    return column
