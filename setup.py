@@ -36,6 +36,7 @@ setup(
         "tqdm>=4.60",
         "numpy>=1.26",
         "filelock>=3.12",
+        "orjson>=3.10",
     ],
     extras_require={
         "test": [

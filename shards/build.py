@@ -2,22 +2,21 @@
 
 Rows that cannot be used are refused one by one into ``refused.jsonl`` and counted by reason, and
 the build goes on; it fails, and leaves no set, when the share of refused rows passes a limit.
-Memory: an id and a row number for each article, and nothing else that grows with the input.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from shards.article_build import ArticleBuild, ArticleOptions, work_name
+from shards.duplicates import read_duplicates
 from shards.errors import DataError, UsageError
-from shards.fields import ArticleFields, FieldReader, RowError
+from shards.fields import ArticleFields, RowError
 from shards.intake import (
-    BodySpool,
     BuildResult,
     Intake,
     check_options,
     describe,
+    failures_explained,
     same_set,
 )
 from shards.manifest import ARTICLES, DEFAULT_SAMPLES_PER_SHARD, IMPRESSIONS
@@ -27,21 +26,19 @@ from shards.mind import (
     find_member,
     has_labels,
     parse_behavior,
-    parse_news,
 )
+from shards.normalise import VERSION
+from shards.pool import Workers
+from shards.publish import SetPublisher
 from shards.reader import ShardSet
 from shards.sources import (
     DEFAULT_MAX_REFUSED,
     FORMATS,
     InputFile,
-    Row,
     guess_format,
-    read_rows,
-    read_tab_separated,
+    parse_tab_separated,
 )
 from shards.writer import ShardWriter
-
-_REQUIRED = ("id", "title")
 
 
 def build_articles(
@@ -53,14 +50,20 @@ def build_articles(
     input_format: str | None = None,
     samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD,
     max_refused: float = DEFAULT_MAX_REFUSED,
+    normalise: bool = True,
+    keep_duplicates: bool = False,
+    near_duplicates: bool = False,
+    processes: int = 1,
     force: bool = False,
 ) -> BuildResult:
-    """Build an article set.
+    """Build an article set; killed, it goes on where it was when it is called again.
 
     An article's body is its body, else its abstract, else empty (each counted). Where several
     inputs are given, an article of a former input that comes again with the same content is passed
     over and counted as ``repeated`` (MIND's parts share most of their news); one that comes again
-    with other content, or twice in one input, is refused as ``duplicate id``.
+    with other content, or twice in one input, is refused as ``duplicate id``. An article with the
+    title and body of an earlier one under another id is dropped and counted as
+    ``duplicate_content``; click logs that name it find the earlier one.
 
     Args:
         inputs: JSON lines, CSV, TSV, Parquet (the first three perhaps ``.gz``), MIND folders, zips
@@ -71,46 +74,53 @@ def build_articles(
         input_format: Format of the inputs, where their names do not tell.
         samples_per_shard: Articles in every shard but the last.
         max_refused: Largest share of rows, 0 to 1, that may be refused.
+        normalise: Make texts uniform by the rules of :mod:`shards.normalise`.
+        keep_duplicates: Keep articles with the title and body of another.
+        near_duplicates: Count articles that are nearly another (:mod:`shards.near_duplicates`).
+        processes: How many work at once; the set is the same, byte by byte, for any number.
         force: Replace a shard set that is there, and its columns.
 
     Raises:
         UsageError: If an option is wrong.
-        DataError: If an input is missing or of the wrong form, too many rows are refused, or
-            ``out`` holds another set.
+        DataError: If an input is missing or of the wrong form, too many rows are refused, ``out``
+            holds another set, or it cannot be written (what is finished is then kept).
         DamageError: If an input cannot be read to its end.
     """
     fields = fields or ArticleFields()
     files = [_article_input(Path(path), input_format) for path in inputs]
     body_file = None if bodies is None else _article_input(Path(bodies), None)
-    options = {
+    request = {
         "fields": fields.given(),
         "format": input_format,
         "bodies": body_file is not None,
         "samples_per_shard": samples_per_shard,
+        "normalise": VERSION if normalise else None,
+        "keep_duplicates": keep_duplicates,
+        "near_duplicates": near_duplicates,
     }
     everything = [file for file, _ in files + ([body_file] if body_file else [])]
-    source = describe(ARTICLES, everything, options)
-    check_options(everything, samples_per_shard, max_refused)
+    check_options(everything, samples_per_shard, max_refused, processes)
+    source = describe(ARTICLES, everything, request)
     if former := same_set(Path(out), source, force):
         return BuildResult(former, already_built=True)
-    writer = ShardWriter(
-        out, ARTICLES, samples_per_shard=samples_per_shard, source=source, force=force
+    options = ArticleOptions(
+        fields=fields,
+        samples_per_shard=samples_per_shard,
+        normalise=normalise,
+        keep_duplicates=keep_duplicates,
+        near_duplicates=near_duplicates,
     )
-    # The spool's folder is made by the writer.
+    publisher = SetPublisher(
+        out, ARTICLES, source=source, force=force, work=work_name(source["request"])
+    )
     with (
-        writer,
-        BodySpool(writer.folder) as spool,
-        Intake(writer, everything, max_refused) as intake,
+        failures_explained(Path(out), resumable=True),
+        publisher,
+        Workers(processes) as workers,
+        Intake(publisher, everything, max_refused) as intake,
     ):
-        build = _ArticleBuild(intake, fields, spool)
-        if body_file is not None:
-            build.read_bodies(*body_file)
-        for file, form in files:
-            build.read(file, form)
-        if body_file is not None:
-            writer.count("bodies_unused", len(spool) - build.bodies_used)
-        intake.check()
-        return BuildResult(writer.finish(), already_built=False)
+        build = ArticleBuild(publisher, workers, intake, options)
+        return BuildResult(build.run(files, body_file), already_built=False)
 
 
 def build_impressions(
@@ -159,111 +169,33 @@ def build_impressions(
         articles_fingerprint=article_set.fingerprint,
         force=force,
     )
-    with writer, Intake(writer, files, max_refused) as intake:
+    with (
+        failures_explained(Path(out), resumable=False),
+        writer,
+        Intake(writer, files, max_refused) as intake,
+    ):
         rows = {str(article["id"]): row for row, article in enumerate(article_set)}
+        rows.update(read_duplicates(article_set))
         labelled: bool | None = None
         for file in files:
-            labelled = _read_behaviors(intake, file, rows, labelled)
+            labelled = _read_behaviors(intake, writer, file, rows, labelled)
         writer.source["labelled"] = bool(labelled)
-        intake.check()
+        intake.check(writer.num_rows)
         shard_set = writer.finish()
     write_click_column(shard_set)
     return BuildResult(shard_set, already_built=False)
 
 
-class _ArticleBuild:
-    """The state of one article build: which ids there are, and the bodies from a second file."""
-
-    def __init__(self, intake: Intake, fields: ArticleFields, bodies: BodySpool) -> None:
-        self.intake = intake
-        self.writer = intake.writer
-        self.fields = fields
-        self.bodies = bodies
-        self.bodies_used = 0
-        self._rows: dict[str, int] = {}
-        # Eight bytes of each article's content, to tell a repeated article from a changed one.
-        self._digests = bytearray()
-
-    def read_bodies(self, file: InputFile, form: str) -> None:
-        """Spool the bodies of the second file; the first body of an id counts."""
-        reader = FieldReader(self.fields, ("id", "body"))
-        needed = reader.required_columns(("id", "body"))
-        for row in self.intake.good_rows(file, read_rows(file, form, needed)):
-            try:
-                found = reader.read(row.record)
-                article_id = found.get("id")
-                if article_id is None:
-                    raise RowError("missing id")
-                if article_id in self.bodies:
-                    raise RowError("duplicate id")
-                if "body" in found:
-                    self.bodies.put(article_id, found["body"])
-            except RowError as error:
-                self.intake.refuse(file, row, error.reason)
-            except UnicodeEncodeError:
-                self.intake.refuse(file, row, "unpaired surrogate")
-        reader.check_all_seen(file.name)
-
-    def read(self, file: InputFile, form: str) -> None:
-        """Read one input into the writer."""
-        first_row = self.writer.num_rows
-        if form == "mind":
-            for row in self.intake.good_rows(file, read_tab_separated(file)):
-                self._take(file, row, first_row, parse_news)
-            return
-        reader = FieldReader(self.fields)
-        needed = reader.required_columns(_REQUIRED)
-        for row in self.intake.good_rows(file, read_rows(file, form, needed)):
-            self._take(file, row, first_row, reader.read)
-        reader.check_all_seen(file.name)
-
-    def _take(self, file: InputFile, row: Row, first_row: int, parse: Any) -> None:
-        try:
-            self._add(parse(row.record), first_row)
-        except RowError as error:
-            self.intake.refuse(file, row, error.reason)
-        except UnicodeEncodeError:
-            self.intake.refuse(file, row, "unpaired surrogate")
-
-    def _add(self, found: Mapping[str, str], first_row: int) -> None:
-        for name in _REQUIRED:
-            if name not in found:
-                raise RowError(f"missing {name}")
-        article_id = found["id"]
-        digest = _digest(found)
-        known = self._rows.get(article_id)
-        if known is not None:
-            if known < first_row and self._digests[8 * known : 8 * known + 8] == digest:
-                self.writer.count("repeated")
-                return
-            raise RowError("duplicate id")
-        body, origin = self._body(found)
-        article = {"id": article_id, "title": found["title"], "body": body}
-        article |= {name: text for name, text in found.items() if name not in article}
-        self._rows[article_id] = self.writer.add(article)
-        self._digests += digest
-        if origin is not None:
-            self.writer.count(origin)
-
-    def _body(self, found: Mapping[str, str]) -> tuple[str, str | None]:
-        """Return the body and the count that says where it is from (None: from its own field)."""
-        body = self.bodies.get(found["id"])
-        if body is not None:
-            self.bodies_used += 1
-            return body, "body_from_second_file"
-        if "body" in found:
-            return found["body"], None
-        if "abstract" in found:
-            return found["abstract"], "body_from_abstract"
-        return "", "body_empty"
-
-
 def _read_behaviors(
-    intake: Intake, file: InputFile, rows: Mapping[str, int], labelled: bool | None
+    intake: Intake,
+    writer: ShardWriter,
+    file: InputFile,
+    rows: Mapping[str, int],
+    labelled: bool | None,
 ) -> bool | None:
     """Read one click log; return whether logs have labels, as far as that is known by now."""
     ids: set[int | str] = set()
-    for row in intake.good_rows(file, read_tab_separated(file)):
+    for row in intake.good_rows(file, parse_tab_separated(file.lines())):
         if labelled is None:
             labelled = has_labels(row.record, rows)
         try:
@@ -273,11 +205,11 @@ def _read_behaviors(
                 raise RowError("duplicate id")
             ids.add(key)
         except RowError as error:
-            intake.refuse(file, row, error.reason)
+            intake.refuse(file.name, row.line, error.reason, row.excerpt())
             continue
-        intake.writer.add(impression.to_sample())
+        writer.add(impression.to_sample())
         if impression.unknown_history:
-            intake.writer.count("unknown_history", impression.unknown_history)
+            writer.count("unknown_history", impression.unknown_history)
     return labelled
 
 
@@ -285,11 +217,6 @@ def _compact(text: str) -> int | str:
     """Return an id in a form that takes less memory where it is a plain number."""
     plain = text.isascii() and text.isdigit() and len(text) < 19 and text[0] != "0"
     return int(text) if plain else text
-
-
-def _digest(found: Mapping[str, str]) -> bytes:
-    text = "\0".join(f"{name}\0{found[name]}" for name in sorted(found))
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
 
 
 def _article_input(path: Path, input_format: str | None) -> tuple[InputFile, str]:

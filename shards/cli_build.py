@@ -17,8 +17,15 @@ examples:
 
 A field is a key or a path: headline.main, authors.0, or paragraphs picked out of a list:
 'document[name=body_par_*].value'. Refused rows are listed in OUT/refused.jsonl with file, line and
-reason. Building again from the same inputs with the same options does nothing and exits 0.
+reason. Building again from the same inputs with the same options does nothing and exits 0; a build
+of articles that was killed goes on where it was.
+
+Texts are made uniform (Unicode NFC, invisible characters removed, white space), each rule counted.
+An article with the title and body of an earlier one is dropped; OUT/duplicates.jsonl says for which
+row its id stands, and click logs that name it find that row.
 """
+
+_ARTICLE_OPTIONS = ("bodies", "format", "no_normalise", "keep_duplicates", "near_duplicates")
 
 
 def register(verbs: Any) -> None:
@@ -30,6 +37,12 @@ def register(verbs: Any) -> None:
         epilog=_BUILD_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_inputs(parser)
+    _add_article_options(parser.add_argument_group("with --articles"))
+    parser.set_defaults(run=_build)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--articles",
@@ -54,19 +67,6 @@ def register(verbs: Any) -> None:
         help="with --clicks: the article set whose articles the log names",
     )
     parser.add_argument(
-        "--bodies",
-        type=Path,
-        metavar="F",
-        help="with --articles: a second file with ids and bodies, for articles without",
-    )
-    parser.add_argument("--format", choices=FORMATS, help="format of --articles (default: by name)")
-    for name in FIELD_NAMES:
-        parser.add_argument(
-            f"--{name}-field",
-            metavar="PATH",
-            help=f"where the {name} is in inputs other than MIND's (default: {name})",
-        )
-    parser.add_argument(
         "--samples-per-shard",
         type=int,
         default=DEFAULT_SAMPLES_PER_SHARD,
@@ -85,7 +85,41 @@ def register(verbs: Any) -> None:
         action="store_true",
         help="replace the shard set that is in OUT, together with all its columns",
     )
-    parser.set_defaults(run=_build)
+
+
+def _add_article_options(group: Any) -> None:
+    group.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="P",
+        help="how many read and write; the set is the same for any number (default: %(default)s)",
+    )
+    group.add_argument(
+        "--bodies",
+        type=Path,
+        metavar="F",
+        help="a second file with ids and bodies, for articles without",
+    )
+    group.add_argument("--format", choices=FORMATS, help="format of the inputs (default: by name)")
+    for name in FIELD_NAMES:
+        group.add_argument(
+            f"--{name}-field",
+            metavar="PATH",
+            help=f"where the {name} is in inputs other than MIND's (default: {name})",
+        )
+    group.add_argument("--no-normalise", action="store_true", help="leave texts as they are")
+    group.add_argument(
+        "--keep-duplicates",
+        action="store_true",
+        help="keep articles with the title and body of another",
+    )
+    group.add_argument(
+        "--near-duplicates",
+        action="store_true",
+        help="count articles that are nearly an earlier one; none is dropped (takes half as long"
+        " again)",
+    )
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -93,7 +127,9 @@ def _build(arguments: argparse.Namespace) -> int:
     article_set: Path | None = arguments.article_set
     if arguments.clicks:
         unfit = [f"--{name}-field" for name, path in paths.items() if path is not None]
-        unfit += [f"--{name}" for name in ("bodies", "format") if getattr(arguments, name)]
+        given = {name: getattr(arguments, name) for name in _ARTICLE_OPTIONS}
+        given["processes"] = arguments.processes != 1
+        unfit += [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
         if unfit:
             raise UsageError(f"{unfit[0]} belongs to --articles, not to --clicks")
         if article_set is None:
@@ -117,6 +153,10 @@ def _build(arguments: argparse.Namespace) -> int:
             fields=ArticleFields(**paths),
             bodies=arguments.bodies,
             input_format=arguments.format,
+            normalise=not arguments.no_normalise,
+            keep_duplicates=arguments.keep_duplicates,
+            near_duplicates=arguments.near_duplicates,
+            processes=arguments.processes,
             **options,
         )
     _print_result(result)

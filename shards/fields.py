@@ -7,7 +7,7 @@ paragraphs of ``{"document": [{"name": "body_par_000", "value": "…"}, …]}``.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
@@ -108,6 +108,15 @@ class FieldReader:
             if text:
                 found[name] = text
         return found
+
+    def seen(self) -> dict[str, list[str]]:
+        """Return what :meth:`note` takes: the fields that occurred, and the keys of a first row."""
+        return {"seen": sorted(set(self._paths) - self._never_seen), "keys": self._keys}
+
+    def note(self, seen: Sequence[str], keys: Sequence[str]) -> None:
+        """Count as read here what another reader has read of the same input."""
+        self._never_seen.difference_update(seen)
+        self._keys = self._keys or list(keys)
 
     def check_all_seen(self, source: str) -> None:
         """Check, at the end of an input, that every named field occurred in some row.

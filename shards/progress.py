@@ -72,6 +72,15 @@ class Progress:
             self._last_line_s = now_s
             print(self.line(now_s - self._start_s), file=self._stream, flush=True)
 
+    def skip(self, units: int) -> None:
+        """Take out of the total what was done before, so that rate and time left are today's."""
+        if self.total is None:
+            return
+        self.total -= units
+        if self._bar is not None:
+            self._bar.total = self.total
+            self._bar.refresh()
+
     def line(self, elapsed_s: float) -> str:
         """Return the plain line after ``elapsed_s`` seconds."""
         rate = self.done / elapsed_s if elapsed_s > 0 else 0.0

@@ -12,7 +12,7 @@ import json
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -70,6 +70,8 @@ class InputFile:
         name: What reports and manifests call it: file names only, no folders.
         size: Bytes that reading it to the end takes (compressed, where it is gzipped).
         position: Bytes of them read so far.
+        num_lines: Lines that :meth:`lines` has yielded.
+        offset: Where the last of them ended, in bytes of the unpacked file.
     """
 
     def __init__(self, path: Path, member: str | None = None) -> None:
@@ -84,7 +86,7 @@ class InputFile:
         self.path = path
         self.member = member
         self.name = path.name if member is None else f"{path.name}/{Path(member).name}"
-        self.position = 0
+        self.position = self.num_lines = self.offset = 0
         self.size = path.stat().st_size
         if member is not None:
             with open_zip(path) as archive:
@@ -94,10 +96,20 @@ class InputFile:
         """Return the sha256 of the file (of the whole archive, for a member)."""
         return sha256_file(self.path)
 
-    def lines(self) -> Iterator[tuple[int, bytes | None]]:
+    @property
+    def is_plain(self) -> bool:
+        """Whether the bytes on disk are the file's own, so that reading may begin anywhere."""
+        return self.member is None and self.path.suffix != ".gz"
+
+    def lines(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes | None]]:
         """Yield (line number, line without its newline); None for a line that is too long.
 
-        A UTF-8 byte order mark at the start is dropped.
+        A UTF-8 byte order mark at the start of the file is dropped.
+
+        Args:
+            start: Of a plain file: yield only lines that begin here or later; they are numbered
+                from 1.
+            stop: ... and before here.
 
         Raises:
             DamageError: If the file cannot be read to its end, for example a gzip cut short.
@@ -108,20 +120,30 @@ class InputFile:
                 # Reading lines of a zip's member or a gzip directly is slow.
                 file = io.BufferedReader(unpacked, _BUFFER_BYTES)  # type: ignore[type-var]
                 position = unpacked if self.member is not None else raw
-                while line := file.readline(MAX_ROW_BYTES + 2):
+                end = _line_start(file, start, stop) if start else 0
+                while stop is None or end < stop:
+                    line = file.readline(MAX_ROW_BYTES + 2)
+                    if not line:
+                        break
                     number += 1
-                    if number == 1:
+                    end += len(line)
+                    if end == len(line):
                         line = line.removeprefix(b"\xef\xbb\xbf")
                     text = line.removesuffix(b"\n").removesuffix(b"\r")
                     while line and not line.endswith(b"\n"):
                         line = file.readline(MAX_ROW_BYTES)
+                        end += len(line)
+                    self.num_lines, self.offset = number, end
                     yield number, text if len(text) <= MAX_ROW_BYTES else None
                     if number % 256 == 0:
                         self.position = position.tell()
         except _BROKEN_INPUT as error:
             raise DamageError(
-                f"{self.name}, after line {number}: cannot read on: {error}"
+                f"{self.name}, after line {number}"
+                + (f" behind byte {start}" if start else "")
+                + f": cannot read on: {error}"
             ) from error
+        self.num_lines = number
         self.position = self.size
 
     def _unpacked(self, raw: IO[bytes]) -> IO[bytes]:
@@ -130,6 +152,17 @@ class InputFile:
         if self.path.suffix == ".gz":
             return gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[return-value]
         return raw
+
+
+def _line_start(file: IO[bytes], start: int, stop: int | None) -> int:
+    """Seek to the first line that begins at ``start`` or later, or to ``stop``; return where."""
+    at = file.seek(start - 1)
+    while stop is None or at < stop:
+        part = file.readline(_BUFFER_BYTES)
+        at += len(part)
+        if not part or part.endswith(b"\n"):
+            break
+    return at
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -149,35 +182,9 @@ def guess_format(path: Path) -> str | None:
     return _SUFFIXES.get(Path(path.name.removesuffix(".gz")).suffix.lower())
 
 
-def read_rows(file: InputFile, form: str, columns: Sequence[str] = ()) -> Iterator[Row]:
-    """Yield the rows of a file in one of :data:`FORMATS` (but ``mind``, see :mod:`shards.mind`).
-
-    Records are dicts. CSV and TSV begin with a header line. A TSV has no quoting (as registered
-    with IANA); a CSV has (RFC 4180), and a quoted field may run over several lines.
-
-    Args:
-        file: What to read.
-        form: ``jsonl``, ``csv``, ``tsv`` or ``parquet``.
-        columns: Columns that must be there (not checked in JSON lines, where rows differ).
-
-    Raises:
-        DataError: If a column of ``columns`` is missing, or Parquet is asked for without pyarrow.
-        DamageError: If the file cannot be read to its end.
-    """
-    if form == "jsonl":
-        return read_json_lines(file)
-    if form == "csv":
-        return _with_header(file, _csv_records(file), columns)
-    if form == "tsv":
-        return _with_header(file, read_tab_separated(file), columns)
-    if form == "parquet":
-        return read_parquet(file, columns)
-    raise DataError(f"{file.name}: unknown format {form!r}; expected one of {', '.join(FORMATS)}")
-
-
-def read_json_lines(file: InputFile) -> Iterator[Row]:
+def parse_json_lines(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[Row]:
     """Yield one JSON object a line; blank lines are passed over."""
-    for number, line in file.lines():
+    for number, line in lines:
         if line is None:
             yield Row(number, reason="row too long")
             continue
@@ -194,9 +201,9 @@ def read_json_lines(file: InputFile) -> Iterator[Row]:
             yield Row(number, record if reason is None else None, reason, line)
 
 
-def read_tab_separated(file: InputFile) -> Iterator[Row]:
-    """Yield the fields of each line, split at tabs, without any quoting: ``record`` is a list."""
-    for number, line in file.lines():
+def parse_tab_separated(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[Row]:
+    """Yield the fields of each line, split at tabs, without quoting (as IANA registers TSV)."""
+    for number, line in lines:
         if line is None:
             yield Row(number, reason="row too long")
             continue
@@ -208,8 +215,8 @@ def read_tab_separated(file: InputFile) -> Iterator[Row]:
             yield Row(number, reason="bad UTF-8", raw=line)
 
 
-def _csv_records(file: InputFile) -> Iterator[Row]:
-    """Yield the fields of each CSV record.
+def read_csv(file: InputFile) -> Iterator[Row]:
+    """Yield the fields of each CSV record (RFC 4180: a quoted field may run over several lines).
 
     An opening quote that is never closed would swallow the rest of the file. So when a record of
     several lines turns out broken (or too long for one), only its first line is refused, and
@@ -258,7 +265,12 @@ def _csv_records(file: InputFile) -> Iterator[Row]:
             yield Row(number, fields, None, line)
 
 
-def _with_header(file: InputFile, rows: Iterator[Row], columns: Sequence[str]) -> Iterator[Row]:
+def read_header(file: InputFile, rows: Iterator[Row], columns: Sequence[str]) -> list[str]:
+    """Take the names of the columns off the rows of a table.
+
+    Raises:
+        DataError: If there are none, one occurs twice, or one of ``columns`` is missing.
+    """
     first = next(rows, None)
     if first is None or first.reason is not None:
         found = "it is empty" if first is None else first.reason
@@ -267,6 +279,11 @@ def _with_header(file: InputFile, rows: Iterator[Row], columns: Sequence[str]) -
     if len(set(header)) != len(header):
         raise DataError(f"{file.name}: a column name occurs twice in the header: {header}")
     _require_columns(file, header, columns)
+    return header
+
+
+def with_names(rows: Iterable[Row], header: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows of a table with dicts as records."""
     for row in rows:
         if row.reason is None:
             if len(row.record) == len(header):

@@ -58,6 +58,22 @@ def test_build_says_what_was_built_and_refused(capsys, inputs):
     assert ShardSet.open(inputs / "news").num_shards == 1
 
 
+def test_options_of_an_article_build(capsys, inputs):
+    rows = [*articles(5), articles(1)[0] | {"id": "again"}, {"id": "x", "title": "a\u200bb"}]
+    write_json_lines(inputs / "b.jsonl", rows)
+    words = ["build", "--articles", inputs / "b.jsonl", "--out", inputs / "b", "--processes", 2]
+    code, out, _ = run(capsys, *words, "--near-duplicates")
+    assert code == 0
+    assert "6 articles in 1 shards" in out
+    assert "duplicate content 1" in out
+    assert "normalised 1, normalised controls 1" in out
+    code, out, _ = run(capsys, *words, "--force", "--keep-duplicates", "--no-normalise")
+    assert code == 0
+    assert "7 articles in 1 shards" in out
+    assert "duplicate" not in out
+    assert ShardSet.open(inputs / "b").sample(6)["title"] == "a\u200bb"
+
+
 def test_clicks_verify_stats_show(capsys, inputs):
     code, out, _ = build_both(capsys, inputs)
     assert code == 0
@@ -110,6 +126,9 @@ def test_verify_fails_on_damage_and_index_mends_an_index(capsys, inputs):
         ("build --clicks behaviors.tsv --out x", 2, "needs --article-set"),
         ("build --clicks behaviors.tsv --article-set news --out x --id-field i", 2, "--id-field"),
         ("build --clicks behaviors.tsv --article-set news --out x --bodies b", 2, "--bodies"),
+        ("build --clicks behaviors.tsv --article-set news --out x --processes 2", 2, "--processes"),
+        ("build --clicks behaviors.tsv --article-set news --out x --no-normalise", 2, "--no-norm"),
+        ("build --articles a.jsonl --out x --processes 0", 2, "--processes is 0; expected 1"),
         ("build --clicks behaviors.tsv --article-set nothing --out x", 1, "no such folder"),
         ("build --clicks nothing.tsv --article-set news --out x", 1, "does not exist"),
         ("stats nothing", 1, "no such folder"),

@@ -38,6 +38,18 @@ def test_a_terminal_gets_a_bar():
     assert "read" in stream.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_was_done_before_does_not_count_for_the_rate(terminal):
+    class Stream(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    with Progress(10_000_000, "build", "B", stream=Stream()) as shown:
+        shown.skip(6_000_000)
+        shown.update(1_000_000)
+        assert shown.line(2.0) == "build: 1.0 MB of 4.0 MB (25%), 0.5 MB/s, 6 s left"
+
+
 def test_items_pass_through(capsys):
     assert list(progress(iter("abc"), None, "x", "letters")) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""

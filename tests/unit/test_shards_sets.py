@@ -1,6 +1,7 @@
 """Writing and reading shard sets: bytes, rows, manifests, what is published and when."""
 
 import hashlib
+import json
 import pickle
 import tarfile
 from pathlib import Path
@@ -16,7 +17,7 @@ from shards.files import atomic_file, fingerprint, read_json, write_json_atomic
 from shards.index import read_index
 from shards.manifest import MANIFEST_NAME, Manifest, ShardInfo, read_manifest, write_manifest
 from shards.reader import ShardSet
-from shards.writer import ShardWriter
+from shards.writer import ShardWriter, encode_sample
 
 
 def write_set(folder: Path, rows: list[dict], samples_per_shard: int = 4, **options) -> ShardSet:
@@ -67,6 +68,46 @@ def test_the_index_says_where_the_members_of_the_tar_are(tmp_path):
         ]
         assert {(m.mtime, m.uid, m.gid, m.mode, m.uname) for m in members} == {(0, 0, 0, 0o444, "")}
         assert made.index(number).tolist() == index.tolist()
+
+
+def test_tars_are_those_of_webdatasets_writer(tmp_path):
+    from webdataset.writer import TarWriter
+
+    rows = [*articles(30), {"id": "empty", "title": "", "body": "x" * 70_000}]
+    made = write_set(tmp_path / "set", rows, samples_per_shard=1000)
+    with TarWriter(
+        str(tmp_path / "theirs.tar"), user="", group="", mode=0o444, encoder=False, mtime=0
+    ) as tar:
+        for row, sample in enumerate(rows):
+            tar.write({"__key__": f"{row:09d}", "json": encode_sample(sample)})
+    ours = (made.path / "news-000000.tar").read_bytes()
+    assert ours == (tmp_path / "theirs.tar").read_bytes()
+    assert hashlib.sha256(ours).hexdigest() == made.shards[0].sha256
+
+
+def as_json(sample: dict) -> bytes:
+    text = json.dumps(sample, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8")
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.text(), st.one_of(st.text(), st.integers(), st.floats(-1e30, 1e30), st.booleans())
+    )
+)
+def test_samples_are_encoded_as_pythons_json_does(sample):
+    assert encode_sample(sample) == as_json(sample)
+
+
+def test_every_character_is_encoded_as_pythons_json_does():
+    every = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    for sample in ({"text": every}, {every: ""}, {"n": 1, "text": every}, {}):
+        assert encode_sample(sample) == as_json(sample)
+    with pytest.raises(UnicodeEncodeError):
+        encode_sample({"text": "\ud800"})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode_sample({"n": float("nan")})
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):

@@ -8,16 +8,20 @@ import zipfile
 import pytest
 from helpers.corpora import articles, write_json_lines
 
+from shards.chunks import cut
 from shards.errors import DamageError, DataError, UsageError
 from shards.fields import ArticleFields, FieldReader, RowError, parse_path
-from shards.sources import InputFile, guess_format, read_rows
+from shards.sources import InputFile, guess_format
 
 
 def rows_of(path, form=None, columns=()):
-    form = form or guess_format(path)
-    return [
-        (row.line, row.reason or row.record) for row in read_rows(InputFile(path), form, columns)
-    ]
+    found, before = [], 0
+    for chunk in cut(InputFile(path), form or guess_format(path), columns):
+        file = InputFile(path)
+        before = before if chunk.lines_before is None else chunk.lines_before
+        found += [(before + row.line, row.reason or row.record) for row in chunk.rows(file)]
+        before += file.num_lines
+    return found
 
 
 def test_bad_lines_of_json_are_refused_where_they_stand(tmp_path):

@@ -1,0 +1,119 @@
+"""From the spools to the shards, each written whole, by whichever process."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.errors import DamageError
+from shards.files import read_json, write_json_atomic
+from shards.manifest import ARTICLES, ShardInfo, shard_name
+from shards.spool import Spool, read_at
+from shards.writer import ShardFile
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples that lie in one spool."""
+
+    spool: Path
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write: the samples from ``first_row`` on."""
+
+    folder: Path
+    name: str
+    first_row: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all payloads."""
+        return int(sum(piece.lengths.sum() for piece in self.pieces))
+
+
+def plan_shards(
+    spools: Sequence[Spool], kept: np.ndarray, samples_per_shard: int, folder: Path
+) -> Iterator[ShardTask]:
+    """Yield the shards, in order; a shard's places are in memory only while it is the next.
+
+    Args:
+        spools: In the order of the inputs.
+        kept: bool ``[n]``: the rows of the spools that become samples.
+        samples_per_shard: Samples in every shard but the last.
+        folder: Where the shards go.
+    """
+    pieces: list[Piece] = []
+    num_shards = samples = done = 0
+    for spool in spools:
+        lengths = spool.rows()["length"].astype(np.int64)
+        offsets = np.cumsum(lengths) - lengths
+        of_spool = np.flatnonzero(kept[done : done + len(lengths)])
+        done += len(lengths)
+        while len(of_spool):
+            part = of_spool[: samples_per_shard - samples]
+            of_spool = of_spool[len(part) :]
+            pieces.append(Piece(spool.path, offsets[part], lengths[part]))
+            samples += len(part)
+            if samples == samples_per_shard:
+                yield _task(folder, num_shards, samples_per_shard, pieces)
+                num_shards += 1
+                pieces, samples = [], 0
+    if samples:
+        yield _task(folder, num_shards, samples_per_shard, pieces)
+
+
+def _task(folder: Path, number: int, samples_per_shard: int, pieces: list[Piece]) -> ShardTask:
+    name = shard_name(ARTICLES, number)
+    return ShardTask(folder, name, number * samples_per_shard, tuple(pieces))
+
+
+def write_shard(task: ShardTask) -> tuple[ShardInfo, int, bool]:
+    """Write one shard, its index and a note that it is done, unless they are there.
+
+    Returns:
+        What the manifest says of it, the bytes of its samples, and whether it was there before.
+
+    Raises:
+        DamageError: If a spool is damaged.
+        OSError: If the shard cannot be written.
+    """
+    note = (task.folder / task.name).with_suffix(".done")
+    former = _finished(note, task)
+    if former is not None:
+        return former, task.num_bytes, True
+    shard = ShardFile(task.folder, task.name)
+    try:
+        row = task.first_row
+        for piece in task.pieces:
+            start = int(piece.offsets[0])
+            data = memoryview(
+                read_at(piece.spool, start, int(piece.offsets[-1] + piece.lengths[-1]) - start)
+            )
+            for offset, length in zip(piece.offsets.tolist(), piece.lengths.tolist(), strict=True):
+                shard.add(row, bytes(data[offset - start : offset - start + length]))
+                row += 1
+        info = shard.close()
+    except BaseException as error:
+        shard.abort(error)
+        raise
+    write_json_atomic(note, asdict(info))
+    return info, task.num_bytes, False
+
+
+def _finished(note: Path, task: ShardTask) -> ShardInfo | None:
+    """Return what a former build said of the shard, if it is all there."""
+    if not note.exists():
+        return None
+    try:
+        info = ShardInfo(**read_json(note))
+        tar = task.folder / task.name
+        whole = tar.stat().st_size == info.bytes and tar.with_suffix(".idx").exists()
+    except (DamageError, TypeError, OSError):
+        return None
+    return info if whole else None

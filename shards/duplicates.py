@@ -1,0 +1,107 @@
+"""Which rows become articles: ids and contents that come again, decided by hashes alone.
+
+Memory: some 80 bytes a row while it is decided, one byte a row after.
+
+An article whose title and body are those of an earlier one, under another id, is dropped; its id
+is written to ``duplicates.jsonl`` with the row of the one that was kept, and click logs that name
+it find that row. The file is part of the set: its size and sha256 are in the manifest's source.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import DamageError
+from shards.files import sha256_file
+from shards.publish import DUPLICATES_NAME
+from shards.reader import ShardSet
+from shards.spool import Spool, read_column
+
+KEPT, REPEATED, DUPLICATE_ID, DUPLICATE_CONTENT = range(4)
+
+
+def first_of_each(hashes: np.ndarray) -> np.ndarray:
+    """Return, for each row, the first row with the same hash.
+
+    Args:
+        hashes: uint64 ``[n, 2]``.
+
+    Returns:
+        int64 ``[n]``.
+    """
+    if len(hashes) == 0:
+        return np.zeros(0, np.int64)
+    # The sort is stable: within equal hashes the rows ascend.
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))
+    begins = np.ones(len(order), bool)
+    begins[1:] = False
+    for half in range(2):
+        column = hashes[:, half][order]
+        begins[1:] |= column[1:] != column[:-1]
+    first = np.empty(len(order), np.int64)
+    first[order] = order[np.flatnonzero(begins)][np.cumsum(begins) - 1]
+    return first
+
+
+def decide(
+    spools: Sequence[Spool], inputs: Sequence[int], keep_duplicates: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decide about every row of the spools of articles.
+
+    The first row of an id counts. Another is repeated where the first is from a former input and
+    has the same fields, else a duplicate id. Of the rows that are first of their ids, one with the
+    title and body of an earlier one is duplicate content.
+
+    Args:
+        spools: In the order of the inputs.
+        inputs: The number of the input that each spool is from.
+        keep_duplicates: Whether duplicate content is kept.
+
+    Returns:
+        uint8 ``[n]`` with ``KEPT``, ``REPEATED``, ``DUPLICATE_ID`` or ``DUPLICATE_CONTENT`` for
+        each row; and int64, for each row of duplicate content in order, the row that is kept.
+    """
+    first = first_of_each(read_column(spools, "id"))
+    own = first == np.arange(len(first))
+    verdict = np.where(own, KEPT, DUPLICATE_ID).astype(np.uint8)
+    number = np.repeat(np.asarray(inputs, np.uint32), [spool.num_rows for spool in spools])
+    article = read_column(spools, "article")
+    verdict[~own & (number[first] < number) & (article[first] == article)] = REPEATED
+    del number, article, first
+    if keep_duplicates:
+        return verdict, np.zeros(0, np.int64)
+    rows = np.flatnonzero(own)
+    texts = read_column(spools, "text")
+    kept = rows[first_of_each(texts if len(rows) == len(texts) else texts[rows])]
+    again = kept != rows
+    verdict[rows[again]] = DUPLICATE_CONTENT
+    return verdict, kept[again]
+
+
+def describe_duplicates(folder: Path) -> dict[str, Any]:
+    """Return what the manifest's source says of ``duplicates.jsonl`` in ``folder``."""
+    path = folder / DUPLICATES_NAME
+    return {"name": DUPLICATES_NAME, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def read_duplicates(articles: ShardSet) -> Iterator[tuple[str, int]]:
+    """Yield (id, row) of every article that was dropped for one with the same content.
+
+    Raises:
+        DamageError: If the file is missing or not the one that was written.
+    """
+    facts = articles.manifest.source.get("duplicates")
+    if not isinstance(facts, dict):
+        return
+    path = articles.path / DUPLICATES_NAME
+    if not path.is_file() or sha256_file(path) != facts.get("sha256"):
+        raise DamageError(
+            f"{path} is missing or is not the file that was built; build the article set again"
+        )
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            entry = json.loads(line)
+            yield str(entry["id"]), int(entry["row"])

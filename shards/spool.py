@@ -1,0 +1,191 @@
+"""What is made of one chunk of an input, in one file on disk until the shards are written.
+
+A spool appears whole or not at all, so one that is there need not be made again. It holds, one
+after another: the payloads of the rows that can be used (an article's JSON, or a body from a second
+file); a record of :data:`ROW_DTYPE` for each of them; a near-duplicate signature for each, where
+they are wanted; a JSON line for each refused row; a JSON object with the sizes of these parts and
+with counts; and the length of that object in eight bytes.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from shards.errors import DamageError
+from shards.files import atomic_file
+
+ROW_DTYPE = np.dtype(
+    [
+        ("id", "<u8", 2),  # hash of the id
+        ("text", "<u8", 2),  # hash of title and body
+        ("article", "<u8"),  # hash of all fields
+        ("line", "<u4"),  # as numbered in the chunk
+        ("length", "<u4"),  # bytes of the payload
+        ("fields", "<u2"),  # bit i: the sample has the i-th of FIELD_NAMES
+        ("origin", "u1"),  # where the body is from
+        ("changed", "u1"),  # bit i: the i-th rule of normalisation changed a text
+    ]
+)
+_RECORD = struct.Struct("<16s16s8sIIHBB")
+_LENGTH = struct.Struct("<Q")
+_PARTS = ("payloads", "rows", "signatures", "refused")
+
+
+def hash_text(text: str, size: int = 16) -> bytes:
+    """Return a hash of a text. Of 16 bytes: equal hashes mean equal texts, for all that is known.
+
+    Raises:
+        UnicodeEncodeError: If it holds half of a surrogate pair.
+    """
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=size).digest()
+
+
+class SpoolWriter:
+    """Writes one spool; use it as a context manager and call :meth:`finish` at the end."""
+
+    def __init__(self, path: Path) -> None:
+        """Prepare; the file appears under ``path`` when the block ends."""
+        self._context = atomic_file(path)
+        self._rows = bytearray()
+        self._refused = bytearray()
+        self._payload_bytes = 0
+
+    def __enter__(self) -> "SpoolWriter":
+        """Open the file."""
+        self._file: IO[bytes] = self._context.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Put the file in place, or, after an error, remove it."""
+        self._context.__exit__(error_type, error, traceback)
+
+    def add(
+        self,
+        payload: bytes,
+        line: int,
+        *,
+        id: bytes,
+        text: bytes = bytes(16),
+        article: bytes = bytes(8),
+        fields: int = 0,
+        origin: int = 0,
+        changed: int = 0,
+    ) -> None:
+        """Add a row that can be used; the parts of its record are as in :data:`ROW_DTYPE`."""
+        self._file.write(payload)
+        self._payload_bytes += len(payload)
+        self._rows += _RECORD.pack(id, text, article, line, len(payload), fields, origin, changed)
+
+    def refuse(self, line: int, reason: str, excerpt: str) -> None:
+        """Add a row that cannot be used."""
+        self._refused += json.dumps([line, reason, excerpt]).encode("ascii") + b"\n"
+
+    def finish(self, facts: Mapping[str, Any], signatures: bytes = b"") -> None:
+        """Write what is left.
+
+        Args:
+            facts: More to remember of the chunk.
+            signatures: A near-duplicate signature for each row.
+        """
+        for part in (self._rows, signatures, self._refused):
+            self._file.write(part)
+        sizes = (self._payload_bytes, len(self._rows), len(signatures), len(self._refused))
+        data = json.dumps({**facts, "sizes": sizes}).encode("ascii")
+        self._file.write(data + _LENGTH.pack(len(data)))
+
+
+class Spool:
+    """A spool that was written.
+
+    Attributes:
+        path: The file.
+        facts: What :meth:`SpoolWriter.finish` was given.
+        num_rows: Rows that can be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the end of the file.
+
+        Raises:
+            DamageError: If it is not a spool.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                size = file.seek(-_LENGTH.size, os.SEEK_END)
+                (length,) = _LENGTH.unpack(file.read())
+                file.seek(size - length)
+                self.facts: dict[str, Any] = json.loads(file.read(length))
+                sizes = [int(part) for part in self.facts["sizes"]]
+                whole = len(sizes) == len(_PARTS) and sum(sizes) == size - length
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamageError(f"cannot read {path}, which this build has written") from error
+        if not whole:
+            raise DamageError(f"{path}, which this build has written, is damaged")
+        self._starts = dict(zip(_PARTS, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+        self._sizes = dict(zip(_PARTS, sizes, strict=True))
+        self.num_rows = self._sizes["rows"] // ROW_DTYPE.itemsize
+
+    def rows(self) -> np.ndarray:
+        """Return the records ``[n]`` of :data:`ROW_DTYPE`."""
+        return np.frombuffer(self._part("rows"), ROW_DTYPE)
+
+    def signatures(self, width: int) -> np.ndarray:
+        """Return the signatures, uint8 ``[n, width]``."""
+        return np.frombuffer(self._part("signatures"), np.uint8).reshape(-1, width)
+
+    def refused(self) -> Iterator[tuple[int, str, str]]:
+        """Yield (line, reason, excerpt) of each refused row."""
+        left = self._sizes["refused"]
+        with self.path.open("rb") as file:
+            file.seek(self._starts["refused"])
+            while left > 0:
+                line = file.readline()
+                left -= len(line)
+                number, reason, excerpt = json.loads(line)
+                yield number, reason, excerpt
+
+    def _part(self, name: str) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self._starts[name])
+            return file.read(self._sizes[name])
+
+
+def read_at(path: Path, offset: int, length: int) -> bytes:
+    """Return ``length`` bytes of a spool.
+
+    Raises:
+        DamageError: If it has fewer.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(length)
+    if len(data) < length:
+        raise DamageError(f"{path}, which this build has written, is damaged")
+    return data
+
+
+def read_column(spools: Sequence[Spool], name: str) -> np.ndarray:
+    """Return one field of :data:`ROW_DTYPE` for the rows of all spools."""
+    num_rows = sum(spool.num_rows for spool in spools)
+    field = ROW_DTYPE[name]
+    # The halves of a hash apart, as sorting wants them.
+    column = np.empty((num_rows, *field.shape), field.base, order="F")
+    done = 0
+    for spool in spools:
+        # One spool at a time: the other fields are not held.
+        column[done : done + spool.num_rows] = spool.rows()[name]
+        done += spool.num_rows
+    return column
