@@ -1,6 +1,7 @@
 """From one chunk of an input to its spool: articles, or bodies of a second file."""
 
 import mmap
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ _FIELD_BIT = {name: 1 << place for place, name in enumerate(FIELD_NAMES)}
 
 
 @dataclass(frozen=True)
-class SpoolJob:
+class SpoolJob(ABC):
     """Makes the spools of one input; picklable, so that other processes can."""
 
     file: InputFile
@@ -75,11 +76,11 @@ class SpoolJob:
             spool.finish(facts, signatures)
         return path
 
+    @abstractmethod
     def _taker(
         self, spool: SpoolWriter, facts: dict[str, Any]
     ) -> tuple[Callable[[int, Any], None], Callable[[], bytes]]:
         """Return what takes a row's line and record, and what gives the signatures at the end."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

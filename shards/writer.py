@@ -1,14 +1,9 @@
-"""Writing shards, an index each; and whole sets of them in one go.
-
-The tars are byte for byte what webdataset's TarWriter writes without names, times and owners. They
-are made here because that package imports torch, 200 MB a process, and takes ten times as long; and
-because the headers of Python's tarfile have changed between its versions, which ours must not.
+"""Writing shards by webdataset's TarWriter, an index each; and whole sets of them in one go.
 
 How a set is published, and what a failure leaves, is in :mod:`shards.publish`.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,8 +13,8 @@ from typing import IO, Any
 
 import orjson
 
-from shards.files import atomic_file
-from shards.index import TAR_BLOCK, IndexBuilder, padded
+from shards.files import atomic_file, sha256_file
+from shards.index import TAR_BLOCK, IndexBuilder
 from shards.manifest import (
     ARTICLES,
     DEFAULT_SAMPLES_PER_SHARD,
@@ -27,14 +22,9 @@ from shards.manifest import (
     shard_name,
 )
 from shards.publish import FAILED_REPORT_NAME, REFUSED_NAME, SetPublisher
-from shards.reader import ShardSet, member_name
+from shards.reader import ShardSet, sample_key
 
-_RECORD_BYTES = 20 * TAR_BLOCK
-# Mode, uid, gid; time, checksum yet to be put in, type; "ustar" and fields that are empty. No
-# user's name, no time: the same samples give the same bytes anywhere.
-_MODE_AND_OWNER = b"0000444\0" + 2 * b"0000000\0"
-_TIME = b"00000000000\0"
-_REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
+_MEMBER_MODE = 0o444
 
 
 def encode_sample(sample: Mapping[str, Any]) -> bytes:
@@ -52,48 +42,43 @@ def encode_sample(sample: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8")
 
 
-def member_header(name: str, size: int) -> bytes:
-    """Return the header block (ustar) of a member with a short ASCII name and ``size`` bytes."""
-    front = name.encode("ascii").ljust(100, b"\0") + _MODE_AND_OWNER + b"%011o\0" % size + _TIME
-    # The checksum counts its own eight bytes as spaces.
-    checksum = sum(front) + sum(_REST) + 8 * 0x20
-    return front + b"%06o\0 " % checksum + _REST
-
-
 class ShardFile:
     """One shard being written, with its index; it appears when it is closed."""
 
     def __init__(self, folder: Path, name: str) -> None:
         """Open ``name`` in ``folder`` under a temporary name."""
+        from webdataset.writer import TarWriter
+
         self.path = folder / name
         self.index = IndexBuilder()
+        # No user's name, no time: the same samples give the same bytes anywhere. A float mtime
+        # would also cost a PAX header of 1 KiB a member.
         self._context = atomic_file(self.path)
         self._file: IO[bytes] = self._context.__enter__()
-        self._size = 0
-        self._sha256 = hashlib.sha256()
+        self._tar = TarWriter(
+            self._file, user="", group="", mode=_MEMBER_MODE, encoder=False, mtime=0
+        )
 
     def add(self, row: int, payload: bytes) -> None:
         """Write the sample of a row."""
-        self.index.add(self._size + TAR_BLOCK, payload)
-        header = member_header(member_name(row), len(payload))
-        self._write(header + payload + bytes(padded(len(payload)) - len(payload)))
+        # A short name and whole numbers need no extension: one header block before the data.
+        self.index.add(self._tar.tarstream.offset + TAR_BLOCK, payload)
+        self._tar.write({"__key__": sample_key(row), "json": payload})
 
     def close(self) -> ShardInfo:
         """Put the tar and then its index in place; return what the manifest says of them."""
-        end = self._size + 2 * TAR_BLOCK
-        self._write(bytes(2 * TAR_BLOCK + -end % _RECORD_BYTES))
+        self._tar.close()
         self._context.__exit__(None, None, None)
         self.index.write(self.path.with_suffix(".idx"))
-        return ShardInfo(self.path.name, self.index.samples, self._size, self._sha256.hexdigest())
+        size = self.path.stat().st_size
+        return ShardInfo(self.path.name, self.index.samples, size, sha256_file(self.path))
 
     def abort(self, error: BaseException) -> None:
         """Leave nothing behind."""
+        # The tar writes its end when it is closed; on a full disk that fails once more.
+        with contextlib.suppress(OSError):
+            self._tar.close()
         self._context.__exit__(type(error), error, error.__traceback__)
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._size += len(data)
-        self._sha256.update(data)
 
 
 class ShardWriter(SetPublisher):
