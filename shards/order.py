@@ -1,14 +1,13 @@
 """The order in which training visits the units of a shard set, and the place reached in it.
 
 A unit is whatever one sample is made of: an article in post-training, a click in finetuning. The
-    order of
-an epoch is a pure function of (fingerprint, seed, epoch): shards are shuffled, cut into windows of
-``window_shards`` shards, and the units of each window are permuted. Reads stay near each other,
-only the windows touched are ever in memory, and nothing depends on ranks, workers or prefetching.
+order of an epoch is a pure function of (fingerprint, seed, epoch): shards are shuffled, cut into
+windows of ``window_shards`` shards, and the units of each window are permuted. Reads stay near each
+other, only the windows touched are ever in memory, and nothing depends on ranks, workers or
+prefetching. How well an order mixes is measured in :mod:`shards.mixing`.
 
 Rule for the end of an epoch: the stream of units runs on into the next epoch, so every global batch
-    is
-full and every unit comes exactly once an epoch. The batch that straddles the end holds rows of
+is full and every unit comes exactly once an epoch. The batch that straddles the end holds rows of
 both.
 """
 
@@ -31,8 +30,8 @@ _PLANS_KEPT = 4
 class Position:
     """How far training has come: ``samples`` units of epoch ``epoch`` are consumed.
 
-    ``num_units`` and ``window_shards`` are there so that an order that would differ is noticed;
-    None (an older or hand-made position) skips that check.
+    ``num_units``, ``window_shards`` and ``global_batch`` are there so that batches that would
+    differ are noticed; None (an older or hand-made position) skips that check.
     """
 
     fingerprint: str
@@ -41,6 +40,7 @@ class Position:
     samples: int
     num_units: int | None = None
     window_shards: int | None = None
+    global_batch: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The position as plain JSON values."""

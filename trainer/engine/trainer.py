@@ -135,7 +135,7 @@ class Trainer:
                     )
 
     def _batches(self, session: Session) -> Prefetch[StepBatch]:
-        """This rank's micro-batches, step by step, collated in a background thread."""
+        """This rank's micro-batches, step by step, collated ahead by ``data.workers`` threads."""
 
         def collate(rows: BatchRows) -> StepBatch:
             parts = rows.split(self.config.run.micro_batch)
@@ -148,7 +148,7 @@ class Trainer:
             self.distributed.world_size,
             session.position,
         )
-        return prefetch(stream, collate)
+        return prefetch(stream, collate, workers=self.config.data.workers)
 
     def _fetch(self, batches: Iterator[StepBatch]) -> StepBatch:
         started = time.monotonic()
