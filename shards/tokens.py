@@ -1,6 +1,11 @@
 """Batches of token ids out of a token column: special tokens added, cut and padded, without a
-loop."""
+loop.
 
+A batch may be cut into sub-batches of like lengths, each padded to its own longest text, so that
+an encoder computes almost no padding (:func:`length_groups`).
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +14,71 @@ from shards.columns import ColumnReader, repair_command
 from shards.errors import ColumnError
 from shards.reader import ShardSet
 from shards.tokenize import FIELDS, TOKENIZER_FOLDER, TOKENS
+
+
+@dataclass(frozen=True)
+class TextGroup:
+    """One sub-batch: texts of like lengths, padded to the longest of them."""
+
+    ids: np.ndarray
+    """int64[u, L]."""
+    mask: np.ndarray
+    """int64[u, L], 1 where there is a token."""
+    places: np.ndarray
+    """int64[u], which of the rows that were asked for each text is."""
+
+
+def most_groups(num_texts: int, max_tokens: int, batch_tokens: int) -> int:
+    """The most sub-batches that :func:`length_groups` cuts ``num_texts`` texts of up to
+    ``max_tokens`` into, whatever their lengths: each takes at least so many as would fit if all
+    were longest."""
+    return -(-num_texts // max(batch_tokens // max_tokens, 1))
+
+
+def length_groups(
+    lengths: np.ndarray, batch_tokens: int, exactly: int | None = None
+) -> list[np.ndarray]:
+    """Cut texts into groups of like lengths under a budget of tokens.
+
+    The texts are sorted by length, the longest first (so that a batch that does not fit in memory
+    is the first one); each group takes as many as fit.
+
+    Args:
+        lengths: int64[n], of the texts in tokens.
+        batch_tokens: tokens a group, padding to its longest text included; one text always fits.
+        exactly: so many groups, by halving the largest; where there are fewer texts than groups,
+            the last text comes again. At least as many as the budget needs.
+
+    Returns:
+        Places of the texts, int64[u] a group.
+
+    Raises:
+        ValueError: the budget needs more groups than ``exactly``.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    groups = []
+    start = 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        stop = start + max(batch_tokens // longest, 1)
+        groups.append(order[start:stop])
+        start = stop
+    if exactly is None or not groups:
+        return groups
+    if len(groups) > exactly:
+        raise ValueError(
+            f"{len(lengths)} texts need {len(groups)} groups of {batch_tokens} tokens, "
+            f"not {exactly}"
+        )
+    while len(groups) < exactly:
+        sizes = [len(group) for group in groups]
+        largest = int(np.argmax(sizes))
+        if sizes[largest] == 1:
+            groups.append(groups[-1])
+            continue
+        half = sizes[largest] // 2
+        groups[largest : largest + 1] = [groups[largest][:half], groups[largest][half:]]
+    return groups
 
 
 class TokenColumn:
@@ -107,7 +177,55 @@ class TokenColumn:
         room = max_tokens - self.num_special
         values, offsets = self.reader.gather_ragged(field, rows, first=room)
         lengths = np.diff(offsets)
-        width = room if pad_to_max else int(lengths.max(initial=0))
+        return self._lay_out(values, lengths, room if pad_to_max else int(lengths.max(initial=0)))
+
+    def groups(
+        self,
+        field: str,
+        rows: np.ndarray,
+        max_tokens: int,
+        batch_tokens: int,
+        exactly: int | None = None,
+    ) -> list[TextGroup]:
+        """The same texts as :meth:`batch` in sub-batches of like lengths, see
+        :func:`length_groups`.
+
+        One gather for all of them; nothing is done text by text.
+
+        Args:
+            field: ``title`` or ``body``.
+            rows: int64[n]; may repeat.
+            max_tokens: cut longer texts to this many, special tokens included.
+            batch_tokens: tokens a sub-batch at most, padding included.
+            exactly: number of sub-batches, None for as many as the budget needs.
+
+        Raises:
+            ColumnError: more tokens are asked for than were stored.
+            IndexError: a row is not within the set.
+        """
+        lengths = self.lengths(field, rows, max_tokens)
+        places = length_groups(lengths, batch_tokens, exactly)
+        if not places:
+            return []
+        sorted_rows = np.asarray(rows)[np.concatenate(places)]
+        room = max_tokens - self.num_special
+        values, offsets = self.reader.gather_ragged(field, sorted_rows, first=room)
+        out = []
+        start = 0
+        for group in places:
+            stop = start + len(group)
+            inner = np.diff(offsets[start : stop + 1])
+            ids, mask = self._lay_out(
+                values[offsets[start] : offsets[stop]], inner, int(inner.max(initial=0))
+            )
+            out.append(TextGroup(ids, mask, group))
+            start = stop
+        return out
+
+    def _lay_out(
+        self, values: np.ndarray, lengths: np.ndarray, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Texts laid end to end, int64[n] of these lengths, as (ids, mask) with special tokens."""
         first = len(self.prefix_ids)
         ids = np.full((len(lengths), width + self.num_special), self.pad_id, dtype=np.int64)
         ids[:, :first] = self.prefix_ids

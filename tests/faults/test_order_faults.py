@@ -137,7 +137,7 @@ def test_c4_another_shard_list_or_tokenizer_at_resume_is_refused_by_name(tmp_pat
         field = "data.articles"
     else:
         articles = make_articles(tmp_path / "c", 30)
-        now = fingerprint_of(articles, make_tokens(articles, tmp_path / "t3", vocab_size=100))
+        now = fingerprint_of(articles, make_tokens(articles, tmp_path / "t3", vocab_size=60))
         field = "data.tokens"
     with pytest.raises(Exception, match="crash"):
         train(tmp_path / "run", data=Crashing(before, after=50))

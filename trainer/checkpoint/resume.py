@@ -22,6 +22,7 @@ MAY_CHANGE = frozenset(
         "run.copies.steps",
         # How batches are fetched and computed, not what is in them.
         "data.workers",
+        "data.batch_tokens",
         # Data may have moved: what they are is checked by fingerprint.
         "data.articles",
         "data.clicks",

@@ -83,7 +83,13 @@ class DataConfig:
     max_body_tokens: int = 512
     """Longest body in tokens, special tokens included."""
     pad_to_max: bool = False
-    """Pad every text to its longest length instead of the longest of its micro-batch."""
+    """Pad every text to its longest length instead of the longest of its sub-batch."""
+    batch_tokens: int = 8192
+    """Tokens of one forward of the encoder, padding included. The texts of a micro-batch are sorted
+    by length and encoded in sub-batches of so many, each padded to its own longest text: the same
+    losses and gradients with less padding. 0 encodes them all at once, as do settings under which
+    padding takes part in a text's vector (``pad_to_max``, no ``model.pooling_mask``, a learned
+    vector or the released code's way with empty history slots)."""
     num_negatives: int = 9
     """Negatives a sample: titles of the whole corpus in post-training, unclicked candidates in
     finetuning."""

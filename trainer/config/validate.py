@@ -55,6 +55,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "data.history_length": (data.history_length, 1),
         "data.window_shards": (data.window_shards, 1),
         "data.workers": (data.workers, 0),
+        "data.batch_tokens": (data.batch_tokens, 0),
         "run.global_batch": (run.global_batch, 1),
         "run.micro_batch": (run.micro_batch, 1),
         "run.checkpoint_every": (run.checkpoint_every, 1),

@@ -18,6 +18,7 @@ from trainer.models import build_news_encoder, build_recommender
 from trainer.tasks.base import TaskData
 from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
 from trainer.tasks.post_train import PostTrainData, PostTrainDistillTask, PostTrainTask
+from trainer.tasks.texts import grouping_of
 from trainer.teacher_server.live import LiveClickSignals, LiveTextSignals
 from trainer.teacher_server.signals import (
     ClickSignals,
@@ -90,7 +91,14 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
     if opened.impressions is None or opened.clicks is None:
         text = _text_signals(config, opened)
         encoder = build_news_encoder(config.model, **sizes)
-        task_data = PostTrainData(opened.articles, opened.tokens, data, seed, text)
+        task_data = PostTrainData(
+            opened.articles,
+            opened.tokens,
+            data,
+            seed,
+            text,
+            grouping_of(config, empty_slots=False),
+        )
         if text is None:
             module = PostTrainTask(encoder, in_batch_negatives=data.in_batch_negatives)
         else:
@@ -98,14 +106,16 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
     else:
         signals = _click_signals(config, opened)
         recommender = build_recommender(config.model, **sizes)
+        empty_slots = loss.padded_slots or config.model.history_padding == "learned"
         task_data = ClickData(
             opened.impressions,
             opened.clicks,
             opened.tokens,
             data,
             seed,
-            empty_slots=loss.padded_slots or config.model.history_padding == "learned",
+            empty_slots=empty_slots,
             signals=signals,
+            grouping=grouping_of(config, empty_slots=empty_slots),
         )
         if signals is None:
             module = FinetuneTask(recommender)
