@@ -170,6 +170,26 @@ class EpochOrder:
         key = ["units", self.fingerprint, self.seed, epoch, window]
         return units[keyed_permutation(key, len(units))]
 
+    def window_starts(self, epoch: int) -> np.ndarray:
+        """Where each window of the epoch begins in it, and the end, int64[W + 1]."""
+        return self._plan(epoch)[1]
+
+    def shards_of_window(self, epoch: int, window: int) -> np.ndarray:
+        """Shards of one window of the epoch, ascending, int64[s]."""
+        return np.sort(self._plan(epoch)[0][window])
+
+    def windows_of(self, epoch: int, units: np.ndarray) -> np.ndarray:
+        """In which window of the epoch units lie, int64[n]."""
+        windows = np.empty(len(self.counts), dtype=np.int64)
+        for number, shards in enumerate(self._plan(epoch)[0]):
+            windows[shards] = number
+        return windows[np.searchsorted(self.shard_starts, units, side="right") - 1]
+
+    def smallest_window(self) -> int:
+        """The fewest units that a window of any epoch can hold."""
+        last = len(self.counts) % self.window_shards or min(self.window_shards, len(self.counts))
+        return int(np.sort(self.counts)[:last].sum())
+
     def rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Units ``start`` to ``stop`` (exclusive) of the order of ``epoch``, int64[stop - start].
 

@@ -22,6 +22,10 @@ def test_run_folder_has_everything_about_the_run(tmp_path):
     assert json.loads((run / "config.json").read_text())["run"]["global_batch"] == 8
     begun = json.loads((run / "starts.jsonl").read_text())
     assert begun["from_step"] == 0
+    assert (begun["order"]["units"], begun["order"]["window_shards"]) == (150, 4)
+    assert begun["order"]["apart_pct"] == pytest.approx(100, rel=0.2)
+    log = (run / "log" / "train.log").read_text()
+    assert "order: windows of 3 of 3 shards (150 of 150 units); of a uniform shuffle" in log
     assert torch.__version__.startswith(begun["versions"]["torch"])
     assert begun["command"]
     assert (run / "checkpoints" / "latest").read_text() == "step_00000007\n"

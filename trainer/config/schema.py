@@ -93,6 +93,11 @@ class DataConfig:
     num_negatives: int = 9
     """Negatives a sample: titles of the whole corpus in post-training, unclicked candidates in
     finetuning."""
+    negatives_from: Literal["corpus", "window"] = "corpus"
+    """Post-training only: draw negatives from the whole corpus, or from the ``window_shards``
+    shards that the sample is in. The window needs no other shard at hand, but a sample meets
+    only its window's titles in an epoch, and where neighbours in the set are alike, they are harder
+    to tell apart."""
     static_negatives: bool = False
     """Draw a sample's negatives once for all epochs (released code) instead of anew in every
     epoch."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from shards.mixing import measure_mixing
 from shards.order import BatchRows, Position
 from shards.stream import Prefetch, Stream, prefetch
 from trainer.checkpoint.store import CheckpointStore
@@ -226,6 +227,7 @@ class Trainer:
             data=self.data.fingerprint,
             steps=self.steps,
             copy_steps=self.copy_steps,
+            mixing=measure_mixing(self.data.order, self.config.run.global_batch),
         )
 
     def _checkpoint(self, session: Session) -> None:

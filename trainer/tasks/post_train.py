@@ -11,7 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shards.negatives import draw_negatives
+from shards.negatives import (
+    check_window_negatives,
+    draw_negatives,
+    draw_window_negatives,
+)
 from shards.order import EpochOrder
 from shards.reader import ShardSet
 from shards.stream import BatchRows
@@ -40,7 +44,8 @@ from trainer.teacher_server.signals import TextSignals
 
 
 class PostTrainData:
-    """Bodies with their own titles and N negatives drawn from the whole corpus."""
+    """Bodies with their own titles and N negatives drawn from the whole corpus, or from the window
+    of the order that the body is in."""
 
     def __init__(
         self,
@@ -59,6 +64,8 @@ class PostTrainData:
         self.num_articles = articles.num_rows
         counts = np.diff(articles.shard_starts).tolist()
         self.order = EpochOrder(counts, articles.fingerprint, seed, config.window_shards)
+        if config.negatives_from == "window":
+            check_window_negatives(self.order, config.num_negatives)
         self.fingerprint = data_fingerprint(articles=articles, tokens=tokens.reader)
 
     def collate(self, batch: BatchRows) -> Batch:
@@ -72,11 +79,7 @@ class PostTrainData:
         config = self.config
         titles_BC = batch.rows[:, None]
         if not config.in_batch_negatives:
-            epochs = np.zeros_like(batch.epochs) if config.static_negatives else batch.epochs
-            negatives = draw_negatives(
-                self.seed, batch.rows, epochs, self.num_articles, config.num_negatives
-            )
-            titles_BC = np.concatenate([titles_BC, negatives], axis=1)
+            titles_BC = np.concatenate([titles_BC, self._negatives(batch)], axis=1)
         titles_U, index = np.unique(titles_BC, return_inverse=True)
         lay_out = partial(
             collate_texts, self.tokens, pad_to_max=config.pad_to_max, grouping=self.grouping
@@ -90,6 +93,14 @@ class PostTrainData:
             arrays |= self.signals.text(titles_U, batch.rows)
         arrays["padding"] = padding_share(arrays)
         return arrays
+
+    def _negatives(self, batch: BatchRows) -> np.ndarray:
+        """Rows of N other articles a sample, [B, N]."""
+        count = self.config.num_negatives
+        if self.config.negatives_from == "window":
+            return draw_window_negatives(self.order, self.seed, batch.rows, batch.epochs, count)
+        epochs = np.zeros_like(batch.epochs) if self.config.static_negatives else batch.epochs
+        return draw_negatives(self.seed, batch.rows, epochs, self.num_articles, count)
 
 
 class PostTrainTask(nn.Module):
