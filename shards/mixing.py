@@ -132,3 +132,35 @@ def _shards_per_batch(
         shards = np.searchsorted(order.shard_starts, rows, side="right")
         numbers.append(len(np.unique(shards)))
     return float(np.mean(numbers))
+
+
+def mixing_table(measured: Sequence[Mixing], name: str, unit: str) -> str:
+    """Orders side by side, as text for a terminal.
+
+    Args:
+        measured: the same set's orders, by window.
+        name: of the set.
+        unit: what training visits, in the plural.
+    """
+    first = measured[0]
+    lines = [
+        f"{name}: {first.units:,} {unit} in {first.shards:,} shards; "
+        f"global batch {first.global_batch:,}",
+        "",
+        f"{'window':>8}{unit:>12}{'MiB':>10}{'travel':>9}{'apart':>9}{'shards a batch':>16}",
+    ]
+    for each in measured:
+        size = "" if each.window_mib is None else f"{each.window_mib:,.1f}"
+        lines.append(
+            f"{each.window_shards:>8,}{each.window_units:>12,.0f}{size:>10}"
+            f"{each.travel_pct:>8.0f}%{each.apart_pct:>8.3g}%{each.batch_shards:>16.1f}"
+        )
+    lines += [
+        "",
+        "travel: mean distance from a sample's place in the set to its place in the epoch;",
+        "apart: mean distance in the epoch of neighbours in the set; 100% is a uniform shuffle",
+    ]
+    part = min(each.measured_windows / each.windows for each in measured)
+    if part < 1:
+        lines.append(f"(measured in a part of the windows, at least {100 * part:.0f}% of them)")
+    return "\n".join(lines)
