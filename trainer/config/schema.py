@@ -95,9 +95,10 @@ class DataConfig:
     finetuning."""
     negatives_from: Literal["corpus", "window"] = "corpus"
     """Post-training only: draw negatives from the whole corpus, or from the ``window_shards``
-    shards that the sample is in. The window needs no other shard at hand, but a sample meets
-    only its window's titles in an epoch, and where neighbours in the set are alike, they are harder
-    to tell apart."""
+    shards that the sample is in. The window needs no other shard at hand, but is less diverse: at
+    2 M articles in shards of 4,096, the negatives of 200 global batches of 32 are 15,900 different
+    articles of 4 shards instead of 56,800 of all 489. They are harder to tell apart only where
+    neighbours in the set are alike; in a set in random order they are not (measured)."""
     static_negatives: bool = False
     """Draw a sample's negatives once for all epochs (released code) instead of anew in every
     epoch."""
