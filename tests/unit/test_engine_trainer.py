@@ -244,3 +244,12 @@ def test_bf16_trains_close_to_fp32(tmp_path):
     exact, rough = metrics(tmp_path / "fp32"), metrics(tmp_path / "bf16")
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.05)
+
+
+def test_workers_do_not_change_a_run_and_leave_no_thread(tmp_path):
+    for workers in (0, 1, 3):
+        train(tmp_path / str(workers), run__max_steps=6, data__workers=workers)
+        assert not [t for t in threading.enumerate() if t.name == "prefetch"]
+    one = metrics(tmp_path / "1")
+    assert metrics(tmp_path / "0") == one
+    assert metrics(tmp_path / "3") == one

@@ -84,7 +84,7 @@ class DataConfig:
     """Longest body in tokens, special tokens included."""
     pad_to_max: bool = False
     """Pad every text to its longest length instead of the longest of its sub-batch."""
-    batch_tokens: int = 8192
+    batch_tokens: int = 4096
     """Tokens of one forward of the encoder, padding included. The texts of a micro-batch are sorted
     by length and encoded in sub-batches of so many, each padded to its own longest text: the same
     losses and gradients with less padding. 0 encodes them all at once, as do settings under which
