@@ -313,7 +313,11 @@ def test_length_groups_hold_every_text_once_within_the_budget(lengths, budget, m
     assert (np.diff(laid_out) <= 0).all()
     fits = [len(group) == 1 or len(group) * lengths[group].max() <= budget for group in groups]
     assert all(fits)
-    assert len(groups) <= most_groups(len(lengths), 40, budget)
+    for group in groups:  # no further cut is worth it
+        saved = [
+            (lengths[group[0]] - lengths[group[k]]) * (len(group) - k) for k in range(len(group))
+        ]
+        assert max(saved) < max(budget // 8, 1)
     exactly = most_groups(len(lengths), 40, budget) + more
     fixed = length_groups(lengths, budget, exactly)
     assert len(fixed) == exactly
@@ -321,6 +325,13 @@ def test_length_groups_hold_every_text_once_within_the_budget(lengths, budget, m
     assert all(len(group) == 1 or len(group) * lengths[group].max() <= budget for group in fixed)
     if exactly <= len(lengths):
         assert sum(map(len, fixed)) == len(lengths)
+
+
+def test_unlike_lengths_within_the_budget_are_told_apart_and_like_ones_are_not():
+    mixed = np.array([9] * 30 + [100] + [11] * 30)
+    groups = length_groups(mixed, 10_000)
+    assert [sorted(set(mixed[group].tolist())) for group in groups] == [[100], [9, 11]]
+    assert len(length_groups(np.array([10, 11, 12] * 20), 10_000)) == 1
 
 
 def test_too_few_length_groups_for_the_budget_are_an_error():
