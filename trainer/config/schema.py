@@ -87,7 +87,8 @@ class DataConfig:
     batch_tokens: int = 4096
     """Tokens of one forward of the encoder, padding included. The texts of a micro-batch are sorted
     by length and encoded in sub-batches of so many, each padded to its own longest text: the same
-    losses and gradients with less padding. 0 encodes them all at once, as do settings under which
+    losses and gradients with less padding. The default is what served best on a CPU; a GPU wants
+    larger forwards. 0 encodes them all at once, as do settings under which
     padding takes part in a text's vector (``pad_to_max``, no ``model.pooling_mask``, a learned
     vector or the released code's way with empty history slots)."""
     num_negatives: int = 9
