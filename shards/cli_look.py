@@ -2,11 +2,15 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards.errors import UsageError
 from shards.manifest import ARTICLES
+
+if TYPE_CHECKING:
+    from shards.reader import ShardSet
 
 
 def register(verbs: Any) -> None:
@@ -18,16 +22,48 @@ def register(verbs: Any) -> None:
 def _register_stats(verbs: Any) -> None:
     parser = verbs.add_parser(
         "stats",
-        help="counts, lengths and categories of a shard set",
-        description="Count samples, lengths in words, categories, refused rows, clicks.",
-        epilog="example: tnr shards stats sets/news",
+        help="counts, lengths, duplicates and categories of a shard set",
+        description=(
+            "Count samples, fields, lengths in words and tokens, duplicates, categories, refused "
+            "rows, clicks; suggest maximum lengths by how much text they keep."
+        ),
+        epilog="examples: tnr shards stats sets/news --plot news.png; "
+        "tnr shards stats sets/news --order",
     )
     parser.add_argument("set", type=Path, metavar="SET", help="folder of the shard set")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also draw it as a PNG (needs matplotlib)"
+    )
+    parser.add_argument(
+        "--order",
+        action="store_true",
+        help="instead: how well a training order mixes the set and how near it reads, by window",
+    )
+    parser.add_argument(
+        "--window-shards",
+        type=int,
+        metavar="N",
+        help="with --order: only windows of so many shards (data.window_shards)",
+    )
+    parser.add_argument(
+        "--global-batch",
+        type=int,
+        default=32,
+        metavar="N",
+        help="with --order: samples a step (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="with --order (default: %(default)s)"
+    )
     parser.set_defaults(run=_stats)
 
 
 def _stats(arguments: argparse.Namespace) -> int:
+    if arguments.order:
+        return _order(arguments)
+    if arguments.window_shards is not None:
+        raise UsageError("--window-shards goes with --order")
     from shards.stats import compute_stats
 
     stats = compute_stats(arguments.set)
@@ -35,37 +71,90 @@ def _stats(arguments: argparse.Namespace) -> int:
         print(json.dumps(stats.to_dict(), ensure_ascii=False, indent=2))
     else:
         print(stats.table())
+    if arguments.plot is not None:
+        from shards.plot import plot_stats
+
+        plot_stats(stats, arguments.plot)
+        print(f"drawn in {arguments.plot}", file=sys.stderr)
     return 0
+
+
+def _order(arguments: argparse.Namespace) -> int:
+    from shards.mixing import measure_mixing, mixing_table
+    from shards.order import EpochOrder
+    from shards.reader import ShardSet
+
+    for option in ("window_shards", "global_batch"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise UsageError(f"--{option.replace('_', '-')} is {value}, expected at least 1")
+    shard_set = ShardSet.open(arguments.set)
+    counts, unit = _units(shard_set)
+    windows = [arguments.window_shards] if arguments.window_shards else [1, 2, 4, 8, 16, 32]
+    if not arguments.window_shards:
+        windows = [n for n in windows if n < shard_set.num_shards] + [shard_set.num_shards]
+    sizes = [shard.bytes for shard in shard_set.shards]
+    measured = [
+        measure_mixing(
+            EpochOrder(counts, shard_set.fingerprint, arguments.seed, window),
+            arguments.global_batch,
+            sizes,
+        )
+        for window in windows
+    ]
+    if arguments.json:
+        print(json.dumps([each.to_dict() for each in measured], indent=2))
+    else:
+        print(mixing_table(measured, str(shard_set.path), unit))
+    return 0
+
+
+def _units(shard_set: "ShardSet") -> tuple[list[int], str]:
+    """What training visits of a set, shard by shard: articles, or clicks."""
+    from shards.clicks import ClickColumn
+
+    if shard_set.kind == ARTICLES:
+        return [shard.samples for shard in shard_set.shards], "articles"
+    return ClickColumn.open(shard_set).clicks_per_shard, "clicks"
 
 
 def _register_show(verbs: Any) -> None:
     parser = verbs.add_parser(
         "show",
-        help="print one sample",
-        description="Print the sample of a row as JSON.",
-        epilog="example: tnr shards show sets/dev 12 --articles sets/news",
+        help="print one sample with its tokens",
+        description=(
+            "Print the sample of a row, or of an id, as JSON; of an article also the tokens that "
+            "each token column holds, and what was cut."
+        ),
+        epilog="examples: tnr shards show sets/dev 12 --articles sets/news; "
+        "tnr shards show sets/news --id N1234",
     )
     parser.add_argument("set", type=Path, metavar="SET", help="folder of the shard set")
-    parser.add_argument("row", type=int, metavar="ROW", help="row number, from 0")
+    parser.add_argument("row", type=int, nargs="?", metavar="ROW", help="row number, from 0")
+    parser.add_argument("--id", metavar="ID", help="the sample with this id, instead of ROW")
     parser.add_argument(
         "--articles",
         type=Path,
         metavar="D",
         help="with an impression: the article set, to print titles instead of row numbers",
     )
+    parser.add_argument("--no-tokens", action="store_true", help="print the JSON alone")
     parser.set_defaults(run=_show)
 
 
 def _show(arguments: argparse.Namespace) -> int:
     from shards.reader import ShardSet
+    from shards.show import find_row, token_lines, with_titles
 
     shard_set = ShardSet.open(arguments.set)
-    if not 0 <= arguments.row < shard_set.num_rows:
+    if (arguments.row is None) == (arguments.id is None):
+        raise UsageError("say which sample: either ROW or --id ID")
+    row = find_row(shard_set, arguments.id) if arguments.row is None else arguments.row
+    if not 0 <= row < shard_set.num_rows:
         raise UsageError(
-            f"{arguments.set} has no row {arguments.row}; its rows are 0 to"
-            f" {shard_set.num_rows - 1}"
+            f"{arguments.set} has no row {row}; its rows are 0 to {shard_set.num_rows - 1}"
         )
-    sample = shard_set.sample(arguments.row)
+    sample = shard_set.sample(row)
     if arguments.articles is not None:
         if shard_set.kind == ARTICLES:
             raise UsageError(f"--articles is for impressions; {arguments.set} holds articles")
@@ -74,7 +163,9 @@ def _show(arguments: argparse.Namespace) -> int:
             raise UsageError(
                 f"{arguments.articles} is not the article set that {arguments.set} was built with"
             )
-        for name in ("history", "candidates"):
-            sample[name] = [articles.sample(row)["title"] for row in sample[name]]
+        sample = with_titles(sample, articles)
     print(json.dumps(sample, ensure_ascii=False, indent=2))
+    if shard_set.kind == ARTICLES and not arguments.no_tokens:
+        for line in token_lines(shard_set, row):
+            print(line)
     return 0

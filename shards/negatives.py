@@ -8,11 +8,14 @@ batch.
 import numpy as np
 
 from shards.errors import DataError
+from shards.order import EpochOrder
+from shards.ragged import offsets_from_lengths
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _MASK_64 = (1 << 64) - 1
+_WINDOW = 0x57494E444F575F41  # the same for draws within a window
 _ARTICLES = 0x41525449434C4553  # keeps draws over articles apart from draws over candidates
 
 
@@ -127,3 +130,57 @@ def draw_negatives(
         raise ValueError(f"rows lie within {own.min()} .. {own.max()}, the set has {num_rows}")
     keys = sample_keys(_ARTICLES, seed, np.asarray(epochs), rows)
     return draw_distinct(keys, np.full(len(rows), num_rows, dtype=np.int64), count, own)
+
+
+def check_window_negatives(order: EpochOrder, count: int) -> None:
+    """See that every window of every epoch has ``count`` others for each of its articles.
+
+    Raises:
+        DataError: a window may be too small; the message says what to change.
+    """
+    smallest = order.smallest_window()
+    if smallest <= count:
+        raise DataError(
+            f"{count} negatives from the window (data.negatives_from) need windows of at least "
+            f"{count + 1} articles, but with data.window_shards {order.window_shards} of "
+            f"{len(order.counts)} shards one may hold {smallest}; change data.window_shards, or "
+            "draw from the corpus"
+        )
+
+
+def draw_window_negatives(
+    order: EpochOrder, seed: int, rows: np.ndarray, epochs: np.ndarray, count: int
+) -> np.ndarray:
+    """Negatives of post-training from each sample's own window of its epoch, uniformly.
+
+    Distinct, never the sample's own row, keyed by (seed, epoch, row) alone, as the window is: the
+    draws do not depend on ranks. Only the shards of the window need be at hand.
+
+    Args:
+        order: the order of the articles, seen by :func:`check_window_negatives`.
+        seed: the run's seed.
+        rows: int64[n], rows of the samples.
+        epochs: int64[n], epoch of each sample.
+        count: negatives a sample.
+
+    Returns:
+        int64[n, count], rows of articles.
+    """
+    rows, epochs = np.asarray(rows, dtype=np.int64), np.asarray(epochs, dtype=np.int64)
+    keys = sample_keys(_WINDOW, seed, epochs, rows)
+    out = np.empty((len(rows), count), dtype=np.int64)
+    for epoch in np.unique(epochs):
+        of_epoch = np.flatnonzero(epochs == epoch)
+        windows = order.windows_of(int(epoch), rows[of_epoch])
+        for window in np.unique(windows):
+            here = of_epoch[windows == window]
+            shards = order.shards_of_window(int(epoch), int(window))
+            first_rows = order.shard_starts[shards]
+            starts = offsets_from_lengths(order.counts[shards])  # of its shards laid end to end
+            shard = np.searchsorted(first_rows, rows[here], side="right") - 1
+            own = starts[shard] + rows[here] - first_rows[shard]
+            sizes = np.full(len(here), starts[-1], dtype=np.int64)
+            places = draw_distinct(keys[here], sizes, count, own)
+            shard = np.searchsorted(starts, places, side="right") - 1
+            out[here] = first_rows[shard] + places - starts[shard]
+    return out

@@ -1,14 +1,13 @@
 """The order in which training visits the units of a shard set, and the place reached in it.
 
 A unit is whatever one sample is made of: an article in post-training, a click in finetuning. The
-    order of
-an epoch is a pure function of (fingerprint, seed, epoch): shards are shuffled, cut into windows of
-``window_shards`` shards, and the units of each window are permuted. Reads stay near each other,
-only the windows touched are ever in memory, and nothing depends on ranks, workers or prefetching.
+order of an epoch is a pure function of (fingerprint, seed, epoch): shards are shuffled, cut into
+windows of ``window_shards`` shards, and the units of each window are permuted. Reads stay near each
+other, only the windows touched are ever in memory, and nothing depends on ranks, workers or
+prefetching. How well an order mixes is measured in :mod:`shards.mixing`.
 
 Rule for the end of an epoch: the stream of units runs on into the next epoch, so every global batch
-    is
-full and every unit comes exactly once an epoch. The batch that straddles the end holds rows of
+is full and every unit comes exactly once an epoch. The batch that straddles the end holds rows of
 both.
 """
 
@@ -31,8 +30,8 @@ _PLANS_KEPT = 4
 class Position:
     """How far training has come: ``samples`` units of epoch ``epoch`` are consumed.
 
-    ``num_units`` and ``window_shards`` are there so that an order that would differ is noticed;
-    None (an older or hand-made position) skips that check.
+    ``num_units``, ``window_shards`` and ``global_batch`` are there so that batches that would
+    differ are noticed; None (an older or hand-made position) skips that check.
     """
 
     fingerprint: str
@@ -41,6 +40,7 @@ class Position:
     samples: int
     num_units: int | None = None
     window_shards: int | None = None
+    global_batch: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The position as plain JSON values."""
@@ -169,6 +169,26 @@ class EpochOrder:
         )
         key = ["units", self.fingerprint, self.seed, epoch, window]
         return units[keyed_permutation(key, len(units))]
+
+    def window_starts(self, epoch: int) -> np.ndarray:
+        """Where each window of the epoch begins in it, and the end, int64[W + 1]."""
+        return self._plan(epoch)[1]
+
+    def shards_of_window(self, epoch: int, window: int) -> np.ndarray:
+        """Shards of one window of the epoch, ascending, int64[s]."""
+        return np.sort(self._plan(epoch)[0][window])
+
+    def windows_of(self, epoch: int, units: np.ndarray) -> np.ndarray:
+        """In which window of the epoch units lie, int64[n]."""
+        windows = np.empty(len(self.counts), dtype=np.int64)
+        for number, shards in enumerate(self._plan(epoch)[0]):
+            windows[shards] = number
+        return windows[np.searchsorted(self.shard_starts, units, side="right") - 1]
+
+    def smallest_window(self) -> int:
+        """The fewest units that a window of any epoch can hold."""
+        last = len(self.counts) % self.window_shards or min(self.window_shards, len(self.counts))
+        return int(np.sort(self.counts)[:last].sum())
 
     def rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Units ``start`` to ``stop`` (exclusive) of the order of ``epoch``, int64[stop - start].

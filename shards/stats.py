@@ -4,33 +4,20 @@ from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards.errors import ColumnError
+from shards.lengths import KEPT, WHOLE, Lengths
 from shards.manifest import ARTICLES
 from shards.progress import progress
 from shards.reader import ShardSet
 
 _CATEGORIES_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Mean, median, 95th percentile and maximum of a number that each sample has."""
-
-    mean: float
-    median: float
-    p95: float
-    max: int
-
-    @classmethod
-    def of(cls, values: array) -> "Lengths":
-        """Summarise ``values`` (one number a sample; at least one)."""
-        numbers = np.frombuffer(values, dtype=f"u{values.itemsize}")
-        median, p95 = np.percentile(numbers, [50, 95])
-        return cls(float(numbers.mean()), float(median), float(p95), int(numbers.max()))
+_NOT_DRAWN = ("clicks",)
 
 
 @dataclass(frozen=True)
@@ -52,10 +39,16 @@ class Stats:
     categories: dict[str, int] = field(default_factory=dict)
     """Articles by category, the most frequent first."""
 
+    fields: dict[str, int] = field(default_factory=dict)
+    """In how many samples each field is there and not empty."""
+    duplicates: dict[str, int] = field(default_factory=dict)
+    """Articles that repeat an earlier one, by what is the same."""
+    limits: dict[str, int] = field(default_factory=dict)
+    """At what length the texts of a token column were cut: longer ones are not known."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
-        lengths = {name: vars(summary) for name, summary in self.lengths.items()}
-        return vars(self) | {"lengths": lengths}
+        return vars(self) | {"lengths": {name: v.to_dict() for name, v in self.lengths.items()}}
 
     def table(self) -> str:
         """Return everything as text for a terminal."""
@@ -67,21 +60,30 @@ class Stats:
         ]
         for name, value in self.lengths.items():
             lines.append(
-                f"{name:<18}{value.mean:>10.2f}{value.median:>10.0f}{value.p95:>10.0f}"
-                f"{value.max:>10,}"
+                f"{name:<18}{value.mean:>10.2f}{value.percentile(0.5):>10.0f}"
+                f"{value.percentile(0.95):>10.0f}{value.max:>10,}"
             )
-        for title, entries in (("facts", self.facts), ("build", self.counts)):
+        sections = {
+            "facts": self.facts,
+            "build": self.counts,
+            "refused": self.refused,
+            "fields": {name: _share(n, self.samples) for name, n in self.fields.items()},
+            "repeats of an earlier article": {
+                name: _share(n, self.samples) for name, n in self.duplicates.items()
+            },
+        }
+        for title, entries in sections.items():
             if entries:
-                lines += ["", title, *(f"  {name:<24}{_show(v)}" for name, v in entries.items())]
-        if self.refused:
-            lines += ["", "refused", *(f"  {name:<24}{n:,}" for name, n in self.refused.items())]
+                lines += ["", title, *_rows(entries)]
         if self.categories:
-            shown = list(self.categories.items())[:_CATEGORIES_SHOWN]
+            shown = dict(list(self.categories.items())[:_CATEGORIES_SHOWN])
             rest = len(self.categories) - len(shown)
-            lines += ["", f"categories ({len(self.categories):,})"]
-            lines += [f"  {name:<24}{number:,}" for name, number in shown]
+            lines += ["", f"categories ({len(self.categories):,})", *_rows(shown)]
             lines += [f"  … and {rest:,} more"] if rest else []
-        return "\n".join(lines)
+        for name, value in self.lengths.items():
+            if name not in _NOT_DRAWN:
+                lines += ["", name, *value.bars()]
+        return "\n".join([*lines, *suggestions(self.lengths, self.limits)])
 
 
 def compute_stats(shard_set: ShardSet | str | Path) -> Stats:
@@ -94,6 +96,7 @@ def compute_stats(shard_set: ShardSet | str | Path) -> Stats:
     if not isinstance(shard_set, ShardSet):
         shard_set = ShardSet.open(shard_set)
     counter: _Counter = _ArticleCounter() if shard_set.kind == ARTICLES else _ImpressionCounter()
+    tokens, limits = token_lengths(shard_set)
     for sample in progress(shard_set, shard_set.num_rows, "count", shard_set.kind):
         counter.add(sample)
     return Stats(
@@ -105,23 +108,40 @@ def compute_stats(shard_set: ShardSet | str | Path) -> Stats:
         bytes=sum(shard.bytes for shard in shard_set.shards),
         counts=shard_set.manifest.counts,
         refused=shard_set.manifest.refused,
-        lengths={name: Lengths.of(values) for name, values in counter.lengths.items() if values},
+        lengths={
+            name: Lengths.of(np.frombuffer(values, dtype=np.uint32))
+            for name, values in counter.lengths.items()
+            if values
+        }
+        | tokens,
         facts=counter.facts(),
         categories=dict(counter.categories.most_common()),
+        fields=dict(counter.fields),
+        duplicates=counter.duplicates(),
+        limits=limits,
     )
 
 
 class _Counter(ABC):
-    """Takes one sample after the other; four bytes a sample and length are kept."""
+    """Takes one sample after the other; four bytes a sample and length are kept, and eight a
+    hash."""
 
     names: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.lengths = {name: array("I") for name in self.names}
         self.categories: Counter[str] = Counter()
+        self.fields: Counter[str] = Counter()
+
+    def add(self, sample: dict[str, Any]) -> None:
+        self.fields.update(name for name, value in sample.items() if value not in ("", [], None))
+        self.measure(sample)
 
     @abstractmethod
-    def add(self, sample: dict[str, Any]) -> None: ...
+    def measure(self, sample: dict[str, Any]) -> None: ...
+
+    def duplicates(self) -> dict[str, int]:
+        return {}
 
     @abstractmethod
     def facts(self) -> dict[str, Any]: ...
@@ -130,16 +150,32 @@ class _Counter(ABC):
 class _ArticleCounter(_Counter):
     names = ("title words", "body words", "abstract words")
 
-    def add(self, sample: dict[str, Any]) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self._hashes = {name: array("Q") for name in ("title and body", "title", "body")}
+
+    def measure(self, sample: dict[str, Any]) -> None:
         self.lengths["title words"].append(len(sample["title"].split()))
         self.lengths["body words"].append(len(sample["body"].split()))
         if "abstract" in sample:
             self.lengths["abstract words"].append(len(sample["abstract"].split()))
         if "category" in sample:
             self.categories[sample["category"]] += 1
+        title, body = sample["title"].encode(), sample["body"].encode()
+        self._hashes["title"].append(_hash(title))
+        if body:
+            self._hashes["body"].append(_hash(body))
+            self._hashes["title and body"].append(_hash(title + b"\0" + body))
 
     def facts(self) -> dict[str, Any]:
         return {"empty bodies": sum(not words for words in self.lengths["body words"])}
+
+    def duplicates(self) -> dict[str, int]:
+        return {
+            f"same {name}": len(hashes) - len(np.unique(np.frombuffer(hashes, dtype=np.uint64)))
+            for name, hashes in self._hashes.items()
+            if hashes
+        }
 
 
 class _ImpressionCounter(_Counter):
@@ -150,7 +186,7 @@ class _ImpressionCounter(_Counter):
         self._users: set[str] = set()
         self._times: list[str] = []
 
-    def add(self, sample: dict[str, Any]) -> None:
+    def measure(self, sample: dict[str, Any]) -> None:
         self.lengths["history"].append(len(sample["history"]))
         self.lengths["candidates"].append(len(sample["candidates"]))
         if "clicks" in sample:
@@ -171,6 +207,74 @@ class _ImpressionCounter(_Counter):
         if self._times:
             facts["first time"], facts["last time"] = self._times
         return facts
+
+
+def token_lengths(shard_set: ShardSet) -> tuple[dict[str, Lengths], dict[str, int]]:
+    """Lengths in tokens, special tokens included, by what is counted, and where each was cut; both
+    empty where the set has no complete token column, or more than one."""
+    from shards.tokenize import FIELDS
+    from shards.tokens import TokenColumn
+
+    try:
+        tokens = TokenColumn.open(shard_set)
+    except ColumnError:
+        return {}, {}
+    rows = np.arange(shard_set.num_rows)
+    limits = {f"{field} tokens": tokens.stored_tokens(field) for field in FIELDS}
+    lengths = {
+        f"{field} tokens": Lengths.of(tokens.lengths(field, rows, tokens.stored_tokens(field)))
+        for field in FIELDS
+    }
+    return lengths, limits
+
+
+def suggestions(lengths: dict[str, Lengths], limits: dict[str, int]) -> list[str]:
+    """Lines that say how much text maximum lengths would keep."""
+    unit = "tokens" if limits else "words"
+    lines: list[str] = []
+    for name, setting in (
+        (f"title {unit}", "data.max_title_tokens"),
+        (f"body {unit}", "data.max_body_tokens"),
+        ("history", "data.history_length"),
+    ):
+        if name not in lengths:
+            continue
+        counted = lengths[name]
+        cut = limits.get(name, counted.max + 1)  # a text this long may have been longer
+        whole = [
+            f"{'over ' if counted.whole(cut - 1) < share else ''}"
+            f"{min(counted.limit_for_whole(share), cut):,} for {share:.0%}"
+            for share in WHOLE
+        ]
+        kept = [f"{counted.limit_for_kept(share):,} for {share:.0%}" for share in KEPT]
+        lines += [
+            f"  {name} ({setting})",
+            f"    leave whole   {', '.join(whole)} of them",
+            f"    keep          {', '.join(kept)} of all {name.split()[-1]}",
+        ]
+        if (at_cut := 1 - counted.whole(cut - 1)) > 0:
+            lines.append(
+                f"    {100 * at_cut:.1f}% have the {cut:,} at which the column cuts: what was"
+                " beyond is not counted"
+            )
+    if lines and unit == "words" and "history" not in lengths:
+        lines.append("  in words, as there is no token column (see `tnr shards tokenize`)")
+    return ["", "maximum lengths to", *lines] if lines else []
+
+
+def _rows(entries: dict[str, Any]) -> list[str]:
+    """Names and values in two columns."""
+    width = max(23, *map(len, entries))
+    return [f"  {name:<{width}} {_show(value)}" for name, value in entries.items()]
+
+
+def _hash(text: bytes) -> int:
+    """64 bits of a text: two of two million differ by chance with 1 - 1e-7."""
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+
+
+def _share(number: int, samples: int) -> str:
+    return f"{number:,} ({100 * number / max(samples, 1):.3g}%)"
 
 
 def _show(value: Any) -> str:

@@ -1,15 +1,16 @@
-"""Global batches cut out of an order, one rank's slice at a time, and a background thread to fetch
+"""Global batches cut out of an order, one rank's slice at a time, and worker threads to fetch
 ahead.
 
 Every rank computes the same global batch and takes its own contiguous part, so the concatenation
 over ranks is the same for any number of them, and resuming is a seek.
 """
 
-import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from shards.errors import DataError
 from shards.order import BatchRows, EpochOrder, Position
@@ -17,7 +18,6 @@ from shards.order import BatchRows, EpochOrder, Position
 T = TypeVar("T")
 R = TypeVar("R")
 
-_POLL_S = 0.1
 _JOIN_S = 10.0
 
 
@@ -38,7 +38,7 @@ class Stream:
 
     Raises:
         DataError: ``global_batch`` cannot be divided by ``world_size``, or ``position`` belongs to
-            another fingerprint or seed.
+            another order or global batch; the field is named.
         ValueError: ``rank`` is not within the world.
     """
 
@@ -68,12 +68,20 @@ class Stream:
         self.global_batch = global_batch
         self.rank = rank
         self.world_size = world_size
-        self._total = 0 if position is None else order.total_at(position)
+        self._total = 0
+        if position is not None:
+            if position.global_batch not in (None, global_batch):
+                raise DataError(
+                    "the position to resume from belongs to another order of samples: global_batch "
+                    f"is {position.global_batch} there and {global_batch} here; resume with the "
+                    "global batch of that run, or start a new run"
+                )
+            self._total = order.total_at(position)
 
     @property
     def position(self) -> Position:
         """The place after the last global batch that was yielded."""
-        return self.order.position_at(self._total)
+        return replace(self.order.position_at(self._total), global_batch=self.global_batch)
 
     def __iter__(self) -> Iterator[BatchRows]:
         """The stream itself."""
@@ -89,7 +97,7 @@ class Stream:
 
 
 class _Failure:
-    """An exception on its way from the background thread to the consumer."""
+    """An exception on its way from a worker to the consumer."""
 
     def __init__(self, error: BaseException) -> None:
         """Keep the exception."""
@@ -101,38 +109,70 @@ class _End:
 
 
 class Prefetch(Generic[R]):
-    """Iterator over ``fn(item)`` whose calls run ahead in one background thread. See
-    :func:`prefetch`."""
+    """Iterator over ``fn(item)`` whose calls run ahead in worker threads. See :func:`prefetch`."""
 
-    def __init__(self, iterable: Iterable[T], fn: Callable[[T], R], depth: int = 2) -> None:
-        """Start the thread."""
+    def __init__(
+        self, iterable: Iterable[T], fn: Callable[[T], R], depth: int = 2, workers: int = 1
+    ) -> None:
+        """Start the threads."""
         if depth < 1:
             raise ValueError(f"depth is {depth}, expected at least 1")
-        self._queue: queue.Queue[R | _Failure | _End] = queue.Queue(maxsize=depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._produce, args=(iterable, fn), name="prefetch", daemon=True
-        )
-        self._thread.start()
+        if workers < 0:
+            raise ValueError(f"workers is {workers}, expected at least 0")
+        self._items = iter(iterable)
+        self._fn = fn
+        self._depth = max(depth, workers)
+        self._source = threading.Lock()  # one thread at a time takes an item, in order
+        self._changed = threading.Condition()  # guards everything below
+        self._outcomes: dict[int, R | _Failure | _End] = {}
+        self._taken = 0
+        self._given = 0
+        self._is_over = False  # no further item is taken
+        self._is_closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name="prefetch", daemon=True)
+            for _ in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def _put(self, item: "R | _Failure | _End") -> None:
-        """Wait for room, but not after the consumer has closed."""
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=_POLL_S)
-                return
-            except queue.Full:
-                continue
+    def _work(self) -> None:
+        """Take the next item, compute, and put the outcome in its place, until there is no more."""
+        while True:
+            with self._source:
+                with self._changed:
+                    self._changed.wait_for(self._may_go_on)
+                    if self._is_over or self._is_closed:
+                        return
+                    number = self._taken
+                    self._taken += 1
+                item, ending = self._take()
+            outcome = self._compute(item) if ending is None else ending
+            with self._changed:
+                self._outcomes[number] = outcome
+                self._is_over |= isinstance(outcome, (_Failure, _End))
+                self._changed.notify_all()
 
-    def _produce(self, iterable: Iterable[T], fn: Callable[[T], R]) -> None:
+    def _may_go_on(self) -> bool:
+        return self._is_over or self._is_closed or self._taken - self._given < self._depth
+
+    def _take(self) -> tuple[Any, "_Failure | _End | None"]:
+        """The next item, or what came in its place."""
         try:
-            for item in iterable:
-                if self._stop.is_set():
-                    return
-                self._put(fn(item))
-            self._put(_End())
+            return next(self._items), None
+        except StopIteration:
+            ending: _Failure | _End = _End()
         except BaseException as error:  # handed to the consumer, whatever it is
-            self._put(_Failure(error))
+            ending = _Failure(error)
+        with self._changed:
+            self._is_over = True
+        return None, ending
+
+    def _compute(self, item: Any) -> "R | _Failure":
+        try:
+            return self._fn(item)
+        except BaseException as error:  # handed to the consumer, whatever it is
+            return _Failure(error)
 
     def __iter__(self) -> Iterator[R]:
         """The iterator itself."""
@@ -140,33 +180,44 @@ class Prefetch(Generic[R]):
 
     def __next__(self) -> R:
         """The next result, or the exception that came in its place."""
-        while not self._stop.is_set():
-            try:
-                item = self._queue.get(timeout=_POLL_S)
-            except queue.Empty:
-                continue
-            if isinstance(item, _Failure):
-                self.close()
-                raise item.error
-            if isinstance(item, _End):
-                self.close()
-                break
-            return item
-        raise StopIteration
+        outcome = self._next_outcome()
+        if isinstance(outcome, (_Failure, _End)):
+            self.close()
+            if isinstance(outcome, _Failure):
+                raise outcome.error
+            raise StopIteration
+        return outcome
+
+    def _next_outcome(self) -> "R | _Failure | _End":
+        if self._is_closed:
+            return _End()
+        if not self._threads:
+            item, ending = self._take()
+            return self._compute(item) if ending is None else ending
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or self._given in self._outcomes)
+            if self._is_closed:
+                return _End()
+            taken = self._outcomes.pop(self._given)
+            self._given += 1
+            self._changed.notify_all()
+            return taken
 
     def close(self) -> None:
-        """Stop the thread and drop what it has fetched. Safe to call twice, and from ``finally``.
+        """Stop the threads and drop what they have fetched. Safe to call twice, and from
+        ``finally``.
 
-        Waits for the call of ``fn`` that is under way, but not for ever: the thread is a daemon.
+        Waits for the calls of ``fn`` that are under way, but not for ever: the threads are daemons.
         """
-        self._stop.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout=_JOIN_S)
-        while True:
-            try:
-                self._queue.get_nowait()
-            except queue.Empty:
-                return
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        deadline = time.monotonic() + _JOIN_S
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout=max(0.0, deadline - time.monotonic()))
+        with self._changed:
+            self._outcomes.clear()
 
     def __enter__(self) -> "Prefetch[R]":
         """The iterator itself."""
@@ -182,22 +233,25 @@ class Prefetch(Generic[R]):
         self.close()
 
 
-def prefetch(iterable: Iterable[T], fn: Callable[[T], R], depth: int = 2) -> Prefetch[R]:
-    """Yield ``fn(item)`` for the items in order, computed up to ``depth`` ahead in a background
-    thread.
+def prefetch(
+    iterable: Iterable[T], fn: Callable[[T], R], depth: int = 2, workers: int = 1
+) -> Prefetch[R]:
+    """Yield ``fn(item)`` for the items in order, computed ahead in worker threads.
 
-    An exception of the iterable or of ``fn`` is raised in the consumer, after the results before
-    it. Use as a context manager, or call ``close``, when leaving before the end.
+    The results and their order do not depend on the number of workers. An exception of the
+    iterable or of ``fn`` is raised in the consumer, after the results before it. Use as a context
+    manager, or call ``close``, when leaving before the end.
 
     Args:
-        iterable: the items; consumed by the thread alone.
+        iterable: the items; taken by one thread at a time.
         fn: what to do with each; NumPy work releases the interpreter lock where it matters.
-        depth: results kept ready.
+        depth: results ready or under way at most; never fewer than there are workers.
+        workers: threads; 0 computes in the calling thread, when a result is asked for.
 
     Raises:
-        ValueError: ``depth`` is below 1.
+        ValueError: ``depth`` is below 1, or ``workers`` below 0.
     """
-    return Prefetch(iterable, fn, depth)
+    return Prefetch(iterable, fn, depth, workers)
 
 
 __all__ = ["BatchRows", "Position", "Prefetch", "Stream", "prefetch"]

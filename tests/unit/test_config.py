@@ -100,3 +100,17 @@ def test_accumulation_is_derived_and_its_arithmetic_shown() -> None:
         ConfigError, match=r"24 is not a multiple of 4 ranks x run.micro_batch 4 = 16"
     ):
         check_batch(config, world_size=4)
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "said"),
+    [
+        ("post_train", ["--data.static-negatives", "true"], "data.static_negatives contradict"),
+        ("post_train", ["--data.in-batch-negatives", "true"], "data.in_batch_negatives contradict"),
+        ("finetune", ["--data.clicks", "c"], "is for post-training"),
+    ],
+)
+def test_negatives_from_the_window_are_for_post_training_alone(task, more, said) -> None:
+    words = ["--data.articles", "a", "--run.dir", "r", "--data.negatives-from", "window"]
+    with pytest.raises(ConfigError, match=said):
+        load_config(task, [*words, *more])

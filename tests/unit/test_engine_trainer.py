@@ -22,6 +22,10 @@ def test_run_folder_has_everything_about_the_run(tmp_path):
     assert json.loads((run / "config.json").read_text())["run"]["global_batch"] == 8
     begun = json.loads((run / "starts.jsonl").read_text())
     assert begun["from_step"] == 0
+    assert (begun["order"]["units"], begun["order"]["window_shards"]) == (150, 4)
+    assert begun["order"]["apart_pct"] == pytest.approx(100, rel=0.2)
+    log = (run / "log" / "train.log").read_text()
+    assert "order: windows of 3 of 3 shards (150 of 150 units); of a uniform shuffle" in log
     assert torch.__version__.startswith(begun["versions"]["torch"])
     assert begun["command"]
     assert (run / "checkpoints" / "latest").read_text() == "step_00000007\n"
@@ -240,3 +244,12 @@ def test_bf16_trains_close_to_fp32(tmp_path):
     exact, rough = metrics(tmp_path / "fp32"), metrics(tmp_path / "bf16")
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.05)
+
+
+def test_workers_do_not_change_a_run_and_leave_no_thread(tmp_path):
+    for workers in (0, 1, 3):
+        train(tmp_path / str(workers), run__max_steps=6, data__workers=workers)
+        assert not [t for t in threading.enumerate() if t.name == "prefetch"]
+    one = metrics(tmp_path / "1")
+    assert metrics(tmp_path / "0") == one
+    assert metrics(tmp_path / "3") == one

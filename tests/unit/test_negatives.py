@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from shards.errors import DataError
-from shards.negatives import draw_distinct, draw_negatives, sample_keys
+from shards.negatives import (
+    check_window_negatives,
+    draw_distinct,
+    draw_negatives,
+    draw_window_negatives,
+    sample_keys,
+)
+from shards.order import EpochOrder
 
 
 @settings(deadline=None, max_examples=60)
@@ -103,3 +110,67 @@ def test_exhausted_values_come_again_in_their_order():
 def test_empty_batch():
     empty = np.empty(0, dtype=np.int64)
     assert draw_negatives(0, empty, empty, 20, 9).shape == (0, 9)
+
+
+def window_order(counts, window=2, seed=1):
+    return EpochOrder(counts, "f", seed, window)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    counts=st.lists(st.integers(1, 8), min_size=1, max_size=7),
+    window=st.integers(1, 4),
+    data=st.data(),
+)
+def test_window_negatives_are_distinct_others_of_the_samples_own_window(counts, window, data):
+    order = window_order(counts, window)
+    count = data.draw(st.integers(0, max(order.smallest_window() - 1, 0)))
+    check_window_negatives(order, count)
+    rows = np.tile(np.arange(order.num_units), 2)
+    epochs = np.repeat([0, 3], order.num_units)
+    drawn = draw_window_negatives(order, 7, rows, epochs, count)
+    assert drawn.shape == (len(rows), count)
+    for row, epoch, others in zip(rows, epochs, drawn, strict=True):
+        own = order.windows_of(int(epoch), np.array([row]))
+        assert (order.windows_of(int(epoch), others) == own).all()
+        assert len({row, *others.tolist()}) == count + 1
+
+
+def test_window_negatives_do_not_depend_on_the_batch():
+    order = window_order([20] * 10, 3)
+    rows, epochs = np.arange(200), np.arange(200) % 3
+    whole = draw_window_negatives(order, 5, rows, epochs, 9)
+    chosen = np.random.default_rng(0).permutation(200)[:31]
+    part = draw_window_negatives(window_order([20] * 10, 3), 5, rows[chosen], epochs[chosen], 9)
+    np.testing.assert_array_equal(part, whole[chosen])
+    assert (draw_window_negatives(order, 6, rows, epochs, 9) != whole).any()
+
+
+def test_window_negatives_are_uniform_over_the_window():
+    order = window_order([5, 6, 7], 3)
+    n = 20_000
+    drawn = draw_window_negatives(order, 0, np.full(n, 6), np.arange(n), 4)
+    for place in range(4):
+        found = np.bincount(drawn[:, place], minlength=18)
+        assert found[6] == 0
+        assert stats.chisquare(np.delete(found, 6)).pvalue > 1e-4
+
+
+def test_the_window_draws_themselves_never_change():
+    """Other numbers here would break every run that is resumed after an update."""
+    order = window_order([4, 5, 3, 6], 2)
+    drawn = draw_window_negatives(order, 7, np.array([0, 5, 17]), np.array([0, 1, 2]), 3)
+    assert drawn.tolist() == [[4, 6, 2], [10, 4, 6], [4, 7, 5]]
+
+
+def test_smallest_window_is_the_smallest_of_many_epochs():
+    for counts, window in (([5, 1, 4, 2, 8], 2), ([3, 9], 4), ([2, 3, 4, 5], 2)):
+        order = window_order(counts, window)
+        sizes = [np.diff(order.window_starts(epoch)).min() for epoch in range(200)]
+        assert order.smallest_window() == min(sizes)
+
+
+def test_windows_too_small_for_the_negatives_are_refused_before_training():
+    with pytest.raises(DataError, match=r"at least 10 articles, .*window_shards 2 of 3 shards one"):
+        check_window_negatives(window_order([50, 50, 9]), 9)
+    check_window_negatives(window_order([50, 50, 10]), 9)

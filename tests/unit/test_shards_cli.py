@@ -137,6 +137,11 @@ def test_verify_fails_on_damage_and_index_mends_an_index(capsys, inputs):
         ("show news 9", 2, "its rows are 0 to 8"),
         ("show news 0 --articles news", 2, "is for impressions"),
         ("show log 0 --articles log", 1, "expected a set of articles"),
+        ("show news", 2, "either ROW or --id"),
+        ("show news 1 --id N1", 2, "either ROW or --id"),
+        ("show news --id N99", 2, "no sample with the id 'N99'"),
+        ("stats news --window-shards 3", 2, "goes with --order"),
+        ("stats news --order --global-batch 0", 2, "expected at least 1"),
     ],
 )
 def test_mistakes_are_one_clear_line(capsys, inputs, monkeypatch, words, code, message):

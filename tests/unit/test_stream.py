@@ -62,6 +62,7 @@ def test_position_of_a_batch_is_behind_its_whole_global_batch():
     batches = list(islice(stream, 3))
     assert [order.total_at(batch.position) for batch in batches] == [4, 8, 12]
     assert (batches[2].position.epoch, batches[2].position.samples) == (1, 2)
+    assert batches[2].position.global_batch == 4
     assert stream.position == batches[2].position
 
 
@@ -93,9 +94,37 @@ def test_position_of_another_run_is_refused(changed, field):
         Stream(order, 3, position=position)
 
 
-def test_prefetch_gives_the_results_in_order():
-    with prefetch(range(20), lambda x: x * x, depth=3) as results:
+@settings(deadline=None, max_examples=30)
+@given(workers=st.integers(0, 4), depth=st.integers(1, 4), slow=st.sets(st.integers(0, 19)))
+def test_prefetch_gives_the_results_in_order_whatever_the_workers(workers, depth, slow):
+    def work(x):
+        time.sleep(0.002 if x in slow else 0)
+        return x * x
+
+    with prefetch(range(20), work, depth, workers) as results:
         assert list(results) == [x * x for x in range(20)]
+    assert not prefetching_threads()
+
+
+def prefetching_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_several_workers_work_at_the_same_time():
+    together = threading.Barrier(3, timeout=10)
+    with prefetch(range(6), lambda x: (together.wait(), x)[1], workers=3) as results:
+        assert list(results) == list(range(6))
+
+
+def test_without_workers_nothing_runs_ahead_and_all_runs_in_the_calling_thread():
+    done = []
+    with prefetch(
+        range(9), lambda x: done.append(threading.current_thread()), workers=0
+    ) as results:
+        next(results)
+        next(results)
+        assert done == [threading.main_thread()] * 2
+        assert not prefetching_threads()
 
 
 def test_prefetch_runs_ahead_but_not_further_than_its_depth():
@@ -107,8 +136,9 @@ def test_prefetch_runs_ahead_but_not_further_than_its_depth():
         assert 2 <= len(done) <= 4
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("where", ["fn", "iterable"])
-def test_prefetch_raises_in_the_consumer_after_what_came_before(where):
+def test_prefetch_raises_in_the_consumer_after_what_came_before(where, workers):
     def items():
         yield from (1, 2)
         if where == "iterable":
@@ -118,22 +148,25 @@ def test_prefetch_raises_in_the_consumer_after_what_came_before(where):
     def work(x):
         if x == 3:
             raise KeyError("broken shard")
+        time.sleep(0.05 if x == 1 else 0)  # the failure is known before the first result is
         return x
 
-    results = prefetch(items(), work)
+    results = prefetch(items(), work, workers=workers)
     assert [next(results), next(results)] == [1, 2]
     with pytest.raises(KeyError, match="broken shard"):
         next(results)
     assert list(results) == []
+    assert not prefetching_threads()
 
 
 @pytest.mark.timeout(20)
-def test_prefetch_closes_while_its_queue_is_full():
-    results = prefetch(iter(int, 1), lambda x: x)  # endless
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_prefetch_closes_while_its_queue_is_full(workers):
+    results = prefetch(iter(int, 1), lambda x: x, workers=workers)  # endless
     next(results)
     results.close()
     results.close()
-    assert not results._thread.is_alive()
+    assert not any(thread.is_alive() for thread in results._threads)
     assert list(results) == []
 
 
@@ -149,6 +182,8 @@ def test_closing_wakes_a_consumer_that_waits():
     assert not waiting.is_alive()
 
 
-def test_prefetch_needs_a_depth():
+def test_prefetch_needs_a_depth_and_no_negative_number_of_workers():
     with pytest.raises(ValueError, match="depth"):
         prefetch([], str, depth=0)
+    with pytest.raises(ValueError, match="workers"):
+        prefetch([], str, workers=-1)

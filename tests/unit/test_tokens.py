@@ -17,7 +17,7 @@ from shards.columns import list_columns, verify_columns
 from shards.errors import ColumnError, DataError, UsageError
 from shards.tokenize import TextEncoder, cuts_at_spaces, safe_cut, tokenize_set
 from shards.tokenizer import load_tokenizer, tokenizer_sha256, train_tokenizer
-from shards.tokens import TokenColumn
+from shards.tokens import TokenColumn, length_groups, most_groups
 
 ALPHABET = "abcdeéÉßΣσçñĳﬁ½ñ̃ ̃ \u00a0\u200b\t\n   .,!?'’“”-—…()[]12३日本語한국Привет🙂▁"
 texts = st.text(st.sampled_from(ALPHABET), max_size=160) | st.text(max_size=60)
@@ -297,3 +297,66 @@ def test_pretrained_tokenizer_on_real_bodies(real_encoders, real_data):
     encoder = TextEncoder(backend.to_str())
     for limit in (22, 126, 510):
         assert encoder.encode(bodies, limit) == [encoding.ids[:limit] for encoding in whole]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    budget=st.integers(1, 200),
+    more=st.integers(0, 70),
+)
+def test_length_groups_hold_every_text_once_within_the_budget(lengths, budget, more):
+    lengths = np.array(lengths)
+    groups = length_groups(lengths, budget)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    laid_out = lengths[np.concatenate(groups)]
+    assert (np.diff(laid_out) <= 0).all()
+    fits = [len(group) == 1 or len(group) * lengths[group].max() <= budget for group in groups]
+    assert all(fits)
+    for group in groups:  # no further cut is worth it
+        saved = [
+            (lengths[group[0]] - lengths[group[k]]) * (len(group) - k) for k in range(len(group))
+        ]
+        assert max(saved) < max(budget // 8, 1)
+    exactly = most_groups(len(lengths), 40, budget) + more
+    fixed = length_groups(lengths, budget, exactly)
+    assert len(fixed) == exactly
+    assert set(np.concatenate(fixed).tolist()) == set(range(len(lengths)))
+    assert all(len(group) == 1 or len(group) * lengths[group].max() <= budget for group in fixed)
+    if exactly <= len(lengths):
+        assert sum(map(len, fixed)) == len(lengths)
+
+
+def test_unlike_lengths_within_the_budget_are_told_apart_and_like_ones_are_not():
+    mixed = np.array([9] * 30 + [100] + [11] * 30)
+    groups = length_groups(mixed, 10_000)
+    assert [sorted(set(mixed[group].tolist())) for group in groups] == [[100], [9, 11]]
+    assert len(length_groups(np.array([10, 11, 12] * 20), 10_000)) == 1
+
+
+def test_too_few_length_groups_for_the_budget_are_an_error():
+    with pytest.raises(ValueError, match="need 3 groups of 10 tokens, not 2"):
+        length_groups(np.array([10, 9, 8]), 10, 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), field=st.sampled_from(["title", "body"]), budget=st.integers(1, 90))
+def test_groups_are_the_batch_with_less_padding(tokens, data, field, budget):
+    rows = np.array(data.draw(st.lists(st.integers(0, 59), min_size=1, max_size=20)))
+    limit = data.draw(st.integers(3, 10 if field == "title" else 30))
+    ids, mask = tokens.batch(field, rows, limit)
+    groups = tokens.groups(field, rows, limit, budget, data.draw(st.none() | st.just(60)))
+    seen = set()
+    for group in groups:
+        assert group.ids.shape == group.mask.shape
+        assert group.mask.any(axis=0).all()  # no column of nothing but padding
+        width = group.ids.shape[1]
+        np.testing.assert_array_equal(group.ids, ids[group.places, :width])
+        np.testing.assert_array_equal(group.mask, mask[group.places, :width])
+        assert not mask[group.places, width:].any()
+        seen |= set(group.places.tolist())
+    assert seen == set(range(len(rows)))
+
+
+def test_groups_of_no_rows(tokens):
+    assert tokens.groups("title", np.zeros(0, dtype=np.int64), 9, 30) == []

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from trainer.config.load import flatten
+from trainer.config.load import flatten, to_dict
+from trainer.config.schema import TrainConfig
 from trainer.errors import CheckpointError
 
 MAY_CHANGE = frozenset(
@@ -19,6 +20,9 @@ MAY_CHANGE = frozenset(
         "run.copies.every",
         "run.copies.count",
         "run.copies.steps",
+        # How batches are fetched and computed, not what is in them.
+        "data.workers",
+        "data.batch_tokens",
         # Data may have moved: what they are is checked by fingerprint.
         "data.articles",
         "data.clicks",
@@ -44,7 +48,11 @@ def check_same_run(
     Raises:
         CheckpointError: Naming every field that differs, with both values.
     """
-    before, now = flatten(stored_config), flatten(config)
+    now = flatten(config)
+    # A setting that is younger than the checkpoint was at its default.
+    defaults = flatten(to_dict(TrainConfig(task="post_train")))
+    young = {key: value for key, value in defaults.items() if key in now}
+    before = young | flatten(stored_config)
     differing = [
         f"{key} was {_plain(before.get(key))!r} and is now {_plain(now.get(key))!r}"
         for key in sorted(before.keys() | now.keys())
@@ -57,10 +65,29 @@ def check_same_run(
         )
     if stored_data != data:
         raise CheckpointError(
-            f"the run folder holds a run on other data: fingerprint {stored_data[:16]} there, "
-            f"{data[:16]} here (data.articles, data.clicks, columns). Give the data back, or "
-            "choose another run.dir"
+            f"the run folder holds a run on other data: {_differing(stored_data, data)}. Give the "
+            "data back, or choose another run.dir"
         )
+
+
+_WHAT = {
+    "articles": "data.articles (its shards)",
+    "clicks": "data.clicks (its shards)",
+    "tokens": "data.tokens (tokenizer and lengths of the token column)",
+}
+
+
+def _differing(stored: str, data: str) -> str:
+    """Which parts of two data fingerprints (``name:hash name:hash``) differ."""
+    before, now = (
+        {n: h for n, _, h in (p.partition(":") for p in s.split())} for s in (stored, data)
+    )
+    parts = [
+        f"{_WHAT.get(name, name)} had fingerprint {before.get(name)} and now has {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    return "; ".join(parts)
 
 
 def _plain(value: Any) -> Any:

@@ -83,16 +83,20 @@ def _dry_run(config: "TrainConfig") -> int:
 
     import yaml
 
+    from shards.mixing import measure_mixing
     from trainer.config.load import to_dict
     from trainer.config.validate import check_batch
     from trainer.engine.copies import copy_steps
     from trainer.engine.schedule import total_steps
-    from trainer.tasks.build import open_sources
+    from trainer.tasks.build import open_data, open_sources
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     accumulation = check_batch(config, world_size)
     sources = open_sources(config)
-    units = sum(sources.clicks.clicks_per_shard) if sources.clicks else sources.articles.num_rows
+    order = open_data(config, sources).order
+    units = order.num_units
+    shards = (sources.impressions or sources.articles).shards
+    mixing = measure_mixing(order, config.run.global_batch, [shard.bytes for shard in shards])
     steps = total_steps(config.run, units)
     copies = ", ".join(map(str, copy_steps(config.run.copies, steps))) or "none"
     print(yaml.safe_dump(_plain(to_dict(config)), sort_keys=False), end="")
@@ -100,6 +104,7 @@ def _dry_run(config: "TrainConfig") -> int:
         f"# global batch {config.run.global_batch} = {world_size} ranks x micro-batch "
         f"{config.run.micro_batch} x {accumulation} accumulated\n"
         f"# {units:,} units x {config.run.epochs:g} epochs -> {steps:,} optimizer steps\n"
+        f"# {mixing.line()}\n"
         f"# teacher copies after steps: {copies}"
     )
     return 0

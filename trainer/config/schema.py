@@ -83,10 +83,23 @@ class DataConfig:
     max_body_tokens: int = 512
     """Longest body in tokens, special tokens included."""
     pad_to_max: bool = False
-    """Pad every text to its longest length instead of the longest of its micro-batch."""
+    """Pad every text to its longest length instead of the longest of its sub-batch."""
+    batch_tokens: int = 4096
+    """Tokens of one forward of the encoder, padding included. The texts of a micro-batch are sorted
+    by length and encoded in sub-batches of so many, each padded to its own longest text: the same
+    losses and gradients with less padding. The default is what served best on a CPU; a GPU wants
+    larger forwards. 0 encodes them all at once, as do settings under which
+    padding takes part in a text's vector (``pad_to_max``, no ``model.pooling_mask``, a learned
+    vector or the released code's way with empty history slots)."""
     num_negatives: int = 9
     """Negatives a sample: titles of the whole corpus in post-training, unclicked candidates in
     finetuning."""
+    negatives_from: Literal["corpus", "window"] = "corpus"
+    """Post-training only: draw negatives from the whole corpus, or from the ``window_shards``
+    shards that the sample is in. The window needs no other shard at hand, but is less diverse: at
+    2 M articles in shards of 4,096, the negatives of 200 global batches of 32 are 15,900 different
+    articles of 4 shards instead of 56,800 of all 489. They are harder to tell apart only where
+    neighbours in the set are alike; in a set in random order they are not (measured)."""
     static_negatives: bool = False
     """Draw a sample's negatives once for all epochs (released code) instead of anew in every
     epoch."""
@@ -96,7 +109,10 @@ class DataConfig:
     """Most recent clicks of a user that are read."""
     window_shards: int = 4
     """Rows are shuffled within windows of this many shards: larger mixes better, smaller reads
-    nearer."""
+    nearer (``--dry-run`` and ``tnr shards stats --order`` measure both)."""
+    workers: int = 1
+    """Threads that make batches ahead of the training; 0 makes each when it is asked for. The
+    batches are the same whatever the number."""
 
 
 @dataclass(frozen=True, kw_only=True)

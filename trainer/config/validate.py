@@ -54,6 +54,8 @@ def _check_ranges(config: TrainConfig) -> None:
         "data.num_negatives": (data.num_negatives, 1),
         "data.history_length": (data.history_length, 1),
         "data.window_shards": (data.window_shards, 1),
+        "data.workers": (data.workers, 0),
+        "data.batch_tokens": (data.batch_tokens, 0),
         "run.global_batch": (run.global_batch, 1),
         "run.micro_batch": (run.micro_batch, 1),
         "run.checkpoint_every": (run.checkpoint_every, 1),
@@ -116,6 +118,8 @@ def _check_run(config: TrainConfig) -> None:
         raise ConfigError(f"data.clicks is not set: task {config.task} reads an impression set")
     if config.data.in_batch_negatives and config.task != "post_train":
         raise ConfigError(f"data.in_batch_negatives is for task post_train, not {config.task}")
+    if config.data.negatives_from == "window":
+        _check_window_negatives(config)
     distills = config.task.endswith("distill")
     if distills and not config.teachers.models:
         raise ConfigError(
@@ -126,3 +130,17 @@ def _check_run(config: TrainConfig) -> None:
     if config.run.copies.rule == "list" and not config.run.copies.steps:
         raise ConfigError("run.copies.rule is list, but run.copies.steps is empty")
     _accumulation(config, world_size=1)
+
+
+def _check_window_negatives(config: TrainConfig) -> None:
+    if not config.task.startswith("post_train"):
+        raise ConfigError(
+            f"data.negatives_from window is for post-training; the negatives of {config.task} are "
+            "candidates of the same impression: leave it at corpus"
+        )
+    for name in ("static_negatives", "in_batch_negatives"):
+        if getattr(config.data, name):
+            raise ConfigError(
+                f"data.negatives_from window and data.{name} contradict each other: windows change "
+                "with the epoch, and are no batch; leave one of them out"
+            )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from shards.mixing import Mixing
 from trainer.checkpoint.resume import check_same_run
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.load import to_dict
@@ -29,6 +30,7 @@ def open_run(
     data: str,
     steps: int,
     copy_steps: list[int],
+    mixing: Mixing,
 ) -> Opened:
     """Lock the folder and choose the checkpoint to go on from.
 
@@ -40,6 +42,7 @@ def open_run(
         data: Fingerprint of the task's data.
         steps: Steps of the whole run.
         copy_steps: Steps that become teachers.
+        mixing: How well its order mixes the data, for the record.
 
     Raises:
         CheckpointError: The folder holds another run, or its checkpoints are damaged or gone. A run
@@ -66,10 +69,12 @@ def open_run(
             "back, or start a new run in another folder"
         )
     step = 0 if checkpoint is None else checkpoint.step
-    start = {"from_step": step, "steps": steps, "ranks": distributed.world_size}
+    start: dict[str, Any] = {"from_step": step, "steps": steps, "ranks": distributed.world_size}
+    start["order"] = mixing.to_dict()
     folder.describe(settings, distributed.deepspeed, start)
     folder.write_state("running", step, steps)
     folder.say(_headline(config, folder, distributed, step, steps))
+    folder.say(mixing.line())
     return Opened(checkpoint, is_finished=False)
 
 

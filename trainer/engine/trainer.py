@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from shards.mixing import measure_mixing
 from shards.order import BatchRows, Position
 from shards.stream import Prefetch, Stream, prefetch
 from trainer.checkpoint.store import CheckpointStore
@@ -135,7 +136,7 @@ class Trainer:
                     )
 
     def _batches(self, session: Session) -> Prefetch[StepBatch]:
-        """This rank's micro-batches, step by step, collated in a background thread."""
+        """This rank's micro-batches, step by step, collated ahead by ``data.workers`` threads."""
 
         def collate(rows: BatchRows) -> StepBatch:
             parts = rows.split(self.config.run.micro_batch)
@@ -148,7 +149,7 @@ class Trainer:
             self.distributed.world_size,
             session.position,
         )
-        return prefetch(stream, collate)
+        return prefetch(stream, collate, workers=self.config.data.workers)
 
     def _fetch(self, batches: Iterator[StepBatch]) -> StepBatch:
         started = time.monotonic()
@@ -226,6 +227,7 @@ class Trainer:
             data=self.data.fingerprint,
             steps=self.steps,
             copy_steps=self.copy_steps,
+            mixing=measure_mixing(self.data.order, self.config.run.global_batch),
         )
 
     def _checkpoint(self, session: Session) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from shards.progress import Progress
+from shards.tokens import length_groups
 
 if TYPE_CHECKING:
     from shards.tokens import TokenColumn
@@ -57,7 +58,11 @@ def encode_articles(
     rows = np.asarray(rows, dtype=np.int64)
     encode = getattr(model, "encode_news", model)
     vectors_NE: np.ndarray | None = None
-    batches = list(_batches(tokens, rows, field, max_tokens, pad_to_max, batch_tokens))
+    if pad_to_max:
+        lengths = np.full(len(rows), max_tokens, dtype=np.int64)
+    else:
+        lengths = tokens.lengths(field, rows, max_tokens)
+    batches = length_groups(lengths, batch_tokens)
     if not batches:
         return np.zeros((0, int(getattr(model.config, "news_dim", 0))), dtype=np.float32)
     with inference(model), autocast(device, precision), _bar(len(rows), field, progress) as bar:
@@ -97,28 +102,6 @@ def pick_device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _batches(
-    tokens: TokenColumn,
-    rows: np.ndarray,
-    field: str,
-    max_tokens: int,
-    pad_to_max: bool,
-    batch_tokens: int,
-) -> Iterator[np.ndarray]:
-    """Places in ``rows``, int64[U] a batch, longest texts first."""
-    if pad_to_max:
-        lengths = np.full(len(rows), max_tokens, dtype=np.int64)
-    else:
-        lengths = tokens.lengths(field, rows, max_tokens)
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        longest = max(int(lengths[order[start]]), 1)
-        stop = start + max(batch_tokens // longest, 1)
-        yield order[start:stop]
-        start = stop
 
 
 def _bar(total: int, field: str, show: bool) -> Progress:

@@ -71,10 +71,3 @@ def accuracy(scores_BC: Tensor, target_B: Tensor | None = None) -> Tensor:
 def data_fingerprint(**parts: Any) -> str:
     """Fingerprints of what a run reads, each with its name, so that a difference names itself."""
     return " ".join(f"{name}:{part.fingerprint[:16]}" for name, part in parts.items())
-
-
-def padding_share(batch: Batch, masks: tuple[str, ...]) -> np.ndarray:
-    """Share of a batch's token slots that hold padding, as a float32 scalar array."""
-    slots = sum(batch[name].size for name in masks)
-    filled = sum(int(batch[name].sum()) for name in masks)
-    return np.asarray(1.0 - filled / max(slots, 1), dtype=np.float32)

@@ -18,6 +18,7 @@ from trainer.models import build_news_encoder, build_recommender
 from trainer.tasks.base import TaskData
 from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
 from trainer.tasks.post_train import PostTrainData, PostTrainDistillTask, PostTrainTask
+from trainer.tasks.texts import grouping_of
 from trainer.teacher_server.live import LiveClickSignals, LiveTextSignals
 from trainer.teacher_server.signals import (
     ClickSignals,
@@ -83,35 +84,50 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
     """
     opened = sources or open_sources(config)
     _check_init(config, opened.tokens)
-    seed, data, loss = config.run.seed, config.data, config.loss
     sizes = {"vocab_size": opened.tokens.vocab_size, "pad_id": opened.tokens.pad_id}
     module: nn.Module
-    task_data: TaskData
-    if opened.impressions is None or opened.clicks is None:
+    if opened.clicks is None:
         text = _text_signals(config, opened)
         encoder = build_news_encoder(config.model, **sizes)
-        task_data = PostTrainData(opened.articles, opened.tokens, data, seed, text)
         if text is None:
-            module = PostTrainTask(encoder, in_batch_negatives=data.in_batch_negatives)
+            module = PostTrainTask(encoder, in_batch_negatives=config.data.in_batch_negatives)
         else:
-            module = PostTrainDistillTask(encoder, text.dims, loss)
+            module = PostTrainDistillTask(encoder, text.dims, config.loss)
+        task_data = open_data(config, opened, text=text)
     else:
         signals = _click_signals(config, opened)
         recommender = build_recommender(config.model, **sizes)
-        task_data = ClickData(
-            opened.impressions,
-            opened.clicks,
-            opened.tokens,
-            data,
-            seed,
-            empty_slots=loss.padded_slots or config.model.history_padding == "learned",
-            signals=signals,
-        )
         if signals is None:
             module = FinetuneTask(recommender)
         else:
-            module = FinetuneDistillTask(recommender, signals.dims, loss)
+            module = FinetuneDistillTask(recommender, signals.dims, config.loss)
+        task_data = open_data(config, opened, clicks=signals)
     return BuiltTask(module, task_data, exporter(config, opened.tokens))
+
+
+def open_data(
+    config: TrainConfig,
+    opened: Sources,
+    *,
+    text: TextSignals | None = None,
+    clicks: ClickSignals | None = None,
+) -> TaskData:
+    """The data half of a task; without what teachers say, enough for a dry run."""
+    data, seed = config.data, config.run.seed
+    if opened.impressions is None or opened.clicks is None:
+        grouping = grouping_of(config, empty_slots=False)
+        return PostTrainData(opened.articles, opened.tokens, data, seed, text, grouping)
+    empty_slots = config.loss.padded_slots or config.model.history_padding == "learned"
+    return ClickData(
+        opened.impressions,
+        opened.clicks,
+        opened.tokens,
+        data,
+        seed,
+        empty_slots=empty_slots,
+        signals=clicks,
+        grouping=grouping_of(config, empty_slots=empty_slots),
+    )
 
 
 def exporter(config: TrainConfig, tokens: TokenColumn) -> Exporter:

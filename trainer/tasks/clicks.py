@@ -23,10 +23,16 @@ from trainer.tasks.base import (
     StepOutput,
     accuracy,
     data_fingerprint,
-    padding_share,
     step_output,
 )
 from trainer.tasks.distill import label_terms, loss_weights, teacher_errors, weight_report
+from trainer.tasks.texts import (
+    NO_GROUPING,
+    Grouping,
+    collate_texts,
+    encode_texts,
+    padding_share,
+)
 from trainer.teacher_server.signals import ClickSignals
 
 
@@ -48,7 +54,9 @@ class ClickData:
         *,
         empty_slots: bool = False,
         signals: ClickSignals | None = None,
+        grouping: Grouping = NO_GROUPING,
     ) -> None:
+        self.grouping = grouping
         self.clicks = clicks
         self.tokens = tokens
         self.config = config
@@ -64,9 +72,10 @@ class ClickData:
         """Arrays of one micro-batch.
 
         Returns:
-            ``title_ids`` and ``title_mask`` [U, L]; ``history_index`` and ``history_mask`` [B, H];
-            ``candidate_index`` [B, C] into U with the clicked one first; with teachers also
-            ``teacher.m.news`` [U, E], ``teacher.m.user`` [B, E] and ``teacher.m.scores`` [B, C].
+            The U titles as :func:`trainer.tasks.texts.collate_texts` lays them out;
+            ``history_index`` and ``history_mask`` [B, H]; ``candidate_index`` [B, C] into U with
+            the clicked one first; with teachers also ``teacher.m.news`` [U, E], ``teacher.m.user``
+            [B, E] and ``teacher.m.scores`` [B, C].
         """
         config = self.config
         impression_B, position_B = self.clicks.click(batch.rows)
@@ -87,7 +96,7 @@ class ClickData:
             arrays |= self.signals.clicks(news_U, impression_B, positions_BC)
         else:
             arrays.pop("news_rows")
-        arrays["padding"] = padding_share(arrays, ("title_mask",))
+        arrays["padding"] = padding_share(arrays)
         return arrays
 
     def _titles(
@@ -97,17 +106,25 @@ class ClickData:
         used = np.concatenate([history_BH[mask_BH], candidates_BC.ravel()])
         news_U, index = np.unique(used, return_inverse=True)
         num_history = len(used) - candidates_BC.size
-        ids, mask = self.tokens.batch("title", news_U, config.max_title_tokens, config.pad_to_max)
-        if self.empty_slots:
+        titles = collate_texts(
+            self.tokens,
+            "title",
+            news_U,
+            config.max_title_tokens,
+            pad_to_max=config.pad_to_max,
+            grouping=self.grouping,
+            most_texts=len(history_BH) * config.history_length + candidates_BC.size,
+        )
+        if self.empty_slots:  # then there is no grouping
             news_U = np.append(news_U, -1)
-            ids = np.concatenate([ids, np.full((1, ids.shape[1]), self.tokens.pad_id)])
-            mask = np.concatenate([mask, np.ones((1, mask.shape[1]), mask.dtype)])
+            ids, mask = titles["title_ids"], titles["title_mask"]
+            titles["title_ids"] = np.vstack([ids, np.full_like(ids[:1], self.tokens.pad_id)])
+            titles["title_mask"] = np.vstack([mask, np.ones_like(mask[:1])])
         history_index = np.full(history_BH.shape, len(news_U) - 1, dtype=np.int64)
         history_index[mask_BH] = index[:num_history]
         return {
             "news_rows": news_U,
-            "title_ids": ids,
-            "title_mask": mask,
+            **titles,
             "history_index": history_index,
             "history_mask": mask_BH,
             "candidate_index": index[num_history:].reshape(candidates_BC.shape),
@@ -172,7 +189,7 @@ class FinetuneDistillTask(nn.Module):
 
 def score_clicks(model: Recommender, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """News vectors [U, E], user vectors [B, E] and candidate scores [B, C] of a micro-batch."""
-    news_UE = model.encode_news(batch["title_ids"], batch["title_mask"])
+    news_UE = encode_texts(model.encode_news, batch, "title")
     users_BE = model.encode_users(news_UE[batch["history_index"]], batch["history_mask"])
     scores_BC = model.score(news_UE[batch["candidate_index"]], users_BE)
     return news_UE, users_BE, scores_BC

@@ -4,12 +4,18 @@ Shapes: B samples, C = 1 + N titles a sample (its own first), U distinct titles 
 L tokens, E news width, M teachers.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shards.negatives import draw_negatives
+from shards.negatives import (
+    check_window_negatives,
+    draw_negatives,
+    draw_window_negatives,
+)
 from shards.order import EpochOrder
 from shards.reader import ShardSet
 from shards.stream import BatchRows
@@ -24,15 +30,22 @@ from trainer.tasks.base import (
     StepOutput,
     accuracy,
     data_fingerprint,
-    padding_share,
     step_output,
 )
 from trainer.tasks.distill import label_terms, loss_weights, teacher_errors, weight_report
+from trainer.tasks.texts import (
+    NO_GROUPING,
+    Grouping,
+    collate_texts,
+    encode_texts,
+    padding_share,
+)
 from trainer.teacher_server.signals import TextSignals
 
 
 class PostTrainData:
-    """Bodies with their own titles and N negatives drawn from the whole corpus."""
+    """Bodies with their own titles and N negatives drawn from the whole corpus, or from the window
+    of the order that the body is in."""
 
     def __init__(
         self,
@@ -41,7 +54,9 @@ class PostTrainData:
         config: DataConfig,
         seed: int,
         signals: TextSignals | None = None,
+        grouping: Grouping = NO_GROUPING,
     ) -> None:
+        self.grouping = grouping
         self.tokens = tokens
         self.config = config
         self.seed = seed
@@ -49,39 +64,43 @@ class PostTrainData:
         self.num_articles = articles.num_rows
         counts = np.diff(articles.shard_starts).tolist()
         self.order = EpochOrder(counts, articles.fingerprint, seed, config.window_shards)
+        if config.negatives_from == "window":
+            check_window_negatives(self.order, config.num_negatives)
         self.fingerprint = data_fingerprint(articles=articles, tokens=tokens.reader)
 
     def collate(self, batch: BatchRows) -> Batch:
         """Arrays of one micro-batch.
 
         Returns:
-            ``title_ids`` and ``title_mask`` [U, L], ``title_index`` [B, C] into U with the own
-            title first, ``body_ids`` and ``body_mask`` [B, L]; with teachers also
+            ``title_index`` [B, C] into U with the own title first; the U titles and B bodies as
+            :func:`trainer.tasks.texts.collate_texts` lays them out; with teachers also
             ``teacher.m.title`` [U, E] and ``teacher.m.body`` [B, E].
         """
         config = self.config
         titles_BC = batch.rows[:, None]
         if not config.in_batch_negatives:
-            epochs = np.zeros_like(batch.epochs) if config.static_negatives else batch.epochs
-            negatives = draw_negatives(
-                self.seed, batch.rows, epochs, self.num_articles, config.num_negatives
-            )
-            titles_BC = np.concatenate([titles_BC, negatives], axis=1)
+            titles_BC = np.concatenate([titles_BC, self._negatives(batch)], axis=1)
         titles_U, index = np.unique(titles_BC, return_inverse=True)
-        read = self.tokens.batch
-        title_ids, title_mask = read("title", titles_U, config.max_title_tokens, config.pad_to_max)
-        body_ids, body_mask = read("body", batch.rows, config.max_body_tokens, config.pad_to_max)
+        lay_out = partial(
+            collate_texts, self.tokens, pad_to_max=config.pad_to_max, grouping=self.grouping
+        )
         arrays: Batch = {
-            "title_ids": title_ids,
-            "title_mask": title_mask,
             "title_index": index.reshape(titles_BC.shape),
-            "body_ids": body_ids,
-            "body_mask": body_mask,
+            **lay_out("title", titles_U, config.max_title_tokens, most_texts=titles_BC.size),
+            **lay_out("body", batch.rows, config.max_body_tokens, most_texts=len(batch)),
         }
         if self.signals is not None:
             arrays |= self.signals.text(titles_U, batch.rows)
-        arrays["padding"] = padding_share(arrays, ("title_mask", "body_mask"))
+        arrays["padding"] = padding_share(arrays)
         return arrays
+
+    def _negatives(self, batch: BatchRows) -> np.ndarray:
+        """Rows of N other articles a sample, [B, N]."""
+        count = self.config.num_negatives
+        if self.config.negatives_from == "window":
+            return draw_window_negatives(self.order, self.seed, batch.rows, batch.epochs, count)
+        epochs = np.zeros_like(batch.epochs) if self.config.static_negatives else batch.epochs
+        return draw_negatives(self.seed, batch.rows, epochs, self.num_articles, count)
 
 
 class PostTrainTask(nn.Module):
@@ -150,9 +169,7 @@ class PostTrainDistillTask(nn.Module):
 
 def encode_pairs(model: NewsEncoder, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Vectors of the distinct titles [U, E] and of the bodies [B, E]."""
-    titles_UE = model(batch["title_ids"], batch["title_mask"])
-    bodies_BE = model(batch["body_ids"], batch["body_mask"])
-    return titles_UE, bodies_BE
+    return encode_texts(model, batch, "title"), encode_texts(model, batch, "body")
 
 
 def pair_scores(bodies_BE: Tensor, titles_UE: Tensor, index_BC: Tensor) -> Tensor:

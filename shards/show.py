@@ -1,0 +1,94 @@
+"""One sample for people: found by row or by id, with its tokens and what was cut of them."""
+
+import json
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from shards.columns import ColumnReader, list_columns
+from shards.errors import ColumnError, UsageError
+from shards.reader import ShardSet
+from shards.tokenize import FIELDS, TOKENS
+from shards.tokens import TokenColumn
+
+_REST = 60
+
+
+def find_row(shard_set: ShardSet, sample_id: str) -> int:
+    """The row of the sample with an id: the first, should there be several. Reads up to it.
+
+    Raises:
+        UsageError: there is none.
+        DamageError: a sample before it is damaged.
+    """
+    # Most samples are told apart by their bytes, which is much cheaper than decoding them.
+    needles = {
+        json.dumps(sample_id, ensure_ascii=ascii_only).encode() for ascii_only in (True, False)
+    }
+    for row in range(shard_set.num_rows):
+        payload = shard_set.payload(row)
+        if any(needle in payload for needle in needles) and (
+            str(shard_set.sample(row).get("id")) == sample_id
+        ):
+            return row
+    raise UsageError(
+        f"{shard_set.path} has no sample with the id {sample_id!r} among its {shard_set.num_rows:,}"
+    )
+
+
+def with_titles(sample: dict[str, Any], articles: ShardSet) -> dict[str, Any]:
+    """An impression with titles in the place of row numbers."""
+    titles = {
+        name: [articles.sample(row)["title"] for row in sample[name]]
+        for name in ("history", "candidates")
+    }
+    return sample | titles
+
+
+def token_lines(shard_set: ShardSet, row: int) -> Iterator[str]:
+    """What every token column of the set holds of an article, line by line."""
+    for info in list_columns(shard_set, TOKENS):
+        yield ""
+        yield info.folder.name
+        try:
+            column = TokenColumn(ColumnReader.open_folder(shard_set, info.folder.name))
+        except ColumnError as error:
+            yield f"  {error}"
+            continue
+        yield from _column_lines(column, shard_set.sample(row), row)
+
+
+def _column_lines(column: TokenColumn, sample: dict[str, Any], row: int) -> Iterator[str]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(column.tokenizer_dir / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    for field in FIELDS:
+        limit = column.stored_tokens(field)
+        ids = column.batch(field, np.array([row]), limit)[0][0].tolist()
+        whole = tokenizer.encode(sample[field], add_special_tokens=False)
+        stored = len(ids) - column.num_special
+        cut = len(whole.ids) - stored
+        yield f"  {field}: {len(ids):,} tokens of at most {limit:,}" + (
+            f", {cut:,} more are cut" if cut > 0 else ""
+        )
+        yield from _wrapped("pieces", (str(tokenizer.id_to_token(i)) for i in ids))
+        yield from _wrapped("ids", map(str, ids))
+        if cut > 0:
+            rest = sample[field][whole.offsets[stored][0] :]
+            more = " …" if len(rest) > _REST else ""
+            yield f"    cut     {len(rest):,} characters: {' '.join(rest[:_REST].split())}{more}"
+
+
+def _wrapped(name: str, words: Iterable[str]) -> list[str]:
+    return textwrap.wrap(
+        " ".join(words),
+        width=100,
+        initial_indent=f"    {name:<8}",
+        subsequent_indent=" " * 12,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,55 @@
+"""`tnr train --dry-run`: the resolved run, its arithmetic and its order, without training."""
+
+import pytest
+from helpers.world import TINY_MODEL, TinyWorld, make_world
+
+from shards.stream import Stream
+from trainer.cli.main import main
+from trainer.tasks.build import open_data, open_sources
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    return make_world(tmp_path_factory.mktemp("dry"), num_articles=60)
+
+
+def dry_run(world: TinyWorld, capsys, task: str, **more: object) -> str:
+    given = TINY_MODEL | {"data.articles": world.articles.path, "run.dir": world.folder / "run"}
+    given |= {key.replace("__", "."): value for key, value in more.items()}
+    words = [str(word) for key, value in given.items() for word in (f"--{key}", value)]
+    assert main(["train", task, *words, "--run.copies.rule", "none", "--dry-run"]) == 0
+    assert not (world.folder / "run").exists()
+    return capsys.readouterr().out
+
+
+def test_dry_run_says_how_the_order_mixes_and_what_a_window_takes(world, capsys) -> None:
+    out = dry_run(world, capsys, "post_train", data__window_shards=2)
+    assert "# 60 units x 1 epochs -> 8 optimizer steps" in out
+    assert "# order: windows of 2 of 4 shards (30 of 60 units, 0.0 MiB); of a uniform" in out
+    assert "samples travel" in out and "a global batch of 8 reads from" in out
+
+
+def test_dry_run_of_a_click_task_counts_clicks(world, capsys) -> None:
+    out = dry_run(world, capsys, "finetune", data__clicks=world.impressions.path)
+    assert "windows of 4 of 4 shards" in out
+
+
+def test_negatives_from_the_window_stay_in_it(world) -> None:
+    settings = {"data__negatives_from": "window", "data__window_shards": 1}
+    data = open_data(config := world.config("post_train", **settings), open_sources(config))
+    corpus = open_data(config := world.config("post_train"), open_sources(config))
+    batch = next(Stream(data.order, 12))
+    arrays = data.collate(batch)
+    assert arrays["title_index"].shape == (12, 4)
+    own = data.order.windows_of(0, batch.rows)
+    negatives = data._negatives(batch)
+    assert (data.order.windows_of(0, negatives) == own[:, None]).all()
+    assert (data.order.windows_of(0, corpus._negatives(batch)) != own[:, None]).any()
+
+
+def test_windows_too_small_for_the_negatives_are_found_before_training(world, capsys) -> None:
+    words = ["--data.articles", str(world.articles.path), "--run.dir", str(world.folder / "run")]
+    words += ["--data.negatives_from", "window", "--data.window_shards", "1"]
+    assert main(["train", "post_train", *words, "--data.num_negatives", "20", "--dry-run"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "one may hold 12; change data.window_shards" in said
