@@ -36,6 +36,7 @@ setup(
         "tqdm>=4.60",
         "numpy>=1.26",
         "filelock>=3.12",
+        "fsspec>=2024.6",
     ],
     extras_require={
         "test": [
@@ -50,6 +51,8 @@ setup(
         ],
         "report": ["matplotlib>=3.8"],
         "parquet": ["pyarrow>=15"],
+        "remote": ["s3fs>=2024.6", "aiohttp>=3.9"],
+        "gcs": ["gcsfs>=2024.6"],
     },
     entry_points={"console_scripts": ["tnr = trainer.cli.main:entry"]},
 )

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from shards.errors import UsageError
 from shards.manifest import ARTICLES
+from shards.remote import set_argument
 
 
 def register(verbs: Any) -> None:
@@ -22,7 +22,9 @@ def _register_stats(verbs: Any) -> None:
         description="Count samples, lengths in words, categories, refused rows, clicks.",
         epilog="example: tnr shards stats sets/news",
     )
-    parser.add_argument("set", type=Path, metavar="SET", help="folder of the shard set")
+    parser.add_argument(
+        "set", type=set_argument, metavar="SET", help="folder or URL of the shard set"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=_stats)
 
@@ -45,11 +47,13 @@ def _register_show(verbs: Any) -> None:
         description="Print the sample of a row as JSON.",
         epilog="example: tnr shards show sets/dev 12 --articles sets/news",
     )
-    parser.add_argument("set", type=Path, metavar="SET", help="folder of the shard set")
+    parser.add_argument(
+        "set", type=set_argument, metavar="SET", help="folder or URL of the shard set"
+    )
     parser.add_argument("row", type=int, metavar="ROW", help="row number, from 0")
     parser.add_argument(
         "--articles",
-        type=Path,
+        type=set_argument,
         metavar="D",
         help="with an impression: the article set, to print titles instead of row numbers",
     )

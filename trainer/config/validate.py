@@ -54,6 +54,8 @@ def _check_ranges(config: TrainConfig) -> None:
         "data.num_negatives": (data.num_negatives, 1),
         "data.history_length": (data.history_length, 1),
         "data.window_shards": (data.window_shards, 1),
+        "data.fetch_ahead": (data.fetch_ahead, 0),
+        "data.fetch_attempts": (data.fetch_attempts, 1),
         "run.global_batch": (run.global_batch, 1),
         "run.micro_batch": (run.micro_batch, 1),
         "run.checkpoint_every": (run.checkpoint_every, 1),
@@ -73,6 +75,7 @@ def _check_ranges(config: TrainConfig) -> None:
             raise ConfigError(f"{name} is {value}; expected at least {least}")
     above_zero = {
         "run.epochs": run.epochs,
+        "data.cache_gib": data.cache_gib,
         "loss.temperature": loss.temperature,
         "optimizer.lr": optimizer.lr,
         "optimizer.eps": optimizer.eps,

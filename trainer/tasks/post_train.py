@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shards.ahead import ReadAhead
 from shards.negatives import draw_negatives
 from shards.order import EpochOrder
 from shards.reader import ShardSet
@@ -50,6 +51,8 @@ class PostTrainData:
         counts = np.diff(articles.shard_starts).tolist()
         self.order = EpochOrder(counts, articles.fingerprint, seed, config.window_shards)
         self.fingerprint = data_fingerprint(articles=articles, tokens=tokens.reader)
+        read = [tokens.reader, *getattr(signals, "columns", [])]
+        self.ahead = ReadAhead(self.order, read, config.fetch_ahead)
 
     def collate(self, batch: BatchRows) -> Batch:
         """Arrays of one micro-batch.
@@ -60,6 +63,7 @@ class PostTrainData:
             ``teacher.m.title`` [U, E] and ``teacher.m.body`` [B, E].
         """
         config = self.config
+        self.ahead.at(batch.position)
         titles_BC = batch.rows[:, None]
         if not config.in_batch_negatives:
             epochs = np.zeros_like(batch.epochs) if config.static_negatives else batch.epochs
