@@ -8,6 +8,7 @@ Credentials come from where fsspec's file systems look for them (environment, ``
 import random
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +64,10 @@ def folder_argument(text: str) -> Path:
     """A folder on the command line.
 
     Raises:
-        UsageError: It is a URL.
+        ArgumentTypeError: It is a URL.
     """
     if is_url(text):
-        raise UsageError(
+        raise ArgumentTypeError(
             f"{text}: this command reads and writes folders; what is brought over from a URL is"
             " checked as it comes, and a copy of the set can be worked on"
         )

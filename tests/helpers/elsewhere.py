@@ -2,11 +2,12 @@
 be told to misbehave."""
 
 import re
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,7 +47,8 @@ class Server:
         self.faults = Faults()
         self.gets: Counter[tuple[str, str | None]] = Counter()
         self.lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self.connections: set[socket.socket] = set()
+        self._http = _Quiet(("127.0.0.1", port), handler)
         self._http.daemon_threads = True
         self._http.owner = self  # type: ignore[attr-defined]
         self.port = self._http.server_address[1]
@@ -57,6 +59,9 @@ class Server:
     def stop(self) -> None:
         self._http.shutdown()
         self._http.server_close()
+        for connection in list(self.connections):  # those that were kept alive end too
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def fetched(self, suffix: str) -> int:
         """How many requests there were for paths that end so."""
@@ -71,8 +76,21 @@ class Server:
         return False
 
 
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed is no news."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.owner.connections.discard(self.connection)
+        super().finish()
 
     def log_message(self, *_: object) -> None:
         pass
