@@ -34,6 +34,7 @@ GIB = 1 << 30
 DEFAULT_GIB = 32.0
 _IN_USE = ".in-use"
 _LEDGER = ".bytes"
+_POLL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Cache:
         self._locks = self.folder / ".locks"
         self._reserved = 0
         self._protected: frozenset[Path] = frozenset()
-        self._in_use: list[int] = []
+        self._in_use: dict[Path, int] = {}
+        self._room_lock = threading.RLock()  # spares threads the polling of the file lock
         try:
             self._locks.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -87,20 +89,22 @@ class Cache:
                 f"cannot make the cache {self.folder}: {error.strerror or error}; name another"
                 f" folder with data.cache_dir or {CACHE_VARIABLE}"
             ) from error
-        with self._lock("room"):
+        with self._room_lock, self._lock("room"):
             self._write_total(self._count())
 
     def __del__(self) -> None:
         """Give the sets in use free."""
-        for descriptor in getattr(self, "_in_use", []):
+        for descriptor in getattr(self, "_in_use", {}).values():
             os.close(descriptor)
 
     def use(self, folder: Path) -> None:
         """Mark the folder of a set as in use until this process ends, however it ends."""
+        if folder in self._in_use:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        self._in_use.append(descriptor)
+        self._in_use[folder] = descriptor
 
     def protect(self, paths: frozenset[Path]) -> None:
         """Name the windowed files that leave last: those of the windows at hand."""
@@ -153,13 +157,13 @@ class Cache:
     def _lock(self, name: str) -> Iterator[None]:
         from filelock import FileLock
 
-        with FileLock(self._locks / name, thread_local=False):
+        with FileLock(self._locks / name, thread_local=False, poll_interval=_POLL_S):
             yield
 
     @contextlib.contextmanager
     def _room(self, path: Path, size: int) -> Iterator[None]:
         """Make room for a file and count it before it is written."""
-        with self._lock("room"):
+        with self._room_lock, self._lock("room"):
             total = self._read_total()
             if total + size > self.max_bytes:
                 total = self._evict(size, path)
@@ -175,7 +179,7 @@ class Cache:
                 " data.cache_dir names another"
             ) from error
         finally:
-            with self._lock("room"):
+            with self._room_lock, self._lock("room"):
                 self._reserved -= size
                 if not written:
                     self._write_total(self._read_total() - size)

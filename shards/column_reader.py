@@ -121,7 +121,7 @@ class ColumnReader:
             shard_set.mirror.add_column(describe(shard_set, name, made_from).folder.name)
         found = list_columns(shard_set, name)
         if not found:
-            raise ColumnError(f"{shard_set.path} has no column {name!r}; run `{repair}`")
+            raise ColumnError(f"{shard_set.location} has no column {name!r}; run `{repair}`")
         if made_from is not None:
             asked = describe(shard_set, name, made_from)
             exact = [info for info in found if info.fingerprint == asked.fingerprint]
@@ -130,14 +130,15 @@ class ColumnReader:
             near = min(found, key=lambda i: len(differing_fields(i.made_from, asked.made_from)))
             phrases = "; ".join(differing_fields(near.made_from, asked.made_from))
             raise ColumnError(
-                f"{shard_set.path} has no column {name!r} made from what is asked for. "
+                f"{shard_set.location} has no column {name!r} made from what is asked for. "
                 f"The nearest is {near.folder.name}: {phrases}; run `{repair}` with these settings"
             )
         current = [i for i in found if i.made_from.get("shard_set") == shard_set.fingerprint]
         if len(current) > 1:
             folders = ", ".join(info.folder.name for info in current)
             raise ColumnError(
-                f"{shard_set.path} has {len(current)} columns {name!r}: {folders}; say which one"
+                f"{shard_set.location} has {len(current)} columns {name!r}: {folders}; "
+                "say which one"
             )
         return cls(shard_set, (current or found)[0])
 
@@ -154,7 +155,7 @@ class ColumnReader:
         if Path(folder_name).name != folder_name or not folder.is_dir():
             known = ", ".join(info.folder.name for info in list_columns(shard_set)) or "none"
             raise ColumnError(
-                f"{shard_set.path} has no column folder {folder_name!r}; it has: {known}"
+                f"{shard_set.location} has no column folder {folder_name!r}; it has: {known}"
             )
         return cls(shard_set, read_info(folder))
 

@@ -123,6 +123,11 @@ class ShardSet:
         return (ShardSet.open, (str(self.path),))
 
     @property
+    def location(self) -> str:
+        """The set's folder or URL: what a command would name it by."""
+        return str(self.path) if self.mirror is None else self.mirror.url
+
+    @property
     def shards(self) -> tuple[ShardInfo, ...]:
         """The shards as the manifest lists them."""
         return self.manifest.shards

@@ -2,17 +2,21 @@
 
 import os
 import pickle
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.elsewhere import Server, s3_variables, serve
+from helpers.tnr import tnr
 from helpers.world import TinyWorld, make_world
 
 from shards.cache import CacheSettings, is_windowed
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader, ColumnWriter
 from shards.errors import DataError, UsageError
+from shards.order import EpochOrder
 from shards.reader import ShardSet
 from shards.remote import Patience, check_url
 from shards.stream import Stream
@@ -211,3 +215,56 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UsageError, match=r"gcsfs, which is not installed.*tiny-newsrec\[gcs\]"):
         ShardSet.open("gs://bucket/set")
+
+
+@pytest.mark.parametrize("window_shards", [1, 2, 7, 50])
+def test_the_windows_ahead_are_those_that_are_read(window_shards):
+    counts = [5, 0, 3, 8, 0, 1, 4]
+    order = EpochOrder(counts, "f", seed=1, window_shards=window_shards)
+    for total in range(0, 3 * order.num_units):
+        windows = order.windows_from(order.position_at(total))
+        rows, _ = order.span(total, total + 1)
+        shards = np.searchsorted(order.shard_starts, rows, side="right") - 1
+        first, second = next(windows), next(windows)
+        assert int(shards[0]) in first and sum(counts[s] for s in second) > 0
+
+
+def test_fewer_shards_than_a_window_and_than_what_is_fetched_ahead(world, server, tmp_path):
+    config = config_of(world, server, tmp_path, data__fetch_ahead=100)
+    data = build(replace(config, data=replace(config.data, window_shards=50))).data
+    stream = Stream(data.order, 8)
+    for _ in range(30):
+        data.collate(next(stream))
+
+
+def test_bodies_come_ahead_of_their_rows(world, server, tmp_path):
+    data = build(config_of(world, server, tmp_path, data__fetch_ahead=2)).data
+    data.collate(next(Stream(data.order, 8)))
+    windows = data.order.windows_from(data.order.position_at(8))
+    wanted = {f"news-{shard:06d}" for shard in [*next(windows), *next(windows)][:4]}
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        here = {p.name.rpartition("@")[2] for p in tmp_path.rglob("body.values@*")}
+        if here >= wanted:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{sorted(wanted)} wanted, {sorted(here)} came")
+
+
+def test_teacher_columns_over_a_url_are_written_and_trained_on_here(
+    world, server, tmp_path, monkeypatch
+):
+    teacher, url = world.teacher("post_train", 5), f"{server.url}/articles"
+    monkeypatch.setenv("TNR_CACHE", str(tmp_path / "cache"))
+    done = tnr("teachers", "cache", "--stage", 1, "--articles", url, "--models", teacher)
+    assert done.returncode == 0, done.stderr
+    assert f"columns of {url} that are not there are written to {tmp_path}" in done.stdout
+    config = world.config(
+        "post_train_distill",
+        data__articles=url,
+        data__cache_dir=str(tmp_path / "cache"),
+        teachers__models=[teacher],
+    )
+    data = build(config).data
+    batch = data.collate(next(Stream(data.order, 8)))
+    assert batch["teacher.0.body"].shape == (8, 12)
