@@ -48,6 +48,8 @@ setup(
             "ruff>=0.8",
             "mypy>=1.11",
             "matplotlib>=3.8",
+            "s3fs>=2024.6",
+            "aiohttp>=3.9",
         ],
         "report": ["matplotlib>=3.8"],
         "parquet": ["pyarrow>=15"],
