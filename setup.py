@@ -37,6 +37,7 @@ setup(
         "numpy>=1.26",
         "filelock>=3.12",
         "orjson>=3.10",
+        "fsspec>=2024.6",
     ],
     extras_require={
         "test": [
@@ -48,9 +49,13 @@ setup(
             "ruff>=0.8",
             "mypy>=1.11",
             "matplotlib>=3.8",
+            "s3fs>=2024.6",
+            "aiohttp>=3.9",
         ],
         "report": ["matplotlib>=3.8"],
         "parquet": ["pyarrow>=15"],
+        "remote": ["s3fs>=2024.6", "aiohttp>=3.9"],
+        "gcs": ["gcsfs>=2024.6"],
     },
     entry_points={"console_scripts": ["tnr = trainer.cli.main:entry"]},
 )

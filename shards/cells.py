@@ -52,6 +52,17 @@ class CellRecord:
     """CRC-32 of each tensor's bytes."""
 
 
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a tensor lies in a safetensors file."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int
+    """First byte, counted from the start of the file."""
+    end: int
+
+
 def data_path(folder: Path, shard: ShardInfo) -> Path:
     """The safetensors file of a cell."""
     return folder / f"{shard.stem}.safetensors"
@@ -124,24 +135,31 @@ def read_record(folder: Path, column: str, shard: ShardInfo) -> CellRecord | Non
     content.
     """
     try:
-        values = json.loads(record_path(folder, shard).read_bytes())
-        record = CellRecord(**values)
+        record = parse_record(record_path(folder, shard).read_bytes(), column, shard)
         size = data_path(folder, shard).stat().st_size
-    except (OSError, ValueError, TypeError):
+    except OSError:
         return None
-    expected = (column, shard.name, shard.sha256, shard.samples)
-    if (record.column, record.shard, record.shard_sha256, record.rows) != expected:
-        return None
-    if size != record.bytes:
+    if record is None or size != record.bytes:
         return None
     try:
         header, _ = _read_header(data_path(folder, shard))
     except DamageError:
         return None
-    return record if _content(header) == record.content else None
+    return record if content_of(header) == record.content else None
 
 
-def _content(header: dict[str, Any]) -> str | None:
+def parse_record(data: bytes, column: str, shard: ShardInfo) -> CellRecord | None:
+    """The commit record in these bytes; None if it is none, or not this cell's."""
+    try:
+        record = CellRecord(**json.loads(data))
+    except (ValueError, TypeError):
+        return None
+    expected = (column, shard.name, shard.sha256, shard.samples)
+    found = (record.column, record.shard, record.shard_sha256, record.rows)
+    return record if found == expected else None
+
+
+def content_of(header: dict[str, Any]) -> str | None:
     """The content hash that :func:`write_cell` put into the header."""
     metadata = header.get("__metadata__")
     return metadata.get("content") if isinstance(metadata, dict) else None
@@ -155,15 +173,72 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """
     try:
         with path.open("rb") as file:
-            (length,) = _HEADER_LENGTH.unpack(file.read(_HEADER_LENGTH.size))
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError(f"its header would have {length} bytes")
-            header = json.loads(file.read(length))
-            if not isinstance(header, dict):
-                raise ValueError("its header is not a JSON object")
-    except (OSError, ValueError, struct.error) as error:
+            start = file.read(_HEADER_LENGTH.size)
+            return parse_header(start + file.read(header_bytes(start) - len(start)))
+    except (OSError, ValueError) as error:
         raise DamageError(f"{path} cannot be read as safetensors: {error}") from error
-    return header, _HEADER_LENGTH.size + length
+
+
+def header_bytes(data: bytes) -> int:
+    """How many bytes the header takes of the safetensors file that begins with these.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if len(data) < _HEADER_LENGTH.size:
+        raise ValueError("it is too short to have a header")
+    (length,) = _HEADER_LENGTH.unpack_from(data)
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"its header would have {length} bytes")
+    return _HEADER_LENGTH.size + int(length)
+
+
+def parse_header(data: bytes) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file that begins with these bytes, and where its data begin.
+
+    Raises:
+        ValueError: it is none, or it is not all there.
+    """
+    start = header_bytes(data)
+    header = json.loads(data[_HEADER_LENGTH.size : start])
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    return header, start
+
+
+def tensor_places(header: dict[str, Any], start: int, path: object) -> dict[str, TensorPlace]:
+    """Where each tensor lies in the file that has this header.
+
+    Raises:
+        DamageError: an entry makes no sense; ``path`` is named.
+    """
+    places = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype = np.dtype(_DTYPES[entry["dtype"]])
+            begin, end = entry["data_offsets"]
+            count = int(np.prod(entry["shape"], dtype=np.int64))
+            if begin < 0 or count * dtype.itemsize != end - begin:
+                raise ValueError("its place in the file does not fit its shape")
+            places[name] = TensorPlace(dtype, tuple(entry["shape"]), start + begin, start + end)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamageError(f"{path}: tensor {name} cannot be read: {error}") from error
+    return places
+
+
+def check_names(path: object, places: Mapping[str, TensorPlace], record: CellRecord) -> None:
+    """Check that a data file has the tensors that its commit record has.
+
+    Raises:
+        DamageError: it does not.
+    """
+    if set(places) != set(record.crc32):
+        raise DamageError(
+            f"{path} holds the tensors {sorted(places)}, "
+            f"its commit record says {sorted(record.crc32)}"
+        )
 
 
 class Cell:
@@ -176,6 +251,7 @@ class Cell:
 
     Attributes:
         tensors: name to array; the arrays are views of the mapped file, read-only.
+        places: name to where the tensor lies in the file.
 
     Raises:
         DamageError: the file does not hold what the record says.
@@ -186,7 +262,7 @@ class Cell:
         self.path = data_path(folder, shard)
         self.record = record
         header, start = _read_header(self.path)
-        if _content(header) != record.content:
+        if content_of(header) != record.content:
             raise DamageError(f"{self.path} is not the file that its commit record describes")
         try:
             with self.path.open("rb") as file:
@@ -198,28 +274,17 @@ class Cell:
             raise DamageError(
                 f"{self.path} has {len(self._map)} bytes, its commit record says {record.bytes}"
             )
-        self.tensors = {
-            name: self._view(name, entry, start)
-            for name, entry in header.items()
-            if name != "__metadata__"
+        self.places = tensor_places(header, start, self.path)
+        check_names(self.path, self.places, record)
+        self.tensors: Mapping[str, np.ndarray] = {
+            name: self._view(name, place) for name, place in self.places.items()
         }
-        if set(self.tensors) != set(record.crc32):
-            raise DamageError(
-                f"{self.path} holds the tensors {sorted(self.tensors)}, "
-                f"its commit record says {sorted(record.crc32)}"
-            )
 
-    def _view(self, name: str, entry: Any, start: int) -> np.ndarray:
-        try:
-            dtype = np.dtype(_DTYPES[entry["dtype"]])
-            begin, end = entry["data_offsets"]
-            count = int(np.prod(entry["shape"], dtype=np.int64))
-            if count * dtype.itemsize != end - begin or start + end > len(self._map):
-                raise ValueError("its place in the file does not fit its shape")
-            flat = np.frombuffer(self._map, dtype, count, start + begin)
-            return flat.reshape(entry["shape"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamageError(f"{self.path}: tensor {name} cannot be read: {error}") from error
+    def _view(self, name: str, place: TensorPlace) -> np.ndarray:
+        if place.end > len(self._map):
+            raise DamageError(f"{self.path}: tensor {name} lies beyond the end of the file")
+        count = int(np.prod(place.shape, dtype=np.int64))
+        return np.frombuffer(self._map, place.dtype, count, place.begin).reshape(place.shape)
 
     def _stat(self) -> tuple[int, int, int] | None:
         try:

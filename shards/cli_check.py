@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
+
+from shards.remote import folder_argument
 
 
 def register(verbs: Any) -> None:
@@ -19,7 +20,7 @@ def _register_index(verbs: Any) -> None:
         description="Make again every index that is missing or does not fit its tar.",
         epilog="example: tnr shards index sets/news",
     )
-    parser.add_argument("set", type=Path, metavar="SET", help="folder of the shard set")
+    parser.add_argument("set", type=folder_argument, metavar="SET", help="folder of the shard set")
     parser.set_defaults(run=_index)
 
 
@@ -39,7 +40,9 @@ def _register_verify(verbs: Any) -> None:
         " of the columns beside them; names every damage found. Exit code 1 if there is any.",
         epilog="example: tnr shards verify sets/news sets/dev",
     )
-    parser.add_argument("sets", nargs="+", type=Path, metavar="SET", help="folders of shard sets")
+    parser.add_argument(
+        "sets", nargs="+", type=folder_argument, metavar="SET", help="folders of shard sets"
+    )
     parser.set_defaults(run=_verify)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.errors import UsageError
 from shards.manifest import ARTICLES
+from shards.remote import set_argument
 
 if TYPE_CHECKING:
     from shards.reader import ShardSet
@@ -30,7 +31,9 @@ def _register_stats(verbs: Any) -> None:
         epilog="examples: tnr shards stats sets/news --plot news.png; "
         "tnr shards stats sets/news --order",
     )
-    parser.add_argument("set", type=Path, metavar="SET", help="folder of the shard set")
+    parser.add_argument(
+        "set", type=set_argument, metavar="SET", help="folder or URL of the shard set"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="also draw it as a PNG (needs matplotlib)"
@@ -129,12 +132,14 @@ def _register_show(verbs: Any) -> None:
         epilog="examples: tnr shards show sets/dev 12 --articles sets/news; "
         "tnr shards show sets/news --id N1234",
     )
-    parser.add_argument("set", type=Path, metavar="SET", help="folder of the shard set")
+    parser.add_argument(
+        "set", type=set_argument, metavar="SET", help="folder or URL of the shard set"
+    )
     parser.add_argument("row", type=int, nargs="?", metavar="ROW", help="row number, from 0")
     parser.add_argument("--id", metavar="ID", help="the sample with this id, instead of ROW")
     parser.add_argument(
         "--articles",
-        type=Path,
+        type=set_argument,
         metavar="D",
         help="with an impression: the article set, to print titles instead of row numbers",
     )

@@ -86,9 +86,9 @@ def list_columns(shard_set: ShardSet, name: str | None = None) -> list[ColumnInf
 def repair_command(shard_set: ShardSet, name: str) -> str:
     """The command that makes, completes or replaces a column set of this name."""
     if name == "tokens":
-        return f"tnr shards tokenize {shard_set.path} --tokenizer TOKENIZER"
+        return f"tnr shards tokenize {shard_set.location} --tokenizer TOKENIZER"
     if name == "clicks":
-        return f"tnr shards build --clicks LOG --article-set SET --out {shard_set.path} --force"
+        return f"tnr shards build --clicks LOG --article-set SET --out {shard_set.location} --force"
     return "tnr teachers cache"
 
 

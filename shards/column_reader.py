@@ -3,7 +3,7 @@ row."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,8 +19,12 @@ from shards.column_info import (
     repair_command,
 )
 from shards.errors import ColumnError, DamageError
+from shards.manifest import ShardInfo
 from shards.ragged import offsets_from_lengths, pad, ranges
 from shards.reader import ShardSet
+
+if TYPE_CHECKING:
+    from shards.mirror_cells import MirrorCell
 
 
 class ColumnReader:
@@ -45,7 +49,7 @@ class ColumnReader:
         self.num_rows = shard_set.num_rows
         self._shards = shard_set.manifest.shards
         self._starts = shard_set.shard_starts
-        self._cells: dict[int, Cell] = {}
+        self._cells: dict[int, Cell | MirrorCell] = {}
         repair = repair_command(shard_set, self.name)
         if info.made_from.get("shard_set") != shard_set.fingerprint:
             raise ColumnError(
@@ -53,15 +57,48 @@ class ColumnReader:
                 f"shard_set is {info.made_from.get('shard_set')!r} in the column, "
                 f"the set's fingerprint is {shard_set.fingerprint!r}; run `{repair}`"
             )
-        missing = [s for s in self._shards if read_record(info.folder, info.fingerprint, s) is None]
+        missing = self._missing()
         if missing:
             raise ColumnError(
                 f"the column {info.folder} is not complete: {len(missing)} of "
                 f"{len(self._shards)} shards have no committed cell, "
                 f"the first is {missing[0].name}; run `{repair}`"
             )
-        first = self._cell(0).tensors if self._shards else {}
-        self.tensors = {name: (array.dtype, array.shape[1:]) for name, array in first.items()}
+        first = self._cell(0).places if self._shards else {}
+        self.tensors = {name: (place.dtype, place.shape[1:]) for name, place in first.items()}
+
+    def _missing(self) -> list[ShardInfo]:
+        """Shards without a committed cell; what a column elsewhere needs all the time is brought
+        over."""
+        missing = [
+            number
+            for number, shard in enumerate(self._shards)
+            if read_record(self.folder, self.fingerprint, shard) is None
+        ]
+        mirror = self.shard_set.mirror
+        if missing and mirror is not None and mirror.is_elsewhere(self.folder):
+            from shards.mirror import in_parallel
+            from shards.mirror_cells import bring_small_tensors
+
+            in_parallel(self._open_elsewhere, missing)
+            bring_small_tensors(self.mirror_cells().values())
+            mirror.add_extras(self.folder)
+            missing = [number for number in missing if number not in self._cells]
+        return [self._shards[number] for number in missing]
+
+    def _open_elsewhere(self, number: int) -> None:
+        from shards.mirror_cells import open_mirror_cell
+
+        assert self.shard_set.mirror is not None
+        cell = open_mirror_cell(
+            self.shard_set.mirror, self.folder, self.fingerprint, self._shards[number]
+        )
+        if cell is not None:
+            self._cells[number] = cell
+
+    def mirror_cells(self) -> "dict[int, MirrorCell]":
+        """The cells that lie elsewhere, by shard; empty for a column that is here."""
+        return {s: cell for s, cell in self._cells.items() if not isinstance(cell, Cell)}
 
     @classmethod
     def open(
@@ -80,9 +117,11 @@ class ColumnReader:
                 named) or it is not complete; the message says which command mends it.
         """
         repair = repair_command(shard_set, name)
+        if shard_set.mirror is not None and made_from is not None:
+            shard_set.mirror.add_column(describe(shard_set, name, made_from).folder.name)
         found = list_columns(shard_set, name)
         if not found:
-            raise ColumnError(f"{shard_set.path} has no column {name!r}; run `{repair}`")
+            raise ColumnError(f"{shard_set.location} has no column {name!r}; run `{repair}`")
         if made_from is not None:
             asked = describe(shard_set, name, made_from)
             exact = [info for info in found if info.fingerprint == asked.fingerprint]
@@ -91,14 +130,15 @@ class ColumnReader:
             near = min(found, key=lambda i: len(differing_fields(i.made_from, asked.made_from)))
             phrases = "; ".join(differing_fields(near.made_from, asked.made_from))
             raise ColumnError(
-                f"{shard_set.path} has no column {name!r} made from what is asked for. "
+                f"{shard_set.location} has no column {name!r} made from what is asked for. "
                 f"The nearest is {near.folder.name}: {phrases}; run `{repair}` with these settings"
             )
         current = [i for i in found if i.made_from.get("shard_set") == shard_set.fingerprint]
         if len(current) > 1:
             folders = ", ".join(info.folder.name for info in current)
             raise ColumnError(
-                f"{shard_set.path} has {len(current)} columns {name!r}: {folders}; say which one"
+                f"{shard_set.location} has {len(current)} columns {name!r}: {folders}; "
+                "say which one"
             )
         return cls(shard_set, (current or found)[0])
 
@@ -109,15 +149,17 @@ class ColumnReader:
         Raises:
             ColumnError: there is none, or it does not belong to this set, or it is not complete.
         """
+        if shard_set.mirror is not None:
+            shard_set.mirror.add_column(folder_name)
         folder = shard_set.columns_dir / folder_name
         if Path(folder_name).name != folder_name or not folder.is_dir():
             known = ", ".join(info.folder.name for info in list_columns(shard_set)) or "none"
             raise ColumnError(
-                f"{shard_set.path} has no column folder {folder_name!r}; it has: {known}"
+                f"{shard_set.location} has no column folder {folder_name!r}; it has: {known}"
             )
         return cls(shard_set, read_info(folder))
 
-    def _cell(self, shard: int) -> Cell:
+    def _cell(self, shard: int) -> "Cell | MirrorCell":
         cell = self._cells.get(shard)
         if cell is None:
             info = self._shards[shard]
@@ -130,7 +172,7 @@ class ColumnReader:
             self._cells[shard] = cell
         return cell
 
-    def cell(self, shard: int) -> dict[str, np.ndarray]:
+    def cell(self, shard: int) -> Mapping[str, np.ndarray]:
         """All tensors of one shard, as read-only views of the mapped file.
 
         Raises:
@@ -141,7 +183,7 @@ class ColumnReader:
         cell.check_not_cut()
         return cell.tensors
 
-    def _tensor(self, cell: dict[str, np.ndarray], tensor: str) -> np.ndarray:
+    def _tensor(self, cell: Mapping[str, np.ndarray], tensor: str) -> np.ndarray:
         if tensor not in cell:
             raise ColumnError(
                 f"the column {self.folder.name} has no tensor {tensor!r}; "
@@ -151,7 +193,7 @@ class ColumnReader:
 
     def _by_shard(
         self, rows: np.ndarray
-    ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[Mapping[str, np.ndarray], np.ndarray, np.ndarray]]:
         """Shard by shard: its tensors, places in ``rows`` int64[k], rows within it int64[k]."""
         if not len(rows):
             return

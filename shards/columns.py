@@ -51,6 +51,8 @@ class ColumnWriter:
         self.shard_set = shard_set
         self.info = describe(shard_set, name, made_from)
         self.folder = self.info.folder
+        if shard_set.mirror is not None:
+            shard_set.mirror.add_column(self.folder.name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / COLUMN_FILE).exists():
@@ -68,7 +70,14 @@ class ColumnWriter:
     def is_committed(self, shard: int) -> bool:
         """Whether the cell of this shard is complete and belongs to this very column set."""
         info = self.shard_set.manifest.shards[shard]
-        return read_record(self.folder, self.info.fingerprint, info) is not None
+        if read_record(self.folder, self.info.fingerprint, info) is not None:
+            return True
+        mirror = self.shard_set.mirror
+        if mirror is None:
+            return False
+        from shards.mirror_cells import open_mirror_cell
+
+        return open_mirror_cell(mirror, self.folder, self.info.fingerprint, info) is not None
 
     def missing(self) -> list[int]:
         """Shards whose cells are not committed."""

@@ -92,10 +92,13 @@ def read_duplicates(articles: ShardSet) -> Iterator[tuple[str, int]]:
 
     Raises:
         DamageError: If the file is missing or not the one that was written.
+        DataError: If the set lies elsewhere and the file cannot be brought over.
     """
     facts = articles.manifest.source.get("duplicates")
     if not isinstance(facts, dict):
         return
+    if articles.mirror is not None:
+        articles.mirror.bring_file(DUPLICATES_NAME)
     path = articles.path / DUPLICATES_NAME
     if not path.is_file() or sha256_file(path) != facts.get("sha256"):
         raise DamageError(

@@ -12,8 +12,9 @@ both.
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -189,6 +190,17 @@ class EpochOrder:
         """The fewest units that a window of any epoch can hold."""
         last = len(self.counts) % self.window_shards or min(self.window_shards, len(self.counts))
         return int(np.sort(self.counts)[:last].sum())
+
+    def windows_from(self, position: Position) -> Iterator[list[int]]:
+        """The shards of the window in which a position lies, and of every one after it, without
+        end; windows without units are left out."""
+        first = position.samples
+        for epoch in itertools.count(position.epoch):
+            windows, starts = self._plan(epoch)
+            for window, begin, end in zip(windows, starts[:-1], starts[1:], strict=True):
+                if first < end and begin < end:
+                    yield window.tolist()
+            first = 0
 
     def rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Units ``start`` to ``stop`` (exclusive) of the order of ``epoch``, int64[stop - start].

@@ -12,15 +12,21 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shards.cache import CacheSettings
 from shards.errors import DamageError, DataError
 from shards.index import INDEX_DTYPE, TAR_BLOCK, read_index
 from shards.manifest import Manifest, ShardInfo, read_manifest
+from shards.remote import is_url
+
+if TYPE_CHECKING:
+    from shards.mirror import Mirror
 
 _MAX_OPEN_SHARDS = 64
+_MAX_OPEN_ELSEWHERE = 4  # an open shard takes disk even when it was evicted from the cache
 
 
 def sample_key(row: int) -> str:
@@ -39,7 +45,8 @@ class ShardSet:
     Safe to use from several threads, and picklable: a copy in another process opens its own files.
 
     Attributes:
-        path: The set's folder.
+        path: The set's folder; of a set elsewhere, that of its mirror.
+        mirror: The mirror of a set elsewhere, else None.
         manifest: Its manifest.
         kind: ``articles`` or ``impressions``.
         fingerprint: sha256 (hex) of what the samples are.
@@ -49,9 +56,10 @@ class ShardSet:
         columns_dir: Folder of the set's columns (it need not exist).
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, mirror: "Mirror | None" = None) -> None:
         """Use :meth:`open`, which also checks that the files are there."""
         self.path = path
+        self.mirror = mirror
         self.manifest = manifest
         self.kind = manifest.kind
         self.fingerprint = manifest.fingerprint
@@ -64,24 +72,37 @@ class ShardSet:
         self._indexes: dict[int, np.ndarray] = {}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, kind: str | None = None) -> "ShardSet":
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        kind: str | None = None,
+        cache: CacheSettings | None = None,
+    ) -> "ShardSet":
         """Open a shard set and check that its files are there with the sizes of the manifest.
 
         Args:
-            path: The set's folder.
+            path: The set's folder, or the URL of a set elsewhere, whose files are brought over and
+                checked when they are needed.
             kind: The kind that the caller needs (``articles`` or ``impressions``), if it matters.
+            cache: Where to keep the files of a set elsewhere; None takes the defaults.
 
         Raises:
             DataError: If there is no shard set at ``path``, or it is of the other kind.
             DamageError: If the manifest is damaged, or a shard or an index is missing or has
                 another size.
         """
-        if "://" in str(path):
-            raise DataError(f"{path}: shard sets are read from local folders; copy the set first")
-        folder = Path(path)
-        manifest = read_manifest(folder)
+        mirror = None
+        if is_url(path):
+            from shards.mirror import Mirror
+
+            mirror = Mirror.open(str(path), cache or CacheSettings())
+        folder = Path(path) if mirror is None else mirror.folder
+        manifest = read_manifest(folder) if mirror is None else mirror.manifest
         if kind is not None and manifest.kind != kind:
-            raise DataError(f"{folder} holds {manifest.kind}, expected a set of {kind}")
+            raise DataError(f"{path} holds {manifest.kind}, expected a set of {kind}")
+        if mirror is not None:
+            return cls(folder, manifest, mirror)
         for shard in manifest.shards:
             _check_size(folder / shard.name, shard.bytes)
             _check_size(folder / shard.index_name, shard.samples * INDEX_DTYPE.itemsize)
@@ -97,7 +118,14 @@ class ShardSet:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the set again where it is unpickled: descriptors and locks do not travel."""
+        if self.mirror is not None:
+            return (_open_url, (self.mirror.url, self.mirror.settings))
         return (ShardSet.open, (str(self.path),))
+
+    @property
+    def location(self) -> str:
+        """The set's folder or URL: what a command would name it by."""
+        return str(self.path) if self.mirror is None else self.mirror.url
 
     @property
     def shards(self) -> tuple[ShardInfo, ...]:
@@ -134,6 +162,8 @@ class ShardSet:
         """
         if shard not in self._indexes:
             info = self.manifest.shards[shard]
+            if self.mirror is not None:
+                self.mirror.bring_shard(shard)
             self._indexes[shard] = read_index(self.path / info.index_name, info.samples)
         return self._indexes[shard]
 
@@ -221,12 +251,14 @@ class ShardSet:
 
     def _open_shard(self, shard: int) -> int:
         path = self.path / self.shards[shard].name
+        if self.mirror is not None:
+            self.mirror.bring_shard(shard)
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise DamageError(f"cannot read the shard {path}: {error.strerror or error}") from error
         self._files[shard] = descriptor
-        if len(self._files) > _MAX_OPEN_SHARDS:
+        if len(self._files) > (_MAX_OPEN_SHARDS if self.mirror is None else _MAX_OPEN_ELSEWHERE):
             os.close(self._files.popitem(last=False)[1])
         return descriptor
 
@@ -238,6 +270,10 @@ class ShardSet:
         if not isinstance(sample, dict):
             raise DamageError(f"{self.path}, row {row}: the sample is not a JSON object")
         return sample
+
+
+def _open_url(url: str, cache: CacheSettings) -> ShardSet:
+    return ShardSet.open(url, cache=cache)
 
 
 def _check_size(path: Path, expected: int) -> None:

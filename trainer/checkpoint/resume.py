@@ -26,6 +26,10 @@ MAY_CHANGE = frozenset(
         # Data may have moved: what they are is checked by fingerprint.
         "data.articles",
         "data.clicks",
+        "data.cache_dir",
+        "data.cache_gib",
+        "data.fetch_ahead",
+        "data.fetch_attempts",
     }
 )
 """Settings that a resumed run may have otherwise; every other one would make it another run."""

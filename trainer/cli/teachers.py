@@ -98,7 +98,14 @@ def run_cache(arguments: argparse.Namespace) -> int:
 
     from trainer.teacher_server.fill import fill
 
-    cells = fill(arguments.models, _request(arguments), partial(print, flush=True))
+    request = _request(arguments)
+    for shard_set in (request.articles, request.impressions):
+        if shard_set is not None and shard_set.mirror is not None:
+            print(
+                f"columns of {shard_set.mirror.url} that are not there are written to"
+                f" {shard_set.columns_dir}; they stay when the cache makes room"
+            )
+    cells = fill(arguments.models, request, partial(print, flush=True))
     print(f"done: {cells} cells filled, the rest was there")
     return 0
 

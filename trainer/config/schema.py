@@ -113,6 +113,15 @@ class DataConfig:
     workers: int = 1
     """Threads that make batches ahead of the training; 0 makes each when it is asked for. The
     batches are the same whatever the number."""
+    cache_dir: str | None = None
+    """Sets at a URL: folder on a local disk for what is brought over, shared by the ranks of a
+    node; None takes ``$TNR_CACHE``, or ``~/.cache/tiny-newsrec``."""
+    cache_gib: float = 32.0
+    """Sets at a URL: GiB that the cache may hold, titles and the bodies of a window at least."""
+    fetch_ahead: int = 4
+    """Sets at a URL: shards whose bodies are brought over beyond the window that is read."""
+    fetch_attempts: int = 8
+    """Sets at a URL: tries a file before the run ends with an error, with growing waits between."""
 
 
 @dataclass(frozen=True, kw_only=True)

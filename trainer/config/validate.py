@@ -56,6 +56,8 @@ def _check_ranges(config: TrainConfig) -> None:
         "data.window_shards": (data.window_shards, 1),
         "data.workers": (data.workers, 0),
         "data.batch_tokens": (data.batch_tokens, 0),
+        "data.fetch_ahead": (data.fetch_ahead, 0),
+        "data.fetch_attempts": (data.fetch_attempts, 1),
         "run.global_batch": (run.global_batch, 1),
         "run.micro_batch": (run.micro_batch, 1),
         "run.checkpoint_every": (run.checkpoint_every, 1),
@@ -75,6 +77,7 @@ def _check_ranges(config: TrainConfig) -> None:
             raise ConfigError(f"{name} is {value}; expected at least {least}")
     above_zero = {
         "run.epochs": run.epochs,
+        "data.cache_gib": data.cache_gib,
         "loss.temperature": loss.temperature,
         "optimizer.lr": optimizer.lr,
         "optimizer.eps": optimizer.eps,

@@ -74,9 +74,9 @@ class Export:
                 return column
             found.append(f"{folder.name} (tokenizer {column.tokenizer_sha256[:12]}…)")
         raise ModelError(
-            f"{articles.path} has no token column of the tokenizer of {self.folder} "
+            f"{articles.location} has no token column of the tokenizer of {self.folder} "
             f"({self.info['tokenizer_sha256'][:12]}…); found: {', '.join(found) or 'none'}. "
-            f"Make it: tnr shards tokenize {articles.path} --tokenizer {self.folder}"
+            f"Make it: tnr shards tokenize {articles.location} --tokenizer {self.folder}"
         )
 
 

@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from shards.cache import GIB, CacheSettings
 from shards.clicks import ClickColumn
 from shards.reader import ShardSet
+from shards.remote import Patience
 from shards.tokens import TokenColumn
 from trainer.config.schema import TrainConfig
 from trainer.errors import ConfigError, ModelError
@@ -59,12 +61,15 @@ def open_sources(config: TrainConfig) -> Sources:
         DataError: A set is missing or of the wrong kind, or clicks refer to other articles.
         ColumnError: A column is missing or does not match.
     """
-    articles = ShardSet.open(config.data.articles)
+    data = config.data
+    patience = Patience(attempts=data.fetch_attempts)
+    cache = CacheSettings(data.cache_dir, int(data.cache_gib * GIB), patience)
+    articles = ShardSet.open(data.articles, cache=cache)
     _check_kind(articles, "articles", "data.articles")
     tokens = TokenColumn.open(articles, config.data.tokens)
     if config.data.clicks is None or config.task.startswith("post_train"):
         return Sources(articles, tokens, None, None)
-    impressions = ShardSet.open(config.data.clicks)
+    impressions = ShardSet.open(config.data.clicks, cache=cache)
     _check_kind(impressions, "impressions", "data.clicks")
     if impressions.manifest.articles_fingerprint != articles.fingerprint:
         raise ConfigError(

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shards.ahead import ReadAhead
 from shards.negatives import (
     check_window_negatives,
     draw_negatives,
@@ -67,6 +68,8 @@ class PostTrainData:
         if config.negatives_from == "window":
             check_window_negatives(self.order, config.num_negatives)
         self.fingerprint = data_fingerprint(articles=articles, tokens=tokens.reader)
+        read = [tokens.reader, *getattr(signals, "columns", [])]
+        self.ahead = ReadAhead(self.order, read, config.fetch_ahead)
 
     def collate(self, batch: BatchRows) -> Batch:
         """Arrays of one micro-batch.
@@ -77,6 +80,7 @@ class PostTrainData:
             ``teacher.m.title`` [U, E] and ``teacher.m.body`` [B, E].
         """
         config = self.config
+        self.ahead.at(batch.position)
         titles_BC = batch.rows[:, None]
         if not config.in_batch_negatives:
             titles_BC = np.concatenate([titles_BC, self._negatives(batch)], axis=1)

@@ -135,13 +135,13 @@ def _open(
 
 def _stage_1(articles: ShardSet, dtype: str, compute: str) -> str:
     return (
-        f"tnr teachers cache --stage 1 --articles {articles.path} --dtype {dtype} "
+        f"tnr teachers cache --stage 1 --articles {articles.location} --dtype {dtype} "
         f"--compute {compute}"
     )
 
 
 def _stage_2(articles: ShardSet, impressions: ShardSet, dtype: str, compute: str) -> str:
     return (
-        f"tnr teachers cache --stage 2 --articles {articles.path} --clicks {impressions.path} "
-        f"--dtype {dtype} --compute {compute}"
+        f"tnr teachers cache --stage 2 --articles {articles.location} "
+        f"--clicks {impressions.location} --dtype {dtype} --compute {compute}"
     )

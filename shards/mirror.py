@@ -1,0 +1,274 @@
+"""The local mirror of a shard set elsewhere: its files, brought over when they are needed.
+
+A mirror is laid out as a shard set (:mod:`shards.cache`), so everything that reads one works on it.
+Its folder is named after the URL and the set's fingerprint: whatever is in it never changes, and a
+set that was built again elsewhere gets another mirror.
+"""
+
+import hashlib
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from shards.cache import Cache, CacheSettings, open_cache
+from shards.errors import DamageError, DataError
+from shards.files import atomic_file, sha256_file, temporary_name
+from shards.index import INDEX_DTYPE, TAR_BLOCK
+from shards.manifest import MANIFEST_NAME, Manifest, ShardInfo, read_manifest
+from shards.remote import MissingError, Remote, RemoteError, is_plain_name
+
+T = TypeVar("T")
+
+COLUMNS = "columns"
+_COLUMN_FILE = "column.json"
+_ELSEWHERE = ".elsewhere"  # marks a column folder whose column.json was brought over
+_CONNECTIONS = 8
+_OFFLINE_ATTEMPTS = 2
+_CELL_SUFFIXES = (".json", ".safetensors")
+# What a column set may have beside its cells, for servers that do not list folders.
+_KNOWN_EXTRAS = (
+    "empty.npy",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/special_tokens_map.json",
+)
+
+
+class Mirror:
+    """One set's mirror, in a cache that it may share with others.
+
+    Attributes:
+        url: Where the set lies.
+        settings: Those of the cache.
+        folder: The mirror's folder.
+        manifest: The set's manifest.
+        is_offline: Whether the server could not be reached when the set was opened; then what
+            is here already can be read.
+    """
+
+    def __init__(
+        self, remote: Remote, settings: CacheSettings, folder: Path, manifest: Manifest
+    ) -> None:
+        """Use :meth:`open`."""
+        self.url = remote.url
+        self.remote = remote
+        self.settings = settings
+        self.folder = folder
+        self.manifest = manifest
+        self.is_offline = False
+        self.cache: Cache = open_cache(settings)
+        self.cache.use(folder)
+
+    @classmethod
+    def open(cls, url: str, settings: CacheSettings) -> "Mirror":
+        """Fetch and check the manifest, and look which columns the set has.
+
+        Raises:
+            UsageError: The URL is none, or the package that reads it is not installed.
+            DataError: There is no shard set there, or the server cannot be reached and nothing
+                of the set is in the cache.
+            DamageError: The manifest is damaged.
+        """
+        remote = Remote(url, settings.patience)
+        name = remote.url.rpartition("/")[2] or "set"
+        digest = hashlib.sha256(remote.url.encode()).hexdigest()[:12]
+        home = open_cache(settings).folder / f"{_safe(name)}-{digest}"
+        known = sorted(home.glob(f"*/{MANIFEST_NAME}"), key=lambda path: path.stat().st_mtime)
+        attempts = _OFFLINE_ATTEMPTS if known else None
+        try:
+            folder, manifest = remote.read(
+                MANIFEST_NAME, lambda data: _keep_manifest(home, data), attempts=attempts
+            )
+        except MissingError as error:
+            raise DataError(
+                f"{remote.url} is not a shard set: it has no {MANIFEST_NAME}"
+            ) from error
+        except RemoteError as error:
+            if not known:
+                raise
+            print(f"tnr: {error}; going on with what is in {known[-1].parent}", file=sys.stderr)
+            mirror = cls(remote, settings, known[-1].parent, read_manifest(known[-1].parent))
+            mirror.is_offline = True
+            return mirror
+        mirror = cls(remote, settings, folder, manifest)
+        mirror._look_for_columns()
+        return mirror
+
+    def _look_for_columns(self) -> None:
+        names = self.remote.names(COLUMNS)
+        for name in names or ():
+            self.add_column(name)
+        if names is not None:
+            for mark in self.folder.glob(f"{COLUMNS}/*/{_ELSEWHERE}"):
+                if mark.parent.name not in names:
+                    (mark.parent / _COLUMN_FILE).unlink(missing_ok=True)
+
+    def add_column(self, name: str) -> None:
+        """Bring the ``column.json`` of a column set over, if there is one of this name."""
+        folder = self.folder / COLUMNS / name
+        if self.is_offline or not is_plain_name(name) or (folder / _COLUMN_FILE).is_file():
+            return
+        try:
+            data = self.remote.read(f"{COLUMNS}/{name}/{_COLUMN_FILE}", bytes)
+        except MissingError:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _ELSEWHERE).touch()
+        _keep(folder / _COLUMN_FILE, data)
+
+    def is_elsewhere(self, column: Path) -> bool:
+        """Say whether a column folder of the mirror stands for one of the server."""
+        return (column / _ELSEWHERE).exists()
+
+    def add_extras(self, column: Path) -> None:
+        """Bring over what a column set has beside its cells: a tokenizer, an empty vector."""
+        if self.is_offline or (column / f"{_ELSEWHERE}-extras").exists():
+            return
+        base = f"{COLUMNS}/{column.name}"
+        names = self.remote.names(base)
+        if names is None:
+            wanted, required = list(_KNOWN_EXTRAS), False
+        else:
+            wanted, required = [n for n in names if not n.endswith(_CELL_SUFFIXES)], True
+            if "tokenizer" in wanted:
+                wanted.remove("tokenizer")
+                inside = self.remote.names(f"{base}/tokenizer") or []
+                wanted += [f"tokenizer/{name}" for name in inside]
+        found: dict[str, bytes] = {}
+        for name in wanted:
+            try:
+                found[name] = self.remote.read(f"{base}/{name}", bytes)
+            except MissingError:
+                if required:
+                    raise
+        tokenizer = {n.partition("/")[2]: d for n, d in found.items() if "/" in n}
+        if tokenizer and not (column / "tokenizer").is_dir():
+            _keep_folder(column / "tokenizer", tokenizer)
+        for name, data in found.items():
+            if "/" not in name:
+                _keep(column / name, data)
+        (column / f"{_ELSEWHERE}-extras").touch()
+
+    def bring_shard(self, number: int) -> None:
+        """Bring a shard's tar and index over, if they are not here: both checked.
+
+        Raises:
+            DataError: The server cannot be reached, has no such file, or gives other bytes than
+                the manifest says.
+        """
+        shard = self.manifest.shards[number]
+        tar, index = self.folder / shard.name, self.folder / shard.index_name
+        if not self.touch(tar):
+            with self.cache.fetching(tar) as needed:
+                if needed:
+                    with self.cache.file(tar, shard.bytes) as path:
+                        self.remote.download(shard.name, path, lambda p: _check_tar(p, shard))
+        if not self.touch(index):
+            with self.cache.fetching(index) as needed:
+                if needed:
+                    self.remote.read(shard.index_name, lambda d: self._keep_index(d, shard))
+
+    def _keep_index(self, data: bytes, shard: ShardInfo) -> None:
+        """The manifest does not have the sha256 of an index, but the tar beside it tells."""
+        if len(data) != shard.samples * INDEX_DTYPE.itemsize:
+            raise DamageError(f"it has {len(data)} bytes, not 16 a sample")
+        records = np.frombuffer(data, INDEX_DTYPE)
+        with (self.folder / shard.name).open("rb") as tar:
+            for offset, length, crc32 in records.tolist():
+                good = offset >= TAR_BLOCK and offset + length <= shard.bytes
+                if not good or zlib.crc32(os.pread(tar.fileno(), length, offset)) != crc32:
+                    raise DamageError("it does not fit its tar (crc32): damaged, or another's")
+        self.cache.write(self.folder / shard.index_name, data)
+
+    def bring_file(self, name: str) -> None:
+        """Bring over a small file that the set has beside its shards, unless it is here.
+
+        Raises:
+            DataError: The server does not have it, or cannot be reached.
+        """
+        if not (self.folder / name).is_file():
+            self.remote.read(name, lambda data: _keep(self.folder / name, data))
+
+    def touch(self, path: Path) -> bool:
+        """Say whether a file is here; it then counts as just used."""
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def in_parallel(action: Callable[[T], Any], items: Iterable[T]) -> None:
+    """Do something with every item, over several connections; the first error is raised.
+
+    Raises:
+        TinyNewsRecError: What ``action`` raised; items not begun by then are left out.
+    """
+    with ThreadPoolExecutor(_CONNECTIONS, "fetch") as pool:
+        jobs = [pool.submit(action, item) for item in items]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)[:60]
+
+
+def _keep_manifest(home: Path, data: bytes) -> tuple[Path, Manifest]:
+    """Check a manifest and put it into the folder of its fingerprint."""
+    home.mkdir(parents=True, exist_ok=True)
+    arriving = temporary_name(home / MANIFEST_NAME)
+    arriving.mkdir()
+    try:
+        (arriving / MANIFEST_NAME).write_bytes(data)
+        manifest = read_manifest(arriving)
+    finally:
+        (arriving / MANIFEST_NAME).unlink(missing_ok=True)
+        arriving.rmdir()
+    folder = home / manifest.fingerprint[:12]
+    folder.mkdir(exist_ok=True)
+    _keep(folder / MANIFEST_NAME, data)
+    return folder, manifest
+
+
+def _keep(path: Path, data: bytes) -> None:
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def _keep_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """A folder that appears whole; one that another process made meanwhile stays."""
+    arriving = temporary_name(folder)
+    arriving.mkdir(parents=True)
+    for name, data in files.items():
+        _keep(arriving / name, data)
+    try:
+        arriving.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        for name in files:
+            (arriving / name).unlink()
+        arriving.rmdir()
+
+
+def _check_tar(path: Path, shard: ShardInfo) -> None:
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise DamageError(f"it has {size} bytes, the manifest says {shard.bytes}")
+    found = sha256_file(path)
+    if found != shard.sha256:
+        raise DamageError(
+            f"its sha256 is {found[:12]}, the manifest says {shard.sha256[:12]}: damaged, or"
+            " changed since the set was built"
+        )

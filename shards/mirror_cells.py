@@ -1,0 +1,288 @@
+"""Cells of columns elsewhere: each tensor a file of its own in the cache, and a memory map.
+
+Most tensors are small (titles, clicks, vectors of titles) and are needed for any row, so they are
+brought over once for the whole set. Those whose name begins with ``body`` are not: they come when a
+row of their shard is read, or ahead of that (:mod:`shards.ahead`), and leave when room is needed. A
+map that is held keeps its data whatever becomes of the file.
+"""
+
+import mmap
+import os
+import re
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from shards.cache import FETCHED, is_windowed
+from shards.cells import (
+    CellRecord,
+    TensorPlace,
+    check_names,
+    content_of,
+    data_path,
+    header_bytes,
+    parse_header,
+    parse_record,
+    record_path,
+    tensor_places,
+)
+from shards.errors import ColumnError, DamageError
+from shards.manifest import ShardInfo
+from shards.mirror import COLUMNS, Mirror, in_parallel
+from shards.remote import MissingError
+
+_TENSOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_FIRST_BYTES = 1 << 14  # enough for the header of any column of ours
+
+
+class MirrorCell:
+    """One committed cell elsewhere; its tensors are mapped when they are first asked for.
+
+    Args:
+        mirror: The mirror of the set.
+        folder: The column set's folder in the mirror.
+        column: Its fingerprint.
+        shard: The shard of the cell.
+
+    Attributes:
+        record: Its commit record.
+        places: Where each tensor lies in the file elsewhere.
+        tensors: Name to array, read-only.
+
+    Raises:
+        MissingError: There is no such cell.
+        DataError: It cannot be fetched, or is not what its record says.
+    """
+
+    def __init__(self, mirror: Mirror, folder: Path, column: str, shard: ShardInfo) -> None:
+        """Bring the record and the header over."""
+        self.mirror = mirror
+        self.shard = shard
+        self.folder = folder / FETCHED
+        self._column = column
+        self._name = f"{COLUMNS}/{folder.name}/{data_path(folder, shard).name}"
+        self._record_name = f"{COLUMNS}/{folder.name}/{record_path(folder, shard).name}"
+        self._record_path = self.folder / f"record@{shard.stem}"
+        self._header_path = self.folder / f"header@{shard.stem}"
+        self._lock = threading.Lock()
+        self._maps: dict[str, np.ndarray] = {}
+        self.record, header, start = self._open()
+        self._held = start + self._record_path.stat().st_size
+        self.places = tensor_places(header, start, self.url)
+        check_names(self.url, self.places, self.record)
+        for name, place in self.places.items():
+            if not _TENSOR_NAME.fullmatch(name) or place.end > self.record.bytes:
+                raise DamageError(f"{self.url}: tensor {name!r} cannot be read")
+        self.tensors: Mapping[str, np.ndarray] = _Tensors(self)
+
+    @property
+    def url(self) -> str:
+        """Where the data file lies."""
+        return f"{self.mirror.url}/{self._name}"
+
+    def _open(self) -> tuple[CellRecord, dict, int]:
+        """Read record and header, from here or from there."""
+        for _ in range(2):
+            self._bring_record()
+            data = self._record_path.read_bytes()
+            record = parse_record(data, self._column, self.shard)
+            if record is not None:
+                try:
+                    header, start = parse_header(self._header_path.read_bytes())
+                    if content_of(header) == record.content:
+                        return record, header, start
+                except ValueError:
+                    pass
+            self.forget()
+        raise DamageError(
+            f"{self.mirror.url}/{self._record_name} is not the commit record of its data file, or"
+            " not of this shard; the column elsewhere is damaged or still being written"
+        )
+
+    def _bring_record(self) -> None:
+        cache, read = self.mirror.cache, self.mirror.remote.read
+        with cache.fetching(self._record_path) as needed:
+            if needed:
+                cache.write(self._record_path, read(self._record_name, bytes))
+        with cache.fetching(self._header_path) as needed:
+            if needed:
+                cache.write(self._header_path, self._fetch_header())
+
+    def _fetch_header(self) -> bytes:
+        read = self.mirror.remote.read
+
+        def check(data: bytes) -> tuple[int, bytes]:
+            try:
+                return header_bytes(data), data
+            except ValueError as error:
+                raise DamageError(f"it is not safetensors: {error}") from error
+
+        # A small file may end within the first bytes; both file systems then give what there is.
+        length, data = read(self._name, check, 0, _FIRST_BYTES)
+        if len(data) < length:
+            length, data = read(self._name, check, 0, length)
+        return data[:length]
+
+    def forget(self) -> None:
+        """Drop record and header, so that they are fetched anew."""
+        self._record_path.unlink(missing_ok=True)
+        self._header_path.unlink(missing_ok=True)
+
+    def path(self, tensor: str) -> Path:
+        """Where a tensor is kept. The content is in the name: another one is another file."""
+        return self.folder / f"{tensor}@{self.record.content[:12]}@{self.shard.stem}"
+
+    def size(self, tensor: str) -> int:
+        """Bytes of a tensor."""
+        return self.places[tensor].end - self.places[tensor].begin
+
+    @property
+    def small_bytes(self) -> int:
+        """Bytes of all that stays in the cache while the set is open."""
+        small = set(self.places) - set(self.windowed())
+        return self._held + sum(map(self.size, small))
+
+    def windowed(self) -> list[str]:
+        """Tensors that come and go."""
+        return [name for name in self.places if is_windowed(self.path(name))]
+
+    def bring(self, names: Iterable[str]) -> None:
+        """Bring tensors over, if they are not here.
+
+        Raises:
+            DataError: They cannot be fetched, or are not what the record says.
+        """
+        whole: bytes | None = None  # from a server that knows no ranges
+        for name in names:
+            path = self.path(name)
+            if self.mirror.touch(path):
+                continue
+            with self.mirror.cache.fetching(path) as needed:
+                if needed and whole is not None:
+                    self._keep(name, whole)
+                elif needed:
+                    whole = self._fetch(name)
+
+    def _fetch(self, name: str) -> bytes | None:
+        """Fetch and keep one tensor; return the whole file if that is what came."""
+        place = self.places[name]
+
+        def check(data: bytes) -> bytes | None:
+            self._keep(name, data)
+            return data if len(data) == self.record.bytes else None
+
+        return self.mirror.remote.read(self._name, check, place.begin, place.end)
+
+    def _keep(self, name: str, data: bytes) -> None:
+        place = self.places[name]
+        view = memoryview(data)
+        if len(view) == self.record.bytes != self.size(name):
+            view = view[place.begin : place.end]
+        if len(view) != self.size(name):
+            raise DamageError(f"{len(view)} bytes of {name} came, not {self.size(name)}")
+        if zlib.crc32(view) != self.record.crc32[name]:
+            self.forget()
+            raise DamageError(
+                f"the checksum (crc32) of {name} is not that of the commit record: damaged, or"
+                " written again since this run opened it"
+            )
+        self.mirror.cache.write(self.path(name), view)
+
+    def array(self, name: str) -> np.ndarray:
+        """A tensor, brought over if it is not here.
+
+        Raises:
+            DamageError: The file in the cache was cut.
+        """
+        path, place = self.path(name), self.places[name]
+        for _ in range(3):
+            array = self._maps.get(name)
+            if array is not None and (not is_windowed(path) or self.mirror.touch(path)):
+                return array
+            self.bring([name])
+            try:
+                array = _map(path, place)
+            except FileNotFoundError:
+                continue  # evicted between the two
+            with self._lock:
+                self._maps[name] = array
+            return array
+        raise ColumnError(f"{path} leaves the cache as fast as it comes; raise data.cache_gib")
+
+    def drop_evicted(self) -> None:
+        """Let go of maps whose files were evicted, so that the disk gets the room back."""
+        with self._lock:
+            for name in [n for n in self._maps if not self.path(n).exists()]:
+                del self._maps[name]
+
+    def check_not_cut(self) -> None:
+        """Nothing: the files of the cache are never written in place."""
+
+    def damaged_tensors(self) -> list[str]:
+        """Read everything; the names of the tensors whose CRC-32 is not the record's."""
+        return [
+            name
+            for name, array in self.tensors.items()
+            if zlib.crc32(array.reshape(-1).view(np.uint8).data) != self.record.crc32[name]
+        ]
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    """The tensors of a cell by name, mapped one by one."""
+
+    def __init__(self, cell: MirrorCell) -> None:
+        self._cell = cell
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._cell.places:
+            raise KeyError(name)
+        return self._cell.array(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._cell.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cell.places)
+
+    def __len__(self) -> int:
+        return len(self._cell.places)
+
+
+def _map(path: Path, place: TensorPlace) -> np.ndarray:
+    count, size = int(np.prod(place.shape, dtype=np.int64)), place.end - place.begin
+    if size == 0:
+        return np.empty(place.shape, place.dtype)
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size != size:
+            path.unlink(missing_ok=True)
+            raise DamageError(f"{path} was cut in the cache; it is removed, start again")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, place.dtype, count).reshape(place.shape)
+
+
+def open_mirror_cell(
+    mirror: Mirror, folder: Path, column: str, shard: ShardInfo
+) -> MirrorCell | None:
+    """Open a cell elsewhere; None where it is not committed there.
+
+    Raises:
+        DataError: It cannot be fetched, or is not what its record says.
+    """
+    if not mirror.is_elsewhere(folder):
+        return None
+    try:
+        return MirrorCell(mirror, folder, column, shard)
+    except MissingError:
+        return None
+
+
+def bring_small_tensors(cells: Iterable[MirrorCell]) -> None:
+    """Bring everything over that is needed for any row, over several connections.
+
+    Raises:
+        DataError: Something cannot be fetched, or is not what its record says.
+    """
+    in_parallel(lambda cell: cell.bring(set(cell.places) - set(cell.windowed())), cells)
