@@ -18,6 +18,7 @@ setup(
     packages=find_packages(include=["trainer*", "launchers*", "shards*", "ds_configs*"]),
     package_data={
         "": ["py.typed"],
+        "shards": ["README.md"],
         "trainer": ["recipes/*.yaml"],
         "launchers": ["templates/*"],
         "ds_configs": ["*.json", "README.md"],
@@ -36,6 +37,7 @@ setup(
         "tqdm>=4.60",
         "numpy>=1.26",
         "filelock>=3.12",
+        "orjson>=3.10",
     ],
     extras_require={
         "test": [

@@ -114,7 +114,7 @@ def test_verify_fails_on_damage_and_index_mends_an_index(capsys, inputs):
         ("build --clicks nothing.tsv --article-set news --out x", 1, "does not exist"),
         ("stats nothing", 1, "no such folder"),
         ("verify .", 1, "not a shard set"),
-        ("index .", 1, "not a shard set"),
+        ("index .", 1, "neither a shard set nor a folder of tars"),
         ("show news 9", 2, "its rows are 0 to 8"),
         ("show news 0 --articles news", 2, "is for impressions"),
         ("show log 0 --articles log", 1, "expected a set of articles"),

@@ -99,7 +99,7 @@ def test_many_shards_are_read_with_few_open_files(tmp_path, monkeypatch):
     made = write_set(tmp_path / "set", articles(9), samples_per_shard=1)
     for row in (0, 8, 3, 0, 5, 8):
         assert made.sample(row)["id"] == f"N{row}"
-    assert len(made._files) == 2
+    assert len(made._opened) == 2
 
 
 def test_a_folder_without_manifest_is_not_a_set(tmp_path):
@@ -216,7 +216,7 @@ def test_the_manifest_cannot_name_a_file_elsewhere(tmp_path):
     ("change", "message"),
     [
         ({"kind": "pictures"}, "kind is 'pictures'"),
-        ({"format_version": 2}, "format_version is 2"),
+        ({"format_version": 3}, "format_version is 3"),
         ({"shards": {}}, "shards is not a list"),
         ({"articles_fingerprint": "0" * 64}, "fingerprint does not fit"),
         ({"fingerprint": "0" * 64}, "fingerprint does not fit"),
