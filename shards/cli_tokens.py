@@ -53,6 +53,14 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help="shards worked on at once; one process already uses all cores (default: %(default)s)",
     )
+    tokenize.add_argument(
+        "--skip-damaged",
+        type=int,
+        default=0,
+        metavar="N",
+        help="skip up to N damaged samples, each named, and leave them out of training (default:"
+        " stop at the first)",
+    )
     tokenize.set_defaults(run=_tokenize)
 
     train = subparsers.add_parser(
@@ -99,10 +107,13 @@ def register(subparsers: Any) -> None:
 def _tokenize(args: argparse.Namespace) -> None:
     import numpy as np
 
+    from shards.damage import REPORT_NAME
     from shards.reader import ShardSet
     from shards.tokenize import FIELDS, tokenize_set
+    from shards.tokens import TokenColumn
 
-    shard_set = ShardSet.open(args.set)
+    # With samples that may be skipped, a shard of another size is no reason to stop at once.
+    shard_set = ShardSet.open(args.set, check_files=args.skip_damaged <= 0)
     reader = tokenize_set(
         shard_set,
         args.tokenizer,
@@ -110,6 +121,7 @@ def _tokenize(args: argparse.Namespace) -> None:
         body_tokens=args.body_tokens,
         processes=args.processes,
         progress=True,
+        skip_damaged=args.skip_damaged,
     )
     special = len(reader.made_from["prefix_ids"]) + len(reader.made_from["suffix_ids"])
     rows = np.arange(shard_set.num_rows)
@@ -121,6 +133,12 @@ def _tokenize(args: argparse.Namespace) -> None:
             f"  {field}: {lengths.sum():,} tokens in {len(rows):,} articles, "
             f"{lengths.mean():.1f} each, "
             f"{100 * (lengths == limit).mean():.1f}% as long as the limit of {limit}"
+        )
+    num_skipped = len(TokenColumn(reader).skipped_rows)
+    if num_skipped:
+        print(
+            f"  {num_skipped:,} damaged articles are skipped and left out of training, each listed"
+            f" in {reader.folder / REPORT_NAME}"
         )
 
 

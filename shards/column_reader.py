@@ -53,7 +53,8 @@ class ColumnReader:
                 f"shard_set is {info.made_from.get('shard_set')!r} in the column, "
                 f"the set's fingerprint is {shard_set.fingerprint!r}; run `{repair}`"
             )
-        missing = [s for s in self._shards if read_record(info.folder, info.fingerprint, s) is None]
+        records = [read_record(info.folder, info.fingerprint, shard) for shard in self._shards]
+        missing = [s for s, record in zip(self._shards, records, strict=True) if record is None]
         if missing:
             raise ColumnError(
                 f"the column {info.folder} is not complete: {len(missing)} of "
@@ -61,6 +62,7 @@ class ColumnReader:
                 f"the first is {missing[0].name}; run `{repair}`"
             )
         first = self._cell(0).tensors if self._shards else {}
+        self._names = [frozenset(record.crc32) for record in records if record is not None]
         self.tensors = {name: (array.dtype, array.shape[1:]) for name, array in first.items()}
 
     @classmethod
@@ -129,6 +131,10 @@ class ColumnReader:
                 )
             self._cells[shard] = cell
         return cell
+
+    def cells_with(self, tensor: str) -> list[int]:
+        """Shards whose cells hold a tensor that not all cells need have."""
+        return [shard for shard, names in enumerate(self._names) if tensor in names]
 
     def cell(self, shard: int) -> dict[str, np.ndarray]:
         """All tensors of one shard, as read-only views of the mapped file.

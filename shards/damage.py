@@ -56,6 +56,8 @@ class SkipBudget:
 
     Args:
         allowed: Samples that may be skipped; 0 stops at the first.
+        say: Whether to say so on standard error; a process that hands its skips to another that
+            says it does not.
 
     Attributes:
         skipped: What was skipped, in the order in which it was met.
@@ -64,25 +66,29 @@ class SkipBudget:
         UsageError: If ``allowed`` is negative.
     """
 
-    def __init__(self, allowed: int = 0) -> None:
+    def __init__(self, allowed: int = 0, *, say: bool = True) -> None:
         """Start with nothing skipped."""
         if allowed < 0:
             raise UsageError(f"--skip-damaged is {allowed}, expected 0 or more")
         self.allowed = allowed
+        self.say = say
         self.skipped: list[Skip] = []
 
-    def add(self, skips: Sequence[Skip], error: SampleDamage | None = None) -> None:
+    def add(self, skips: Sequence[Skip], error: DamageError | None = None) -> None:
         """Count and name more skipped samples.
 
+        Args:
+            skips: The samples.
+            error: What to raise where none may be skipped, or what ended the work elsewhere.
+
         Raises:
-            SampleDamage: ``error``, if nothing may be skipped.
-            DamageError: If there are now more than allowed.
+            DamageError: ``error``, or that there are now more than allowed.
         """
         self.skipped += skips
-        if not self.allowed and error is not None:
-            raise error
-        for skip in skips:
+        for skip in skips if self.say and self.allowed else ():
             print(f"skipped damaged sample: {skip}", file=sys.stderr, flush=True)
+        if error is not None and not (self.allowed and isinstance(error, SampleDamage)):
+            raise error
         if len(self.skipped) > self.allowed:
             raise DamageError(
                 f"{len(self.skipped)} damaged samples, more than --skip-damaged {self.allowed}"
@@ -110,10 +116,14 @@ class SkipBudget:
     def write_report(self, folder: Path) -> Path | None:
         """Write ``skipped.jsonl`` with one skipped sample a line; without any, remove it.
 
+        Where nothing may be skipped the first damage was the end, and a former report stays.
+
         Returns:
             Where it is, or None.
         """
         path = folder / REPORT_NAME
+        if self.skipped and not self.allowed:
+            return None
         if not self.skipped:
             path.unlink(missing_ok=True)
             return None

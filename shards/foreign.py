@@ -62,7 +62,7 @@ def index_tars(
         raise UsageError(f"--max-refused is {max_refused:g}; expected a share from 0 to 1")
     tars = find_tars([Path(path) for path in inputs])
     folder = _folder(tars, None if out is None else Path(out), force)
-    layout = guess_layout(tars[0], members or {}, fields or ArticleFields())
+    layout = guess_layout(tars, members or {}, fields or ArticleFields())
     scanner = Scanner(layout)
     with Progress(sum(tar.stat().st_size for tar in tars), "index", "B") as bar:
         shards = []

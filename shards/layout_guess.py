@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shards.errors import DataError, UsageError
@@ -20,17 +20,17 @@ _OTHER_NAMES = {
 _TEXT_SUFFIXES = ("{}.txt", "{}", "{}.text")
 
 
-def guess_layout(tar: Path, members: Mapping[str, str], fields: ArticleFields) -> Layout:
-    """Return the layout of a set, guessed from its first tar where it is not given.
+def guess_layout(tars: Sequence[Path], members: Mapping[str, str], fields: ArticleFields) -> Layout:
+    """Return the layout of a set, guessed from its first samples where it is not given.
 
     Args:
-        tar: The first tar.
+        tars: The tars; the first that is not empty is looked into.
         members: Given: ``json`` or an article field, and the suffix of the members that hold it.
         fields: Given: paths of article fields in the JSON object.
 
     Raises:
         UsageError: If a member's field is unknown.
-        DataError: If no title can be found.
+        DataError: If there are no samples, or no title can be found.
         DamageError: If the tar is damaged at its beginning.
     """
     for name in members:
@@ -39,11 +39,17 @@ def guess_layout(tar: Path, members: Mapping[str, str], fields: ArticleFields) -
                 f"--member {name}={members[name]}: {name!r} is neither {JSON} nor one of"
                 f" {', '.join(FIELD_NAMES)}"
             )
-    suffixes, records = _first_samples(tar, members.get(JSON))
+    members = {name: suffix.lower().removeprefix(".") for name, suffix in members.items()}
+    for tar in tars:
+        suffixes, records = _first_samples(tar, members.get(JSON))
+        if suffixes:
+            break
+    else:
+        raise DataError(f"{tars[0]}: there are no samples to index, here or in the other tars")
     chosen = dict(members) or _guess_members(suffixes, records)
     given = fields.given()
     if JSON in chosen:
-        keys = {str(key) for record in records.get(chosen[JSON].lower(), ()) for key in record}
+        keys = {str(key) for record in records.get(chosen[JSON], ()) for key in record}
         given = _guess_fields(keys, given, set(chosen)) | given
     elif given:
         raise UsageError(
@@ -51,7 +57,7 @@ def guess_layout(tar: Path, members: Mapping[str, str], fields: ArticleFields) -
             " without any; give --member json=SUFFIX"
         )
     if "title" not in chosen and JSON not in chosen:
-        found = ", ".join(f".{suffix}" for suffix, _ in suffixes.most_common(8)) or "none"
+        found = ", ".join(f".{suffix}" for suffix, _ in suffixes.most_common(8))
         raise DataError(
             f"{tar}: cannot tell which member holds the title; its members end in: {found}; give"
             " --member json=SUFFIX, or --member title=SUFFIX --member body=SUFFIX"
@@ -59,11 +65,7 @@ def guess_layout(tar: Path, members: Mapping[str, str], fields: ArticleFields) -
     # The JSON first, so that a text of its own counts more than a field.
     order = [JSON, *FIELD_NAMES]
     return Layout(
-        tuple(
-            LayoutMember(chosen[name].lower().removeprefix("."), name)
-            for name in order
-            if name in chosen
-        ),
+        tuple(LayoutMember(chosen[name], name) for name in order if name in chosen),
         given,
     )
 

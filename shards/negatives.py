@@ -8,6 +8,7 @@ batch.
 import numpy as np
 
 from shards.errors import DataError
+from shards.kept import compact, expand
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -94,6 +95,7 @@ def draw_negatives(
     num_rows: int,
     count: int,
     exclude: np.ndarray | None = None,
+    skipped: np.ndarray | None = None,
 ) -> np.ndarray:
     """Negatives of post-training: ``count`` other articles a sample, uniform over the whole corpus.
 
@@ -106,6 +108,7 @@ def draw_negatives(
         num_rows: articles in the set.
         count: negatives a sample.
         exclude: int64[n], the row that must not be drawn; ``rows`` if left out.
+        skipped: int64[k], rows that are never drawn (damaged samples), ascending.
 
     Returns:
         int64[n, count], rows of articles.
@@ -116,14 +119,17 @@ def draw_negatives(
     """
     if count < 0:
         raise ValueError(f"count is {count}, expected at least 0")
-    if num_rows <= count:
+    skipped = np.empty(0, dtype=np.int64) if skipped is None else skipped
+    num_kept = num_rows - len(skipped)
+    if num_kept <= count:
         raise DataError(
             f"{count} distinct negatives besides the article itself need at least {count + 1} "
-            f"articles, the set has {num_rows}; lower data.num_negatives or use a larger set"
+            f"articles, the set has {num_kept}; lower data.num_negatives or use a larger set"
         )
     rows = np.asarray(rows, dtype=np.int64)
     own = rows if exclude is None else np.asarray(exclude, dtype=np.int64)
     if len(own) and (own.min() < 0 or own.max() >= num_rows):
         raise ValueError(f"rows lie within {own.min()} .. {own.max()}, the set has {num_rows}")
     keys = sample_keys(_ARTICLES, seed, np.asarray(epochs), rows)
-    return draw_distinct(keys, np.full(len(rows), num_rows, dtype=np.int64), count, own)
+    sizes = np.full(len(rows), num_kept, dtype=np.int64)
+    return expand(draw_distinct(keys, sizes, count, compact(own, skipped)), skipped)

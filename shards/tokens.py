@@ -1,6 +1,7 @@
 """Batches of token ids out of a token column: special tokens added, cut and padded, without a
 loop."""
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from shards.columns import ColumnReader, repair_command
 from shards.errors import ColumnError
 from shards.reader import ShardSet
-from shards.tokenize import FIELDS, TOKENIZER_FOLDER, TOKENS
+from shards.tokenize import FIELDS, SKIPPED, TOKENIZER_FOLDER, TOKENS
 
 
 class TokenColumn:
@@ -66,6 +67,18 @@ class TokenColumn:
                 f"{column.tokenizer_dir} is missing; run `{repair_command(shard_set, TOKENS)}`"
             )
         return column
+
+    @cached_property
+    def skipped_rows(self) -> np.ndarray:
+        """Rows whose samples were damaged when they were tokenized, int64[k] ascending.
+
+        Their texts are empty here; whoever trains on the column leaves them out.
+        """
+        starts = self.reader.shard_set.shard_starts
+        found = [np.empty(0, dtype=np.int64)]
+        for shard in self.reader.cells_with(SKIPPED):
+            found.append(np.flatnonzero(self.reader.cell(shard)[SKIPPED]) + starts[shard])
+        return np.concatenate(found)
 
     @property
     def num_special(self) -> int:

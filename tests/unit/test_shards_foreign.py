@@ -83,7 +83,7 @@ def test_members_and_fields_given_by_option(tmp_path):
     record = {"meta": {"no": "7"}, "h": {"main": " A  title "}, "p": ["One.", "Two."]}
     write_tar(tmp_path / "a.tar", [("k.article.js", json_bytes(record)), ("k.txt", b"no")])
     fields = ArticleFields(id="meta.no", title="h.main", body="p")
-    made = index_tars([tmp_path], members={"json": "article.js"}, fields=fields)
+    made = index_tars([tmp_path], members={"json": ".Article.js"}, fields=fields)
     assert list(made) == [{"id": "7", "title": "A title", "body": "One.\nTwo."}]
     with pytest.raises(DataError, match=r"no row has the field 'meta\.nr'"):
         index_tars([tmp_path], members={"json": "article.js"}, fields=ArticleFields(

@@ -58,7 +58,8 @@ def open_sources(config: TrainConfig) -> Sources:
         DataError: A set is missing or of the wrong kind, or clicks refer to other articles.
         ColumnError: A column is missing or does not match.
     """
-    articles = ShardSet.open(config.data.articles)
+    # Training reads columns alone, and these are tied to the shards as they were.
+    articles = ShardSet.open(config.data.articles, check_files=False)
     _check_kind(articles, "articles", "data.articles")
     tokens = TokenColumn.open(articles, config.data.tokens)
     if config.data.clicks is None or config.task.startswith("post_train"):

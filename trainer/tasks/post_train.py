@@ -48,7 +48,9 @@ class PostTrainData:
         self.signals = signals
         self.num_articles = articles.num_rows
         counts = np.diff(articles.shard_starts).tolist()
-        self.order = EpochOrder(counts, articles.fingerprint, seed, config.window_shards)
+        self.order = EpochOrder(
+            counts, articles.fingerprint, seed, config.window_shards, tokens.skipped_rows
+        )
         self.fingerprint = data_fingerprint(articles=articles, tokens=tokens.reader)
 
     def collate(self, batch: BatchRows) -> Batch:
@@ -64,7 +66,12 @@ class PostTrainData:
         if not config.in_batch_negatives:
             epochs = np.zeros_like(batch.epochs) if config.static_negatives else batch.epochs
             negatives = draw_negatives(
-                self.seed, batch.rows, epochs, self.num_articles, config.num_negatives
+                self.seed,
+                batch.rows,
+                epochs,
+                self.num_articles,
+                config.num_negatives,
+                skipped=self.order.skipped,
             )
             titles_BC = np.concatenate([titles_BC, negatives], axis=1)
         titles_U, index = np.unique(titles_BC, return_inverse=True)
