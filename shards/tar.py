@@ -7,6 +7,7 @@ times faster.
 """
 
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +118,11 @@ class TarWalk:
             where = "in a header" if header else "without the two zero blocks that end a tar"
             raise self._damage(at, f"the tar ends here {where}: it was cut, or never finished")
         checksum = self._number(header[148:156], "checksum", at)
-        computed = sum(header) - sum(header[148:156]) + 8 * 32
+        summed = header[:148] + b" " * 8 + header[156:]
+        # The low half of Adler-32 is 1 + the sum of all bytes, modulo 65521: thirty times faster.
+        fits = zlib.adler32(summed) & 0xFFFF == (checksum + 1) % 65521
         # Some old writers summed signed bytes.
-        if checksum not in (computed, computed - 256 * sum(byte > 127 for byte in header)):
+        if not fits and checksum != sum(summed) - 256 * sum(byte > 127 for byte in summed):
             raise self._damage(at, "the checksum of the header does not fit: it is damaged")
         return header
 

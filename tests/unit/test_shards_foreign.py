@@ -321,6 +321,26 @@ def test_long_names_in_every_tar_format(tmp_path, format, mtime):
     assert list(made) == ROWS[: len(names)]
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_headers_of_old_writers(tmp_path, signed):
+    """Name without magic, a folder marked by its slash, a checksum over signed bytes."""
+
+    def old(name, data, slash=False):
+        header = bytearray(512)
+        header[: len(name)] = name
+        header[100:136] = b"000644 \0000000 \0000000 \0" + b"%011o " % len(data)
+        header[148:156] = b" " * 8
+        total = sum(header) - (256 * sum(byte > 127 for byte in header) if signed else 0)
+        header[148:156] = b"%06o\0 " % total
+        return bytes(header) + data + bytes(-len(data) % 512)
+
+    tar = old(b"folder/", b"") + old("ö.json".encode(), json_bytes(ROWS[0])) + bytes(1024)
+    (tmp_path / "a.tar").write_bytes(tar)
+    made = index_tars([tmp_path])
+    assert (made.key(0), made.sample(0)) == ("ö", ROWS[0])
+    assert made.manifest.counts["no_files"] == 1
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=40), st.text(max_size=200)), min_size=1, max_size=12))
 def test_any_texts_come_back_as_webdataset_reads_them(tmp_path_factory, texts):
