@@ -328,7 +328,7 @@ def test_headers_of_old_writers(tmp_path, signed):
     def old(name, data, slash=False):
         header = bytearray(512)
         header[: len(name)] = name
-        header[100:136] = b"000644 \0000000 \0000000 \0" + b"%011o " % len(data)
+        header[100:136] = b"000644 \x00" + b"000000 \x00" * 2 + b"%011o " % len(data)
         header[148:156] = b" " * 8
         total = sum(header) - (256 * sum(byte > 127 for byte in header) if signed else 0)
         header[148:156] = b"%06o\0 " % total
