@@ -394,3 +394,41 @@ def test_no_index_is_made_of_a_damaged_tar(tmp_path, fault):
     with pytest.raises(DamageError, match=rf"shard_0001\.tar, offset {named}: .*{INDEXING[fault]}"):
         index_tars([tmp_path])
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_run_says_and_records_how_many_samples_are_left_out(tmp_path):
+    from helpers.inprocess import train
+    from helpers.toy import ToyData
+
+    class Watched(ToyData):
+        seen: set[int] = set()  # noqa: RUF012
+
+        def collate(self, batch_rows):
+            self.seen.update(batch_rows.rows.tolist())
+            return super().collate(batch_rows)
+
+    data = Watched(seed=3)
+    data.order = EpochOrder(data.order.counts.tolist(), "toy", 3, skipped=np.array([5, 77]))
+    run = train(tmp_path / "run", data=data, run__max_steps=19)
+    assert data.seen == set(range(150)) - {5, 77}
+    assert json.loads((run / "starts.jsonl").read_text())["left_out"] == 2
+    log = (run / "log" / "train.log").read_text()
+    assert "2 samples are left out: they, or articles they name, were damaged" in log
+
+
+def test_post_training_leaves_skipped_articles_out(made, tokenizer):
+    from trainer.config.schema import DataConfig
+    from trainer.tasks.post_train import PostTrainData
+
+    flip("data")(made.path / made.shards[1].name, made)
+    tokens = TokenColumn(tokenize_set(made, tokenizer, skip_damaged=1))
+    config = DataConfig(articles=str(made.path), num_negatives=9)
+    data = PostTrainData(made, tokens, config, 0)
+    stream = Stream(data.order, 11)
+    for _ in range(3):
+        batch = next(stream)
+        assert 6 not in batch.rows
+        arrays = data.collate(batch)
+        # Every title of the batch has tokens: none is the empty one of the damaged article.
+        assert (arrays["title_mask"].sum(axis=1) > tokens.num_special).all()
+        assert len(arrays["title_mask"]) == 11
