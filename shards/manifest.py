@@ -176,6 +176,24 @@ def has_manifest(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).is_file()
 
 
+def check_not_foreign(folder: Path) -> None:
+    """See that a build which may replace the set in ``folder`` deletes nobody's own tars.
+
+    Raises:
+        DataError: If the set there was made of tars made elsewhere.
+    """
+    if not has_manifest(folder):
+        return
+    try:
+        values = read_json(folder / MANIFEST_NAME)
+    except DamageError:
+        return  # what cannot be read is just what a forced build is to replace
+    if isinstance(values, Mapping) and values.get("layout") is not None:
+        raise DataError(
+            f"{folder} holds tars made elsewhere, which a build would delete; choose another folder"
+        )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of the shard set in ``folder``.
 

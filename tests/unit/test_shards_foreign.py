@@ -22,6 +22,7 @@ from shards.reader import ShardSet
 from shards.reindex import rebuild_indexes
 from shards.stats import compute_stats
 from shards.verify import verify_set
+from shards.writer import ShardWriter
 
 ROWS = articles(11)
 
@@ -194,6 +195,18 @@ def test_another_set_or_anothers_index_is_not_overwritten(tmp_path):
         index_tars([tmp_path])
     assert (tmp_path / "shard_0001.idx").read_bytes() == b"their own"
     assert list(index_tars([tmp_path], force=True)) == ROWS
+
+
+def test_a_forced_build_does_not_delete_them(tmp_path):
+    tars = [tar.rename(tmp_path / f"news-{n}.tar") for n, tar in enumerate(json_tars(
+        tmp_path / "tars", ROWS))]  # fmt: skip
+    index_tars([tmp_path])
+    with (
+        pytest.raises(DataError, match="holds tars made elsewhere"),
+        ShardWriter(tmp_path, force=True),
+    ):
+        pass
+    assert all(tar.exists() for tar in tars)
 
 
 def test_indexes_are_made_again(tmp_path):
