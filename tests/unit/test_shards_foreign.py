@@ -225,6 +225,7 @@ def test_indexes_are_made_again(tmp_path):
 
 
 D4 = {
+    "key is not UTF-8": [("\udcff.json", 0), ("b.json", 1)],
     "duplicate key": [("a.json", 0), ("a.json", 1)],
     "dot in key": [("N1.v2.json", 0), ("b.json", 1)],
     "duplicate id": [("a.json", 0), ("b.json", 0)],
@@ -242,7 +243,8 @@ def test_d4_samples_are_refused_one_by_one(tmp_path, reason):
         (name, data if isinstance(data, bytes) else json_bytes(ROWS[data]))
         for name, data in D4[reason]
     ]
-    write_tar(tmp_path / "a.tar", [*members, ("z.json", json_bytes(ROWS[9]))])
+    members.append(("z.json", json_bytes(ROWS[9])))
+    write_tar(tmp_path / "a.tar", members, format=tarfile.GNU_FORMAT)
     with pytest.raises(DataError, match=f"1 of 3 samples were refused.*{reason} 1; the first: a.t"):
         index_tars([tmp_path], max_refused=0.3)
     made = index_tars([tmp_path], max_refused=0.5)
