@@ -409,3 +409,17 @@ def test_everything_else_works_on_such_a_set(tmp_path):
     assert compute_stats(made).samples == 11
     tokens = make_tokens(made, tmp_path / "tokenizer", vocab_size=80)
     assert tokens.num_rows == 11
+
+
+def test_threads_share_a_set_while_shards_are_closed_and_opened(tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    monkeypatch.setattr("shards.reader._MAX_OPEN_SHARDS", 1)
+    text_tars(tmp_path, ROWS, per_tar=2)
+    made = index_tars([tmp_path])
+    expected = list(made)
+    rows = [row for start in range(50) for row in range(start % 11, 11)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(made.sample, rows))
+    assert found == [expected[row] for row in rows]
+    assert len(made._opened) == 1

@@ -294,3 +294,23 @@ def test_an_atomic_file_appears_whole_or_not_at_all(tmp_path):
         read_json(path)
     with pytest.raises(ValueError, match="mode"), atomic_file(path, "ab"):
         pass
+
+
+def test_sets_built_here_stay_as_they_were_at_first(tmp_path):
+    """Older versions read them, and fingerprints of old runs still hold."""
+    made = write_set(tmp_path / "set", articles(3))
+    stored = read_json(made.path / MANIFEST_NAME)
+    assert stored["format_version"] == 1
+    assert list(stored) == [
+        "format_version", "kind", "fingerprint", "articles_fingerprint", "samples", "fields",
+        "counts", "refused", "source", "shards",
+    ]  # fmt: skip
+    assert [set(shard) for shard in stored["shards"]] == [{"name", "samples", "bytes", "sha256"}]
+    assert made.fingerprint == fingerprint(
+        {
+            "format_version": 1,
+            "kind": "articles",
+            "shards": [[shard["samples"], shard["sha256"]] for shard in stored["shards"]],
+            "articles_fingerprint": None,
+        }
+    )
