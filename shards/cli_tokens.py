@@ -15,6 +15,11 @@ _TRAIN_EXAMPLE = """example:
 
 def register(subparsers: Any) -> None:
     """Add both commands to the sub-commands of ``tnr shards``."""
+    _register_tokenize(subparsers)
+    _register_train(subparsers)
+
+
+def _register_tokenize(subparsers: Any) -> None:
     tokenize = subparsers.add_parser(
         "tokenize",
         help="store the token ids of every title and body",
@@ -63,6 +68,8 @@ def register(subparsers: Any) -> None:
     )
     tokenize.set_defaults(run=_tokenize)
 
+
+def _register_train(subparsers: Any) -> None:
     train = subparsers.add_parser(
         "train-tokenizer",
         help="train a SentencePiece tokenizer on titles and bodies",
