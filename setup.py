@@ -38,6 +38,7 @@ setup(
         "numpy>=1.26",
         "filelock>=3.12",
         "orjson>=3.10",
+        "zlib-ng>=0.5",
     ],
     extras_require={
         "test": [

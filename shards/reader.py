@@ -10,7 +10,6 @@ would kill the process, and every page that was ever read would count as its mem
 
 import os
 import threading
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from zlib_ng import zlib_ng
 
 from shards.damage import SampleDamage, Skip
 from shards.errors import DamageError, DataError
@@ -29,7 +29,8 @@ from shards.manifest import Manifest, ShardInfo, read_manifest
 _MAX_OPEN_SHARDS = 64
 # Looked up once: a read takes five microseconds, and each of these look-ups a hundredth of it.
 _unpack_record, _record_bytes = RECORD.unpack_from, RECORD.size
-_pread, _crc32, _loads = os.pread, zlib.crc32, orjson.loads
+# zlib-ng's CRC-32 is zlib's, five times faster.
+_pread, _crc32, _loads = os.pread, zlib_ng.crc32, orjson.loads
 
 
 def sample_key(row: int) -> str:
