@@ -18,6 +18,7 @@ setup(
     packages=find_packages(include=["trainer*", "launchers*", "shards*", "ds_configs*"]),
     package_data={
         "": ["py.typed"],
+        "shards": ["README.md"],
         "trainer": ["recipes/*.yaml"],
         "launchers": ["templates/*"],
         "ds_configs": ["*.json", "README.md"],
@@ -38,6 +39,7 @@ setup(
         "filelock>=3.12",
         "orjson>=3.10",
         "fsspec>=2024.6",
+        "zlib-ng>=0.5",
     ],
     extras_require={
         "test": [

@@ -2,7 +2,16 @@
 
 import argparse
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shards.errors import UsageError
+from shards.fields import FIELD_NAMES, ArticleFields
+from shards.manifest import has_manifest
+from shards.sources import DEFAULT_MAX_REFUSED
+
+if TYPE_CHECKING:
+    from shards.reader import ShardSet
 
 from shards.remote import folder_argument
 
@@ -13,23 +22,115 @@ def register(verbs: Any) -> None:
     _register_verify(verbs)
 
 
+_INDEX_EXAMPLES = """examples:
+  tnr shards index sets/news                      the indexes of a set, again
+  tnr shards index crawl/tars                     a set of WebDataset tars made elsewhere
+  tnr shards index /mnt/ro/tars --out sets/crawl  the same, where their folder cannot be written
+  tnr shards index crawl/tars --member title=title.txt --member body=body.txt
+"""
+
+
 def _register_index(verbs: Any) -> None:
     parser = verbs.add_parser(
         "index",
-        help="make the indexes of a shard set again from its tars",
-        description="Make again every index that is missing or does not fit its tar.",
-        epilog="example: tnr shards index sets/news",
+        help="make indexes: of a shard set again, or of WebDataset tars made elsewhere",
+        description=(
+            "Of a shard set: make again every index that is missing or does not fit its tar.\n"
+            "Of WebDataset tars made elsewhere: make a manifest and indexes, so that they are a\n"
+            "shard set of articles; the tars are read once and never changed."
+        ),
+        epilog=_INDEX_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("set", type=folder_argument, metavar="SET", help="folder of the shard set")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=folder_argument,
+        metavar="PATH",
+        help="folder of a set or of tars, or tars",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="put manifest, indexes and links to the tars there, instead of beside the tars",
+    )
+    parser.add_argument(
+        "--member",
+        action="append",
+        default=[],
+        metavar="FIELD=SUFFIX",
+        help="members that hold a field: json=json, title=title.txt (default: by their names)",
+    )
+    for name in FIELD_NAMES:
+        parser.add_argument(
+            f"--{name}-field",
+            metavar="PATH",
+            help=f"where the {name} is in the JSON members (default: {name}, or by guess)",
+        )
+    parser.add_argument(
+        "--max-refused",
+        type=float,
+        default=DEFAULT_MAX_REFUSED,
+        metavar="SHARE",
+        help="fail when more than this share of samples is refused (default: %(default)s)",
+    )
+    parser.add_argument("--force", action="store_true", help="index a set of tars anew")
     parser.set_defaults(run=_index)
 
 
 def _index(arguments: argparse.Namespace) -> int:
+    from shards.foreign import index_tars
+
+    members = dict(map(_member, arguments.member))
+    fields = ArticleFields(**{name: getattr(arguments, f"{name}_field") for name in FIELD_NAMES})
+    first = arguments.paths[0]
+    if len(arguments.paths) == 1 and has_manifest(first) and not arguments.force:
+        if arguments.out or members or fields.given():
+            raise UsageError(f"{first} is a shard set already; give --force to index it anew")
+        return _reindex(first)
+    made = index_tars(
+        arguments.paths,
+        arguments.out,
+        members=members,
+        fields=fields,
+        max_refused=arguments.max_refused,
+        force=arguments.force,
+    )
+    _print_indexed(made)
+    return 0
+
+
+def _member(text: str) -> tuple[str, str]:
+    name, equals, suffix = text.partition("=")
+    if not (name and equals and suffix):
+        raise UsageError(f"--member {text!r}: expected FIELD=SUFFIX, for example title=title.txt")
+    return name, suffix
+
+
+def _reindex(folder: Path) -> int:
     from shards.reindex import rebuild_indexes
 
-    written = rebuild_indexes(arguments.set)
-    print(f"{arguments.set}: {'wrote ' + ', '.join(written) if written else 'all indexes fit'}")
+    written = rebuild_indexes(folder)
+    print(f"{folder}: {'wrote ' + ', '.join(written) if written else 'all indexes fit'}")
     return 0
+
+
+def _print_indexed(made: "ShardSet") -> None:
+    manifest = made.manifest
+    print(f"{made.path}: {made.num_rows:,} articles in {made.num_shards:,} shards")
+    if manifest.layout is not None:
+        for member in manifest.layout.members:
+            print(f"  {member.field}: members *.{member.suffix}")
+        for name, path in manifest.layout.fields.items():
+            print(f"  {name}: field {path}")
+    for name, count in manifest.counts.items():
+        if name not in ("rows", "written", "refused"):
+            print(f"  {name}: {count:,}")
+    for reason, count in manifest.refused.items():
+        print(f"  refused, {reason}: {count:,}")
+    if manifest.refused:
+        print(f"  each is listed in {made.path / 'refused.jsonl'}")
 
 
 def _register_verify(verbs: Any) -> None:

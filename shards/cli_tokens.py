@@ -15,6 +15,11 @@ _TRAIN_EXAMPLE = """example:
 
 def register(subparsers: Any) -> None:
     """Add both commands to the sub-commands of ``tnr shards``."""
+    _register_tokenize(subparsers)
+    _register_train(subparsers)
+
+
+def _register_tokenize(subparsers: Any) -> None:
     tokenize = subparsers.add_parser(
         "tokenize",
         help="store the token ids of every title and body",
@@ -53,8 +58,18 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help="shards worked on at once; one process already uses all cores (default: %(default)s)",
     )
+    tokenize.add_argument(
+        "--skip-damaged",
+        type=int,
+        default=0,
+        metavar="N",
+        help="skip up to N damaged samples, each named, and leave them out of training (default:"
+        " stop at the first)",
+    )
     tokenize.set_defaults(run=_tokenize)
 
+
+def _register_train(subparsers: Any) -> None:
     train = subparsers.add_parser(
         "train-tokenizer",
         help="train a SentencePiece tokenizer on titles and bodies",
@@ -99,10 +114,13 @@ def register(subparsers: Any) -> None:
 def _tokenize(args: argparse.Namespace) -> None:
     import numpy as np
 
+    from shards.damage import REPORT_NAME
     from shards.reader import ShardSet
     from shards.tokenize import FIELDS, tokenize_set
+    from shards.tokens import TokenColumn
 
-    shard_set = ShardSet.open(args.set)
+    # With samples that may be skipped, a shard of another size is no reason to stop at once.
+    shard_set = ShardSet.open(args.set, check_files=args.skip_damaged <= 0)
     reader = tokenize_set(
         shard_set,
         args.tokenizer,
@@ -110,6 +128,7 @@ def _tokenize(args: argparse.Namespace) -> None:
         body_tokens=args.body_tokens,
         processes=args.processes,
         progress=True,
+        skip_damaged=args.skip_damaged,
     )
     special = len(reader.made_from["prefix_ids"]) + len(reader.made_from["suffix_ids"])
     rows = np.arange(shard_set.num_rows)
@@ -121,6 +140,12 @@ def _tokenize(args: argparse.Namespace) -> None:
             f"  {field}: {lengths.sum():,} tokens in {len(rows):,} articles, "
             f"{lengths.mean():.1f} each, "
             f"{100 * (lengths == limit).mean():.1f}% as long as the limit of {limit}"
+        )
+    num_skipped = len(TokenColumn(reader).skipped_rows)
+    if num_skipped:
+        print(
+            f"  {num_skipped:,} damaged articles are skipped and left out of training, each listed"
+            f" in {reader.folder / REPORT_NAME}"
         )
 
 

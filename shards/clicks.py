@@ -201,6 +201,26 @@ class ClickColumn:
             positions[here] = cell["units.values"][local]
         return rows, positions
 
+    def units_with(self, articles: np.ndarray) -> np.ndarray:
+        """Training units whose impression shows, or whose user has read, one of these articles.
+
+        Args:
+            articles: int64[k], rows of articles.
+
+        Returns:
+            int64[u], unit numbers, ascending.
+        """
+        found = [np.empty(0, dtype=np.int64)]
+        for shard in range(len(self.clicks_per_shard)) if len(articles) and self.labelled else ():
+            cell = self.reader.cell(shard)
+            touched = np.zeros(len(cell["units.offsets"]) - 1, dtype=bool)
+            for name in ("history", "candidates"):
+                places = np.flatnonzero(np.isin(cell[f"{name}.values"], articles))
+                touched[row_of_value(cell[f"{name}.offsets"], places)] = True
+            of_unit = np.repeat(touched, np.diff(cell["units.offsets"]))
+            found.append(np.flatnonzero(of_unit) + self._unit_starts[shard])
+        return np.concatenate(found)
+
     def history(self, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """The last ``length`` clicks before each impression, right-aligned.
 

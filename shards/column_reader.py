@@ -49,6 +49,7 @@ class ColumnReader:
         self.num_rows = shard_set.num_rows
         self._shards = shard_set.manifest.shards
         self._starts = shard_set.shard_starts
+        self._names: dict[int, frozenset[str]] = {}
         self._cells: dict[int, Cell | MirrorCell] = {}
         repair = repair_command(shard_set, self.name)
         if info.made_from.get("shard_set") != shard_set.fingerprint:
@@ -70,11 +71,13 @@ class ColumnReader:
     def _missing(self) -> list[ShardInfo]:
         """Shards without a committed cell; what a column elsewhere needs all the time is brought
         over."""
-        missing = [
-            number
-            for number, shard in enumerate(self._shards)
-            if read_record(self.folder, self.fingerprint, shard) is None
-        ]
+        missing = []
+        for number, shard in enumerate(self._shards):
+            record = read_record(self.folder, self.fingerprint, shard)
+            if record is None:
+                missing.append(number)
+            else:
+                self._names[number] = frozenset(record.crc32)
         mirror = self.shard_set.mirror
         if missing and mirror is not None and mirror.is_elsewhere(self.folder):
             from shards.mirror import in_parallel
@@ -84,6 +87,8 @@ class ColumnReader:
             bring_small_tensors(self.mirror_cells().values())
             mirror.add_extras(self.folder)
             missing = [number for number in missing if number not in self._cells]
+            for number, cell in self.mirror_cells().items():
+                self._names[number] = frozenset(cell.places)
         return [self._shards[number] for number in missing]
 
     def _open_elsewhere(self, number: int) -> None:
@@ -171,6 +176,10 @@ class ColumnReader:
                 )
             self._cells[shard] = cell
         return cell
+
+    def cells_with(self, tensor: str) -> list[int]:
+        """Shards whose cells hold a tensor that not all cells need have."""
+        return [s for s in range(len(self._shards)) if tensor in self._names[s]]
 
     def cell(self, shard: int) -> Mapping[str, np.ndarray]:
         """All tensors of one shard, as read-only views of the mapped file.

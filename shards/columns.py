@@ -83,20 +83,29 @@ class ColumnWriter:
         """Shards whose cells are not committed."""
         return [s for s in range(len(self.shard_set.manifest.shards)) if not self.is_committed(s)]
 
-    def write(self, shard: int, tensors: Mapping[str, np.ndarray]) -> None:
+    def committed_with(self, tensor: str) -> list[int]:
+        """Shards whose cells are committed and hold a tensor of this name."""
+        folder, column = self.folder, self.info.fingerprint
+        records = [read_record(folder, column, info) for info in self.shard_set.manifest.shards]
+        return [s for s, record in enumerate(records) if record and tensor in record.crc32]
+
+    def write(
+        self, shard: int, tensors: Mapping[str, np.ndarray], *, replace: bool = False
+    ) -> None:
         """Check and commit one cell; a cell committed by another writer meanwhile is left as it is.
 
         Args:
             shard: number of the shard.
             tensors: each with the shard's rows as first dimension, or ``<x>.values`` with
                 ``<x>.offsets``.
+            replace: write also where a cell is committed.
 
         Raises:
             ColumnError: a shape does not fit the shard, or a float is not finite (rows are named).
         """
         info = self.shard_set.manifest.shards[shard]
         _check_tensors(tensors, info.samples, int(self.shard_set.shard_starts[shard]), info.name)
-        if not self.is_committed(shard):
+        if replace or not self.is_committed(shard):
             write_cell(self.folder, self.info.fingerprint, info, tensors)
 
 

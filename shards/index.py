@@ -12,10 +12,29 @@ crc32   u32   CRC-32 (zlib) of the data
 ======  ====  =======================================================================
 
 So the size of the file gives the number of samples. Any WebDataset reader ignores the file.
+
+The index of a tar made elsewhere (a set with a layout, see :mod:`shards.layout`) has M records a
+sample, one for each of the layout's members in its order (a record of zeros: the sample lacks that
+member), and the samples' keys:
+
+========  =================  ====================================================
+field     type               meaning
+========  =================  ====================================================
+magic     8 bytes            ``TNRIDX2`` and a newline
+members   u32                M
+unused    u32                0
+samples   u64                n
+records   n x M x 16 bytes   as above, sample by sample
+key ends  n x u32            where each key ends in ``keys``
+keys      bytes              all keys, UTF-8, one behind the other
+========  =================  ====================================================
 """
 
+import hashlib
 import io
+import struct
 import zlib
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +44,10 @@ from shards.files import atomic_file
 
 TAR_BLOCK = 512
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4")])
+RECORD = struct.Struct("<QII")
+MEMBER_INDEX_MAGIC = b"TNRIDX2\n"
+_MEMBER_HEADER = struct.Struct("<8sIIQ")
+_KEY_END = struct.Struct("<I")
 
 
 def padded(length: int) -> int:
@@ -42,8 +65,7 @@ class IndexBuilder:
 
     def add(self, offset: int, payload: bytes) -> None:
         """Record the next sample: ``payload`` starts at byte ``offset`` of the tar."""
-        record = np.array([(offset, len(payload), zlib.crc32(payload))], INDEX_DTYPE)
-        self._buffer.write(record.tobytes())
+        self._buffer.write(RECORD.pack(offset, len(payload), zlib.crc32(payload)))
         self.samples += 1
 
     def to_bytes(self) -> bytes:
@@ -69,10 +91,7 @@ def read_index(path: Path, samples: int | None = None) -> np.ndarray:
     Raises:
         DamageError: If the file is missing, or its size is not that of ``samples`` records.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DamageError(f"cannot read the index {path}: {error.strerror or error}") from error
+    data = _read(path)
     records, rest = divmod(len(data), INDEX_DTYPE.itemsize)
     if rest or (samples is not None and records != samples):
         expected = "a multiple of 16" if samples is None else str(samples * INDEX_DTYPE.itemsize)
@@ -81,3 +100,119 @@ def read_index(path: Path, samples: int | None = None) -> np.ndarray:
             " to another shard; `tnr shards index` makes it again from the tar"
         )
     return np.frombuffer(data, INDEX_DTYPE)
+
+
+class MemberIndexBuilder:
+    """Collects the index of a tar made elsewhere, member by member.
+
+    Samples get their places in the order in which their keys first come; those that turn out to be
+    of no use are dropped at the end.
+    """
+
+    def __init__(self, members: int) -> None:
+        """Start with no samples; ``members`` is M of the layout."""
+        self._members = members
+        self._records = bytearray()
+        self._keys: list[bytes] = []
+
+    def start(self, key: bytes) -> int:
+        """Give the sample ``key`` a place and return it."""
+        self._records += bytes(RECORD.size * self._members)
+        self._keys.append(key)
+        return len(self._keys) - 1
+
+    def put(self, place: int, member: int, offset: int, data: bytes) -> None:
+        """Record one member of the sample at ``place``: ``data`` starts at byte ``offset``."""
+        at = RECORD.size * (place * self._members + member)
+        RECORD.pack_into(self._records, at, offset, len(data), zlib.crc32(data))
+
+    def record(self, place: int, member: int) -> tuple[int, int, int]:
+        """Return (offset, length, crc32) as recorded; an offset of 0 where there is nothing."""
+        at = RECORD.size * (place * self._members + member)
+        return RECORD.unpack_from(self._records, at)
+
+    def to_bytes(self, keep: list[int]) -> bytes:
+        """Return the index of the samples at the places ``keep`` as it is stored."""
+        width = RECORD.size * self._members
+        ends = array("I")
+        total = 0
+        for place in keep:
+            total += len(self._keys[place])
+            ends.append(total)
+        head = _MEMBER_HEADER.pack(MEMBER_INDEX_MAGIC, self._members, 0, len(keep))
+        records = b"".join(self._records[place * width : (place + 1) * width] for place in keep)
+        key_ends = np.array(ends, "<u4").tobytes()
+        return b"".join([head, records, key_ends, *(self._keys[place] for place in keep)])
+
+
+class MemberIndex:
+    """The index of a tar made elsewhere, as it was read.
+
+    Raises:
+        DamageError: If the data are not an index of so many samples and members.
+    """
+
+    def __init__(self, data: bytes, samples: int, members: int, path: Path) -> None:
+        """Check the head and the sizes."""
+        self.data = data
+        self.samples = samples
+        self.members = members
+        self._ends_at = _MEMBER_HEADER.size + samples * members * RECORD.size
+        self._keys_at = self._ends_at + samples * _KEY_END.size
+        fits = data[: _MEMBER_HEADER.size] == _MEMBER_HEADER.pack(
+            MEMBER_INDEX_MAGIC, members, 0, samples
+        )
+        if not fits or len(data) != self._keys_at + (self._end(samples - 1) if samples else 0):
+            raise DamageError(
+                f"{path} is not the index of {samples} samples of {members} members; `tnr shards"
+                f" index {path.parent}` makes it again from the tar"
+            )
+
+    @property
+    def records(self) -> np.ndarray:
+        """All records, a structured array ``[n, M]``."""
+        count = self.samples * self.members
+        flat = np.frombuffer(self.data, INDEX_DTYPE, count, _MEMBER_HEADER.size)
+        return flat.reshape(self.samples, self.members)
+
+    def record(self, place: int, member: int) -> tuple[int, int, int]:
+        """Return (offset, length, crc32) of one member; an offset of 0 where there is none."""
+        at = _MEMBER_HEADER.size + RECORD.size * (place * self.members + member)
+        return RECORD.unpack_from(self.data, at)
+
+    def key(self, place: int) -> str:
+        """Return the key of the sample at ``place``."""
+        start = self._keys_at + (self._end(place - 1) if place else 0)
+        return self.data[start : self._keys_at + self._end(place)].decode("utf-8")
+
+    def _end(self, place: int) -> int:
+        end: int = _KEY_END.unpack_from(self.data, self._ends_at + _KEY_END.size * place)[0]
+        return end
+
+
+def read_member_index(path: Path, samples: int, members: int, sha256: str | None) -> MemberIndex:
+    """Read the index of a tar made elsewhere.
+
+    Args:
+        path: The ``.idx`` file.
+        samples: Samples that the manifest says.
+        members: M of the layout.
+        sha256: What the manifest says of the file: its keys have no other checksum.
+
+    Raises:
+        DamageError: If the file is missing or not the one of the manifest.
+    """
+    data = _read(path)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DamageError(
+            f"the index {path} is not the one of the manifest (sha256 differs): it is damaged or"
+            f" belongs to another shard; `tnr shards index {path.parent}` makes it again"
+        )
+    return MemberIndex(data, samples, members, path)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DamageError(f"cannot read the index {path}: {error.strerror or error}") from error

@@ -175,16 +175,22 @@ class Mirror:
                     self.remote.read(shard.index_name, lambda d: self._keep_index(d, shard))
 
     def _keep_index(self, data: bytes, shard: ShardInfo) -> None:
-        """The manifest does not have the sha256 of an index, but the tar beside it tells."""
-        if len(data) != shard.samples * INDEX_DTYPE.itemsize:
-            raise DamageError(f"it has {len(data)} bytes, not 16 a sample")
+        """Where the manifest does not have the sha256 of an index, the tar beside it tells."""
+        if len(data) != shard.index_size:
+            raise DamageError(f"it has {len(data)} bytes, expected {shard.index_size}")
+        if shard.index_sha256 is None:
+            self._check_records(data, shard)
+        elif hashlib.sha256(data).hexdigest() != shard.index_sha256:
+            raise DamageError("its sha256 is not the manifest's")
+        self.cache.write(self.folder / shard.index_name, data)
+
+    def _check_records(self, data: bytes, shard: ShardInfo) -> None:
         records = np.frombuffer(data, INDEX_DTYPE)
         with (self.folder / shard.name).open("rb") as tar:
             for offset, length, crc32 in records.tolist():
                 good = offset >= TAR_BLOCK and offset + length <= shard.bytes
                 if not good or zlib.crc32(os.pread(tar.fileno(), length, offset)) != crc32:
                     raise DamageError("it does not fit its tar (crc32): damaged, or another's")
-        self.cache.write(self.folder / shard.index_name, data)
 
     def bring_file(self, name: str) -> None:
         """Bring over a small file that the set has beside its shards, unless it is here.

@@ -8,6 +8,7 @@ batch.
 import numpy as np
 
 from shards.errors import DataError
+from shards.kept import compact, expand
 from shards.order import EpochOrder
 from shards.ragged import offsets_from_lengths
 
@@ -97,6 +98,7 @@ def draw_negatives(
     num_rows: int,
     count: int,
     exclude: np.ndarray | None = None,
+    skipped: np.ndarray | None = None,
 ) -> np.ndarray:
     """Negatives of post-training: ``count`` other articles a sample, uniform over the whole corpus.
 
@@ -109,6 +111,7 @@ def draw_negatives(
         num_rows: articles in the set.
         count: negatives a sample.
         exclude: int64[n], the row that must not be drawn; ``rows`` if left out.
+        skipped: int64[k], rows that are never drawn (damaged samples), ascending.
 
     Returns:
         int64[n, count], rows of articles.
@@ -119,17 +122,20 @@ def draw_negatives(
     """
     if count < 0:
         raise ValueError(f"count is {count}, expected at least 0")
-    if num_rows <= count:
+    skipped = np.empty(0, dtype=np.int64) if skipped is None else skipped
+    num_kept = num_rows - len(skipped)
+    if num_kept <= count:
         raise DataError(
             f"{count} distinct negatives besides the article itself need at least {count + 1} "
-            f"articles, the set has {num_rows}; lower data.num_negatives or use a larger set"
+            f"articles, the set has {num_kept}; lower data.num_negatives or use a larger set"
         )
     rows = np.asarray(rows, dtype=np.int64)
     own = rows if exclude is None else np.asarray(exclude, dtype=np.int64)
     if len(own) and (own.min() < 0 or own.max() >= num_rows):
         raise ValueError(f"rows lie within {own.min()} .. {own.max()}, the set has {num_rows}")
     keys = sample_keys(_ARTICLES, seed, np.asarray(epochs), rows)
-    return draw_distinct(keys, np.full(len(rows), num_rows, dtype=np.int64), count, own)
+    sizes = np.full(len(rows), num_kept, dtype=np.int64)
+    return expand(draw_distinct(keys, sizes, count, compact(own, skipped)), skipped)
 
 
 def check_window_negatives(order: EpochOrder, count: int) -> None:
@@ -169,18 +175,21 @@ def draw_window_negatives(
     rows, epochs = np.asarray(rows, dtype=np.int64), np.asarray(epochs, dtype=np.int64)
     keys = sample_keys(_WINDOW, seed, epochs, rows)
     out = np.empty((len(rows), count), dtype=np.int64)
+    # Numbered without the damaged rows, which are never drawn.
+    kept = compact(rows, order.skipped)
+    first_kept = offsets_from_lengths(order.kept_counts)
     for epoch in np.unique(epochs):
         of_epoch = np.flatnonzero(epochs == epoch)
         windows = order.windows_of(int(epoch), rows[of_epoch])
         for window in np.unique(windows):
             here = of_epoch[windows == window]
             shards = order.shards_of_window(int(epoch), int(window))
-            first_rows = order.shard_starts[shards]
-            starts = offsets_from_lengths(order.counts[shards])  # of its shards laid end to end
-            shard = np.searchsorted(first_rows, rows[here], side="right") - 1
-            own = starts[shard] + rows[here] - first_rows[shard]
+            first_rows = first_kept[shards]
+            starts = offsets_from_lengths(order.kept_counts[shards])  # shards laid end to end
+            shard = np.searchsorted(first_rows, kept[here], side="right") - 1
+            own = starts[shard] + kept[here] - first_rows[shard]
             sizes = np.full(len(here), starts[-1], dtype=np.int64)
             places = draw_distinct(keys[here], sizes, count, own)
             shard = np.searchsorted(starts, places, side="right") - 1
             out[here] = first_rows[shard] + places - starts[shard]
-    return out
+    return expand(out, order.skipped)

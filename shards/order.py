@@ -117,6 +117,14 @@ def keyed_permutation(key: Sequence[Any], n: int) -> np.ndarray:
     return np.argsort(draws, kind="stable").astype(np.int64, copy=False)
 
 
+def _with_skipped(fingerprint: str, skipped: np.ndarray) -> str:
+    """The fingerprint of what is left; unchanged where nothing is left out."""
+    if not len(skipped):
+        return fingerprint
+    rows = skipped.astype("<i8").tobytes()
+    return hashlib.sha256(fingerprint.encode() + b" without " + rows).hexdigest()
+
+
 class EpochOrder:
     """The order of the units of a shard set in every epoch.
 
@@ -125,18 +133,27 @@ class EpochOrder:
         fingerprint: what the units are: the set's fingerprint, and whatever else selects them.
         seed: the run's seed.
         window_shards: units are permuted within windows of this many shards.
+        skipped: units that never come (damaged samples), int64[k]; they are a part of the
+            fingerprint.
 
     Raises:
         DataError: there is no unit at all.
-        ValueError: a negative count, or ``window_shards`` below 1.
+        ValueError: a negative count, ``window_shards`` below 1, or a skipped unit that there is
+            not.
     """
 
     def __init__(
-        self, counts: Sequence[int], fingerprint: str, seed: int, window_shards: int = 4
+        self,
+        counts: Sequence[int],
+        fingerprint: str,
+        seed: int,
+        window_shards: int = 4,
+        skipped: np.ndarray | None = None,
     ) -> None:
         """Sum the counts; no order is computed yet."""
         self.counts = np.asarray(counts, dtype=np.int64)
-        self.fingerprint = fingerprint
+        self.skipped = np.unique(np.asarray([] if skipped is None else skipped, dtype=np.int64))
+        self.fingerprint = _with_skipped(fingerprint, self.skipped)
         self.seed = int(seed)
         self.window_shards = int(window_shards)
         if self.window_shards < 1:
@@ -144,14 +161,24 @@ class EpochOrder:
         if (self.counts < 0).any():
             raise ValueError(f"a shard has a negative number of units: {self.counts.min()}")
         self.shard_starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
-        self.num_units = int(self.shard_starts[-1])
+        self.kept_counts = self.counts - self._skipped_per_shard()
+        self.num_units = int(self.kept_counts.sum())
         if self.num_units == 0:
             raise DataError(
-                f"there is nothing to train on: {len(self.counts)} shards hold 0 units; "
+                f"there is nothing to train on: {len(self.counts)} shards hold 0 units"
+                f"{f' but {len(self.skipped)} damaged ones' if len(self.skipped) else ''}; "
                 "check the shard set with `tnr shards stats`"
             )
         self._plan = lru_cache(maxsize=_PLANS_KEPT)(self._make_plan)
         self._window = lru_cache(maxsize=_WINDOWS_KEPT)(self._make_window)
+
+    def _skipped_per_shard(self) -> np.ndarray:
+        """How many units of each shard never come, int64[S]."""
+        skipped, end = self.skipped, int(self.shard_starts[-1])
+        if len(skipped) and (skipped[0] < 0 or skipped[-1] >= end):
+            raise ValueError(f"skipped units {skipped[0]} .. {skipped[-1]} are not within 0:{end}")
+        shards = np.searchsorted(self.shard_starts, skipped, side="right") - 1
+        return np.bincount(shards, minlength=len(self.counts))
 
     def _make_plan(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Shards of each window of the epoch, and where each window starts in it (int64[W+1])."""
@@ -159,7 +186,7 @@ class EpochOrder:
         windows = [
             shards[i : i + self.window_shards] for i in range(0, len(shards), self.window_shards)
         ]
-        sizes = [int(self.counts[window].sum()) for window in windows]
+        sizes = [int(self.kept_counts[window].sum()) for window in windows]
         return windows, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
     def _make_window(self, epoch: int, window: int) -> np.ndarray:
@@ -168,6 +195,8 @@ class EpochOrder:
         units = np.concatenate(
             [np.arange(self.shard_starts[s], self.shard_starts[s + 1]) for s in shards]
         )
+        if len(self.skipped):
+            units = units[~np.isin(units, self.skipped, assume_unique=True)]
         key = ["units", self.fingerprint, self.seed, epoch, window]
         return units[keyed_permutation(key, len(units))]
 
@@ -189,7 +218,7 @@ class EpochOrder:
     def smallest_window(self) -> int:
         """The fewest units that a window of any epoch can hold."""
         last = len(self.counts) % self.window_shards or min(self.window_shards, len(self.counts))
-        return int(np.sort(self.counts)[:last].sum())
+        return int(np.sort(self.kept_counts)[:last].sum())
 
     def windows_from(self, position: Position) -> Iterator[list[int]]:
         """The shards of the window in which a position lies, and of every one after it, without

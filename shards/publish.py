@@ -24,6 +24,7 @@ from shards.manifest import (
     SHARD_PREFIX,
     Manifest,
     ShardInfo,
+    check_not_foreign,
     has_manifest,
     write_manifest,
 )
@@ -104,6 +105,7 @@ class SetPublisher:
                 f"{self.folder} already holds a shard set; choose another folder, or give --force"
                 " to replace it together with its columns"
             )
+        check_not_foreign(self.folder)
         try:
             self._made_folder = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -2,23 +2,29 @@
 
 Reads go by ``pread`` at the offsets of the index, not through the tar format: that is some twenty
 times cheaper, and each read checks what a tar cannot: the member's name (so a shard that changed
-places with another is found) and the CRC-32 of its data.
+places with another is found) and the CRC-32 of its data. In a set of tars made elsewhere the names
+are anything; there the manifest's sha256 of the index ties index and shard together, and the CRC-32
+the data to both. A memory map would save a microsecond a sample, but a shard cut short under it
+would kill the process, and every page that was ever read would count as its memory.
 """
 
-import json
 import os
 import threading
-import zlib
-from collections import OrderedDict
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
+from zlib_ng import zlib_ng
 
 from shards.cache import CacheSettings
+from shards.damage import SampleDamage, Skip
 from shards.errors import DamageError, DataError
-from shards.index import INDEX_DTYPE, TAR_BLOCK, read_index
+from shards.fields import RowError
+from shards.index import RECORD, TAR_BLOCK, MemberIndex, read_index, read_member_index
+from shards.layout import ArticleDecoder
 from shards.manifest import Manifest, ShardInfo, read_manifest
 from shards.remote import is_url
 
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
 
 _MAX_OPEN_SHARDS = 64
 _MAX_OPEN_ELSEWHERE = 4  # an open shard takes disk even when it was evicted from the cache
+# Looked up once: a read takes five microseconds, and each of these look-ups a hundredth of it.
+_unpack_record, _record_bytes = RECORD.unpack_from, RECORD.size
+# zlib-ng's CRC-32 is zlib's, five times faster.
+_pread, _crc32, _loads = os.pread, zlib_ng.crc32, orjson.loads
 
 
 def sample_key(row: int) -> str:
@@ -37,6 +47,22 @@ def sample_key(row: int) -> str:
 def member_name(row: int) -> str:
     """Return the name of a row's member in its tar."""
     return sample_key(row) + ".json"
+
+
+class _OpenShard:
+    """A shard's descriptor and index; closed once no thread uses it any more."""
+
+    __slots__ = ("bytes", "descriptor", "index", "members")
+
+    def __init__(self, descriptor: int, size: int, index: np.ndarray | MemberIndex) -> None:
+        self.descriptor = descriptor
+        self.bytes = size
+        self.members = index if isinstance(index, MemberIndex) else None
+        # Of a set of our own: records of 16 bytes, unpacked one by one.
+        self.index = index.data if isinstance(index, MemberIndex) else index.tobytes()
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
 
 
 class ShardSet:
@@ -67,9 +93,10 @@ class ShardSet:
         counts = np.array([shard.samples for shard in manifest.shards], np.int64)
         self.shard_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         self.columns_dir = path / "columns"
+        self._starts: list[int] = self.shard_starts.tolist()
         self._lock = threading.Lock()
-        self._files: OrderedDict[int, int] = OrderedDict()
-        self._indexes: dict[int, np.ndarray] = {}
+        self._opened: dict[int, _OpenShard] = {}
+        self._decoder = None if manifest.layout is None else ArticleDecoder(manifest.layout)
 
     @classmethod
     def open(
@@ -78,6 +105,7 @@ class ShardSet:
         *,
         kind: str | None = None,
         cache: CacheSettings | None = None,
+        check_files: bool = True,
     ) -> "ShardSet":
         """Open a shard set and check that its files are there with the sizes of the manifest.
 
@@ -86,6 +114,8 @@ class ShardSet:
                 checked when they are needed.
             kind: The kind that the caller needs (``articles`` or ``impressions``), if it matters.
             cache: Where to keep the files of a set elsewhere; None takes the defaults.
+            check_files: Without it, damage of shards is found by the reads that meet it, for
+                callers that read columns alone, or that may skip damaged samples.
 
         Raises:
             DataError: If there is no shard set at ``path``, or it is of the other kind.
@@ -103,9 +133,9 @@ class ShardSet:
             raise DataError(f"{path} holds {manifest.kind}, expected a set of {kind}")
         if mirror is not None:
             return cls(folder, manifest, mirror)
-        for shard in manifest.shards:
+        for shard in manifest.shards if check_files else ():
             _check_size(folder / shard.name, shard.bytes)
-            _check_size(folder / shard.index_name, shard.samples * INDEX_DTYPE.itemsize)
+            _check_size(folder / shard.index_name, shard.index_size)
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -120,7 +150,7 @@ class ShardSet:
         """Open the set again where it is unpickled: descriptors and locks do not travel."""
         if self.mirror is not None:
             return (_open_url, (self.mirror.url, self.mirror.settings))
-        return (ShardSet.open, (str(self.path),))
+        return (_reopen, (str(self.path),))
 
     @property
     def location(self) -> str:
@@ -151,24 +181,37 @@ class ShardSet:
             raise IndexError(
                 f"row {row} is not in {self.path}: it has rows 0 to {self.num_rows - 1}"
             )
-        shard = int(np.searchsorted(self.shard_starts, row, side="right")) - 1
-        return shard, row - int(self.shard_starts[shard])
+        # Through int: a NumPy integer would make all that follows slow.
+        shard = bisect_right(self._starts, row := int(row)) - 1
+        return shard, row - self._starts[shard]
 
     def index(self, shard: int) -> np.ndarray:
-        """Return the index of a shard, read once (see :mod:`shards.index`).
+        """Return the records of a shard's index (see :mod:`shards.index`).
+
+        Returns:
+            A structured array ``[n]``, or ``[n, M]`` in a set of tars made elsewhere.
 
         Raises:
-            DamageError: If the index is missing or has another size.
+            DamageError: If the index is missing, has another size, or is not the manifest's.
         """
-        if shard not in self._indexes:
-            info = self.manifest.shards[shard]
-            if self.mirror is not None:
-                self.mirror.bring_shard(shard)
-            self._indexes[shard] = read_index(self.path / info.index_name, info.samples)
-        return self._indexes[shard]
+        index = self._read_index(shard)
+        return index.records if isinstance(index, MemberIndex) else index
+
+    def key(self, row: int) -> str:
+        """Return the WebDataset key of a row.
+
+        Raises:
+            IndexError: If there is no such row.
+            DamageError: If the index of its shard is damaged.
+        """
+        shard, place = self.locate(row)
+        opened = self._opened.get(shard) or self._open_shard(shard, place, row)
+        return sample_key(row) if opened.members is None else opened.members.key(place)
 
     def payload(self, row: int) -> bytes:
         """Return the JSON bytes of a row, checked.
+
+        In a set of tars made elsewhere: those of the article that its members make.
 
         Raises:
             IndexError: If there is no such row.
@@ -176,6 +219,8 @@ class ShardSet:
                 the shard and the offset.
         """
         shard, place = self.locate(row)
+        if self._decoder is not None:
+            return orjson.dumps(self._article(shard, place, row))
         return self._read(shard, place, row)
 
     def sample(self, row: int) -> dict[str, Any]:
@@ -185,16 +230,39 @@ class ShardSet:
             IndexError: If there is no such row.
             DamageError: If the stored bytes are not the ones that were written.
         """
-        return self._decode(self.payload(row), row)
+        shard, place = self.locate(row)
+        if self._decoder is not None:
+            return self._article(shard, place, row)
+        payload = self._read(shard, place, row)
+        try:
+            sample = _loads(payload)
+        except ValueError as error:
+            raise DamageError(f"{self.path}, row {row}: the sample is not JSON: {error}") from error
+        if type(sample) is not dict:
+            raise DamageError(f"{self.path}, row {row}: the sample is not a JSON object")
+        return sample
+
+    def read(self, rows: Iterable[int]) -> list[dict[str, Any]]:
+        """Return the samples of some rows, in the order in which they are asked for.
+
+        Args:
+            rows: Row numbers, for example int64[n]; may repeat.
+
+        Raises:
+            IndexError: If there is no such row.
+            DamageError: If the stored bytes of one are not the ones that were written.
+        """
+        sample = self.sample
+        return [sample(row) for row in (rows.tolist() if isinstance(rows, np.ndarray) else rows)]
 
     def samples(self, shard: int) -> Iterator[dict[str, Any]]:
         """Yield the samples of one shard in the order of their rows.
 
         Raises:
-            DamageError: At the first sample whose bytes are not the ones that were written.
+            DamageError: At the first sample whose bytes are not the ones that were written;
+                :meth:`shards.damage.SkipBudget.samples` goes on.
         """
-        for place, row in enumerate(self.rows_of(shard)):
-            yield self._decode(self._read(shard, place, row), row)
+        yield from map(self.sample, self.rows_of(shard))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield every sample in the order of the rows."""
@@ -204,72 +272,107 @@ class ShardSet:
     def close(self) -> None:
         """Close the open files; they are opened again when needed."""
         with self._lock:
-            while self._files:
-                os.close(self._files.popitem()[1])
-
-    def __del__(self) -> None:
-        """Close the open files."""
-        if hasattr(self, "_files"):
-            self.close()
+            self._opened.clear()
 
     def _read(self, shard: int, place: int, row: int) -> bytes:
-        offset, length, crc32 = self.index(shard)[place].item()
+        """Return the data of a sample of a set of our own."""
+        opened = self._opened.get(shard) or self._open_shard(shard, place, row)
+        offset, length, crc32 = _unpack_record(opened.index, _record_bytes * place)
         data = b""
         # A damaged index may name any place; reading there could ask for gigabytes.
-        if offset >= TAR_BLOCK and offset + length <= self.shards[shard].bytes:
-            data = self._pread(shard, TAR_BLOCK + length, offset - TAR_BLOCK)
-        name = member_name(row).encode("ascii") + b"\0"
+        if TAR_BLOCK <= offset <= opened.bytes - length:
+            try:
+                data = _pread(opened.descriptor, TAR_BLOCK + length, offset - TAR_BLOCK)
+            except OSError as error:
+                raise self._damage(shard, offset, row, _unreadable(error)) from error
         payload = data[TAR_BLOCK:]
         if len(payload) != length:
             cause = f"it ends before the {length} bytes of the sample"
-        elif not data.startswith(name):
+        elif not data.startswith(b"%09d.json\0" % row):
             cause = f"the member there is not {member_name(row)}"
-        elif zlib.crc32(payload) != crc32:
+        elif _crc32(payload) != crc32:
             cause = "the checksum (crc32) does not fit"
         else:
             return payload
-        raise DamageError(
-            f"{self.path / self.shards[shard].name}, offset {offset} (row {row}): {cause}; the tar"
-            f" or its index is damaged or was replaced; `tnr shards verify {self.path}` shows what"
-        )
+        raise self._damage(shard, offset, row, cause)
 
-    def _pread(self, shard: int, size: int, offset: int) -> bytes:
-        # The lock keeps another thread from closing the descriptor between look-up and read.
-        with self._lock:
-            descriptor = self._files.get(shard)
-            if descriptor is None:
-                descriptor = self._open_shard(shard)
-            else:
-                self._files.move_to_end(shard)
-            try:
-                return os.pread(descriptor, size, offset)
-            except OSError as error:
-                path = self.path / self.shards[shard].name
-                raise DamageError(
-                    f"cannot read {path} at offset {offset}: {error.strerror or error}"
-                ) from error
+    def _article(self, shard: int, place: int, row: int) -> dict[str, Any]:
+        """Return the article that the members of a sample made elsewhere are."""
+        opened = self._opened.get(shard) or self._open_shard(shard, place, row)
+        index, decoder = opened.members, self._decoder
+        if index is None or decoder is None:
+            raise TypeError(f"{self.path} has no layout")
+        contents: list[bytes | None] = []
+        first = 0
+        for member in range(index.members):
+            offset, length, crc32 = index.record(place, member)
+            if offset == 0:
+                contents.append(None)
+                continue
+            first = first or offset
+            data = b""
+            if offset + length <= opened.bytes:
+                try:
+                    data = _pread(opened.descriptor, length, offset)
+                except OSError as error:
+                    raise self._damage(shard, offset, row, _unreadable(error)) from error
+            if len(data) != length:
+                cause = f"it ends before the {length} bytes of the member"
+                raise self._damage(shard, offset, row, cause)
+            if _crc32(data) != crc32:
+                raise self._damage(shard, offset, row, "the checksum (crc32) does not fit")
+            contents.append(data)
+        try:
+            return decoder.article(index.key(place), contents)
+        except RowError as error:
+            raise self._damage(shard, first, row, f"it is no article: {error.reason}") from error
 
-    def _open_shard(self, shard: int) -> int:
-        path = self.path / self.shards[shard].name
+    def _read_index(self, shard: int) -> np.ndarray | MemberIndex:
+        info, layout = self.manifest.shards[shard], self.manifest.layout
         if self.mirror is not None:
             self.mirror.bring_shard(shard)
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DamageError(f"cannot read the shard {path}: {error.strerror or error}") from error
-        self._files[shard] = descriptor
-        if len(self._files) > (_MAX_OPEN_SHARDS if self.mirror is None else _MAX_OPEN_ELSEWHERE):
-            os.close(self._files.popitem(last=False)[1])
-        return descriptor
+        path = self.path / info.index_name
+        if layout is None:
+            return read_index(path, info.samples)
+        return read_member_index(path, info.samples, len(layout.members), info.index_sha256)
 
-    def _decode(self, payload: bytes, row: int) -> dict[str, Any]:
-        try:
-            sample = json.loads(payload)
-        except (ValueError, RecursionError) as error:
-            raise DamageError(f"{self.path}, row {row}: the sample is not JSON: {error}") from error
-        if not isinstance(sample, dict):
-            raise DamageError(f"{self.path}, row {row}: the sample is not a JSON object")
-        return sample
+    def _open_shard(self, shard: int, place: int, row: int) -> _OpenShard:
+        with self._lock:
+            if shard in self._opened:
+                return self._opened[shard]
+            info = self.manifest.shards[shard]
+            index = self._read_index(shard)
+            try:
+                descriptor = os.open(self.path / info.name, os.O_RDONLY)
+            except OSError as error:
+                records = index.records[place] if isinstance(index, MemberIndex) else index[place]
+                offset = int(records["offset"].flat[0])
+                cause = f"cannot read the shard: {error.strerror or error}"
+                raise self._damage(shard, offset, row, cause) from error
+            opened = self._opened[shard] = _OpenShard(descriptor, info.bytes, index)
+            if len(self._opened) > (
+                _MAX_OPEN_SHARDS if self.mirror is None else _MAX_OPEN_ELSEWHERE
+            ):
+                # The one that was opened first; its users keep it until they are done with it.
+                del self._opened[next(iter(self._opened))]
+        return opened
+
+    def _damage(self, shard: int, offset: int, row: int, cause: str) -> SampleDamage:
+        skip = Skip(self.shards[shard].name, int(offset), int(row), cause)
+        return SampleDamage(
+            skip,
+            f"{self.path / skip.shard}, offset {offset} (row {row}): {cause}; the tar or its index"
+            f" is damaged or was replaced; `tnr shards verify {self.path}` shows what",
+        )
+
+
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read: {error.strerror or error}"
+
+
+def _reopen(path: str) -> ShardSet:
+    """Open a set in another process: its files were checked in the first."""
+    return ShardSet.open(path, check_files=False)
 
 
 def _open_url(url: str, cache: CacheSettings) -> ShardSet:

@@ -4,9 +4,10 @@ import tarfile
 from pathlib import Path
 
 from shards.errors import DamageError
-from shards.files import sha256_file
+from shards.files import atomic_file, sha256_file
+from shards.foreign_scan import Scanner
 from shards.index import IndexBuilder
-from shards.manifest import ShardInfo, read_manifest
+from shards.manifest import Manifest, ShardInfo, read_manifest
 from shards.progress import progress
 
 
@@ -22,6 +23,8 @@ def rebuild_indexes(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    if manifest.layout is not None:
+        return _rebuild_foreign(folder, manifest, Scanner(manifest.layout))
     written = []
     for shard in progress(manifest.shards, None, "index", "shards"):
         if sha256_file(folder / shard.name) != shard.sha256:
@@ -33,6 +36,25 @@ def rebuild_indexes(folder: str | Path) -> list[str]:
         path = folder / shard.index_name
         if not path.is_file() or path.read_bytes() != index.to_bytes():
             index.write(path)
+            written.append(shard.index_name)
+    return written
+
+
+def _rebuild_foreign(folder: Path, manifest: Manifest, scanner: Scanner) -> list[str]:
+    """Do the same for tars made elsewhere: all are read, since ids must be new over the set."""
+    written = []
+    for shard in progress(manifest.shards, None, "index", "shards"):
+        scanned = scanner.scan(folder / shard.name)
+        if scanned.info != shard:
+            what = "sha256" if scanned.info.sha256 != shard.sha256 else "what is read of it"
+            raise DamageError(
+                f"{folder / shard.name} is not the shard of the manifest ({what} differs); put back"
+                " the tar, or give --force to index the tars anew"
+            )
+        path = folder / shard.index_name
+        if not path.is_file() or path.read_bytes() != scanned.index:
+            with atomic_file(path) as file:
+                file.write(scanned.index)
             written.append(shard.index_name)
     return written
 

@@ -14,18 +14,22 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from shards.columns import ColumnReader, ColumnWriter
-from shards.errors import ColumnError, DataError, UsageError
+from shards.damage import Skip, SkipBudget
+from shards.errors import ColumnError, DamageError, DataError, UsageError
 from shards.ragged import join
 from shards.reader import ShardSet
 from shards.tokenizer import TokenizerFacts, load_tokenizer, publish_tokenizer, tokenizer_facts
 
 TOKENS = "tokens"
+SKIPPED = "skipped"
+"""Tensor uint8[rows] of the cells with damaged samples alone: 1 where a sample was skipped."""
 TOKENIZER_FOLDER = "tokenizer"
 FIELDS = ("title", "body")
 _FORMAT = 1
@@ -180,12 +184,17 @@ def tokenize_set(
     body_tokens: int = 512,
     processes: int = 1,
     progress: bool = False,
+    skip_damaged: int = 0,
 ) -> ColumnReader:
     """Fill the ``tokens`` column of an article set; cells that are committed are skipped.
 
     Ragged ``title`` and ``body``: ids without special tokens (uint16 where the vocabulary allows,
     else uint32), so many that with the special tokens they have at most ``title_tokens`` and
     ``body_tokens``. The tokenizer itself is saved in the column's folder.
+
+    Damaged samples that may be skipped get empty texts and are marked in their cell, named on
+    standard error and listed in ``skipped.jsonl`` in the column's folder. Cells with such samples
+    are filled anew each time, so they are mended once the shard is.
 
     Args:
         shard_set: a set of articles.
@@ -194,6 +203,7 @@ def tokenize_set(
         body_tokens: longest body, special tokens included.
         processes: how many work at once, a shard each; one already uses all cores.
         progress: show rate and time left on standard error.
+        skip_damaged: damaged samples that may be skipped; 0 stops at the first.
 
     Returns:
         The column; :class:`shards.tokens.TokenColumn` makes batches of it.
@@ -202,7 +212,9 @@ def tokenize_set(
         DataError: the set does not hold articles, or the tokenizer cannot be used.
         UsageError: a length leaves no room beside the special tokens.
         ColumnError: the column cannot be written.
+        DamageError: more samples are damaged than may be skipped.
     """
+    budget = SkipBudget(skip_damaged)
     if shard_set.kind != "articles":
         raise DataError(f"{shard_set.path} holds {shard_set.kind}; articles have texts to tokenize")
     loaded = load_tokenizer(tokenizer)
@@ -221,8 +233,11 @@ def tokenize_set(
     publish_tokenizer(loaded, writer.folder / TOKENIZER_FOLDER)
     limits = (title_tokens - special, body_tokens - special)
     job = _Job(writer, facts.backend, limits, _id_dtype(facts.vocab_size))
-    missing = writer.missing()
-    _fill(job, missing, min(processes, max(1, len(missing))), progress)
+    open_shards = sorted({*writer.missing(), *writer.committed_with(SKIPPED)})
+    try:
+        _fill(job, open_shards, min(processes, max(1, len(open_shards))), progress, budget)
+    finally:
+        budget.write_report(writer.folder)
     return ColumnReader.open(shard_set, TOKENS, source)
 
 
@@ -242,13 +257,16 @@ class _Job:
         self.dtype = dtype
         self._encoder: TextEncoder | None = None
 
-    def run(self, shard: int) -> Iterator[int]:
+    def run(self, shard: int, budget: SkipBudget) -> Iterator[int]:
         """Fill one cell; yields how many more articles are tokenized."""
         if self._encoder is None:
             self._encoder = TextEncoder(self.backend)
         rows: list[list[list[int]]] = [[] for _ in FIELDS]
-        stream = self.writer.shard_set.samples(shard)
-        while samples := list(islice(stream, _BATCH)):
+        stream = budget.samples(self.writer.shard_set, shard)
+        skipped: list[bool] = []
+        while batch := list(islice(stream, _BATCH)):
+            samples = [sample or {} for _, sample in batch]
+            skipped += [sample is None for _, sample in batch]
             for field, limit, ids in zip(FIELDS, self.limits, rows, strict=True):
                 ids += self._encoder.encode((sample.get(field) or "" for sample in samples), limit)
             yield len(samples)
@@ -257,7 +275,10 @@ class _Job:
             values, offsets = join(ids, self.dtype)
             tensors[f"{field}.values"] = values
             tensors[f"{field}.offsets"] = offsets
-        self.writer.write(shard, tensors)
+        if any(skipped):
+            tensors[SKIPPED] = np.array(skipped, dtype=np.uint8)
+        # Open cells that are committed have skipped samples; here is how they are now.
+        self.writer.write(shard, tensors, replace=self.writer.is_committed(shard))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encoder": None}
@@ -272,25 +293,33 @@ def _start_worker(job: _Job) -> None:
     _job = job
 
 
-def _run_shard(shard: int) -> int:
+def _run_shard(shard: int, allowed: int) -> tuple[int, list[Skip], DamageError | None]:
     if _job is None:
         raise RuntimeError("the worker was not started by _start_worker")
-    return sum(_job.run(shard))
+    budget = SkipBudget(allowed, say=False)
+    try:
+        return sum(_job.run(shard, budget)), budget.skipped, None
+    except DamageError as error:
+        return 0, budget.skipped, error
 
 
-def _fill(job: _Job, missing: list[int], processes: int, progress: bool) -> None:
+def _fill(
+    job: _Job, missing: list[int], processes: int, progress: bool, budget: SkipBudget
+) -> None:
     """Fill the missing cells, here or in several processes."""
     shards = job.writer.shard_set.manifest.shards
     with _shown(sum(shards[s].samples for s in missing), progress) as update:
         if processes == 1:
             for shard in missing:
-                for count in job.run(shard):
+                for count in job.run(shard, budget):
                     update(count)
             return
         context = multiprocessing.get_context("spawn")
         try:
             with ProcessPoolExecutor(processes, context, _start_worker, (job,)) as pool:
-                for count in pool.map(_run_shard, missing):
+                results = pool.map(partial(_run_shard, allowed=budget.allowed), missing)
+                for count, skips, error in results:
+                    budget.add(skips, error)
                     update(count)
         except BrokenProcessPool as error:
             raise ColumnError(

@@ -6,6 +6,7 @@ an encoder computes almost no padding (:func:`length_groups`).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from shards.columns import ColumnReader, repair_command
 from shards.errors import ColumnError
 from shards.reader import ShardSet
-from shards.tokenize import FIELDS, TOKENIZER_FOLDER, TOKENS
+from shards.tokenize import FIELDS, SKIPPED, TOKENIZER_FOLDER, TOKENS
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,18 @@ class TokenColumn:
                 f"{column.tokenizer_dir} is missing; run `{repair_command(shard_set, TOKENS)}`"
             )
         return column
+
+    @cached_property
+    def skipped_rows(self) -> np.ndarray:
+        """Rows whose samples were damaged when they were tokenized, int64[k] ascending.
+
+        Their texts are empty here; whoever trains on the column leaves them out.
+        """
+        starts = self.reader.shard_set.shard_starts
+        found = [np.empty(0, dtype=np.int64)]
+        for shard in self.reader.cells_with(SKIPPED):
+            found.append(np.flatnonzero(self.reader.cell(shard)[SKIPPED]) + starts[shard])
+        return np.concatenate(found)
 
     @property
     def num_special(self) -> int:

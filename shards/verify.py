@@ -18,26 +18,12 @@ from shards.index import TAR_BLOCK, padded, read_index
 from shards.manifest import Manifest, ShardInfo, read_manifest
 from shards.progress import Progress
 from shards.reader import member_name
+from shards.verify_foreign import Problem, foreign_problems, hash_problems
 
 # Python's tarfile, which webdataset writes with, fills tars up to records of 20 blocks.
 _TAR_RECORD = 20 * TAR_BLOCK
 _MAX_PROBLEMS_PER_SHARD = 20
 _Read = Callable[[int], bytes]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong in a shard set."""
-
-    file: str
-    offset: int | None
-    """Byte offset in the file, where there is one."""
-    what: str
-
-    def __str__(self) -> str:
-        """Return the problem on one line."""
-        place = self.file if self.offset is None else f"{self.file}, offset {self.offset}"
-        return f"{place}: {self.what}"
 
 
 @dataclass(frozen=True)
@@ -66,8 +52,9 @@ def verify_set(folder: str | Path) -> Verification:
     first_row = 0
     total_bytes = sum(shard.bytes for shard in manifest.shards)
     with Progress(total_bytes, f"verify {folder.name}", "B") as bar:
+        check = _shard_problems if manifest.layout is None else foreign_problems
         for shard in manifest.shards:
-            problems.extend(_limited(_shard_problems(folder, manifest, shard, first_row)))
+            problems.extend(_limited(check(folder, manifest, shard, first_row)))
             first_row += shard.samples
             bar.update(shard.bytes)
     problems.extend(_extra_files(folder, manifest))
@@ -104,12 +91,7 @@ def _shard_problems(
     except OSError as error:
         yield Problem(shard.name, None, f"cannot be read: {error.strerror or error}")
         return
-    if size != shard.bytes:
-        yield Problem(shard.name, None, f"has {size} bytes, the manifest says {shard.bytes}")
-    if digest != shard.sha256:
-        twin = next((other.name for other in manifest.shards if other.sha256 == digest), None)
-        hint = f"; it is what {twin} should be" if twin else ""
-        yield Problem(shard.name, None, f"sha256 is not that of the manifest{hint}")
+    yield from hash_problems(manifest, shard, size, digest)
     yield from walked
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from helpers.corpora import articles, write_json_lines
+from helpers.foreign_tars import json_bytes, write_tar
 
 from shards.reader import ShardSet
 from trainer.cli.main import main
@@ -133,7 +134,7 @@ def test_verify_fails_on_damage_and_index_mends_an_index(capsys, inputs):
         ("build --clicks nothing.tsv --article-set news --out x", 1, "does not exist"),
         ("stats nothing", 1, "no such folder"),
         ("verify .", 1, "not a shard set"),
-        ("index .", 1, "not a shard set"),
+        ("index .", 1, "neither a shard set nor a folder of tars"),
         ("show news 9", 2, "its rows are 0 to 8"),
         ("show news 0 --articles news", 2, "is for impressions"),
         ("show log 0 --articles log", 1, "expected a set of articles"),
@@ -164,3 +165,26 @@ def test_the_command_line_is_set_up_without_heavy_imports():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_tars_made_elsewhere_are_indexed(capsys, tmp_path):
+    rows = [{**row, "headline": row["title"]} for row in articles(5)]
+    for row in rows:
+        del row["title"]
+    members = [(f"k{n}.json", json_bytes(row)) for n, row in enumerate(rows)]
+    write_tar(tmp_path / "tars" / "x.tar", [*members, ("k5.json", b"{"), ("k5.jpg", b"")])
+    code, out, err = run(capsys, "index", tmp_path / "tars", "--out", tmp_path / "set")
+    assert (code, err) == (0, "")
+    assert "5 articles in 1 shards" in out
+    assert "json: members *.json" in out and "title: field headline" in out
+    assert "other_members: 1" in out and "refused, bad JSON: 1" in out
+    assert str(tmp_path / "set" / "refused.jsonl") in out
+    assert run(capsys, "index", tmp_path / "set")[1].endswith("all indexes fit\n")
+    code, _, err = run(capsys, "index", tmp_path / "set", "--title-field", "headline")
+    assert code == 2 and "give --force" in err
+    assert run(capsys, "verify", tmp_path / "set")[0] == 0
+    assert run(capsys, "stats", tmp_path / "set")[0] == 0
+    code, out, _ = run(capsys, "show", tmp_path / "set", "3")
+    assert code == 0 and "N3" in out
+    code, _, err = run(capsys, "index", tmp_path / "tars", "--member", "title")
+    assert code == 2 and "expected FIELD=SUFFIX" in err

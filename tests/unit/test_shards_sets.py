@@ -140,7 +140,7 @@ def test_many_shards_are_read_with_few_open_files(tmp_path, monkeypatch):
     made = write_set(tmp_path / "set", articles(9), samples_per_shard=1)
     for row in (0, 8, 3, 0, 5, 8):
         assert made.sample(row)["id"] == f"N{row}"
-    assert len(made._files) == 2
+    assert len(made._opened) == 2
 
 
 def test_a_folder_without_manifest_is_not_a_set(tmp_path):
@@ -257,7 +257,7 @@ def test_the_manifest_cannot_name_a_file_elsewhere(tmp_path):
     ("change", "message"),
     [
         ({"kind": "pictures"}, "kind is 'pictures'"),
-        ({"format_version": 2}, "format_version is 2"),
+        ({"format_version": 3}, "format_version is 3"),
         ({"shards": {}}, "shards is not a list"),
         ({"articles_fingerprint": "0" * 64}, "fingerprint does not fit"),
         ({"fingerprint": "0" * 64}, "fingerprint does not fit"),
@@ -335,3 +335,23 @@ def test_an_atomic_file_appears_whole_or_not_at_all(tmp_path):
         read_json(path)
     with pytest.raises(ValueError, match="mode"), atomic_file(path, "ab"):
         pass
+
+
+def test_sets_built_here_stay_as_they_were_at_first(tmp_path):
+    """Older versions read them, and fingerprints of old runs still hold."""
+    made = write_set(tmp_path / "set", articles(3))
+    stored = read_json(made.path / MANIFEST_NAME)
+    assert stored["format_version"] == 1
+    assert list(stored) == [
+        "format_version", "kind", "fingerprint", "articles_fingerprint", "samples", "fields",
+        "counts", "refused", "source", "shards",
+    ]  # fmt: skip
+    assert [set(shard) for shard in stored["shards"]] == [{"name", "samples", "bytes", "sha256"}]
+    assert made.fingerprint == fingerprint(
+        {
+            "format_version": 1,
+            "kind": "articles",
+            "shards": [[shard["samples"], shard["sha256"]] for shard in stored["shards"]],
+            "articles_fingerprint": None,
+        }
+    )

@@ -6,7 +6,7 @@ import pytest
 from helpers.sets import make_articles
 
 from shards.cli_tokens import register
-from shards.errors import UsageError
+from shards.errors import DamageError, UsageError
 from shards.tokens import TokenColumn
 
 
@@ -48,3 +48,21 @@ def test_every_option_is_explained(capsys):
         out = capsys.readouterr().out
         assert f"tnr shards {verb} data/articles" in out
         assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def test_damaged_articles_are_skipped_within_the_budget(tmp_path, capsys):
+    articles = make_articles(tmp_path / "a", 30, 16)
+    run("train-tokenizer", articles.path, "--out", tmp_path / "t", "--vocab-size", 200)
+    with (articles.path / "news-000001.tar").open("r+b") as file:
+        file.truncate(int(articles.index(1)[12]["offset"]))
+    command = ["tokenize", articles.path, "--tokenizer", tmp_path / "t"]
+    with pytest.raises(DamageError, match="the manifest says"):
+        run(*command)
+    with pytest.raises(DamageError, match="more than --skip-damaged 1 allows"):
+        run(*command, "--skip-damaged", 1)
+    capsys.readouterr()
+    run(*command, "--skip-damaged", 2)
+    said = capsys.readouterr()
+    assert "2 damaged articles are skipped and left out of training" in said.out
+    assert said.err.count("skipped damaged sample: news-000001.tar, offset ") == 2
+    assert "(row 28): it ends before" in said.err and "(row 29): it ends before" in said.err

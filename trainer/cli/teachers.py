@@ -83,7 +83,8 @@ def _request(arguments: argparse.Namespace) -> "FillRequest":
         raise UsageError("--clicks goes with --stage 2, and --stage 2 needs it")
     device = getattr(arguments, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
     return FillRequest(
-        articles=ShardSet.open(arguments.articles),
+        # Only its columns are read, and these are tied to the shards as they were.
+        articles=ShardSet.open(arguments.articles, check_files=False),
         impressions=ShardSet.open(arguments.clicks) if arguments.clicks else None,
         dtype=arguments.dtype,
         compute=arguments.compute,

@@ -28,6 +28,7 @@ def open_run(
     distributed: Distributed,
     *,
     data: str,
+    left_out: int,
     steps: int,
     copy_steps: list[int],
     mixing: Mixing,
@@ -40,6 +41,7 @@ def open_run(
         store: Its checkpoints.
         distributed: The processes, for the record.
         data: Fingerprint of the task's data.
+        left_out: Its samples that are left out because they, or articles they name, are damaged.
         steps: Steps of the whole run.
         copy_steps: Steps that become teachers.
         mixing: How well its order mixes the data, for the record.
@@ -70,11 +72,17 @@ def open_run(
         )
     step = 0 if checkpoint is None else checkpoint.step
     start: dict[str, Any] = {"from_step": step, "steps": steps, "ranks": distributed.world_size}
+    start["left_out"] = left_out
     start["order"] = mixing.to_dict()
     folder.describe(settings, distributed.deepspeed, start)
     folder.write_state("running", step, steps)
     folder.say(_headline(config, folder, distributed, step, steps))
     folder.say(mixing.line())
+    if left_out:
+        folder.say(
+            f"{left_out:,} samples are left out: they, or articles they name, were damaged when the"
+            " tokens were made; skipped.jsonl in the token column's folder names them"
+        )
     return Opened(checkpoint, is_finished=False)
 
 

@@ -225,6 +225,7 @@ class Trainer:
             self._store,
             self.distributed,
             data=self.data.fingerprint,
+            left_out=len(self.data.order.skipped),
             steps=self.steps,
             copy_steps=self.copy_steps,
             mixing=measure_mixing(self.data.order, self.config.run.global_batch),

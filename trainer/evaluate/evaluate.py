@@ -7,6 +7,7 @@ layers, segments, and the fingerprints of the data.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,6 +145,13 @@ def score_log(
         "precision": options.precision,
     }
     used = log.used_articles(info["history_length"])
+    damaged = int(np.isin(used, tokens.skipped_rows).sum())
+    if damaged:
+        print(
+            f"{damaged:,} of {len(used):,} articles were damaged when they were tokenized, and"
+            f" count as empty titles; {tokens.folder / 'skipped.jsonl'} names them",
+            file=sys.stderr,
+        )
     start = time.perf_counter()
     vectors = encode_articles(
         model, tokens, used, "title", info["max_title_tokens"], progress=options.progress, **how
@@ -158,6 +166,7 @@ def score_log(
     speed = {
         "device": device,
         "articles_encoded": len(used),
+        "articles_damaged": damaged,
         "encode_s": round(encode_s, 4),
         "score_s": round(time.perf_counter() - start, 4),
     }

@@ -62,8 +62,9 @@ def open_click_log(articles: str | Path, impressions: str | Path) -> ClickLog:
     Raises:
         DataError: A set is missing, of the wrong kind, or the two do not belong together.
     """
-    article_set = ShardSet.open(articles, kind="articles")
-    impression_set = ShardSet.open(impressions, kind="impressions")
+    # Columns alone are read, and these are tied to the shards as they were.
+    article_set = ShardSet.open(articles, kind="articles", check_files=False)
+    impression_set = ShardSet.open(impressions, kind="impressions", check_files=False)
     wanted = impression_set.manifest.articles_fingerprint
     if wanted != article_set.fingerprint:
         raise DataError(

@@ -64,7 +64,8 @@ def open_sources(config: TrainConfig) -> Sources:
     data = config.data
     patience = Patience(attempts=data.fetch_attempts)
     cache = CacheSettings(data.cache_dir, int(data.cache_gib * GIB), patience)
-    articles = ShardSet.open(data.articles, cache=cache)
+    # Training reads columns alone, and these are tied to the shards as they were.
+    articles = ShardSet.open(data.articles, cache=cache, check_files=False)
     _check_kind(articles, "articles", "data.articles")
     tokens = TokenColumn.open(articles, config.data.tokens)
     if config.data.clicks is None or config.task.startswith("post_train"):

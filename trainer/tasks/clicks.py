@@ -64,7 +64,11 @@ class ClickData:
         self.empty_slots = empty_slots
         self.signals = signals
         self.order = EpochOrder(
-            clicks.clicks_per_shard, impressions.fingerprint, seed, config.window_shards
+            clicks.clicks_per_shard,
+            impressions.fingerprint,
+            seed,
+            config.window_shards,
+            clicks.units_with(tokens.skipped_rows),
         )
         self.fingerprint = data_fingerprint(clicks=impressions, tokens=tokens.reader)
 

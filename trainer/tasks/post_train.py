@@ -64,7 +64,11 @@ class PostTrainData:
         self.signals = signals
         self.num_articles = articles.num_rows
         counts = np.diff(articles.shard_starts).tolist()
-        self.order = EpochOrder(counts, articles.fingerprint, seed, config.window_shards)
+        self.order = EpochOrder(
+            counts, articles.fingerprint, seed, config.window_shards, tokens.skipped_rows
+        )
+        if config.negatives_from == "window":
+            check_window_negatives(self.order, config.num_negatives)
         if config.negatives_from == "window":
             check_window_negatives(self.order, config.num_negatives)
         self.fingerprint = data_fingerprint(articles=articles, tokens=tokens.reader)
@@ -104,7 +108,14 @@ class PostTrainData:
         if self.config.negatives_from == "window":
             return draw_window_negatives(self.order, self.seed, batch.rows, batch.epochs, count)
         epochs = np.zeros_like(batch.epochs) if self.config.static_negatives else batch.epochs
-        return draw_negatives(self.seed, batch.rows, epochs, self.num_articles, count)
+        return draw_negatives(
+            self.seed,
+            batch.rows,
+            epochs,
+            self.num_articles,
+            count,
+            skipped=self.order.skipped,
+        )
 
 
 class PostTrainTask(nn.Module):

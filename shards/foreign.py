@@ -1,0 +1,220 @@
+"""Making shard sets of WebDataset tars made elsewhere: manifest and indexes beside the tars, or in
+a folder of their own with links to them. The tars are read once and never changed.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from shards.errors import DataError, UsageError
+from shards.fields import ArticleFields
+from shards.files import atomic_file, fsync_folder, temporary_name
+from shards.foreign_scan import ScannedShard, Scanner, Tally
+from shards.index import MEMBER_INDEX_MAGIC
+from shards.layout_guess import guess_layout
+from shards.manifest import (
+    ARTICLES,
+    FOREIGN_FORMAT_VERSION,
+    MANIFEST_NAME,
+    Manifest,
+    check_foreign_name,
+    has_manifest,
+    write_manifest,
+)
+from shards.progress import Progress
+from shards.reader import ShardSet
+from shards.sources import DEFAULT_MAX_REFUSED
+
+REFUSED_NAME = "refused.jsonl"
+_PACKED = {".gz": "gunzip", ".tgz": "gunzip", ".zst": "unzstd", ".xz": "unxz", ".bz2": "bunzip2"}
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def index_tars(
+    inputs: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    members: Mapping[str, str] | None = None,
+    fields: ArticleFields | None = None,
+    max_refused: float = DEFAULT_MAX_REFUSED,
+    force: bool = False,
+) -> ShardSet:
+    """Make an article set of WebDataset tars made elsewhere.
+
+    Args:
+        inputs: A folder of tars, or tars; their names in alphabetical order are the set's order.
+        out: Folder for manifest, indexes and links to the tars; None puts manifest and indexes
+            beside the tars.
+        members: ``json`` or an article field, and the suffix of the members that hold it; guessed
+            where it is empty.
+        fields: Paths of article fields in the JSON members, where they differ from our names.
+        max_refused: Largest share of samples, 0 to 1, that may be refused.
+        force: Replace a set that was indexed there before.
+
+    Raises:
+        UsageError: If an option is wrong.
+        DataError: If there are no tars, they are compressed, there is a set at ``out``, or too many
+            samples are refused.
+        DamageError: If a tar is damaged; the message names the offset.
+    """
+    if not 0 <= max_refused <= 1:
+        raise UsageError(f"--max-refused is {max_refused:g}; expected a share from 0 to 1")
+    tars = find_tars([Path(path) for path in inputs])
+    folder = _folder(tars, None if out is None else Path(out), force)
+    layout = guess_layout(tars, members or {}, fields or ArticleFields())
+    scanner = Scanner(layout)
+    with Progress(sum(tar.stat().st_size for tar in tars), "index", "B") as bar:
+        shards = []
+        for tar in tars:
+            shards.append(scanner.scan(tar))
+            bar.update(shards[-1].info.bytes)
+    scanner.tally.check(max_refused)
+    scanner.decoder.check_all_seen(tars[0].parent.name)
+    try:
+        _publish(folder, shards, scanner, tars if out is not None else [])
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {folder}: {error.strerror or error}; where the tars' folder cannot be"
+            " written, give --out FOLDER"
+        ) from error
+    return ShardSet.open(folder)
+
+
+def find_tars(inputs: Sequence[Path]) -> list[Path]:
+    """Return the tars that are meant, sorted by name.
+
+    Raises:
+        DataError: If there are none, one is compressed, or has a name that a set cannot use.
+    """
+    tars: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            tars += _tars_of(path)
+        elif path.is_file():
+            tars.append(path)
+        else:
+            raise DataError(f"{path} does not exist; expected a folder of tars, or tars")
+    by_name: dict[str, Path] = {}
+    for tar in tars:
+        _check_packed(tar)
+        check_foreign_name(tar)
+        if by_name.setdefault(tar.name, tar) != tar:
+            raise DataError(
+                f"{by_name[tar.name]} and {tar} have the same name, and a set names its shards by"
+                " it; index them into two sets, or rename one"
+            )
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def _tars_of(folder: Path) -> list[Path]:
+    names = {path.name for path in folder.iterdir()}
+    if any(name.startswith(".building-") for name in names):
+        raise DataError(
+            f"{folder} holds what an interrupted `tnr shards build` left; run that again"
+        )
+    tars = [folder / name for name in sorted(names) if name.endswith(".tar") and name[0] != "."]
+    packed = [n for n in sorted(names) if n.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz"))]
+    for name in packed:
+        if name.removesuffix(".tgz").split(".tar")[0] + ".tar" not in names:
+            _check_packed(folder / name)
+    if not tars:
+        raise DataError(
+            f"{folder} is neither a shard set nor a folder of tars: it has no {MANIFEST_NAME} and"
+            " no .tar files"
+        )
+    return tars
+
+
+def _check_packed(path: Path) -> None:
+    with path.open("rb") as file:
+        is_gzip = file.read(2) == _GZIP_MAGIC
+    remedy = _PACKED.get(path.suffix) or ("gunzip" if is_gzip else None)
+    if remedy is None:
+        return
+    command = f"{remedy} {path}"
+    if path.suffix not in _PACKED:
+        command = f"mv {path} {path}.gz && {command}.gz"
+    raise DataError(
+        f"{path} is compressed: nothing in it can be read without what is in front of it, so"
+        f" neither single samples nor a place to resume at; run `{command}` first"
+    )
+
+
+def _folder(tars: Sequence[Path], out: Path | None, force: bool) -> Path:
+    """Return the folder of manifest and indexes, once nothing there is in the way."""
+    parents = {tar.parent.resolve() for tar in tars}
+    folder = out if out is not None else tars[0].parent
+    if out is None:
+        others = {path.name for path in folder.glob("*.tar")} - {tar.name for tar in tars}
+        if len(parents) > 1 or others:
+            raise UsageError(
+                "the tars that are given are not just those of one folder; give --out FOLDER for a"
+                " set of their own"
+            )
+    elif folder.resolve() in parents:
+        raise UsageError(f"--out {out} is the folder of the tars; leave it out to index them there")
+    if has_manifest(folder) and not force:
+        raise DataError(
+            f"{folder} already is a shard set; choose another folder, or give --force to index it"
+            " anew"
+        )
+    for tar in tars:
+        index = folder / f"{tar.stem}.idx"
+        if index.exists() and not _is_ours(index) and not force:
+            raise DataError(
+                f"{index} is there and was not made here; give --out FOLDER to leave it alone, or"
+                " --force to replace it"
+            )
+    return folder
+
+
+def _is_ours(index: Path) -> bool:
+    with index.open("rb") as file:
+        return file.read(len(MEMBER_INDEX_MAGIC)) == MEMBER_INDEX_MAGIC
+
+
+def _publish(
+    folder: Path, shards: Sequence[ScannedShard], scanner: Scanner, linked: Sequence[Path]
+) -> None:
+    """Write everything, the manifest last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Until the new one is there the folder is no shard set.
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    for tar in linked:
+        _link(folder / tar.name, tar.resolve())
+    for shard in shards:
+        with atomic_file(folder / shard.info.index_name) as file:
+            file.write(shard.index)
+    tally = scanner.tally
+    _write_report(folder, tally)
+    manifest = Manifest(
+        kind=ARTICLES,
+        shards=tuple(shard.info for shard in shards),
+        fields=tuple(sorted(tally.fields)),
+        source={"indexed": True},
+        counts=dict(sorted(tally.counts.items())),
+        refused=tally.reasons,
+        format_version=FOREIGN_FORMAT_VERSION,
+        layout=scanner.layout,
+    )
+    write_manifest(folder, manifest)
+
+
+def _link(link: Path, tar: Path) -> None:
+    if link.exists() and not link.is_symlink():
+        raise DataError(f"{link} is in the way: it is no link; choose another --out")
+    temporary = temporary_name(link)
+    temporary.symlink_to(tar)
+    temporary.replace(link)
+    fsync_folder(link.parent)
+
+
+def _write_report(folder: Path, tally: Tally) -> None:
+    path = folder / REFUSED_NAME
+    if not tally.refusals:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_file(path, "w") as file:
+        for refusal in tally.refusals:
+            file.write(json.dumps(asdict(refusal)) + "\n")

@@ -1,0 +1,244 @@
+"""Reading tars made elsewhere once, from end to end, to make their indexes.
+
+A sample that cannot be used is left out of the index, counted by its reason and listed with its tar
+and offset. A tar that is damaged ends the work: what it was before cannot be known.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.errors import DataError
+from shards.fields import RowError
+from shards.index import MemberIndexBuilder
+from shards.layout import ArticleDecoder, Layout, split_name
+from shards.manifest import ShardInfo
+from shards.sources import MAX_ROW_BYTES
+from shards.tar import TarMember, TarWalk
+
+_HOPELESS_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A sample, or a member of one, that was left out."""
+
+    source: str
+    """Name of the tar."""
+    line: int
+    """Number of the sample in its tar, from 1, by first appearance of the keys; 0: no number."""
+    offset: int
+    """Where the data of the member begin."""
+    reason: str
+    excerpt: str
+    """The member's name."""
+
+
+@dataclass
+class Tally:
+    """What was counted and refused over all tars."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    refusals: list[Refusal] = field(default_factory=list)
+    fields: set[str] = field(default_factory=set)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Refused samples by reason, sorted."""
+        return dict(sorted(Counter(refusal.reason for refusal in self.refusals).items()))
+
+    def check(self, max_refused: float) -> None:
+        """Check the share of refused samples.
+
+        Raises:
+            DataError: If too many were refused, or nothing is left.
+        """
+        samples, refused = self.counts["rows"], self.counts["refused"]
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.items())
+        where = ""
+        if self.refusals:
+            first = self.refusals[0]
+            where = f"; the first: {first.source}, offset {first.offset} ({first.excerpt})"
+        if refused > max_refused * samples:
+            raise DataError(
+                f"{refused:,} of {samples:,} samples were refused"
+                f" ({100 * refused / samples:.1f}%, more than --max-refused {max_refused:g}"
+                f" allows): {reasons}{where}"
+            )
+        if samples == refused:
+            raise DataError(f"there are no samples to index: {reasons or 'the tars are empty'}")
+
+
+@dataclass(frozen=True)
+class ScannedShard:
+    """What one tar turned out to be."""
+
+    info: ShardInfo
+    index: bytes
+
+
+class Scanner:
+    """Reads tars one after the other and makes their indexes.
+
+    Args:
+        layout: What is read of each sample.
+
+    Attributes:
+        tally: What was counted so far.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        """Start with no samples; the ids of all samples are held."""
+        self.layout = layout
+        self.tally = Tally()
+        self.decoder = ArticleDecoder(layout)
+        self._members = {member.suffix: n for n, member in enumerate(layout.members)}
+        self._ids: set[str] = set()
+
+    def scan(self, path: Path) -> ScannedShard:
+        """Read one tar.
+
+        Raises:
+            DamageError: If it is damaged; the message names the offset.
+            DataError: If all samples at the beginning of the set are refused.
+        """
+        digest = hashlib.sha256()
+        shard = _ShardScan(self, path.name)
+        with TarWalk(path, digest) as walk:
+            for member in walk:
+                shard.take(walk, member)
+            size = walk.at
+        index = shard.finish()
+        sha256 = hashlib.sha256(index).hexdigest()
+        info = ShardInfo(path.name, shard.accepted, size, digest.hexdigest(), len(index), sha256)
+        return ScannedShard(info, index)
+
+    def new_id(self, sample_id: str) -> bool:
+        """Say whether no sample before has this id, and remember it."""
+        known = len(self._ids)
+        self._ids.add(sample_id)
+        return len(self._ids) > known
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A sample of which not all members have come, or its state once they have."""
+
+    place: int
+    offset: int
+    missing: int
+    reason: str | None = None
+    found: dict[str, str] = field(default_factory=dict)
+
+
+class _ShardScan:
+    """The samples of one tar while it is read."""
+
+    def __init__(self, scanner: Scanner, name: str) -> None:
+        self.scanner = scanner
+        self.name = name
+        self.accepted = 0
+        self._index = MemberIndexBuilder(len(scanner.layout.members))
+        self._pending: dict[str, _Pending] = {}
+        self._done: set[str] = set()
+        self._keep: list[int] = []
+        self._last_key: str | None = None
+
+    def take(self, walk: TarWalk, member: TarMember) -> None:
+        """Take one member."""
+        counts = self.scanner.tally.counts
+        if not member.is_file:
+            counts["no_files"] += 1
+            return
+        try:
+            parts = split_name(member.name.decode("utf-8"))
+        except UnicodeDecodeError:
+            self._refuse(0, member.data_at, "key is not UTF-8", repr(member.name)[2:-1])
+            return
+        if parts is None:
+            counts["other_members"] += 1
+            return
+        key, suffix = parts
+        number = self.scanner._members.get(suffix)
+        if number is None:
+            counts["other_members"] += 1
+            known = self.scanner._members
+            # webdataset, too, ends the key at the first dot, and mixes such samples up.
+            if any(suffix.endswith("." + other) for other in known):
+                self._refuse(0, member.data_at, "dot in key", member.name.decode("utf-8"))
+            return
+        sample = self._sample(key, member.data_at)
+        if sample is None or self._index.record(sample.place, number)[0]:
+            self._refuse(0, member.data_at, "duplicate key", f"{key}.{suffix}")
+            return
+        self._read(walk, member, sample, number)
+        sample.missing -= 1
+        if not sample.missing:
+            self._settle(key, self._pending.pop(key))
+
+    def finish(self) -> bytes:
+        """Settle the samples that lack members, and return the index as it is stored."""
+        for key, sample in self._pending.items():
+            self._settle(key, sample)
+        self._pending.clear()
+        self.scanner.tally.counts["written"] += len(self._keep)
+        self.accepted = len(self._keep)
+        return self._index.to_bytes(sorted(self._keep))
+
+    def _sample(self, key: str, offset: int) -> _Pending | None:
+        """Return the sample that a member belongs to, or None if that one has all it can have."""
+        sample = self._pending.get(key)
+        if sample is not None:
+            if self._last_key != key:
+                self.scanner.tally.counts["interleaved"] += 1
+        elif key in self._done:
+            return None
+        else:
+            place = self._index.start(key.encode("utf-8"))
+            sample = _Pending(place, offset, len(self.scanner.layout.members))
+            self._pending[key] = sample
+        self._last_key = key
+        return sample
+
+    def _read(self, walk: TarWalk, member: TarMember, sample: _Pending, number: int) -> None:
+        if member.size > MAX_ROW_BYTES:
+            sample.reason = sample.reason or "member too long"
+            return
+        data = walk.data()
+        self._index.put(sample.place, number, member.data_at, data)
+        try:
+            found = self.scanner.decoder.fields(number, data)
+        except RowError as error:
+            sample.reason = sample.reason or error.reason
+        else:
+            # Only what is needed to judge the sample is kept.
+            sample.found |= {k: v if k == "id" else k for k, v in found.items()}
+
+    def _settle(self, key: str, sample: _Pending) -> None:
+        """Accept or refuse a sample of which no more members come."""
+        tally = self.scanner.tally
+        self._done.add(key)
+        reason, found = sample.reason, sample.found
+        if reason is None and "title" not in found:
+            reason = "missing title"
+        if reason is None and not self.scanner.new_id(found.get("id", key)):
+            reason = "duplicate id"
+        if reason is not None:
+            self._refuse(sample.place + 1, sample.offset, reason, key)
+            return
+        tally.counts["rows"] += 1
+        self._keep.append(sample.place)
+        tally.fields |= {"id", "title", "body", *found}
+        if "id" not in found:
+            tally.counts["id_from_key"] += 1
+        if "body" not in found:
+            tally.counts["body_from_abstract" if "abstract" in found else "body_empty"] += 1
+
+    def _refuse(self, line: int, offset: int, reason: str, excerpt: str) -> None:
+        tally = self.scanner.tally
+        tally.refusals.append(Refusal(self.name, line, offset, reason, excerpt))
+        tally.counts["rows"] += 1
+        tally.counts["refused"] += 1
+        if tally.counts["rows"] == tally.counts["refused"] == _HOPELESS_SAMPLES:
+            tally.check(0.0)

@@ -1,0 +1,170 @@
+"""How the samples of tars made elsewhere become articles.
+
+Such a set's manifest has a ``layout``: which members of a sample are read, in the order of the
+records of the index, and what each holds: a JSON object (its fields are named by paths, as in
+``tnr shards build``) or the text of one field.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from shards.fields import FIELD_NAMES, ArticleFields, FieldReader, RowError
+
+JSON = "json"
+_BOM = b"\xef\xbb\xbf"
+# As webdataset splits: folders belong to the key, and the first dot of the file name ends it.
+_NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Return (key, suffix) of a member's name as webdataset does, or None where it has none.
+
+    Members that webdataset takes for its own notes (``__meta__/...``) have none either.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None or _META.match(name):
+        return None
+    return match[1], match[2].lower()
+
+
+@dataclass(frozen=True)
+class LayoutMember:
+    """One kind of member that samples have."""
+
+    suffix: str
+    """What comes after the first dot of the file name, in lower case: ``json``, ``title.txt``."""
+    field: str
+    """``json`` for a JSON object, or the article field whose text it is."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is read of each sample."""
+
+    members: tuple[LayoutMember, ...]
+    fields: dict[str, str] = field(default_factory=dict)
+    """Paths of article fields in the JSON object, where they differ from the fields' names."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layout as it is written to the manifest."""
+        return {"members": [vars(member) for member in self.members], "fields": self.fields}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "Layout":
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: If it is of another form.
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError("layout is not an object")
+        members, fields = data.get("members"), data.get("fields", {})
+        if not isinstance(members, Sequence) or isinstance(members, str) or not members:
+            raise ValueError("layout.members is not a list")
+        parsed = []
+        for member in members:
+            if not isinstance(member, Mapping) or set(member) != {"suffix", "field"}:
+                raise ValueError(f"layout.members: {member!r} is not a suffix and a field")
+            suffix, name = member["suffix"], member["field"]
+            if not isinstance(suffix, str) or name not in (JSON, *FIELD_NAMES):
+                raise ValueError(f"layout.members: {member!r} is not a suffix and a field")
+            parsed.append(LayoutMember(suffix, name))
+        for what in ("suffix", "field"):
+            if len({getattr(member, what) for member in parsed}) != len(parsed):
+                raise ValueError(f"layout.members: the same {what} comes twice")
+        if not isinstance(fields, Mapping) or not all(
+            name in FIELD_NAMES and isinstance(path, str) for name, path in fields.items()
+        ):
+            raise ValueError("layout.fields does not name fields of articles")
+        return cls(tuple(parsed), dict(fields))
+
+
+class ArticleDecoder:
+    """Makes articles of the members of samples.
+
+    Raises:
+        UsageError: If a path of the layout's fields cannot be understood.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        """Read the paths."""
+        self.layout = layout
+        self._readers = [
+            FieldReader(ArticleFields(**layout.fields))
+            if member.field == JSON
+            else FieldReader(ArticleFields(), (member.field,))
+            for member in layout.members
+        ]
+
+    def fields(self, member: int, data: bytes) -> dict[str, str]:
+        """Return the article fields that one member holds and that are not empty.
+
+        Raises:
+            RowError: If the member is not UTF-8, not a JSON object, or a field is not text.
+        """
+        if self.layout.members[member].field == JSON:
+            return self._readers[member].read(parse_object(data))
+        try:
+            text = data.removeprefix(_BOM).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RowError("bad UTF-8") from error
+        return self._readers[member].read({self.layout.members[member].field: text})
+
+    def article(self, key: str, contents: Sequence[bytes | None]) -> dict[str, str]:
+        """Return a sample in our form: id, title, body, and what else it has.
+
+        Its id is the field's, or else the key; its body the field's, or else the abstract, or else
+        empty. Where two members hold one field, the later of the layout counts.
+
+        Args:
+            key: The sample's key.
+            contents: The data of each member, None where the sample lacks it.
+
+        Raises:
+            RowError: If a member cannot be read, or there is no title.
+        """
+        found: dict[str, str] = {}
+        for member, data in enumerate(contents):
+            if data is not None:
+                found |= self.fields(member, data)
+        if "title" not in found:
+            raise RowError("missing title")
+        article = {
+            "id": found.get("id", key),
+            "title": found["title"],
+            "body": found.get("body") or found.get("abstract", ""),
+        }
+        return article | {name: text for name, text in found.items() if name not in article}
+
+    def check_all_seen(self, source: str) -> None:
+        """Check, at the end, that every path of the layout led to something in some sample.
+
+        Raises:
+            DataError: If one did not: its name is surely misspelt.
+        """
+        for reader in self._readers:
+            reader.check_all_seen(source)
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object that ``data`` is.
+
+    Raises:
+        RowError: If it is none.
+    """
+    try:
+        record = orjson.loads(data.removeprefix(_BOM))
+    except orjson.JSONDecodeError as error:
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise RowError("bad UTF-8") from error
+        raise RowError("bad JSON") from error
+    if not isinstance(record, dict):
+        raise RowError("not a JSON object")
+    return record

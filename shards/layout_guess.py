@@ -1,0 +1,116 @@
+"""Guessing the layout of tars made elsewhere from their first samples."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from shards.errors import DataError, UsageError
+from shards.fields import FIELD_NAMES, ArticleFields, RowError
+from shards.layout import JSON, Layout, LayoutMember, parse_object, split_name
+from shards.tar import TarWalk
+
+_MEMBERS_LOOKED_AT = 200
+# What others call a field, tried in this order where the JSON has no field of our name.
+_OTHER_NAMES = {
+    "title": ("headline", "heading"),
+    "body": ("text", "content", "article", "body_text"),
+    "id": ("_id", "uuid", "guid"),
+}
+_TEXT_SUFFIXES = ("{}.txt", "{}", "{}.text")
+
+
+def guess_layout(tars: Sequence[Path], members: Mapping[str, str], fields: ArticleFields) -> Layout:
+    """Return the layout of a set, guessed from its first samples where it is not given.
+
+    Args:
+        tars: The tars; the first that is not empty is looked into.
+        members: Given: ``json`` or an article field, and the suffix of the members that hold it.
+        fields: Given: paths of article fields in the JSON object.
+
+    Raises:
+        UsageError: If a member's field is unknown.
+        DataError: If there are no samples, or no title can be found.
+        DamageError: If the tar is damaged at its beginning.
+    """
+    for name in members:
+        if name not in (JSON, *FIELD_NAMES):
+            raise UsageError(
+                f"--member {name}={members[name]}: {name!r} is neither {JSON} nor one of"
+                f" {', '.join(FIELD_NAMES)}"
+            )
+    members = {name: suffix.lower().removeprefix(".") for name, suffix in members.items()}
+    for tar in tars:
+        suffixes, records = _first_samples(tar, members.get(JSON))
+        if suffixes:
+            break
+    else:
+        raise DataError(f"{tars[0]}: there are no samples to index, here or in the other tars")
+    chosen = dict(members) or _guess_members(suffixes, records)
+    given = fields.given()
+    if JSON in chosen:
+        keys = {str(key) for record in records.get(chosen[JSON], ()) for key in record}
+        given = _guess_fields(keys, given, set(chosen)) | given
+    elif given:
+        raise UsageError(
+            f"--{next(iter(given))}-field names a field of JSON members, and {tar.name} is read"
+            " without any; give --member json=SUFFIX"
+        )
+    if "title" not in chosen and JSON not in chosen:
+        found = ", ".join(f".{suffix}" for suffix, _ in suffixes.most_common(8))
+        raise DataError(
+            f"{tar}: cannot tell which member holds the title; its members end in: {found}; give"
+            " --member json=SUFFIX, or --member title=SUFFIX --member body=SUFFIX"
+        )
+    # The JSON first, so that a text of its own counts more than a field.
+    order = [JSON, *FIELD_NAMES]
+    return Layout(
+        tuple(LayoutMember(chosen[name], name) for name in order if name in chosen),
+        given,
+    )
+
+
+def _first_samples(
+    tar: Path, json_suffix: str | None
+) -> tuple[Counter[str], dict[str, list[dict]]]:
+    """Return the suffixes of the first members, and the JSON objects among them by suffix."""
+    suffixes: Counter[str] = Counter()
+    records: dict[str, list[dict]] = {}
+    with TarWalk(tar, hashlib.sha256()) as walk:
+        for number, member in enumerate(walk):
+            if number == _MEMBERS_LOOKED_AT:
+                break
+            parts = split_name(member.name.decode("utf-8", "replace"))
+            if parts is None or not member.is_file:
+                continue
+            suffix = parts[1]
+            suffixes[suffix] += 1
+            if suffix == json_suffix or suffix.split(".")[-1] == "json":
+                try:
+                    records.setdefault(suffix, []).append(parse_object(walk.data()))
+                except RowError:
+                    continue
+    return suffixes, records
+
+
+def _guess_members(suffixes: Counter[str], records: Mapping[str, list]) -> dict[str, str]:
+    chosen = {}
+    if records:
+        chosen[JSON] = JSON if JSON in records else max(records, key=lambda s: suffixes[s])
+    for name in FIELD_NAMES:
+        for pattern in _TEXT_SUFFIXES:
+            if pattern.format(name) in suffixes:
+                chosen[name] = pattern.format(name)
+                break
+    return chosen
+
+
+def _guess_fields(keys: set[str], given: Mapping[str, str], texts: set[str]) -> dict[str, str]:
+    guessed = {}
+    for name, others in _OTHER_NAMES.items():
+        if name in given or name in texts or name in keys:
+            continue
+        found = next((other for other in others if other in keys), None)
+        if found is not None:
+            guessed[name] = found
+    return guessed
