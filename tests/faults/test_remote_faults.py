@@ -340,7 +340,7 @@ def test_training_ends_with_an_error_when_the_server_is_gone(world, tmp_path):
 def test_commands_on_a_url(server, tmp_path, monkeypatch):
     monkeypatch.setenv("TNR_CACHE", str(tmp_path / "cache"))
     url = f"{server.url}/articles"
-    shown = tnr("shards", "show", url, 3)
+    shown = tnr("shards", "show", url, 3, "--no-tokens")
     assert shown.returncode == 0 and json.loads(shown.stdout)["id"] == "N3"
     stats = tnr("shards", "stats", url, "--json")
     assert stats.returncode == 0 and json.loads(stats.stdout)["samples"] == 64
