@@ -69,8 +69,6 @@ class PostTrainData:
         )
         if config.negatives_from == "window":
             check_window_negatives(self.order, config.num_negatives)
-        if config.negatives_from == "window":
-            check_window_negatives(self.order, config.num_negatives)
         self.fingerprint = data_fingerprint(articles=articles, tokens=tokens.reader)
         read = [tokens.reader, *getattr(signals, "columns", [])]
         self.ahead = ReadAhead(self.order, read, config.fetch_ahead)
