@@ -77,6 +77,25 @@ def test_gather_ragged_takes_all_the_first_or_the_last(reader, rows, keep):
 
 
 @settings(deadline=None)
+@given(rows=rows_lists, first=st.none() | st.integers(0, 3))
+def test_a_tensor_that_is_kept_gives_the_same(reader, rows, first):
+    kept = ColumnReader.open(reader.shard_set, "vectors")
+    kept.keep("ids")
+    rows = np.array(rows, dtype=np.int64)
+    for ours, theirs in zip(
+        kept.gather_ragged("ids", rows, first=first),
+        reader.gather_ragged("ids", rows, first=first),
+        strict=True,
+    ):
+        assert ours.dtype == theirs.dtype and ours.tolist() == theirs.tolist()
+    assert kept.lengths("ids", rows).tolist() == reader.lengths("ids", rows).tolist()
+    with pytest.raises(IndexError, match=str(ROWS)):
+        kept.gather_ragged("ids", np.array([ROWS]))
+    with pytest.raises(ColumnError, match="no tensor"):
+        kept.keep("words")
+
+
+@settings(deadline=None)
 @given(rows=rows_lists, width=st.integers(0, 5))
 def test_gather_padded_cuts_and_fills_up(reader, rows, width):
     ids, lengths = reader.gather_padded("ids", np.array(rows, dtype=np.int64), width, -7)

@@ -69,6 +69,8 @@ class PostTrainData:
         )
         if config.negatives_from == "window":
             check_window_negatives(self.order, config.num_negatives)
+        if not config.in_batch_negatives and config.negatives_from == "corpus":
+            tokens.reader.keep("title")
         self.fingerprint = data_fingerprint(articles=articles, tokens=tokens.reader)
         read = [tokens.reader, *getattr(signals, "columns", [])]
         self.ahead = ReadAhead(self.order, read, config.fetch_ahead)
