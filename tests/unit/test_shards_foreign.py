@@ -41,6 +41,7 @@ def test_one_json_member_a_sample(tmp_path):
     assert made.manifest.counts == {"rows": 11, "written": 11}
     assert [tar.read_bytes() for tar in tars] == before
     assert not (made.path / "refused.jsonl").exists()
+    # Our own object, as multiprocessing passes it on; nothing is read from a file.
     assert pickle.loads(pickle.dumps(made)).sample(7) == ROWS[7]
     assert verify_set(made.path).ok
 
