@@ -218,8 +218,15 @@ class RunConfig:
     """Passes over the data, unless ``max_steps`` ends it before."""
     max_steps: int | None = None
     """Optimizer steps at most."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes under autocast and keeps weights and optimizer in fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 compute under autocast and keep weights and optimizer in fp32; fp16 scales the
+    loss, and leaves out the steps whose scaled gradient overflows."""
+    compile: bool = False
+    """Compile the backbone's layers with ``torch.compile`` (dynamic shapes): slower to the first
+    step, faster after it."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each backbone layer and compute the rest again in the backward pass:
+    less memory, about a third more computation, the same gradients."""
     deepspeed: str | None = None
     """DeepSpeed file, by path or by its name in ds_configs (``zero2``); None runs plainly or under
     DDP."""
@@ -227,8 +234,32 @@ class RunConfig:
     """Steps between checkpoints; the last step always makes one."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    keep_every: int | None = None
+    """Checkpoints of the multiples of this stay for good, beside the newest; a multiple of
+    ``checkpoint_every``."""
+    best_metric: str | None = None
+    """The checkpoint that was best by this metric stays, and ``best`` names it: a name of
+    ``metrics.jsonl`` such as ``train/loss``, taken at the last log line before the checkpoint."""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    """Which value of ``best_metric`` is the best."""
+    background_saves: bool = True
+    """Write checkpoints while training goes on; training waits only for the copy of the weights in
+    memory."""
+    not_finite: Literal["stop", "skip", "reload"] = "stop"
+    """What a loss or gradient that is not finite does: end the run; leave the step out; or go back
+    to the last checkpoint and leave out the batch that did it."""
+    not_finite_budget: int = 10
+    """How many steps may be left out, or how often the run may go back, before it ends."""
+    hang_timeout_s: float = 1800.0
+    """A rank that takes longer than this for a step ends the job, with the stacks of every rank in
+    the log."""
     log_every: int = 10
     """Steps between log lines."""
+    profile_steps: tuple[int, ...] = ()
+    """Steps that are recorded by ``torch.profiler``, for TensorBoard's trace viewer."""
+    peak_tflops: float | None = None
+    """Peak of one device in TFLOP/s in the run's precision, for the model FLOPs utilisation; None
+    takes that of well-known GPUs, and leaves the utilisation out elsewhere."""
     copies: CopiesConfig = field(default_factory=CopiesConfig)
     """Which steps become teachers."""
 

@@ -62,6 +62,8 @@ def _check_ranges(config: TrainConfig) -> None:
         "run.micro_batch": (run.micro_batch, 1),
         "run.checkpoint_every": (run.checkpoint_every, 1),
         "run.keep_checkpoints": (run.keep_checkpoints, 1),
+        "run.keep_every": (run.checkpoint_every if run.keep_every is None else run.keep_every, 1),
+        "run.not_finite_budget": (run.not_finite_budget, 0),
         "run.log_every": (run.log_every, 1),
         "run.seed": (run.seed, 0),
         "run.copies.every": (run.copies.every, 1),
@@ -77,6 +79,8 @@ def _check_ranges(config: TrainConfig) -> None:
             raise ConfigError(f"{name} is {value}; expected at least {least}")
     above_zero = {
         "run.epochs": run.epochs,
+        "run.hang_timeout_s": run.hang_timeout_s,
+        "run.peak_tflops": 1.0 if run.peak_tflops is None else run.peak_tflops,
         "data.cache_gib": data.cache_gib,
         "loss.temperature": loss.temperature,
         "optimizer.lr": optimizer.lr,

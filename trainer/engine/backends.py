@@ -9,6 +9,7 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,19 @@ from trainer.config.schema import OptimizerConfig
 from trainer.engine.distributed import Distributed
 from trainer.engine.optimizer import fresh_adam_state
 from trainer.engine.step_module import StepModule
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did; the same on every rank."""
+
+    grad_norm: float
+    """Norm of the whole gradient before clipping."""
+    is_applied: bool
+    """Whether the weights were updated: not where the gradient was not finite."""
+    loss_scale: float | None = None
+    """fp16: what the loss was multiplied with. A step of fp16 that is not applied is no fault: the
+    scale was too large, and is lowered."""
 
 
 class Backend(ABC):
@@ -37,12 +51,10 @@ class Backend(ABC):
         """Backward pass of one micro-batch; gradients are averaged over ranks in the last one."""
 
     @abstractmethod
-    def step(self) -> float:
+    def step(self) -> StepResult:
         """Clip, update the weights and drop the gradients.
 
-        Returns:
-            The norm of the whole gradient before clipping, the same on every rank. When it is not
-            finite, the weights may or may not have been updated: the run must stop.
+        A gradient that is not finite leaves weights and optimizer as they were.
         """
 
     @contextlib.contextmanager
@@ -100,7 +112,7 @@ class TorchBackend(Backend):
         """Accelerate divides by the number of micro-batches."""
         self._accelerator.backward(loss)
 
-    def step(self) -> float:
+    def step(self) -> StepResult:
         """See :meth:`Backend.step`."""
         for parameter in self._trainable:
             # ZeRO counts a missing gradient as zero (Adam's moments decay); torch would skip it.
@@ -115,7 +127,7 @@ class TorchBackend(Backend):
                 nn.utils.clip_grads_with_norm_(self._trainable, limit, norm)
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return value
+        return StepResult(value, is_applied=math.isfinite(value))
 
     def full_moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
         """See :meth:`Backend.full_moment`."""
@@ -155,15 +167,16 @@ class DeepSpeedBackend(Backend):
         self._engine.set_gradient_accumulation_boundary(is_boundary=is_last)
         self._engine.backward(loss)
 
-    def step(self) -> float:
+    def step(self) -> StepResult:
         """See :meth:`Backend.step`. ZeRO itself skips an update whose norm is not finite."""
         if self._stage == 0:
             gradients = [p.grad for p in self._trainable if p.grad is not None]
             norm = float(nn.utils.get_total_norm(gradients))
             self._engine.step()
-            return norm
+            return StepResult(norm, is_applied=math.isfinite(norm))
         self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        norm = float(self._engine.get_global_grad_norm())
+        return StepResult(norm, is_applied=math.isfinite(norm))
 
     def full_parameter(self, parameter: nn.Parameter) -> torch.Tensor:
         """See :meth:`Backend.full_parameter`."""

@@ -120,7 +120,7 @@ class Trainer:
                 rates = session.learning_rate.set(step)
                 report = self._forward_backward(session, step, micro_batches)
                 signum = self._agree(step, report, stop)
-                grad_norm = session.backend.step()
+                grad_norm = session.backend.step().grad_norm
                 self._check_gradient(step, grad_norm)
                 session.step, session.position = step, position
                 self._log(step, report, rates, grad_norm)
