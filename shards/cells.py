@@ -7,6 +7,7 @@ of two writers of one cell whose files got mixed, the mixture is seen as uncommi
 again.
 """
 
+import errno
 import hashlib
 import json
 import mmap
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import ColumnError, DamageError
-from shards.files import atomic_file, fsync_folder, write_json_atomic
+from shards.files import allow_many_open_files, atomic_file, fsync_folder, write_json_atomic
 from shards.manifest import ShardInfo
 
 _HEADER_LENGTH = struct.Struct("<Q")
@@ -264,12 +265,17 @@ class Cell:
         header, start = _read_header(self.path)
         if content_of(header) != record.content:
             raise DamageError(f"{self.path} is not the file that its commit record describes")
+        allow_many_open_files()  # a map keeps its file open
         try:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise ColumnError(
+                    f"cannot map {self.path}: this process may not open more files (one a cell); "
+                    "raise the limit (ulimit -n), or build the set with more samples a shard"
+                ) from error
             raise DamageError(f"cannot map {self.path}: {error}") from error
-        self._file_id = self._stat()
         if len(self._map) != record.bytes:
             raise DamageError(
                 f"{self.path} has {len(self._map)} bytes, its commit record says {record.bytes}"
@@ -286,13 +292,6 @@ class Cell:
         count = int(np.prod(place.shape, dtype=np.int64))
         return np.frombuffer(self._map, place.dtype, count, place.begin).reshape(place.shape)
 
-    def _stat(self) -> tuple[int, int, int] | None:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None  # deleted or moved: the mapped data stay as they were
-        return status.st_dev, status.st_ino, status.st_size
-
     def check_not_cut(self) -> None:
         """Notice a file that was shortened in place, before a read of the lost part kills the
         process.
@@ -302,12 +301,10 @@ class Cell:
         Raises:
             DamageError: the mapped file has become shorter.
         """
-        now = self._stat()
-        if now is None or self._file_id is None or now[:2] != self._file_id[:2]:
-            return
-        if now[2] < self.record.bytes:
+        now = self._map.size()  # of the file that was mapped, whatever lies under its name now
+        if now < self.record.bytes:
             raise DamageError(
-                f"{self.path} was cut to {now[2]} bytes while it was being read "
+                f"{self.path} was cut to {now} bytes while it was being read "
                 f"(its commit record says {self.record.bytes})"
             )
 

@@ -148,7 +148,7 @@ def _register_verify(verbs: Any) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from shards.column_reader import verify_column_folders
+    from shards.column_check import verify_column_folders
     from shards.reader import ShardSet
     from shards.verify import verify_set
 

@@ -1,5 +1,9 @@
-"""Reading a column set: gathers of any rows out of memory-mapped cells, without a step of Python a
-row."""
+"""Reading a column set: gathers of any rows out of memory-mapped cells.
+
+Rows that lie together are gathered a cell at a time, without a step of Python a row. Rows from all
+over the set, a few of each cell, are sliced out of the maps one by one, which costs less than a
+NumPy gather for each cell that is touched.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,13 +22,17 @@ from shards.column_info import (
     read_info,
     repair_command,
 )
-from shards.errors import ColumnError, DamageError
+from shards.errors import ColumnError
 from shards.manifest import ShardInfo
 from shards.ragged import offsets_from_lengths, pad, ranges
 from shards.reader import ShardSet
 
 if TYPE_CHECKING:
     from shards.mirror_cells import MirrorCell
+
+
+_FEW_ROWS = 8
+"""Rows a cell below which slices of single rows are cheaper than a gather a cell."""
 
 
 class ColumnReader:
@@ -52,6 +60,7 @@ class ColumnReader:
         self._kept: dict[str, dict[str, np.ndarray]] = {}
         self._names: dict[int, frozenset[str]] = {}
         self._cells: dict[int, Cell | MirrorCell] = {}
+        self._bytes: dict[tuple[int, str], memoryview] = {}
         repair = repair_command(shard_set, self.name)
         if info.made_from.get("shard_set") != shard_set.fingerprint:
             raise ColumnError(
@@ -227,14 +236,10 @@ class ColumnReader:
         once for a ragged tensor that is kept."""
         if not len(rows):
             return
-        if rows.min() < 0 or rows.max() >= self.num_rows:
-            raise IndexError(
-                f"rows lie within {rows.min()} .. {rows.max()}, the set has {self.num_rows}"
-            )
+        shards = self._shards_of(rows)
         if name in self._kept:
             yield self._kept[name], np.arange(len(rows)), rows
             return
-        shards = np.searchsorted(self._starts, rows, side="right") - 1
         order = np.argsort(shards, kind="stable")
         touched, begins = np.unique(shards[order], return_index=True)
         for shard, places in zip(touched, np.split(order, begins[1:]), strict=True):
@@ -251,10 +256,49 @@ class ColumnReader:
         if tensor not in self.tensors:
             self._tensor({}, tensor)
         dtype, shape = self.tensors[tensor]
+        if self._is_scattered(rows):
+            return self._gather_scattered(tensor, rows)
         out = np.empty((len(rows), *shape), dtype=dtype)
         for cell, places, local in self._by_shard(rows):
             out[places] = self._tensor(cell, tensor)[local]
         return out
+
+    def _is_scattered(self, rows: np.ndarray) -> bool:
+        """Whether the rows are few for the cells that they may touch."""
+        return 1 < len(rows) < _FEW_ROWS * len(self._shards)
+
+    def _gather_scattered(self, tensor: str, rows: np.ndarray) -> np.ndarray:
+        """:meth:`gather`, by slices of the cells' bytes."""
+        dtype, shape = self.tensors[tensor]
+        shards = self._shards_of(rows)
+        size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        begins = (rows - self._starts[shards]) * size
+        parts = {shard: self._bytes_of(shard, tensor) for shard in set(shards.tolist())}
+        spans = zip(shards.tolist(), begins.tolist(), (begins + size).tolist(), strict=True)
+        joined = bytearray().join([parts[shard][begin:end] for shard, begin, end in spans])
+        return np.frombuffer(joined, dtype).reshape(len(rows), *shape)
+
+    def _bytes_of(self, shard: int, tensor: str) -> memoryview:
+        """All bytes of one tensor of one cell."""
+        tensors = self.cell(shard)
+        found = self._bytes.get((shard, tensor))
+        if found is None:
+            found = self._tensor(tensors, tensor).data.cast("B")
+            if isinstance(self._cells.get(shard), Cell):  # what lies elsewhere comes and goes
+                self._bytes[shard, tensor] = found
+        return found
+
+    def _shards_of(self, rows: np.ndarray) -> np.ndarray:
+        """The shard of each row, int64[n].
+
+        Raises:
+            IndexError: a row is not within the set.
+        """
+        if rows.min() < 0 or rows.max() >= self.num_rows:
+            raise IndexError(
+                f"rows lie within {rows.min()} .. {rows.max()}, the set has {self.num_rows}"
+            )
+        return np.searchsorted(self._starts, rows, side="right") - 1
 
     def lengths(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Lengths of the rows of a ragged tensor, int64[n]."""
@@ -315,58 +359,3 @@ class ColumnReader:
         lengths = np.diff(offsets)
         width = int(lengths.max(initial=0))
         return pad(values, offsets, width, pad_value), lengths
-
-
-def verify_columns(reader: ColumnReader) -> list[str]:
-    """Read all of a column set and check it against its commit records.
-
-    Returns:
-        One line for every damaged cell, naming file, tensor and remedy; an empty list if all is
-        well. Cells that are not filled (a reader has none) are no damage.
-    """
-    info = ColumnInfo(reader.folder, reader.name, reader.made_from, reader.fingerprint)
-    return _damaged_cells(reader.shard_set, info)
-
-
-def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:
-    """Check every column set beside a shard set, also those that are still being filled.
-
-    Returns:
-        (problems, intact): one line for every damaged cell or unreadable column set, and the names
-        of the folders in which all is well.
-    """
-    problems: list[str] = []
-    intact: list[str] = []
-    folders = sorted(shard_set.columns_dir.iterdir()) if shard_set.columns_dir.is_dir() else []
-    for folder in folders:
-        try:
-            info = read_info(folder)
-        except (ColumnError, DamageError) as error:
-            problems.append(str(error))
-            continue
-        if info.made_from.get("shard_set") != shard_set.fingerprint:
-            problems.append(f"{folder}: made from another version of the set; remove it")
-            continue
-        damaged = _damaged_cells(shard_set, info)
-        problems += damaged
-        if not damaged:
-            intact.append(folder.name)
-    return problems, intact
-
-
-def _damaged_cells(shard_set: ShardSet, info: ColumnInfo) -> list[str]:
-    problems = []
-    for shard in shard_set.manifest.shards:
-        try:
-            cell = open_cell(info.folder, info.fingerprint, shard)
-            damaged = [] if cell is None else cell.damaged_tensors()
-        except DamageError as error:
-            problems.append(str(error))
-            continue
-        if cell is not None and damaged:
-            problems.append(
-                f"{cell.path}: the checksum of {', '.join(damaged)} is not the one of its commit "
-                f"record; delete {cell.path.with_suffix('.json').name} and "
-                f"run `{repair_command(shard_set, info.name)}`"
-            )
-    return problems

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from shards.cells import read_record, write_cell
+from shards.column_check import verify_columns
 from shards.column_info import (
     COLUMN_FILE,
     OFFSETS,
@@ -25,7 +26,7 @@ from shards.column_info import (
     read_info,
     repair_command,
 )
-from shards.column_reader import ColumnReader, verify_columns
+from shards.column_reader import ColumnReader
 from shards.errors import ColumnError
 from shards.files import write_json_atomic
 from shards.ragged import row_of_value

@@ -6,9 +6,11 @@ file, or none, and at worst a temporary file that no reader looks at.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import resource
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,17 @@ from typing import IO, Any
 from shards.errors import DamageError, DataError
 
 _BLOCK_BYTES = 1 << 20
+
+
+@functools.cache
+def allow_many_open_files() -> None:
+    """Raise this process's limit of open files as far as it may: the usual 1,024 are less than the
+    cells of a few teachers over two million articles."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # Refused only where the hard limit is none that the kernel takes; then the soft one stays.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def temporary_name(path: Path) -> Path:

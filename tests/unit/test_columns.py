@@ -60,6 +60,19 @@ def test_gather_takes_any_rows_in_any_order(reader, rows):
         assert vector.tolist() == [row * 10, row * 10 + 1, row * 10 + 2]
 
 
+def test_scattered_rows_are_what_rows_of_whole_cells_are(reader):
+    """A few rows are sliced out one by one, many are gathered a cell at a time."""
+    rng = np.random.default_rng(0)
+    many = rng.integers(0, reader.num_rows, 1000)
+    for tensor in ("vector", "row"):
+        gathered = reader.gather(tensor, many)
+        for part in (many[:1], many[:2], many[:7], many[:0]):
+            few = reader.gather(tensor, part)
+            assert few.dtype == gathered.dtype
+            assert few.flags.writeable
+            np.testing.assert_array_equal(few, gathered[: len(part)])
+
+
 @settings(deadline=None)
 @given(rows=rows_lists, keep=st.integers(0, 5))
 def test_gather_ragged_takes_all_the_first_or_the_last(reader, rows, keep):

@@ -1,0 +1,62 @@
+"""Checking column sets against their commit records, byte by byte."""
+
+from shards.cells import open_cell
+from shards.column_info import ColumnInfo, read_info, repair_command
+from shards.column_reader import ColumnReader
+from shards.errors import ColumnError, DamageError
+from shards.reader import ShardSet
+
+
+def verify_columns(reader: ColumnReader) -> list[str]:
+    """Read all of a column set and check it against its commit records.
+
+    Returns:
+        One line for every damaged cell, naming file, tensor and remedy; an empty list if all is
+        well. Cells that are not filled (a reader has none) are no damage.
+    """
+    info = ColumnInfo(reader.folder, reader.name, reader.made_from, reader.fingerprint)
+    return _damaged_cells(reader.shard_set, info)
+
+
+def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:
+    """Check every column set beside a shard set, also those that are still being filled.
+
+    Returns:
+        (problems, intact): one line for every damaged cell or unreadable column set, and the names
+        of the folders in which all is well.
+    """
+    problems: list[str] = []
+    intact: list[str] = []
+    folders = sorted(shard_set.columns_dir.iterdir()) if shard_set.columns_dir.is_dir() else []
+    for folder in folders:
+        try:
+            info = read_info(folder)
+        except (ColumnError, DamageError) as error:
+            problems.append(str(error))
+            continue
+        if info.made_from.get("shard_set") != shard_set.fingerprint:
+            problems.append(f"{folder}: made from another version of the set; remove it")
+            continue
+        damaged = _damaged_cells(shard_set, info)
+        problems += damaged
+        if not damaged:
+            intact.append(folder.name)
+    return problems, intact
+
+
+def _damaged_cells(shard_set: ShardSet, info: ColumnInfo) -> list[str]:
+    problems = []
+    for shard in shard_set.manifest.shards:
+        try:
+            cell = open_cell(info.folder, info.fingerprint, shard)
+            damaged = [] if cell is None else cell.damaged_tensors()
+        except DamageError as error:
+            problems.append(str(error))
+            continue
+        if cell is not None and damaged:
+            problems.append(
+                f"{cell.path}: the checksum of {', '.join(damaged)} is not the one of its commit "
+                f"record; delete {cell.path.with_suffix('.json').name} and "
+                f"run `{repair_command(shard_set, info.name)}`"
+            )
+    return problems
