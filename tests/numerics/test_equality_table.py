@@ -143,6 +143,9 @@ def settings_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], dic
             "model.user_heads": 2,
             "optimizer.lr": 0.01,
             "optimizer.backbone_lr": 0.001,
+            # Both kinds of Adam; no clipping, which would hide a gradient of the wrong size.
+            "optimizer.amsgrad": row.task.startswith("finetune"),
+            "optimizer.weight_decay": 0.1 if row.task.startswith("finetune") else 0.0,
             "run.dir": str(world.folder / "runs" / row.name),
             "run.deepspeed": deepspeed_file(world.folder, row.mode),
             "run.global_batch": GLOBAL_BATCH,

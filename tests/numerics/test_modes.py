@@ -1,0 +1,157 @@
+"""Precisions, compiled layers and checkpoints mean the same under torch and every ZeRO stage.
+
+One launch of two ranks trains all rows; the runs on one rank are in the tests' own process.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.launch import metrics
+from helpers.modes import deepspeed_file
+from helpers.process import torchrun
+from helpers.train_rows import train
+from helpers.world import TINY_MODEL, make_world
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parents[1] / "helpers" / "train_rows.py"
+PRECISIONS = ("bf16", "fp16")
+SPREAD = ("torch", "zero0", "zero2", "zero3", "zero2_offload")
+COMPILED = ("torch", "zero0", "zero1", "zero2")
+LEGS = {
+    "zero2": 4,
+    "zero1_offload": 7,
+    "zero2_offload": 10,
+    "zero3_offload": 13,
+    "zero3": 15,
+    "torch": 17,
+}
+"""Modes that a run goes through on two ranks, and the steps they take it to."""
+FIRST_LEG, STEPS = 2, 20
+
+Settings = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    world = make_world(tmp_path_factory.mktemp("modes"), num_articles=60)
+
+    def make(run: str, mode: str = "torch", **changes: Any) -> dict[str, Any]:
+        dotted = {key.replace("__", "."): value for key, value in changes.items()}
+        return {
+            "task": "post_train",
+            "data.articles": str(world.articles.path),
+            **TINY_MODEL,
+            "model.backbone.hidden_dropout": 0.0,
+            "model.backbone.attention_dropout": 0.0,
+            "model.trainable_layers": 1,
+            "optimizer.lr": 0.01,
+            "optimizer.backbone_lr": 0.001,
+            "optimizer.amsgrad": True,
+            "optimizer.weight_decay": 0.1,
+            "optimizer.max_grad_norm": 0.3,
+            "run.dir": str(world.folder / "runs" / run),
+            "run.deepspeed": deepspeed_file(world.folder, mode),
+            "run.micro_batch": 4,
+            "run.max_steps": STEPS,
+            "run.epochs": 100.0,
+            "run.log_every": 1,
+            "run.checkpoint_every": 100,
+            "run.copies.rule": "none",
+            **dotted,
+        }
+
+    return make
+
+
+def rows_on_two_ranks(settings: Settings) -> dict[str, dict[str, Any]]:
+    rows = {
+        f"{precision}-{mode}": settings(f"{precision}-{mode}", mode, run__precision=precision)
+        for precision in PRECISIONS
+        for mode in SPREAD
+    }
+    rows |= {
+        f"leg-{mode}": settings("legs", mode, run__max_steps=steps) for mode, steps in LEGS.items()
+    }
+    # One micro-batch a rank, and checkpointed layers in half of them.
+    return rows | {
+        f"compiled-{mode}": settings(
+            f"compiled-{mode}",
+            mode,
+            run__compile=True,
+            run__activation_checkpointing=mode in ("zero0", "zero2"),
+            run__max_steps=5,
+        )
+        for mode in COMPILED
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs on one rank without DeepSpeed, in fp32 and in the other precisions."""
+    out = tmp_path_factory.mktemp("alone")
+    runs = {}
+    for precision in ("fp32", *PRECISIONS):
+        row = settings(f"alone-{precision}", run__precision=precision)
+        train(precision, row, out)
+        runs[precision] = Path(row["run.dir"])
+    return runs
+
+
+@pytest.fixture(scope="module")
+def together(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of all runs on two ranks."""
+    out = tmp_path_factory.mktemp("together")
+    train("first leg", settings("legs", run__max_steps=FIRST_LEG), out)
+    rows = rows_on_two_ranks(settings)
+    (out / "spec.json").write_text(json.dumps({"out": str(out), "rows": rows}))
+    done = torchrun([str(SCRIPT), str(out / "spec.json")], processes=2, timeout=400)
+    said = "\n".join(path.read_text() for path in out.glob("*.error"))
+    assert done.returncode == 0, said or done.stderr[-3000:]
+    return {name: Path(row["run.dir"]) for name, row in rows.items()}
+
+
+@pytest.mark.parametrize("mode", SPREAD)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_half_precision_means_the_same_everywhere(alone, together, precision, mode) -> None:
+    """The same micro-batches in the same precision: equal far below the distance to fp32."""
+    run = together[f"{precision}-{mode}"]
+    first, fp32 = metrics(alone[precision])[1], metrics(alone["fp32"])[1]
+    assert first != fp32
+    assert abs(metrics(run)[1] - first) < 0.05 * abs(first - fp32)
+    assert metrics(run) == pytest.approx(metrics(alone[precision]), rel=2e-3)
+    weights = load_file(run / "export" / "model.safetensors")
+    assert {str(value.dtype) for value in weights.values()} == {"torch.float32"}
+    assert (run / "deepspeed.json").exists() == (mode != "torch")
+
+
+def test_checkpoints_go_between_modes_and_numbers_of_ranks(settings, alone, together) -> None:
+    """One rank, six modes on two ranks, and one rank again: the run that was never moved."""
+    run = together["leg-torch"]
+    train("last leg", settings("legs"), run.parent)
+    assert metrics(run) == pytest.approx(metrics(alone["fp32"]), rel=1e-5)
+    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
+    wanted = [(0, 1), *((step, 2) for step in (FIRST_LEG, *list(LEGS.values())[:-1])), (17, 1)]
+    assert [(start["from_step"], start["ranks"]) for start in starts] == wanted
+    moved, stayed = (
+        load_file(folder / "checkpoints" / f"step_{STEPS:08d}" / "optimizer.safetensors")
+        for folder in (run, alone["fp32"])
+    )
+    assert moved.keys() == stayed.keys()
+    assert any(name.endswith("/max_exp_avg_sq") for name in moved)
+    whole = max(value.norm() for value in stayed.values())
+    for name, value in stayed.items():
+        assert (moved[name] - value).norm() <= 1e-3 * value.norm() + 1e-6 * whole, name
+
+
+@pytest.mark.parametrize("mode", COMPILED)
+def test_compiled_layers_train_the_same_under_the_same_names(alone, together, mode) -> None:
+    run = together[f"compiled-{mode}"]
+    plain = {step: loss for step, loss in metrics(alone["fp32"]).items() if step <= 5}
+    assert metrics(run) == pytest.approx(plain, rel=1e-5)
+    for path in ("export/model.safetensors", "checkpoints/step_{}/model.safetensors"):
+        ours = load_file(run / path.format(f"{5:08d}"))
+        wanted = load_file(alone["fp32"] / path.format(f"{STEPS:08d}"))
+        assert ours.keys() == wanted.keys()
