@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,3 +45,18 @@ def run(
         running.communicate()
         raise
     return subprocess.CompletedProcess(command, running.returncode, out, err)
+
+
+def torchrun(
+    words: Sequence[str], *, processes: int, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the tests on so many ranks; on one without a launcher.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer than ``timeout`` seconds; it has been killed.
+    """
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(processes)]
+    return run([*command, *words], timeout=timeout)

@@ -53,10 +53,6 @@ def main() -> int:
             task = ToyTask(dropout=spec.get("dropout", 0.0))
             kill = spec.get("kill")
             data = KillingData(kill, **options) if kill else ToyData(**options)
-            if spec.get("model") == "recommender":
-                from helpers.toy_recommender import ClickToyData, make_task
-
-                task, data = make_task(), ClickToyData(config.run.seed)
             Trainer(config, task, data, save_export, distributed).fit()
             if config.run.deepspeed is None:
                 assert "deepspeed" not in sys.modules, "a plain run imported DeepSpeed"

@@ -9,6 +9,8 @@ from trainer.engine import deepspeed_file
 from trainer.engine.deepspeed_file import (
     SET_BY_THE_RUN,
     check_compiler,
+    check_compiler_of_layers,
+    check_partition,
     complete_deepspeed_config,
     deepspeed_file_path,
     read_deepspeed_file,
@@ -36,7 +38,9 @@ def test_every_file_of_the_project_is_explained():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="zero0, zero1, zero2, zero3"):
+    with pytest.raises(
+        ConfigError, match="cpu, zero0, zero1, zero2, zero2_offload, zero3, zero3_offload"
+    ):
         read_deepspeed_file("zero9")
 
 
@@ -63,8 +67,16 @@ def test_a_section_that_is_switched_off_is_no_conflict(tmp_path):
         ({"zero_optimization": {"stage": 4}}, "stage"),
         ({"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}}, "reduce_bucket_size"),
         (
-            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
-            "offload_optimizer",
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer does nothing at stage 0; it needs stage 1 or 2 or 3",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "offload_param does nothing at stage 2; it needs stage 3",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "device is 'nvme'; expected 'cpu' or 'none'",
         ),
     ],
 )
@@ -90,6 +102,45 @@ def test_the_run_completes_the_batch_arithmetic():
     assert complete["train_micro_batch_size_per_gpu"] == 4
     assert complete["gradient_accumulation_steps"] == 3
     assert complete["gradient_clipping"] == 0.0
+
+
+def test_stage_0_is_clipped_by_the_run_and_zero_by_deepspeed():
+    arithmetic = {"micro_batch": 4, "accumulation": 1, "world_size": 1, "max_grad_norm": 0.5}
+    clipping = {
+        stage: complete_deepspeed_config(read_deepspeed_file(f"zero{stage}"), **arithmetic)
+        for stage in range(4)
+    }
+    assert [c["gradient_clipping"] for c in clipping.values()] == [0.0, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("cpu", 2), ("zero2_offload", 2), ("zero3_offload", 3)]
+)
+def test_other_files_of_the_project_pass_on_a_machine_without_gpus(name, stage):
+    content = read_deepspeed_file(name)
+    assert stage_of(content) == stage
+    check_partition(content, world_size=3, has_gpu=False)
+
+
+def test_the_optimizer_stays_the_runs_own_under_offload():
+    arithmetic = {"micro_batch": 4, "accumulation": 1, "world_size": 1, "max_grad_norm": None}
+    complete = complete_deepspeed_config(read_deepspeed_file("zero2_offload"), **arithmetic)
+    assert complete["zero_force_ds_cpu_optimizer"] is False
+
+
+def test_zeropp_is_refused_where_its_ranks_or_kernels_are_missing():
+    content = read_deepspeed_file("zeropp")
+    check_partition(content, world_size=16, has_gpu=True)
+    with pytest.raises(ConfigError, match=r"zero_hpz_partition_size is 8.* 4 ranks"):
+        check_partition(content, world_size=4, has_gpu=True)
+    with pytest.raises(ConfigError, match="zero_quantized_weights needs GPUs"):
+        check_partition(content, world_size=8, has_gpu=False)
+
+
+def test_compiling_layers_without_a_compiler_is_said_before_training(monkeypatch):
+    monkeypatch.setattr(deepspeed_file.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"run\.compile needs a C\+\+ compiler"):
+        check_compiler_of_layers()
 
 
 def test_a_missing_compiler_is_said_before_training(monkeypatch):

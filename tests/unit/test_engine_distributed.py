@@ -120,3 +120,9 @@ def test_rank_leaves_without_teardown_and_with_its_exit_code(tmp_path, in_group)
     done = run([sys.executable, "-c", code], timeout=120, cwd=tmp_path, **variables)
     assert done.returncode == 75, done.stderr
     assert ("torn down" in done.stdout) is not in_group
+
+
+def test_compiled_layers_are_refused_with_zero3(tmp_path):
+    config = config_of(tmp_path, run__compile=True, run__deepspeed="zero3")
+    with pytest.raises(ConfigError, match=r"run\.compile does not go with ZeRO-3"), start(config):
+        pass

@@ -7,6 +7,7 @@ refused, because one of the two places would be silently wrong.
 
 import importlib.resources
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -33,6 +34,12 @@ SET_BY_THE_RUN = {
     "csv_monitor": "run.dir (the run writes its own metrics)",
 }
 """DeepSpeed keys that a file must not set, and the place where a run sets them."""
+
+OFFLOADS = {"offload_optimizer": (1, 2, 3), "offload_param": (3,)}
+"""What can be kept in the memory of the host, and the ZeRO stages that can."""
+
+QUANTISED = ("zero_quantized_weights", "zero_quantized_gradients")
+"""What ZeRO++ sends in 8 or 4 bits."""
 
 
 def deepspeed_file_path(name: str) -> Path:
@@ -61,7 +68,8 @@ def read_deepspeed_file(name: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: It is missing, is not a JSON object, sets something that the run sets (both
-            places are named), leaves a value ``auto``, or asks for offloading.
+            places are named), leaves a value ``auto``, or asks for an offload that its stage does
+            not have.
     """
     path = deepspeed_file_path(name)
     try:
@@ -83,12 +91,7 @@ def read_deepspeed_file(name: str) -> dict[str, Any]:
     zero = content.setdefault("zero_optimization", {"stage": 0})
     if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
         raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3; found {zero!r}")
-    for part in ("offload_optimizer", "offload_param"):
-        if zero.get(part, {}).get("device", "none") != "none":
-            raise ConfigError(
-                f"{path}: zero_optimization.{part} is not supported: it would swap the run's Adam "
-                "for DeepSpeed's own, which has no AMSGrad; remove it, or shard over more processes"
-            )
+    _check_offload(zero, path)
     return content
 
 
@@ -102,21 +105,47 @@ def complete_deepspeed_config(
 ) -> dict[str, Any]:
     """Add to a checked file what the run sets.
 
-    Precision stays fp32 for DeepSpeed in every run: bf16 is autocast inside the task's forward, so
-    that weights, gradients and optimizer are fp32 with and without DeepSpeed.
+    Precision stays fp32 for DeepSpeed in every run: bf16 and fp16 are autocast inside the task's
+    forward, so that weights, gradients and optimizer are fp32 with and without DeepSpeed. The
+    optimizer is the run's own with offloading too. Stage 0 leaves whole gradients, which the run
+    clips itself as it does without DeepSpeed.
     """
+    clipping = 0.0 if stage_of(content) == 0 else max_grad_norm or 0.0
     return content | {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro_batch * accumulation * world_size,
-        "gradient_clipping": max_grad_norm or 0.0,
+        "gradient_clipping": clipping,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
     }
 
 
 def stage_of(content: dict[str, Any]) -> int:
     """ZeRO stage of a DeepSpeed configuration."""
     return int(content["zero_optimization"].get("stage", 0))
+
+
+def check_partition(content: dict[str, Any], *, world_size: int, has_gpu: bool) -> None:
+    """See that the ranks and devices of this run can do what the file asks of ZeRO++.
+
+    Raises:
+        ConfigError: The ranks do not divide into the groups that each keep the weights, or weights
+            or gradients are to be quantised without a GPU.
+    """
+    zero = content["zero_optimization"]
+    group = max(1, int(zero.get("zero_hpz_partition_size", 1)))
+    if world_size % group:
+        raise ConfigError(
+            f"zero_optimization.zero_hpz_partition_size is {group}, but this run has {world_size} "
+            "ranks, which it does not divide; set it to the GPUs of one node in a file of your own"
+        )
+    quantised = [key for key in QUANTISED if zero.get(key)]
+    if quantised and not has_gpu:
+        raise ConfigError(
+            f"zero_optimization.{quantised[0]} needs GPUs: DeepSpeed quantises in CUDA kernels; "
+            "take zero3 here"
+        )
 
 
 def check_compiler() -> None:
@@ -129,13 +158,48 @@ def check_compiler() -> None:
     missing = []
     if shutil.which("ninja") is None and not (Path(sys.executable).parent / "ninja").exists():
         missing.append("ninja (pip install ninja)")
-    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+    if not _has_compiler():
         missing.append("a C++ compiler (g++)")
     if missing:
         raise ConfigError(
             f"run.deepspeed needs {' and '.join(missing)} to build DeepSpeed's communication for "
             "CPUs; install it, or leave run.deepspeed out to train with plain data parallelism"
         )
+
+
+def check_compiler_of_layers() -> None:
+    """See that ``run.compile`` can build its code for CPUs.
+
+    Raises:
+        ConfigError: There is no C++ compiler.
+    """
+    if not _has_compiler():
+        raise ConfigError(
+            "run.compile needs a C++ compiler (g++) on a machine without GPUs; install it, or "
+            "leave run.compile out"
+        )
+
+
+def _has_compiler() -> bool:
+    named = os.environ.get("CXX", "")
+    return any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++", named) if compiler)
+
+
+def _check_offload(zero: dict[str, Any], path: Path) -> None:
+    stage = zero.get("stage", 0)
+    for part, stages in OFFLOADS.items():
+        device = zero.get(part, {}).get("device", "none")
+        if device == "none":
+            continue
+        if device != "cpu":
+            raise ConfigError(
+                f"{path}: zero_optimization.{part}.device is {device!r}; expected 'cpu' or 'none'"
+            )
+        if stage not in stages:
+            raise ConfigError(
+                f"{path}: zero_optimization.{part} does nothing at stage {stage}; it needs stage "
+                f"{' or '.join(map(str, stages))}"
+            )
 
 
 def _refuse_auto(content: dict[str, Any], path: Path, prefix: str = "") -> None:

@@ -20,11 +20,13 @@ from trainer.config.schema import TrainConfig
 from trainer.config.validate import check_batch
 from trainer.engine.deepspeed_file import (
     check_compiler,
+    check_compiler_of_layers,
+    check_partition,
     complete_deepspeed_config,
     read_deepspeed_file,
     stage_of,
 )
-from trainer.errors import TrainingError
+from trainer.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     import torch
@@ -169,11 +171,21 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
         )
     import torch
 
-    if not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if deepspeed is not None:
+        check_partition(deepspeed, world_size=world_size, has_gpu=has_gpu)
+        if config.run.compile and stage_of(deepspeed) == 3:
+            raise ConfigError(
+                "run.compile does not go with ZeRO-3, which gathers and releases the weights of a "
+                "layer part by part around every call of it; leave one of them out, or take zero2"
+            )
+    if not has_gpu:
         _share_cores()
         if deepspeed is not None:
             check_compiler()
             _find_ninja()
+        if config.run.compile:
+            check_compiler_of_layers()
     alone = {} if deepspeed is None or "RANK" in os.environ else _environment_of_one()
     os.environ |= alone
     try:

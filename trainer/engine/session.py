@@ -17,6 +17,7 @@ from trainer.engine.full_model import FullModel
 from trainer.engine.optimizer import LearningRate, build_optimizer, moments_of
 from trainer.engine.run_folder import versions
 from trainer.engine.step_module import RNG_RULE, StepModule
+from trainer.models.execution import prepare_layers
 
 Tensors = dict[str, torch.Tensor]
 
@@ -62,11 +63,14 @@ class Session:
         self._full_model = FullModel(
             model, is_sharded=distributed.zero_stage == 3, is_main=distributed.is_main
         )
+        run = config.run
+        prepare_layers(task, compiled=run.compile, checkpointed=run.activation_checkpointing)
         optimizer = build_optimizer(task, config.optimizer)
         self.learning_rate = LearningRate(optimizer, config.optimizer, steps)
         self.step_module = StepModule(task, config.run.precision, distributed.device.type)
         self.backend = build_backend(self.step_module, optimizer, distributed, config.optimizer)
-        self.backend.create_moments(self.step)
+        kept = {} if checkpoint is None else checkpoint.state.get("backend", {})
+        self.backend.load_state(kept, self.step)
         if checkpoint is not None:
             load_optimizer(checkpoint.folder, self.backend, self._moments)
 
@@ -91,6 +95,7 @@ class Session:
             "config": to_dict(self._config),
             "ranks": self._distributed.world_size,
             "zero_stage": self._distributed.zero_stage,
+            "backend": self.backend.state(),
             "rng": RNG_RULE,
             "versions": versions(),
         }

@@ -120,8 +120,10 @@ class Trainer:
                 rates = session.learning_rate.set(step)
                 report = self._forward_backward(session, step, micro_batches)
                 signum = self._agree(step, report, stop)
-                grad_norm = session.backend.step().grad_norm
-                self._check_gradient(step, grad_norm)
+                result = session.backend.step()
+                grad_norm = result.grad_norm
+                if result.loss_scale is None:
+                    self._check_gradient(step, grad_norm)
                 session.step, session.position = step, position
                 self._log(step, report, rates, grad_norm)
                 if step in self.copy_steps:
