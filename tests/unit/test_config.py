@@ -39,6 +39,16 @@ def test_recipes_follow_the_paper_and_the_preset_the_released_code() -> None:
     assert not released.model.pooling_mask
 
 
+def test_presets_for_cpus_drop_attention_dropout_alone() -> None:
+    plain = load_config("post_train", NEEDED)
+    for name, precision in (("cpu", "fp32"), ("cpu_bf16", "bf16")):
+        config = load_config("post_train", NEEDED, preset=name)
+        assert config.model.backbone.attention_dropout == 0.0
+        assert config.model.backbone.hidden_dropout is plain.model.backbone.hidden_dropout
+        assert config.run.precision == precision
+        assert config.optimizer == plain.optimizer and config.data == plain.data
+
+
 def test_every_setting_of_every_preset_exists() -> None:
     known = set(known_keys())
     for tasks in PRESETS.values():

@@ -31,7 +31,11 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="--section.key value",
         help="settings over the recipe's",
     )
-    parser.add_argument("--preset", help="settings under the overrides: 'released' (released code)")
+    parser.add_argument(
+        "--preset",
+        help="settings under the overrides: 'released' (released code), 'cpu' (faster on a CPU), "
+        "'cpu_bf16' (on one with hardware for bf16)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the resolved run and stop")
     parser.add_argument("--settings", action="store_true", help="list every setting and stop")
     parser.set_defaults(run=run)
