@@ -1,6 +1,7 @@
 """Filling in parts, beside other processes and with interruptions; its sizes, states and
 remains."""
 
+import io
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from trainer.cli.main import main
 from trainer.errors import DataError, ModelError, UsageError
 from trainer.export.folder import load_export
 from trainer.teacher_server import fill as fill_module
+from trainer.teacher_server import ranks
 from trainer.teacher_server import sizes as sizes_module
 from trainer.teacher_server.fill import fill
 from trainer.teacher_server.histories import distinct, holders
@@ -42,6 +44,7 @@ from trainer.teacher_server.sizes import Sizes, bytes_to_write, stored_bytes
 from trainer.teacher_server.status import status
 from trainer.teacher_server.teachers import adopt, open_teachers
 from trainer.teacher_server.verify import verify_lines
+from trainer.teacher_server.watch import CellWork, FillProgress
 
 
 def silent(line: str) -> None:
@@ -371,3 +374,53 @@ def test_out_of_memory_names_the_option(world: TinyWorld, monkeypatch: pytest.Mo
     monkeypatch.setattr(fill_module.TeacherModel, "bodies", too_much)
     with pytest.raises(ModelError, match="--batch-tokens 16384; try 8192"):
         fill(teachers_of(world, 1, 1), request(world, 1), silent)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, (3, 4, 1)),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "2"}, (5, 6, 2)),
+        # A batch script outside srun: there is one process, whatever the job asked for.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_LOCALID": "0"}, (0, 1, 0)),
+    ],
+)
+def test_the_share_of_a_process_is_its_launchers_word(
+    variables: dict[str, str], expected: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    for name in (*names, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    here = ranks.place()
+    assert (here.rank, here.world_size, here.local_rank) == expected
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ranks.pick_device(None, here) == f"cuda:{here.local_rank % 2}"
+    with pytest.raises(UsageError, match="sees 2 GPUs"):
+        ranks.pick_device("cuda:2", here)
+
+
+def test_auto_is_bf16_only_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, expected in (({"avx2"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16")):
+        monkeypatch.setattr(ranks, "_cpu_flags", lambda flags=flags: flags)
+        assert ranks.resolve_compute("auto", "cpu") == expected
+    for major, expected in ((7, "fp32"), (8, "bf16")):
+        capability = (major, 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert ranks.resolve_compute("auto", "cuda:0") == expected
+    assert ranks.resolve_compute("fp32", "cpu") == "fp32"
+
+
+def test_progress_counts_work_and_bytes_and_leaves_out_what_others_did() -> None:
+    shown = FillProgress(1000, 3, 4_000_000, stream=io.StringIO())
+    shown.teacher = "teacher 1 of 2"
+    first, second = CellWork(shown, 400), CellWork(shown, 400)
+    first.add(300)
+    first.add(300)  # more than was reckoned: the cell still counts for what it was
+    first.done(50, 1_500_000)
+    second.drop()
+    line = shown.line(elapsed_s=2.0)
+    assert "teacher 1 of 2, 67% of the work, cell 1 of 2, 1.5 MB of 4.0 MB" in line
+    assert "200 tokens/s, 1 s left" in line and "articles/s" in line

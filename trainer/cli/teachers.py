@@ -172,8 +172,8 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-tokens",
         type=int,
-        default=16384,
-        help="tokens of a forward pass (default %(default)s)",
+        default=None,
+        help="tokens of a forward pass (default 16384 on a GPU, 4096 on a CPU)",
     )
     parser.add_argument(
         "--device",
@@ -194,12 +194,14 @@ def _request(arguments: argparse.Namespace) -> "FillRequest":
 
     if (arguments.clicks is None) == (arguments.stage == 2):
         raise UsageError("--clicks goes with --stage 2, and --stage 2 needs it")
-    batch_tokens = getattr(arguments, "batch_tokens", 16384)
-    if batch_tokens < 1:
-        raise UsageError(f"--batch-tokens is {batch_tokens}; expected at least 1")
     here = ranks.place()
     ranks.share_cores(here)
     device = ranks.pick_device(getattr(arguments, "device", None), here)
+    batch_tokens = getattr(arguments, "batch_tokens", None)
+    if batch_tokens is None:
+        batch_tokens = 4096 if device == "cpu" else 16384  # a CPU's caches hold less
+    if batch_tokens < 1:
+        raise UsageError(f"--batch-tokens is {batch_tokens}; expected at least 1")
     part, parts = parse_part(getattr(arguments, "part", "0/1"))
     return FillRequest(
         # Only its columns are read, and these are tied to the shards as they were.
