@@ -17,10 +17,10 @@ from helpers.tnr import ROOT, tnr
 from helpers.world import TinyWorld, make_world
 
 from shards.clicks import ClickColumn
-from shards.columns import ColumnReader, describe
+from shards.columns import ColumnReader, ColumnWriter, describe
 from shards.files import write_json_atomic
 from trainer.cli.main import main
-from trainer.errors import DataError, ModelError, UsageError
+from trainer.errors import ColumnError, DataError, ModelError, UsageError
 from trainer.export.folder import load_export
 from trainer.teacher_server import fill as fill_module
 from trainer.teacher_server import ranks
@@ -424,3 +424,18 @@ def test_progress_counts_work_and_bytes_and_leaves_out_what_others_did() -> None
     line = shown.line(elapsed_s=2.0)
     assert "teacher 1 of 2, 67% of the work, cell 1 of 2, 1.5 MB of 4.0 MB" in line
     assert "200 tokens/s, 1 s left" in line and "articles/s" in line
+
+
+@pytest.mark.parametrize(("stage", "tensor"), [(1, "body"), (2, "user.values"), (2, "holder")])
+def test_verify_finds_values_that_are_not_the_teachers(
+    world: TinyWorld, stage: int, tensor: str
+) -> None:
+    teachers, asked = teachers_of(world, stage, 1), request(world, stage)
+    fill(teachers, asked, silent)
+    assert all("bytes good" in line for line in verify_lines(teachers, asked, 60))
+    target = targets(load_export(teachers[0]), asked)[-1]
+    cell = {name: np.array(v) for name, v in ColumnReader.open(*target).cell(0).items()}
+    cell[tensor] = cell[tensor][::-1].copy() if tensor != "holder" else np.zeros_like(cell[tensor])
+    ColumnWriter(*target).write(0, cell, replace=True)  # good checksums, wrong rows
+    with pytest.raises(ColumnError, match=r"differs by .* expected at most 2e-03"):
+        list(verify_lines(teachers, asked, 60))
