@@ -15,7 +15,8 @@ from trainer.errors import ColumnError, ModelError
 from trainer.tasks.build import build
 from trainer.teacher_server import fill as fill_module
 from trainer.teacher_server.fill import FillRequest, fill, targets
-from trainer.teacher_server.status import status_lines, verify_lines
+from trainer.teacher_server.status import status_lines
+from trainer.teacher_server.verify import verify_lines
 
 
 def silent(line: str) -> None:

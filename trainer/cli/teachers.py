@@ -1,10 +1,16 @@
-"""``tnr teachers``: fill, look at and check the stored outputs of teachers."""
+"""``tnr teachers``: plan, fill, look at, check and prune the stored outputs of teachers."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.teacher_server.fill import FillRequest
+    from trainer.teacher_server.request import FillRequest
+
+_MODELS_HELP = (
+    "teachers, in order: exported folders, teacher copies, run folders (their export), or a run's "
+    "copies folder (all of them, by step)"
+)
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -18,28 +24,71 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         ),
     )
     verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add_plan(verbs)
+    _add_cache(verbs)
+    _add_status(verbs)
+    _add_verify(verbs)
+    _add_prune(verbs)
+    _add_adopt(verbs)
+
+
+def _add_plan(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    plan = verbs.add_parser(
+        "plan",
+        help="cells, bytes, free disk and hours by a short trial of each teacher; writes nothing",
+    )
+    _add_common(plan)
+    _add_running(plan)
+    plan.add_argument(
+        "--tasks", type=int, default=1, metavar="N", help="tasks that share the cells (--part I/N)"
+    )
+    plan.add_argument(
+        "--trial-s",
+        type=float,
+        default=3.0,
+        help="seconds of encoding for each teacher (default %(default)s)",
+    )
+    _add_json(plan)
+    plan.set_defaults(run=run_plan)
+
+
+def _add_cache(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     cache = verbs.add_parser(
         "cache",
         help="fill the columns of teachers; what is there already is skipped",
+        description=(
+            "Fill the columns of teachers, one teacher in memory at a time. Several processes "
+            "(torchrun, accelerate launch, srun) share the cells, each on a device of its own. "
+            "TERM, INT, USR1 and USR2 end the work at the next batch with exit code 75: what is "
+            "committed stays, and the same command goes on."
+        ),
         epilog=(
             "example: tnr teachers cache --stage 1 --articles data/articles "
-            "--models runs/teacher/copies/step_00000500 runs/teacher/copies/step_00001000"
+            "--models runs/teacher/copies; as an array of 8 (sbatch --array=0-7): "
+            'tnr teachers cache ... --part "$SLURM_ARRAY_TASK_ID/8"'
         ),
     )
     _add_common(cache)
+    _add_running(cache)
     cache.add_argument(
-        "--batch-tokens",
-        type=int,
-        default=16384,
-        help="tokens of a forward pass (default %(default)s)",
-    )
-    cache.add_argument(
-        "--device", default=None, help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)"
+        "--part",
+        default="0/1",
+        metavar="I/N",
+        help="fill the I-th of N parts of the cells, counted from 0 (default: all)",
     )
     cache.set_defaults(run=run_cache)
-    status = verbs.add_parser("status", help="a table of teachers and how far they are filled")
+
+
+def _add_status(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    status = verbs.add_parser(
+        "status", help="a table of teachers and how far they are filled; exit 1 if not complete"
+    )
     _add_common(status)
+    _add_json(status)
     status.set_defaults(run=run_status)
+
+
+def _add_verify(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     verify = verbs.add_parser(
         "verify", help="check stored bytes, and recompute a sample of rows with the live teacher"
     )
@@ -48,6 +97,50 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--rows", type=int, default=64, help="rows to recompute (default %(default)s)"
     )
     verify.set_defaults(run=run_verify)
+
+
+def _add_prune(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    prune = verbs.add_parser(
+        "prune",
+        help="list teachers' columns that nothing named here uses; remove them with --yes",
+        epilog="example: tnr teachers prune data/articles data/train --recipes runs/*/config.json",
+    )
+    prune.add_argument("sets", nargs="+", metavar="SET", help="shard sets to look beside")
+    prune.add_argument(
+        "--keep-models", nargs="+", default=[], metavar="FOLDER", help="teachers to keep"
+    )
+    prune.add_argument(
+        "--recipes",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="recipes or config.json of runs: the teachers that their teachers.models names stay",
+    )
+    prune.add_argument("--yes", action="store_true", help="remove what is listed")
+    prune.set_defaults(run=run_prune)
+
+
+def _add_adopt(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    adopt = verbs.add_parser(
+        "adopt",
+        help="make a stage 1 teacher of a plain Hugging Face encoder: its pooled states",
+        epilog=(
+            "example: tnr teachers adopt sentence-transformers/all-MiniLM-L6-v2 "
+            "--out teachers/minilm --max-body-tokens 256"
+        ),
+    )
+    adopt.add_argument(
+        "encoder", metavar="NAME", help="Hugging Face name on this machine, or folder"
+    )
+    adopt.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
+    adopt.add_argument(
+        "--pooling", choices=("mean", "cls"), default="mean", help="default %(default)s"
+    )
+    for field, tokens in (("title", 24), ("body", 512)):
+        adopt.add_argument(
+            f"--max-{field}-tokens", type=int, default=tokens, help="default %(default)s"
+        )
+    adopt.set_defaults(run=run_adopt)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -61,61 +154,126 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--articles", required=True, metavar="SET", help="article shard set")
     parser.add_argument("--clicks", metavar="SET", help="impression shard set (stage 2)")
-    parser.add_argument(
-        "--models", nargs="+", required=True, metavar="FOLDER", help="exported teachers, in order"
-    )
+    parser.add_argument("--models", nargs="+", required=True, metavar="FOLDER", help=_MODELS_HELP)
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="how values are stored"
     )
     parser.add_argument(
-        "--compute", choices=("fp32", "bf16"), default="fp32", help="precision of the forward pass"
+        "--compute",
+        choices=("auto", "fp32", "bf16"),
+        default="fp32",
+        help="precision of the forward pass (default %(default)s, exact everywhere); auto is bf16 "
+        "where the hardware has it. Columns are known by what it becomes, and students ask for it "
+        "by teachers.compute: name it where machines of several kinds fill one set",
     )
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=None,
+        help="tokens of a forward pass (default 16384 on a GPU, 4096 on a CPU)",
+    )
+    parser.add_argument(
+        "--device",
+        default=None,
+        help="cpu, cuda, cuda:1 ... (default: a GPU for each process if there are any)",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _request(arguments: argparse.Namespace) -> "FillRequest":
-    import torch
-
     from shards.reader import ShardSet
     from trainer.errors import UsageError
-    from trainer.teacher_server.fill import FillRequest
+    from trainer.teacher_server import ranks
+    from trainer.teacher_server.request import FillRequest, parse_part
 
     if (arguments.clicks is None) == (arguments.stage == 2):
         raise UsageError("--clicks goes with --stage 2, and --stage 2 needs it")
-    device = getattr(arguments, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
+    here = ranks.place()
+    ranks.share_cores(here)
+    device = ranks.pick_device(getattr(arguments, "device", None), here)
+    batch_tokens = getattr(arguments, "batch_tokens", None)
+    if batch_tokens is None:
+        batch_tokens = 4096 if device == "cpu" else 16384  # a CPU's caches hold less
+    if batch_tokens < 1:
+        raise UsageError(f"--batch-tokens is {batch_tokens}; expected at least 1")
+    part, parts = parse_part(getattr(arguments, "part", "0/1"))
     return FillRequest(
         # Only its columns are read, and these are tied to the shards as they were.
-        articles=ShardSet.open(arguments.articles, check_files=False),
-        impressions=ShardSet.open(arguments.clicks) if arguments.clicks else None,
+        articles=ShardSet.open(arguments.articles, kind="articles", check_files=False),
+        impressions=ShardSet.open(arguments.clicks, kind="impressions")
+        if arguments.clicks
+        else None,
         dtype=arguments.dtype,
-        compute=arguments.compute,
-        batch_tokens=getattr(arguments, "batch_tokens", 16384),
+        compute=ranks.resolve_compute(arguments.compute, device),
+        batch_tokens=batch_tokens,
         device=device,
+        part=(part * here.world_size + here.rank, parts * here.world_size),
     )
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """Print what filling would take."""
+    import json
+
+    from trainer.errors import UsageError
+    from trainer.teacher_server.planning import plan
+
+    if arguments.tasks < 1:
+        raise UsageError(f"--tasks is {arguments.tasks}; expected at least 1")
+    found = plan(
+        arguments.models,
+        _request(arguments),
+        tasks=arguments.tasks,
+        trial_s=arguments.trial_s,
+    )
+    print(json.dumps(found.as_json(), indent=2) if arguments.json else "\n".join(found.lines()))
+    return 0
 
 
 def run_cache(arguments: argparse.Namespace) -> int:
     """Fill what is missing."""
-    from functools import partial
-
+    from trainer.teacher_server import ranks
     from trainer.teacher_server.fill import fill
+    from trainer.teacher_server.stopping import stop_on_signals
 
     request = _request(arguments)
+    here = ranks.place()
+    prefix = f"[{here.rank}] " if here.world_size > 1 else ""
+
+    def report(line: str) -> None:
+        print(prefix + line, flush=True)
+
     for shard_set in (request.articles, request.impressions):
         if shard_set is not None and shard_set.mirror is not None:
-            print(
+            report(
                 f"columns of {shard_set.mirror.url} that are not there are written to"
                 f" {shard_set.columns_dir}; they stay when the cache makes room"
             )
-    cells = fill(arguments.models, request, partial(print, flush=True))
-    print(f"done: {cells} cells filled, the rest was there")
+    report(f"part {request.part[0]}/{request.part[1]}, {request.compute} on {request.device}")
+    with stop_on_signals() as stop:
+        cells = fill(arguments.models, request, report, stop=stop)
+    report(f"done: {cells} cells filled, the rest was there")
     return 0
 
 
 def run_status(arguments: argparse.Namespace) -> int:
     """Print a line a teacher; exit 1 while something is missing."""
-    from trainer.teacher_server.status import status_lines
+    import json
 
-    lines, complete = status_lines(arguments.models, _request(arguments))
+    from trainer.teacher_server.status import status, status_lines
+
+    request = _request(arguments)
+    if arguments.json:
+        found = status(arguments.models, request)
+        print(json.dumps([column.as_json() for column in found], indent=2))
+        return 0 if all(column.state == "complete" for column in found) else 1
+    lines, complete = status_lines(arguments.models, request)
     print("\n".join(lines))
     return 0 if complete else 1
 
@@ -123,8 +281,55 @@ def run_status(arguments: argparse.Namespace) -> int:
 def run_verify(arguments: argparse.Namespace) -> int:
     """Check bytes and recompute rows; exit 1 on damage or on an error above the stored
     precision."""
-    from trainer.teacher_server.status import verify_lines
+    from trainer.teacher_server.verify import verify_lines
 
     for line in verify_lines(arguments.models, _request(arguments), arguments.rows):
         print(line)
+    return 0
+
+
+def run_prune(arguments: argparse.Namespace) -> int:
+    """List columns that nothing names, and remove them if that is said."""
+    from shards.reader import ShardSet
+    from trainer.errors import UsageError
+    from trainer.teacher_server.prune import remove_folder, teachers_of_recipe, unnamed_columns
+    from trainer.teacher_server.sizes import mb
+    from trainer.teacher_server.teachers import open_teachers
+
+    named = list(arguments.keep_models)
+    for recipe in arguments.recipes:
+        named += teachers_of_recipe(recipe)
+    if not named and (arguments.yes or not (arguments.keep_models or arguments.recipes)):
+        raise UsageError(
+            "nothing is named that should stay: give --keep-models or --recipes with teachers"
+        )
+    kept = [teacher.weights_sha256 for teacher in open_teachers(list(dict.fromkeys(named)))]
+    sets = [ShardSet.open(path, check_files=False) for path in arguments.sets]
+    columns = unnamed_columns(sets, kept)
+    for column in columns:
+        if arguments.yes:
+            remove_folder(column.shard_set, column.info)
+        print(f"{'removed ' if arguments.yes else ''}{column.info.folder}  {mb(column.bytes)}")
+    total = mb(sum(column.bytes for column in columns))
+    hint = "" if arguments.yes or not columns else "; remove them with --yes"
+    print(f"{len(columns)} columns, {total}{hint}")
+    return 0
+
+
+def run_adopt(arguments: argparse.Namespace) -> int:
+    """Write the teacher."""
+    from trainer.teacher_server.teachers import adopt
+
+    made = adopt(
+        arguments.encoder,
+        arguments.out,
+        pooling=arguments.pooling,
+        max_title_tokens=arguments.max_title_tokens,
+        max_body_tokens=arguments.max_body_tokens,
+    )
+    width = made.info["model_settings"]["news_dim"]
+    print(
+        f"{made.folder}: a stage 1 teacher of width {width}; its tokens: "
+        f"tnr shards tokenize SET --tokenizer {made.folder}"
+    )
     return 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +33,7 @@ def encode_articles(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     progress: bool = False,
+    on_batch: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Encode one text field of some articles.
 
@@ -51,6 +52,8 @@ def encode_articles(
         device: Where the batches go.
         precision: ``fp32``, or ``bf16`` for autocast.
         progress: Show a bar or progress lines.
+        on_batch: Called after each batch with the number of its tokens, padding left out; what it
+            raises ends the work.
 
     Returns:
         float32[N, E] on the CPU.
@@ -75,6 +78,8 @@ def encode_articles(
                 vectors_NE = np.empty((len(rows), out_UE.shape[1]), dtype=np.float32)
             vectors_NE[places] = out_UE.float().cpu().numpy()
             bar.update(len(places))
+            if on_batch is not None:
+                on_batch(int(mask_UL.sum()))
     assert vectors_NE is not None
     return vectors_NE
 

@@ -1,171 +1,282 @@
-"""Filling teacher columns: one teacher in memory at a time, one committed cell (teacher, shard)
-after another.
+"""Filling teacher columns: one teacher in memory at a time, one committed cell after another.
 
-A cell that is there already is skipped, so filling again after a kill, or beside another process,
+A cell that is there already is skipped, so filling again after a kill, or beside other processes,
 only does what is missing.
+
+In stage II, users and scores are computed from news vectors in float32. These are kept in a working
+column while a teacher's cells are filled: every process that needs them takes what is there and
+computes what is missing, a cell at a time in an order of its own, and commits it for the others. So
+the news of a corpus is encoded once for all tasks of an array, no task waits for another, and any
+of them may be killed. Whoever finds the teacher complete removes the working column.
 """
 
 import io
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from shards.cells import data_path, open_cell
 from shards.clicks import ClickColumn
-from shards.columns import ColumnWriter
+from shards.columns import ColumnReader, ColumnWriter
 from shards.files import atomic_file
+from shards.ragged import offsets_from_lengths
 from shards.reader import ShardSet
+from trainer.errors import ColumnError, ModelError, StopForRequeue
 from trainer.export.folder import Export, load_export
-from trainer.teacher_server import identity
-from trainer.teacher_server.outputs import TeacherModel
+from trainer.teacher_server.histories import holders
+from trainer.teacher_server.identity import CLICKS, EXACT, NEWS, TEXT, news_identity
+from trainer.teacher_server.outputs import Count, TeacherModel
+from trainer.teacher_server.prune import remove_column
+from trainer.teacher_server.request import (
+    Cell,
+    FillRequest,
+    Target,
+    cells_of_part,
+    list_cells,
+    targets,
+)
 from trainer.teacher_server.signals import EMPTY
+from trainer.teacher_server.sizes import Sizes, bytes_to_write, check_room
+from trainer.teacher_server.stopping import Stop
+from trainer.teacher_server.teachers import open_teachers
+from trainer.teacher_server.watch import CellWork, FillProgress
 
 Report = Callable[[str], None]
+Tensors = dict[str, np.ndarray]
+Writers = Mapping[str, ColumnWriter]
+ShowProgress = Callable[[int, int, int], FillProgress]
 
 
-@dataclass(frozen=True)
-class FillRequest:
-    """What to fill: the same for every teacher."""
-
-    articles: ShardSet
-    impressions: ShardSet | None
-    """Impression set of stage II; None for stage I."""
-    dtype: str = "float16"
-    """``float16`` or ``float32``: how vectors and scores are stored."""
-    compute: str = "fp32"
-    """``fp32`` or ``bf16``: precision of the teacher's forward pass."""
-    batch_tokens: int = 16384
-    """Tokens of a forward pass, padding included."""
-    device: str = "cpu"
-    """Where the teacher runs."""
-
-    @property
-    def stage(self) -> int:
-        """1 or 2."""
-        return 1 if self.impressions is None else 2
-
-
-class Target(NamedTuple):
-    """A column set that a teacher's outputs go to; nothing is made on disk by naming it."""
-
-    shard_set: ShardSet
-    name: str
-    made_from: dict[str, Any]
-
-
-def targets(teacher: Export, request: FillRequest) -> list[Target]:
-    """The column sets of a teacher's outputs, in the order in which they are filled."""
-    articles, impressions = request.articles, request.impressions
-    dtype, compute = request.dtype, request.compute
-    if impressions is None:
-        made_from = identity.text_identity(teacher, articles, dtype, compute)
-        return [Target(articles, identity.TEXT, made_from)]
-    news = identity.news_identity(teacher, articles, dtype, compute)
-    clicks = identity.clicks_identity(teacher, articles, impressions, dtype, compute)
-    return [
-        Target(articles, identity.NEWS, news),
-        Target(impressions, identity.CLICKS, clicks),
-    ]
-
-
-def fill(teachers: Sequence[str | Path], request: FillRequest, report: Report = print) -> int:
-    """Fill the columns of all teachers, one after the other.
+def fill(
+    teachers: Sequence[str | Path],
+    request: FillRequest,
+    report: Report = print,
+    *,
+    stop: Stop | None = None,
+    show: ShowProgress = FillProgress,
+) -> int:
+    """Fill the cells of a part, teacher after teacher.
 
     Args:
-        teachers: Exported models.
-        request: Shard sets and precision.
-        report: Gets one line a cell and one a teacher.
+        teachers: Exported models, or run folders with one.
+        request: Shard sets, precision and part.
+        report: Gets one line a teacher.
+        stop: Asked between batches whether to go on.
+        show: Makes the progress of (work, cells, bytes).
 
     Returns:
         How many cells were computed (not skipped).
 
     Raises:
         ModelError: A teacher is no export, or of the wrong kind for the stage.
+        DataError: The disk has no room for what is missing.
         ColumnError: A teacher gave a value that is not finite; the rows are named.
+        StopForRequeue: The process was asked to stop; what is committed stays.
     """
-    opened = [load_export(teacher) for teacher in teachers]
-    planned = [targets(teacher, request) for teacher in opened]
-    all_writers = [[ColumnWriter(*target) for target in of_one] for of_one in planned]
-    missing = sum(len(writer.missing()) for writers in all_writers for writer in writers)
-    clock = _Clock(missing, report)
-    for number, (teacher, writers) in enumerate(zip(opened, all_writers, strict=True), start=1):
-        left = sum(len(writer.missing()) for writer in writers)
-        report(f"teacher {number} of {len(opened)}: {teacher.folder}, {left} cells to fill")
-        if left:
-            _fill_one(teacher, writers, request, clock)
-    return missing
+    opened = open_teachers(teachers)
+    mine = cells_of_part(list_cells(opened, request), *request.part)
+    sizes = Sizes(request)
+    check_room(bytes_to_write(opened, request, sizes))
+    planned = [{target.name: target for target in targets(one, request)} for one in opened]
+    all_writers = [{name: ColumnWriter(*one[name]) for name in one} for one in planned]
+    todo = [cell for cell in mine if not _is_committed(cell, all_writers)]
+    work = sum(cell.work for cell in todo)
+    size = sum(sizes.of_cell(opened[c.teacher], planned[c.teacher][c.name], c.shard) for c in todo)
+    with show(work, len(todo), size) as progress:
+        run = _Run(request, stop or Stop(), progress)
+        try:
+            for number, (teacher, writers) in enumerate(zip(opened, all_writers, strict=True)):
+                cells = [cell for cell in todo if cell.teacher == number]
+                progress.teacher = f"teacher {number + 1} of {len(opened)}"
+                report(f"{progress.teacher}: {teacher.folder}, {len(cells)} cells to fill")
+                if cells:
+                    _fill_one(teacher, writers, cells, run)
+                _remove_working_column(teacher, writers, request)
+        except StopForRequeue as stopped:
+            left = sum(not _is_committed(cell, all_writers) for cell in mine)
+            raise StopForRequeue(
+                f"{stopped}: {left} of {len(mine)} cells are left; what is committed stays, run "
+                "the same command again to go on"
+            ) from stopped
+    return progress.cells_done
 
 
-def _fill_one(
-    teacher: Export, writers: list[ColumnWriter], request: FillRequest, clock: "_Clock"
-) -> None:
-    model = TeacherModel(
-        teacher,
-        request.articles,
-        device=request.device,
-        compute=request.compute,
-        batch_tokens=request.batch_tokens,
-    )
-    dtype = np.dtype(request.dtype)
-    with torch.inference_mode():
-        if request.impressions is None:
-            _fill_text(model, writers[0], request.articles, dtype, clock)
-        else:
-            news, clicks = writers
-            _fill_news(model, news, request.articles, dtype, clock)
-            if clicks.missing():
-                _fill_clicks(model, clicks, request, dtype, clock)
+def _is_committed(cell: Cell, writers: Sequence[Writers]) -> bool:
+    return writers[cell.teacher][cell.name].is_committed(cell.shard)
 
 
-def _fill_text(
-    model: TeacherModel, writer: ColumnWriter, articles: ShardSet, dtype: np.dtype, clock: "_Clock"
-) -> None:
-    for shard in writer.missing():
-        rows = shard_rows(articles, shard)
-        title, body = model.titles(rows), model.bodies(rows)
-        writer.write(shard, {"title": _cast(title, dtype), "body": _cast(body, dtype)})
-        clock.cell(len(rows), "articles")
+@dataclass
+class _Run:
+    """What all teachers of one call share."""
+
+    request: FillRequest
+    stop: Stop
+    progress: FillProgress
+    _holders: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def clicks(self) -> ClickColumn:
+        assert self.request.impressions is not None
+        return ClickColumn.open(self.request.impressions)
+
+    def holders(self, history_length: int) -> np.ndarray:
+        if history_length not in self._holders:
+            self._holders[history_length] = holders(self.clicks, history_length)
+        return self._holders[history_length]
 
 
-def _fill_news(
-    model: TeacherModel, writer: ColumnWriter, articles: ShardSet, dtype: np.dtype, clock: "_Clock"
-) -> None:
-    if not (writer.folder / EMPTY).is_file():
-        buffer = io.BytesIO()
-        np.save(buffer, _cast(model.empty_title(), dtype), allow_pickle=False)
-        with atomic_file(writer.folder / EMPTY) as file:
-            file.write(buffer.getvalue())
-    for shard in writer.missing():
-        rows = shard_rows(articles, shard)
-        writer.write(shard, {"news": _cast(model.titles(rows), dtype)})
-        clock.cell(len(rows), "articles")
+def _fill_one(teacher: Export, writers: Writers, cells: list[Cell], run: _Run) -> None:
+    """Load a teacher and fill its cells; the teacher is gone when this returns."""
+    request = run.request
+    try:
+        model = TeacherModel(
+            teacher,
+            request.articles,
+            device=request.device,
+            compute=request.compute,
+            batch_tokens=request.batch_tokens,
+        )
+        with torch.inference_mode():
+            _Filler(model, writers, run).fill(cells)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{teacher.folder} on {request.device}: out of memory with --batch-tokens "
+            f"{request.batch_tokens}; try {request.batch_tokens // 2}"
+        ) from error
 
 
-def _fill_clicks(
-    model: TeacherModel,
-    writer: ColumnWriter,
-    request: FillRequest,
-    dtype: np.dtype,
-    clock: "_Clock",
-) -> None:
-    """Users and scores are computed from vectors at full precision, not from the stored ones."""
-    assert request.impressions is not None
-    clicks = ClickColumn.open(request.impressions)
-    news_NE = model.titles(np.arange(request.articles.num_rows))
-    for shard in writer.missing():
-        rows = shard_rows(request.impressions, shard)
-        users, scores, offsets = model.impressions(news_NE, clicks, rows)
-        cell = {
-            "user": _cast(users, dtype),
-            "scores.values": _cast(scores, dtype),
+class _Filler:
+    """One teacher in memory, and the cells that it fills."""
+
+    def __init__(self, model: TeacherModel, writers: Writers, run: _Run) -> None:
+        self.model = model
+        self.writers = writers
+        self.run = run
+        self.request = run.request
+        self.dtype = np.dtype(self.request.dtype)
+        self._news: ColumnReader | None = None
+        self._make = {TEXT: self._text, NEWS: self._news_cell, CLICKS: self._clicks}
+
+    def fill(self, cells: list[Cell]) -> None:
+        """Compute and commit cells one by one; those that are there by then are left out."""
+        for cell in cells:
+            self.run.stop.check()
+            writer, work = self.writers[cell.name], CellWork(self.run.progress, cell.work)
+            tensors = None
+            if not writer.is_committed(cell.shard):
+                tensors = self._make[cell.name](cell.shard, self._counter(work))
+            if tensors is None:
+                work.drop()
+                continue
+            writer.write(cell.shard, tensors)
+            info = writer.shard_set.manifest.shards[cell.shard]
+            size = data_path(writer.folder, info).stat().st_size
+            work.done(0 if cell.name == CLICKS else info.samples, size)
+
+    def _counter(self, work: CellWork) -> Count:
+        def count(units: int) -> None:
+            work.add(units)
+            self.run.stop.check()
+
+        return count
+
+    def _text(self, shard: int, count: Count) -> Tensors:
+        rows = shard_rows(self.request.articles, shard)
+        # Bodies first: a batch that does not fit in memory is among them.
+        body = _cast(self.model.bodies(rows, count), self.dtype)
+        return {"title": _cast(self.model.titles(rows, count), self.dtype), "body": body}
+
+    def _news_cell(self, shard: int, count: Count) -> Tensors:
+        self._write_empty()
+        return {"news": _cast(self._exact_news(shard, count), self.dtype)}
+
+    def _write_empty(self) -> None:
+        path = self.writers[NEWS].folder / EMPTY
+        if not path.is_file():
+            buffer = io.BytesIO()
+            np.save(buffer, _cast(self.model.empty_title(), self.dtype), allow_pickle=False)
+            with atomic_file(path) as file:
+                file.write(buffer.getvalue())
+
+    def _clicks(self, shard: int, count: Count) -> Tensors | None:
+        """None where another process has finished the teacher meanwhile."""
+        assert self.request.impressions is not None
+        if self._news is None:
+            self._news = self._open_news()
+            if self._news is None:
+                return None
+        news = self._news
+        rows = shard_rows(self.request.impressions, shard)
+        users, scores, offsets = self.model.impressions_from(
+            lambda articles: news.gather("news", articles), self.run.clicks, rows, count
+        )
+        holder = self.run.holders(self.model.export.info["history_length"])[rows]
+        holds = holder == rows
+        return {
+            "holder": holder,
+            "user.values": _cast(users[holds], self.dtype),
+            "user.offsets": offsets_from_lengths(holds.astype(np.int64)),
+            "scores.values": _cast(scores, self.dtype),
             "scores.offsets": offsets,
         }
-        writer.write(shard, cell)
-        clock.cell(len(rows), "impressions")
+
+    @cached_property
+    def _exact(self) -> ColumnWriter:
+        """News vectors in float32: the stored column itself, or the working column."""
+        if self.request.dtype == "float32":
+            return self.writers[NEWS]
+        return ColumnWriter(*_working_column(self.model.export, self.request))
+
+    def _exact_news(self, shard: int, count: Count) -> np.ndarray:
+        """News vectors of a shard, float32[n, E], read or else computed and committed."""
+        writer, info = self._exact, self.request.articles.manifest.shards[shard]
+        cell = open_cell(writer.folder, writer.info.fingerprint, info)
+        if cell is not None:
+            return cell.tensors["news"]
+        vectors = self.model.titles(shard_rows(self.request.articles, shard), count)
+        writer.write(shard, {"news": vectors})
+        return vectors
+
+    def _open_news(self) -> ColumnReader | None:
+        """News vectors of all articles in float32; None where another process has finished the
+        teacher, and the working column is gone."""
+        writer = self._exact
+        while True:
+            missing = writer.missing()
+            if missing and not self.writers[CLICKS].missing():
+                return None
+            order = np.random.default_rng(self.request.part).permutation(len(missing))
+            for shard in (missing[place] for place in order):
+                if not writer.is_committed(shard):
+                    if self.request.dtype == "float32":
+                        self._write_empty()
+                    self._exact_news(shard, lambda units: self.run.stop.check())
+            try:
+                reader = ColumnReader.open(
+                    self.request.articles, writer.info.name, writer.info.made_from
+                )
+                for shard in range(self.request.articles.num_shards):
+                    reader.cell(shard)  # a mapped file stays readable when it is removed
+                return reader
+            except ColumnError:
+                if not writer.missing():
+                    raise
+
+
+def _working_column(teacher: Export, request: FillRequest) -> Target:
+    made_from = news_identity(teacher, request.articles, "float32", request.compute)
+    return Target(request.articles, EXACT, made_from)
+
+
+def _remove_working_column(teacher: Export, writers: Writers, request: FillRequest) -> None:
+    """Remove the working column of a teacher all of whose cells are there, whoever filled them."""
+    if request.impressions is None or any(writer.missing() for writer in writers.values()):
+        return
+    remove_column(*_working_column(teacher, request))
 
 
 def shard_rows(shard_set: ShardSet, shard: int) -> np.ndarray:
@@ -179,22 +290,4 @@ def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return np.ascontiguousarray(array, dtype=dtype)
 
 
-class _Clock:
-    """One line a committed cell: how many are done, how fast, and how long the rest will take."""
-
-    def __init__(self, cells: int, report: Report) -> None:
-        self.cells = cells
-        self.report = report
-        self.done = 0
-        self.start = self.last = time.monotonic()
-
-    def cell(self, rows: int, unit: str) -> None:
-        now = time.monotonic()
-        self.done += 1
-        rate = rows / max(now - self.last, 1e-9)
-        left = (now - self.start) / self.done * (self.cells - self.done)
-        self.last = now
-        self.report(
-            f"  cell {self.done} of {self.cells}: {rows} {unit}, {rate:,.0f} {unit}/s, "
-            f"{left:.0f} s left"
-        )
+__all__ = ["FillRequest", "Target", "fill", "load_export", "shard_rows", "targets"]

@@ -2,8 +2,8 @@
 field.
 
 Stage I (``text``): title and body vectors of every article, by a post-trained news encoder.
-Stage II (``news``, ``clicks``): title vectors of every article, and of every impression the user
-vector and the score of each candidate, by a finetuned recommender.
+Stage II (``news``, ``clicks``): title vectors of every article, one user vector for every distinct
+history of the log, and the score of each candidate of every impression, by a finetuned recommender.
 """
 
 from typing import Any
@@ -13,9 +13,13 @@ from trainer.errors import ModelError
 from trainer.export.folder import Export
 
 FORMAT = 1
+CLICKS_FORMAT = 2
+"""Of columns over impressions: since 2, impressions with one history share its user vector."""
 TEXT = "teacher-text"
 NEWS = "teacher-news"
 CLICKS = "teacher-clicks"
+EXACT = "teacher-news-exact"
+"""Working column: news vectors in float32, there while a teacher's stage II cells are filled."""
 
 
 def teacher_identity(teacher: Export) -> dict[str, Any]:
@@ -75,6 +79,7 @@ def clicks_identity(
         ModelError: The teacher has no user encoder.
     """
     return news_identity(teacher, articles, dtype, compute) | {
+        "format": CLICKS_FORMAT,
         "impressions": impressions.fingerprint,
         "history_length": teacher.info["history_length"],
     }

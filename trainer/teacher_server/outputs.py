@@ -1,4 +1,9 @@
-"""One teacher in memory, and what it says about articles and impressions."""
+"""One teacher in memory, and what it says about articles and impressions.
+
+Legend: B impressions, D distinct histories, H history slots, K candidates, E news width.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -6,10 +11,18 @@ from torch import nn
 
 from shards.clicks import ClickColumn
 from shards.reader import ShardSet
-from trainer.evaluate.encode import encode_articles
-from trainer.evaluate.scoring import score_impressions
+from trainer.evaluate.encode import encode_articles, inference
 from trainer.export.folder import Export
 from trainer.models import Recommender
+from trainer.teacher_server.histories import distinct
+
+Count = Callable[[int], None]
+"""Told how many tokens or impressions are done after each batch; what it raises ends the work."""
+
+NewsVectors = Callable[[np.ndarray], np.ndarray]
+"""float32[k, E] vectors of article rows int64[k]."""
+
+_BATCH_IMPRESSIONS = 512
 
 
 class TeacherModel:
@@ -37,13 +50,13 @@ class TeacherModel:
         """Width of its vectors."""
         return int(self.model.config.news_dim)
 
-    def titles(self, rows: np.ndarray) -> np.ndarray:
+    def titles(self, rows: np.ndarray, count: Count | None = None) -> np.ndarray:
         """Title vectors, float32 [n, E], of article rows."""
-        return self._encode(rows, "title", self.export.info["max_title_tokens"])
+        return self._encode(rows, "title", self.export.info["max_title_tokens"], count)
 
-    def bodies(self, rows: np.ndarray) -> np.ndarray:
+    def bodies(self, rows: np.ndarray, count: Count | None = None) -> np.ndarray:
         """Body vectors, float32 [n, E], of article rows."""
-        return self._encode(rows, "body", self.export.info["max_body_tokens"])
+        return self._encode(rows, "body", self.export.info["max_body_tokens"], count)
 
     def empty_title(self) -> np.ndarray:
         """Vector [E] of a title of padding alone, which the released code reads as a title."""
@@ -56,19 +69,79 @@ class TeacherModel:
     def impressions(
         self, news_NE: np.ndarray, clicks: ClickColumn, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """User vectors [n, E], scores of all candidates [K] and their offsets [n + 1] of
-        impressions."""
-        assert isinstance(self.model, Recommender)
-        return score_impressions(
-            self.model,
-            news_NE,
-            clicks,
-            rows=rows,
-            history_length=self.export.info["history_length"],
-            as_teacher=True,
-        )
+        """User vectors [B, E], scores of all candidates [K] and their offsets [B + 1] of
+        impressions, from an array with the vectors of all articles."""
+        return self.impressions_from(lambda articles: news_NE[articles], clicks, rows)
 
-    def _encode(self, rows: np.ndarray, field: str, max_tokens: int) -> np.ndarray:
+    def impressions_from(
+        self,
+        news: NewsVectors,
+        clicks: ClickColumn,
+        rows: np.ndarray,
+        count: Count | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """User vectors and scores of impressions; every distinct history among them is encoded
+        once.
+
+        Always in fp32, whatever the precision of the news encoder. A model trained with learned
+        padding keeps it, as the released code reads its teachers.
+
+        Args:
+            news: Vectors of articles; asked for those in these impressions alone.
+            clicks: Clicks of the impression set.
+            rows: int64[B] impression rows.
+            count: Told of every batch of impressions.
+
+        Returns:
+            (users float32[B, E], scores float32[K] impression after impression, offsets int64[B +
+            1]).
+        """
+        history_BH, mask_BH = clicks.history(rows, self.export.info["history_length"])
+        candidates_K, offsets = clicks.candidates(rows)
+        named = np.concatenate([history_BH[mask_BH], candidates_K])
+        articles = np.unique(named) if len(named) else np.zeros(1, dtype=np.int64)
+        vectors_AE = torch.from_numpy(np.ascontiguousarray(news(articles), dtype=np.float32))
+        places, which_B = distinct(history_BH)
+        history_DH = np.searchsorted(articles, np.where(mask_BH, history_BH, articles[:1])[places])
+        with inference(self.model):
+            users_DE = self._users(vectors_AE, history_DH, mask_BH[places])
+            users_BE = users_DE[torch.from_numpy(which_B)]
+            scores_K = np.empty(len(candidates_K), dtype=np.float32)
+            within_K = torch.from_numpy(np.searchsorted(articles, candidates_K))
+            for start in range(0, len(rows), _BATCH_IMPRESSIONS):
+                stop = min(start + _BATCH_IMPRESSIONS, len(rows))
+                begin, end = int(offsets[start]), int(offsets[stop])
+                counts = torch.from_numpy(np.diff(offsets[start : stop + 1]))
+                each_KE = users_BE[start:stop].repeat_interleave(counts, dim=0).to(self.device)
+                shown_KE = vectors_AE[within_K[begin:end]].to(self.device)
+                scores = self._recommender.score(shown_KE.unsqueeze(1), each_KE)
+                scores_K[begin:end] = scores[:, 0].cpu().numpy()
+                if count is not None:
+                    count(stop - start)
+        return users_BE.numpy(), scores_K, offsets
+
+    def _users(
+        self, vectors_AE: torch.Tensor, history_DH: np.ndarray, mask_DH: np.ndarray
+    ) -> torch.Tensor:
+        """Vectors [D, E] of users on the CPU, from places of their history among the vectors."""
+        learned = self._recommender.config.history_padding == "learned"
+        users = [torch.zeros(0, vectors_AE.shape[1])]
+        for start in range(0, len(history_DH), _BATCH_IMPRESSIONS):
+            chosen = slice(start, start + _BATCH_IMPRESSIONS)
+            history_DHE = vectors_AE[torch.from_numpy(history_DH[chosen])].to(self.device)
+            mask = torch.from_numpy(mask_DH[chosen]).to(self.device)
+            encoded = self._recommender.encode_users(history_DHE, mask, False if learned else None)
+            users.append(encoded.float().cpu())
+        return torch.cat(users)
+
+    @property
+    def _recommender(self) -> Recommender:
+        assert isinstance(self.model, Recommender)
+        return self.model
+
+    def _encode(
+        self, rows: np.ndarray, field: str, max_tokens: int, count: Count | None
+    ) -> np.ndarray:
         return encode_articles(
             self.model,
             self.tokens,
@@ -79,4 +152,5 @@ class TeacherModel:
             batch_tokens=self.batch_tokens,
             device=self.device,
             precision=self.compute,
+            on_batch=count,
         )

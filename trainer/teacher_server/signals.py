@@ -110,9 +110,19 @@ class StoredClickSignals:
             vectors[is_empty] = self.empty[m]
             values, offsets = clicked.gather_ragged("scores", impressions_B)
             signals[f"teacher.{m}.news"] = vectors
-            signals[f"teacher.{m}.user"] = clicked.gather("user", impressions_B)
+            signals[f"teacher.{m}.user"] = user_vectors(clicked, impressions_B)
             signals[f"teacher.{m}.scores"] = values[offsets[:-1, None] + positions_BC]
         return signals
+
+
+def user_vectors(clicked: ColumnReader, impressions_B: np.ndarray) -> np.ndarray:
+    """User vectors [B, E] of impressions from a ``teacher-clicks`` column.
+
+    Impressions with the same history share one vector, stored with the first of them.
+    """
+    holder_B = clicked.gather("holder", impressions_B)
+    vectors_BE, _ = clicked.gather_ragged("user", holder_B)
+    return vectors_BE
 
 
 def width(column: ColumnReader, tensor: str) -> int:

@@ -1,99 +1,119 @@
-"""Looking at teacher columns: how full they are, and whether they still say what the teacher
-says."""
+"""Looking at teacher columns: how full they are, and what is wrong with those that are not."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
-import torch
-
-from shards.cells import read_record
-from shards.clicks import ClickColumn
-from shards.columns import ColumnReader, describe, verify_columns
+from shards.columns import ColumnInfo, describe, differing_fields, list_columns
 from trainer.errors import ColumnError, DamageError
-from trainer.export.folder import Export, load_export
-from trainer.teacher_server.fill import FillRequest, targets
-from trainer.teacher_server.identity import CLICKS, NEWS
-from trainer.teacher_server.outputs import TeacherModel
+from trainer.export.folder import Export
+from trainer.teacher_server.request import FillRequest, Target, targets
+from trainer.teacher_server.sizes import mb, missing_cells, stored_bytes
+from trainer.teacher_server.teachers import open_teachers
 
-TOLERANCE = {("float16", "fp32"): 2e-3, ("float32", "fp32"): 1e-4}
-"""Largest error of a recomputed value relative to the largest value, by stored type and
-computation.
 
-Batches of another shape round differently, so even float32 is not compared to the bit."""
-TOLERANCE_BF16 = 3e-2
+@dataclass(frozen=True)
+class ColumnState:
+    """One column of one teacher."""
+
+    teacher: str
+    column: str
+    state: str
+    """``complete``, ``partial``, ``empty``, ``damaged`` or ``other settings``."""
+    cells: int
+    total_cells: int
+    rows: int
+    bytes: int
+    dtype: str
+    detail: str
+    """What differs, or what is damaged; empty where nothing is."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """One line of the table."""
+        told = self.state
+        if self.state == "partial":
+            told = f"{self.cells} of {self.total_cells} cells"
+        return (
+            f"{self.teacher[-44:]:<44} {self.column:<15} {self.rows:>11,} {mb(self.bytes):>12} "
+            f"{self.dtype:<8} {told}{': ' if self.detail else ''}{self.detail}"
+        )
+
+
+def status(teachers: Sequence[str], request: FillRequest) -> list[ColumnState]:
+    """The state of every column of every teacher; nothing is made on disk."""
+    return [
+        _state(teacher, target)
+        for teacher in open_teachers(teachers)
+        for target in targets(teacher, request)
+    ]
 
 
 def status_lines(teachers: Sequence[str], request: FillRequest) -> tuple[list[str], bool]:
     """A table of columns by teacher, and whether all of them are complete."""
-    lines = [f"{'teacher':<44} {'column':<16} {'cells':>11} {'MiB':>9}  state"]
-    complete = True
-    for teacher in map(load_export, teachers):
-        for target in targets(teacher, request):
-            info = describe(*target)
-            shards = target.shard_set.manifest.shards
-            total = len(shards)
-            records = [read_record(info.folder, info.fingerprint, shard) for shard in shards]
-            there = total - records.count(None)
-            size = sum(f.stat().st_size for f in info.folder.glob("*")) / 2**20
-            state = "complete" if there == total else ("empty" if there == 0 else "partial")
-            complete &= there == total
-            lines.append(
-                f"{str(teacher.folder)[-44:]:<44} {target.name:<16} {there:>5}/{total:<5} "
-                f"{size:>9.1f}  {state}"
+    found = status(teachers, request)
+    header = f"{'teacher':<44} {'column':<15} {'rows':>11} {'bytes':>12} {'dtype':<8} state"
+    return [header, *map(str, found)], all(column.state == "complete" for column in found)
+
+
+def _state(teacher: Export, target: Target) -> ColumnState:
+    info = describe(*target)
+    total = target.shard_set.num_shards
+    missing = missing_cells(target)
+    there, detail = total - len(missing), ""
+    state = "complete" if not missing else "partial"
+    if missing and there == 0:
+        detail = _other_settings(info, target)
+        state = "other settings" if detail else "empty"
+    damaged = _damage(info, target, missing)
+    if damaged:
+        state, detail = "damaged", damaged
+    sizes = [shard.samples for shard in target.shard_set.manifest.shards]
+    return ColumnState(
+        teacher=str(teacher.folder),
+        column=target.name,
+        state=state,
+        cells=there,
+        total_cells=total,
+        rows=sum(sizes) - sum(sizes[shard] for shard in missing),
+        bytes=stored_bytes(target),
+        dtype=str(target.made_from["dtype"]),
+        detail=detail,
+    )
+
+
+def _other_settings(asked: ColumnInfo, target: Target) -> str:
+    """The fields in which the nearest column of the same teacher differs; empty without one."""
+    weights = "teacher_weights_sha256"
+    same: list[list[str]] = [
+        differing_fields(info.made_from, asked.made_from)
+        for info in list_columns(target.shard_set, target.name)
+        if info.made_from.get(weights) == asked.made_from[weights]
+        and info.fingerprint != asked.fingerprint
+    ]
+    nearest = min(same, key=lambda fields: len(fields), default=[])
+    return "; ".join(nearest)
+
+
+def _damage(info: ColumnInfo, target: Target, missing: list[int]) -> str:
+    """A cell whose files are there but do not fit, or a column.json that was changed."""
+    from shards.cells import data_path, record_path
+    from shards.column_info import read_info
+
+    if not info.folder.is_dir():
+        return ""
+    try:
+        read_info(info.folder)
+    except (ColumnError, DamageError) as error:
+        return str(error)
+    shards = target.shard_set.manifest.shards
+    for shard in (shards[number] for number in missing):
+        if record_path(info.folder, shard).is_file():
+            return (
+                f"{data_path(info.folder, shard).name} is not what its commit record says "
+                "(tnr teachers cache fills it again)"
             )
-    return lines, complete
-
-
-def verify_lines(teachers: Sequence[str], request: FillRequest, rows: int) -> Iterator[str]:
-    """Check checksums, recompute evenly spaced rows, and yield a line a column.
-
-    Raises:
-        DamageError: Stored bytes are damaged.
-        ColumnError: A recomputed value is further off than the stored precision explains.
-    """
-    for teacher in map(load_export, teachers):
-        for target in targets(teacher, request):
-            reader = ColumnReader.open(*target)
-            damaged = verify_columns(reader)
-            if damaged:
-                raise DamageError("; ".join(damaged))
-            error = _recompute(teacher, reader, request, rows)
-            allowed = (
-                TOLERANCE_BF16
-                if request.compute == "bf16"
-                else TOLERANCE[(request.dtype, request.compute)]
-            )
-            if not error <= allowed:
-                raise ColumnError(
-                    f"{reader.folder}: a recomputed value differs by {error:.2e} of the largest, "
-                    f"expected at most {allowed:.0e}; delete the folder and fill it again"
-                )
-            yield f"{teacher.folder} {target.name}: bytes good, largest relative error {error:.1e}"
-
-
-@torch.inference_mode()
-def _recompute(teacher: Export, reader: ColumnReader, request: FillRequest, count: int) -> float:
-    model = TeacherModel(teacher, request.articles, device=request.device, compute=request.compute)
-    num_rows = reader.shard_set.num_rows
-    rows = np.unique(np.linspace(0, num_rows - 1, min(count, num_rows)).astype(np.int64))
-    if reader.name == NEWS:
-        pairs = [(reader.gather("news", rows), model.titles(rows))]
-    elif reader.name == CLICKS:
-        clicks = ClickColumn.open(reader.shard_set)
-        news_NE = model.titles(np.arange(request.articles.num_rows))
-        users, scores, _ = model.impressions(news_NE, clicks, rows)
-        pairs = [
-            (reader.gather("user", rows), users),
-            (reader.gather_ragged("scores", rows)[0], scores),
-        ]
-    else:
-        pairs = [
-            (reader.gather("title", rows), model.titles(rows)),
-            (reader.gather("body", rows), model.bodies(rows)),
-        ]
-    return max(_relative_error(stored, live) for stored, live in pairs)
-
-
-def _relative_error(stored: np.ndarray, live: np.ndarray) -> float:
-    scale = float(np.abs(live).max()) or 1.0
-    return float(np.abs(stored.astype(np.float32) - live).max()) / scale
+    return ""

@@ -1,0 +1,188 @@
+"""What filling will take: cells, bytes, free disk, and hours from a short trial of the real
+teachers."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from shards.progress import format_duration
+from trainer.export.folder import Export
+from trainer.teacher_server.identity import CLICKS, TEXT
+from trainer.teacher_server.outputs import TeacherModel
+from trainer.teacher_server.request import Cell, FillRequest, cells_of_part, list_cells, targets
+from trainer.teacher_server.sizes import (
+    Sizes,
+    bytes_to_write,
+    free_bytes,
+    mb,
+    missing_cells,
+)
+from trainer.teacher_server.teachers import open_teachers
+
+_TRIAL_ROWS = 64
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """What one teacher's missing cells take."""
+
+    teacher: str
+    cells: int
+    missing_cells: int
+    missing_bytes: int
+    missing_tokens: int
+    tokens_per_s: float
+    """Measured on this machine; 0 where nothing is missing."""
+    trial_s: float
+    trial_articles: int
+    hours: float
+
+
+@dataclass(frozen=True)
+class FillPlan:
+    """What filling takes in all, and by task."""
+
+    teachers: list[TeacherPlan]
+    tasks: int
+    task_hours: list[float]
+    """Of each of the N parts."""
+    bytes_to_write: int
+    free_bytes: int
+    device: str
+    compute: str
+    dtype: str
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """A table and a summary."""
+        lines = [f"{'teacher':<44} {'cells':>6} {'to fill':>8} {'bytes':>12} {'time':>14}  trial"]
+        for one in self.teachers:
+            trial = "nothing to fill"
+            if one.missing_cells:
+                trial = (
+                    f"{one.trial_articles} articles in {one.trial_s:.1f} s, "
+                    f"{one.tokens_per_s:,.0f} tokens/s"
+                )
+            lines.append(
+                f"{one.teacher[-44:]:<44} {one.cells:>6} {one.missing_cells:>8} "
+                f"{mb(one.missing_bytes):>12} {format_duration(one.hours * 3600):>14}  {trial}"
+            )
+        total = sum(one.hours for one in self.teachers)
+        longest = max(self.task_hours, default=0.0)
+        return [
+            *lines,
+            f"{mb(self.bytes_to_write)} to write, {mb(self.free_bytes)} free; {self.dtype}, "
+            f"computed in {self.compute} on {self.device}",
+            f"{format_duration(total * 3600)} in all; as {self.tasks} tasks like this process, "
+            f"{format_duration(longest * 3600)} for the longest, and the loading of each teacher",
+        ]
+
+
+def plan(
+    teachers: Sequence[str], request: FillRequest, *, tasks: int = 1, trial_s: float = 3.0
+) -> FillPlan:
+    """Measure each teacher that has something to fill for a few seconds, and reckon the rest.
+
+    Nothing is written. Impressions, a small part of the work, are counted as a token each.
+
+    Args:
+        teachers: As for :func:`trainer.teacher_server.fill.fill`.
+        request: What would be filled.
+        tasks: N of ``--part I/N``.
+        trial_s: Seconds of encoding a teacher, beyond a first batch that warms up.
+    """
+    opened = open_teachers(teachers)
+    cells = list_cells(opened, request)
+    sizes = Sizes(request)
+    missing = {
+        (number, target.name): set(missing_cells(target))
+        for number, teacher in enumerate(opened)
+        for target in targets(teacher, request)
+    }
+    plans, rates = [], []
+    for number, teacher in enumerate(opened):
+        of_one = [cell for cell in cells if cell.teacher == number]
+        todo = [cell for cell in of_one if cell.shard in missing[number, cell.name]]
+        size = sum(
+            int(sizes.of_cells(teacher, target)[sorted(missing[number, target.name])].sum())
+            for target in targets(teacher, request)
+        )
+        rate, articles, elapsed = _trial(teacher, request, trial_s) if todo else (0.0, 0, 0.0)
+        work = sum(cell.work for cell in todo)
+        hours = work / rate / 3600 if todo else 0.0
+        rates.append(rate)
+        plans.append(
+            TeacherPlan(
+                str(teacher.folder),
+                len(of_one),
+                len(todo),
+                size,
+                sum(cell.work for cell in todo if cell.name != CLICKS),
+                rate,
+                elapsed,
+                articles,
+                hours,
+            )
+        )
+    return FillPlan(
+        teachers=plans,
+        tasks=tasks,
+        task_hours=[
+            _hours(cells_of_part(cells, part, tasks), missing, rates) for part in range(tasks)
+        ],
+        bytes_to_write=sum(need.bytes for need in bytes_to_write(opened, request, sizes)),
+        free_bytes=free_bytes(request.articles.columns_dir),
+        device=request.device,
+        compute=request.compute,
+        dtype=request.dtype,
+    )
+
+
+def _hours(
+    cells: list[Cell], missing: dict[tuple[int, str], set[int]], rates: list[float]
+) -> float:
+    todo = (cell for cell in cells if cell.shard in missing[cell.teacher, cell.name])
+    return sum(cell.work / rates[cell.teacher] / 3600 for cell in todo)
+
+
+@torch.inference_mode()
+def _trial(teacher: Export, request: FillRequest, seconds: float) -> tuple[float, int, float]:
+    """(tokens/s, articles, seconds) of encoding rows drawn evenly over the set, the first batch
+    not counted."""
+    model = TeacherModel(
+        teacher,
+        request.articles,
+        device=request.device,
+        compute=request.compute,
+        batch_tokens=request.batch_tokens,
+    )
+    with_bodies = targets(teacher, request)[0].name == TEXT
+    order = np.random.default_rng(0).permutation(request.articles.num_rows)
+    tokens = 0
+
+    def count(units: int) -> None:
+        nonlocal tokens
+        tokens += units
+
+    start, articles, place = 0.0, 0, 0
+    while place == 0 or time.perf_counter() - start < seconds:
+        rows = np.take(order, np.arange(place, place + _TRIAL_ROWS), mode="wrap")
+        model.titles(rows, count)
+        if with_bodies:
+            model.bodies(rows, count)
+        if place == 0:
+            start, tokens = time.perf_counter(), 0
+        else:
+            articles += len(rows)
+        place += _TRIAL_ROWS
+        if place > _TRIAL_ROWS and place >= 4 * len(order):
+            break  # a tiny set: this is measured well enough
+    elapsed = time.perf_counter() - start
+    return max(tokens, 1) / max(elapsed, 1e-9), articles, elapsed

@@ -1,0 +1,104 @@
+"""Which of several processes this one is, and where and in what precision it computes.
+
+Filling needs no collective: a process only has to know its share of the cells. So there is no
+process group that one slow or killed rank could hold up.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process among those that were started together."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    """Among the processes of this machine."""
+    local_world_size: int
+
+
+def place() -> Place:
+    """This process's place: as torchrun and ``accelerate launch`` say it, else as ``srun`` does.
+
+    Inside a batch script, but outside ``srun``, Slurm's number of tasks says nothing about this
+    process; only what a *step* sets is read.
+
+    Raises:
+        UsageError: The variables contradict each other.
+    """
+    if "WORLD_SIZE" in os.environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    elif "SLURM_STEP_NUM_TASKS" in os.environ:
+        # Slurm has given each of its tasks cores of its own; they are not shared once more.
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "")
+    else:
+        return Place(0, 1, 0, 1)
+    rank, world_size, local_rank = (int(os.environ.get(name, "0")) for name in names[:3])
+    if not 0 <= rank < max(world_size, 1):
+        raise UsageError(
+            f"{names[0]} is {rank} and {names[1]} is {world_size}; expected a rank from 0 on, "
+            "below the number of processes"
+        )
+    return Place(rank, world_size, local_rank, int(os.environ.get(names[3], "1")))
+
+
+def pick_device(asked: str | None, here: Place) -> str:
+    """The device of this process: the one asked for, or by Accelerate's own choice.
+
+    Raises:
+        UsageError: There is no such GPU.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if asked is None:
+        # As Accelerate numbers them, without the process group that its PartialState would start.
+        return f"cuda:{here.local_rank % gpus}" if gpus else "cpu"
+    device = torch.device(asked)
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise UsageError(f"--device {asked}: this process sees {gpus} GPUs")
+    return asked
+
+
+def share_cores(here: Place) -> None:
+    """Divide this machine's cores among its processes, unless OMP_NUM_THREADS has a say."""
+    if here.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // here.local_world_size))
+
+
+def resolve_compute(asked: str, device: str) -> str:
+    """``auto`` becomes ``bf16`` where the hardware computes in it, else ``fp32``.
+
+    On GPUs from compute capability 8.0 on; on CPUs with AMX or AVX512-BF16, where bf16 is done in
+    hardware. What it becomes is what columns are known by, so machines of several kinds that fill
+    one column set must be told ``fp32`` or ``bf16``.
+    """
+    if asked != "auto":
+        return asked
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
+    return "bf16" if _cpu_flags() & {"amx_bf16", "avx512_bf16"} else "fp32"
+
+
+def _cpu_flags() -> set[str]:
+    """What the CPU can do, as Linux lists it; nothing where that cannot be read."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    return {
+        word
+        for line in text.splitlines()
+        if line.startswith(("flags", "Features"))
+        for word in line.split()
+    }
