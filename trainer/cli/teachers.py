@@ -65,7 +65,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--models", nargs="+", required=True, metavar="FOLDER", help="exported teachers, in order"
     )
     parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="how values are stored"
+        "--dtype",
+        choices=("float16", "float32", "int8"),
+        default="float16",
+        help="how values are stored; int8 has a scale a vector, and keeps scores in float16",
     )
     parser.add_argument(
         "--compute", choices=("fp32", "bf16"), default="fp32", help="precision of the forward pass"

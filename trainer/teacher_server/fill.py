@@ -23,6 +23,7 @@ from trainer.export.folder import Export, load_export
 from trainer.teacher_server import identity
 from trainer.teacher_server.outputs import TeacherModel
 from trainer.teacher_server.signals import EMPTY
+from trainer.teacher_server.storage import store, store_plain
 
 Report = Callable[[str], None]
 
@@ -35,7 +36,7 @@ class FillRequest:
     impressions: ShardSet | None
     """Impression set of stage II; None for stage I."""
     dtype: str = "float16"
-    """``float16`` or ``float32``: how vectors and scores are stored."""
+    """``float16``, ``float32`` or ``int8``: how vectors and scores are stored."""
     compute: str = "fp32"
     """``fp32`` or ``bf16``: precision of the teacher's forward pass."""
     batch_tokens: int = 16384
@@ -110,7 +111,7 @@ def _fill_one(
         compute=request.compute,
         batch_tokens=request.batch_tokens,
     )
-    dtype = np.dtype(request.dtype)
+    dtype = request.dtype
     with torch.inference_mode():
         if request.impressions is None:
             _fill_text(model, writers[0], request.articles, dtype, clock)
@@ -122,26 +123,26 @@ def _fill_one(
 
 
 def _fill_text(
-    model: TeacherModel, writer: ColumnWriter, articles: ShardSet, dtype: np.dtype, clock: "_Clock"
+    model: TeacherModel, writer: ColumnWriter, articles: ShardSet, dtype: str, clock: "_Clock"
 ) -> None:
     for shard in writer.missing():
         rows = shard_rows(articles, shard)
         title, body = model.titles(rows), model.bodies(rows)
-        writer.write(shard, {"title": _cast(title, dtype), "body": _cast(body, dtype)})
+        writer.write(shard, store("title", title, dtype) | store("body", body, dtype))
         clock.cell(len(rows), "articles")
 
 
 def _fill_news(
-    model: TeacherModel, writer: ColumnWriter, articles: ShardSet, dtype: np.dtype, clock: "_Clock"
+    model: TeacherModel, writer: ColumnWriter, articles: ShardSet, dtype: str, clock: "_Clock"
 ) -> None:
     if not (writer.folder / EMPTY).is_file():
         buffer = io.BytesIO()
-        np.save(buffer, _cast(model.empty_title(), dtype), allow_pickle=False)
+        np.save(buffer, store_plain(model.empty_title(), dtype), allow_pickle=False)
         with atomic_file(writer.folder / EMPTY) as file:
             file.write(buffer.getvalue())
     for shard in writer.missing():
         rows = shard_rows(articles, shard)
-        writer.write(shard, {"news": _cast(model.titles(rows), dtype)})
+        writer.write(shard, store("news", model.titles(rows), dtype))
         clock.cell(len(rows), "articles")
 
 
@@ -149,7 +150,7 @@ def _fill_clicks(
     model: TeacherModel,
     writer: ColumnWriter,
     request: FillRequest,
-    dtype: np.dtype,
+    dtype: str,
     clock: "_Clock",
 ) -> None:
     """Users and scores are computed from vectors at full precision, not from the stored ones."""
@@ -160,8 +161,8 @@ def _fill_clicks(
         rows = shard_rows(request.impressions, shard)
         users, scores, offsets = model.impressions(news_NE, clicks, rows)
         cell = {
-            "user": _cast(users, dtype),
-            "scores.values": _cast(scores, dtype),
+            **store("user", users, dtype),
+            "scores.values": store_plain(scores, dtype),
             "scores.offsets": offsets,
         }
         writer.write(shard, cell)
@@ -171,12 +172,6 @@ def _fill_clicks(
 def shard_rows(shard_set: ShardSet, shard: int) -> np.ndarray:
     """Row numbers of one shard, int64."""
     return np.arange(shard_set.shard_starts[shard], shard_set.shard_starts[shard + 1])
-
-
-def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """To the stored type; what does not fit becomes infinite, which the writer refuses by row."""
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, dtype=dtype)
 
 
 class _Clock:

@@ -14,8 +14,9 @@ from trainer.export.folder import Export, load_export
 from trainer.teacher_server.fill import FillRequest, targets
 from trainer.teacher_server.identity import CLICKS, NEWS
 from trainer.teacher_server.outputs import TeacherModel
+from trainer.teacher_server.storage import gather_vectors
 
-TOLERANCE = {("float16", "fp32"): 2e-3, ("float32", "fp32"): 1e-4}
+TOLERANCE = {("float16", "fp32"): 2e-3, ("float32", "fp32"): 1e-4, ("int8", "fp32"): 1e-2}
 """Largest error of a recomputed value relative to the largest value, by stored type and
 computation.
 
@@ -77,19 +78,19 @@ def _recompute(teacher: Export, reader: ColumnReader, request: FillRequest, coun
     num_rows = reader.shard_set.num_rows
     rows = np.unique(np.linspace(0, num_rows - 1, min(count, num_rows)).astype(np.int64))
     if reader.name == NEWS:
-        pairs = [(reader.gather("news", rows), model.titles(rows))]
+        pairs = [(gather_vectors(reader, "news", rows), model.titles(rows))]
     elif reader.name == CLICKS:
         clicks = ClickColumn.open(reader.shard_set)
         news_NE = model.titles(np.arange(request.articles.num_rows))
         users, scores, _ = model.impressions(news_NE, clicks, rows)
         pairs = [
-            (reader.gather("user", rows), users),
+            (gather_vectors(reader, "user", rows), users),
             (reader.gather_ragged("scores", rows)[0], scores),
         ]
     else:
         pairs = [
-            (reader.gather("title", rows), model.titles(rows)),
-            (reader.gather("body", rows), model.bodies(rows)),
+            (gather_vectors(reader, "title", rows), model.titles(rows)),
+            (gather_vectors(reader, "body", rows), model.bodies(rows)),
         ]
     return max(_relative_error(stored, live) for stored, live in pairs)
 
