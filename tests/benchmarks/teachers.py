@@ -6,10 +6,11 @@ memory; reading.
 
 One step: making the batch (reading what the teachers say, and not ahead of the training as in a
 run), forward, backward, optimizer. A one-layer student, a batch of 32 bodies of up to 512 tokens
-with nine negatives each, titles of up to 24, as the recipe ``post_train_distill`` has it; the step
-without teachers is that of the same student and data. The variants take turns, and every round
-gives one ratio. Encoder: all-MiniLM-L6-v2 of ``TNR_TEST_ENCODERS``, or a random one of its size.
-Needs two quiet cores and about 8 GiB.
+with nine negatives each, titles of up to 24, as the recipe ``post_train_distill`` has it, without
+dropout of attention weights (which makes long texts twice as slow on a CPU); the step without
+teachers is that of the same student and data. The variants take turns, and every round gives one
+ratio. Encoder: all-MiniLM-L6-v2 of ``TNR_TEST_ENCODERS``, or a random one of its size. Needs two
+quiet cores and about 8 GiB.
 """
 
 import argparse
@@ -63,7 +64,7 @@ class Student:
     ) -> None:
         words = settings(articles, run, backbone, 1)
         words += ["--optimizer.lr", "1e-5", "--optimizer.backbone_lr", "1e-6"]
-        words += ["--model.trainable_layers", "2"]
+        words += ["--model.trainable_layers", "2", "--model.backbone.attention_dropout", "0"]
         task = "post_train"
         if teachers:
             task = "post_train_distill"
@@ -98,10 +99,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def steps(students: dict[str, Student], rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of every student, in turns; live teachers take one step a round, others two.
-
-    All read the same batches in the same rounds.
-    """
+    """Seconds a step of every student, in turns; all read the same batches in the same rounds."""
     for student in students.values():
         student.step()
     times: dict[str, list[float]] = {name: [] for name in students}
@@ -155,7 +153,7 @@ def memory_of_this_process(small: str, large: str, run: str, backbone: str, teac
     rng = np.random.default_rng(2)
     for _ in range(4):
         student.step()
-        for _ in range(25 if signals else 0):
+        for _ in range(2 if signals else 0):
             titles = rng.integers(0, huge.num_rows, BATCH * (1 + NEGATIVES))
             signals.read({"title": titles, "body": titles[:BATCH]})
     status = Path("/proc/self/status").read_text().splitlines()
@@ -216,8 +214,16 @@ def measure(folder: Path, backbone: str | None, options: argparse.Namespace) -> 
         name = f"M = {count} stored"
         students[name] = Student(articles, folder / "run", backbone, teachers[:count])
     students[f"M = {LIVE} live"] = Student(articles, folder / "run", backbone, live, "live")
-    times = steps(students, options.rounds)
-    print(f"a step of {BATCH} samples, medians of {options.rounds} in turns (extremes)")
+    report(steps(students, options.rounds), cache_s, options.rounds)
+    del students
+    large = large_set(folder / "large", options.large, teachers, WIDTH)
+    reading(large, teachers[:LIVE], 40)
+    memory(articles.path, large.path, folder / "run", backbone, teachers)
+
+
+def report(times: dict[str, list[float]], cache_s: float, rounds: int) -> None:
+    """Seconds a step, ratios by round, and after how many epochs caching has paid for itself."""
+    print(f"a step of {BATCH} samples, medians of {rounds} in turns (extremes)")
     base = times["no teacher"]
     for name, of in times.items():
         ratios = [own / none for own, none in zip(of, base, strict=True)]
@@ -231,10 +237,6 @@ def measure(folder: Path, backbone: str | None, options: argparse.Namespace) -> 
         f"article for M = {LIVE}; an epoch with live teachers {saved / BATCH * 1e3:.0f} ms more: "
         f"paid for after {LIVE * cache_s * BATCH / saved:.2f} epochs"
     )
-    del students
-    large = large_set(folder / "large", options.large, teachers, WIDTH)
-    reading(large, teachers[:LIVE], 100)
-    memory(articles.path, large.path, folder / "run", backbone, teachers)
 
 
 if __name__ == "__main__":

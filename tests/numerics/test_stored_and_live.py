@@ -1,5 +1,7 @@
 """Two hundred steps with stored teachers, against the same steps with the teachers in memory."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from trainer.tasks.build import build
 from trainer.teacher_server.fill import FillRequest, fill, shard_rows
 from trainer.teacher_server.outputs import TeacherModel
 
-STEPS = 200
+STEPS, FEWER = 200, 40
 
 
 class LiveAsFilled:
@@ -46,7 +48,7 @@ class LiveAsFilled:
                 of_shard = shard_rows(self.impressions, shard)
                 some, values, offsets = model.impressions(news_NE, self.clicks, of_shard)
                 users.append(some)
-                scores += [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+                scores += [values[a:b] for a, b in itertools.pairwise(offsets)]
             said[f"teacher.{m}.user"] = np.concatenate(users)[rows["user"]]
             said[f"teacher.{m}.scores"] = np.stack(
                 [scores[r][p] for r, p in zip(rows["user"], positions_BC, strict=True)]
@@ -66,8 +68,17 @@ def by_shard(articles, rows, encode):
     return out
 
 
-def losses(world, stage, teachers, source, dtype):
-    """All terms of every step of a training, [STEPS, 4]."""
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny products are quickest so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def losses(world, stage, teachers, source, dtype, steps=STEPS):
+    """All terms of every step of a training, [steps, 4]."""
     task = "post_train_distill" if stage == 1 else "finetune_distill"
     torch.manual_seed(0)
     built = build(
@@ -82,7 +93,7 @@ def losses(world, stage, teachers, source, dtype):
         built.data.signals = LiveAsFilled(world, teachers)
     optimizer = torch.optim.Adam(built.module.parameters(), lr=1e-3)
     found = []
-    for step, rows in zip(range(STEPS), Stream(built.data.order, 8), strict=False):
+    for step, rows in zip(range(steps), Stream(built.data.order, 8), strict=False):
         torch.manual_seed(step)
         batch = {name: torch.from_numpy(a) for name, a in built.data.collate(rows).items()}
         out = built.module(batch)
@@ -93,6 +104,7 @@ def losses(world, stage, teachers, source, dtype):
     return np.array(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_two_hundred_steps(tmp_path, stage):
     """float32: the same losses to the bit as those teachers live; float16 and int8: within the
@@ -106,13 +118,12 @@ def test_two_hundred_steps(tmp_path, stage):
     exact = losses(world, stage, teachers, "stored", "float32")
     np.testing.assert_array_equal(losses(world, stage, teachers, "as filled", "float32"), exact)
     assert exact[-1, 0] < exact[0, 0]
-    for source, dtype, tolerance in (
-        ("live", "float32", 1e-4),
-        ("stored", "float16", 1e-3),
-        ("stored", "int8", 3e-2),
+    for source, dtype, tolerance, steps in (
+        ("stored", "float16", 5e-4, STEPS),
+        ("stored", "int8", 1e-2, FEWER),
+        ("live", "float32", 1e-4, FEWER),
     ):
-        found = losses(world, stage, teachers, source, dtype)
-        error = np.abs(found / exact - 1)
-        print(stage, source, dtype, error.max(), error.max(axis=0))
-        assert error.max() < tolerance, (source, dtype)
+        found = losses(world, stage, teachers, source, dtype, steps)
+        error = np.abs(found / exact[:steps] - 1)
+        assert error.max() < tolerance, (source, dtype, error.max(axis=0))
         assert dtype == "float32" or error.max() > 0

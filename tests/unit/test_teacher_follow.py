@@ -173,6 +173,8 @@ def words(world, teachers, run, **settings):
         "run.log_every": 1,
         "run.checkpoint_every": 2,
         "run.epochs": 2,
+        "model.backbone.hidden_dropout": 0.0,  # its draws depend on the ranks
+        "model.backbone.attention_dropout": 0.0,
     }
     pairs = [word for key, value in (given | settings).items() for word in (f"--{key}", value)]
     return ["train", "post_train_distill", *map(str, pairs), "--teachers.models", *teachers]
