@@ -107,7 +107,7 @@ def test_the_losses_are_those_of_a_run_that_started_when_all_was_there(world, te
     assert there < 6, "training must have begun before all cells were there"
     np.testing.assert_array_equal(found, expected)
     said = capsys.readouterr().out
-    assert "waiting: the cell of news-00000" in said and f"of teacher {teachers[1]}" in said
+    assert "waiting: the cell of news-00000" in said and f"of teacher {teachers[0]}" in said
     assert "of 6 of its cells are there" in said
 
 
