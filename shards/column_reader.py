@@ -5,7 +5,7 @@ over the set, a few of each cell, are sliced out of the maps one by one, which c
 NumPy gather for each cell that is touched.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,18 @@ if TYPE_CHECKING:
     from shards.mirror_cells import MirrorCell
 
 
+Wait = Callable[[int], None]
+"""Called with a shard whose cell is not committed; returns once it is, or raises."""
+
 _FEW_ROWS = 8
 """Rows a cell below which slices of single rows are cheaper than a gather a cell."""
 
 
 class ColumnReader:
-    """Reads one complete column set by row number, through memory maps.
+    """Reads one column set by row number, through memory maps.
+
+    The column set must be complete, unless ``wait`` is given: then a read of a cell that is not
+    committed yet waits for it.
 
     Attributes:
         shard_set: the set the column belongs to.
@@ -47,7 +53,7 @@ class ColumnReader:
         tensors: name to (dtype, shape of one row or, for values, of one value).
     """
 
-    def __init__(self, shard_set: ShardSet, info: ColumnInfo) -> None:
+    def __init__(self, shard_set: ShardSet, info: ColumnInfo, wait: Wait | None = None) -> None:
         """Check that every cell is committed; use :meth:`open` or :meth:`open_folder` instead."""
         self.shard_set = shard_set
         self.folder = info.folder
@@ -61,6 +67,7 @@ class ColumnReader:
         self._names: dict[int, frozenset[str]] = {}
         self._cells: dict[int, Cell | MirrorCell] = {}
         self._bytes: dict[tuple[int, str], memoryview] = {}
+        self._wait = wait
         repair = repair_command(shard_set, self.name)
         if info.made_from.get("shard_set") != shard_set.fingerprint:
             raise ColumnError(
@@ -69,13 +76,14 @@ class ColumnReader:
                 f"the set's fingerprint is {shard_set.fingerprint!r}; run `{repair}`"
             )
         missing = self._missing()
-        if missing:
+        if missing and wait is None:
             raise ColumnError(
                 f"the column {info.folder} is not complete: {len(missing)} of "
                 f"{len(self._shards)} shards have no committed cell, "
                 f"the first is {missing[0].name}; run `{repair}`"
             )
-        first = self._cell(0).places if self._shards else {}
+        # Any cell tells the tensors; while the column is being filled, one that is there already.
+        first = self._cell(min(self._names, default=0)).places if self._shards else {}
         self.tensors = {name: (place.dtype, place.shape[1:]) for name, place in first.items()}
 
     def _missing(self) -> list[ShardInfo]:
@@ -117,7 +125,11 @@ class ColumnReader:
 
     @classmethod
     def open(
-        cls, shard_set: ShardSet, name: str, made_from: Mapping[str, Any] | None = None
+        cls,
+        shard_set: ShardSet,
+        name: str,
+        made_from: Mapping[str, Any] | None = None,
+        wait: Wait | None = None,
     ) -> "ColumnReader":
         """Open the column set called ``name`` that was made from ``made_from``.
 
@@ -126,6 +138,7 @@ class ColumnReader:
             name: what the column is called.
             made_from: everything that decided the values; None takes the only column set of that
                 name.
+            wait: see :class:`ColumnReader`; None refuses a column set that is not complete.
 
         Raises:
             ColumnError: there is none, there are several to choose from, it differs (each field is
@@ -141,7 +154,7 @@ class ColumnReader:
             asked = describe(shard_set, name, made_from)
             exact = [info for info in found if info.fingerprint == asked.fingerprint]
             if exact:
-                return cls(shard_set, exact[0])
+                return cls(shard_set, exact[0], wait)
             near = min(found, key=lambda i: len(differing_fields(i.made_from, asked.made_from)))
             phrases = "; ".join(differing_fields(near.made_from, asked.made_from))
             raise ColumnError(
@@ -155,7 +168,7 @@ class ColumnReader:
                 f"{shard_set.location} has {len(current)} columns {name!r}: {folders}; "
                 "say which one"
             )
-        return cls(shard_set, (current or found)[0])
+        return cls(shard_set, (current or found)[0], wait)
 
     @classmethod
     def open_folder(cls, shard_set: ShardSet, folder_name: str) -> "ColumnReader":
@@ -179,17 +192,21 @@ class ColumnReader:
         if cell is None:
             info = self._shards[shard]
             cell = open_cell(self.folder, self.fingerprint, info)
+            if cell is None and self._wait is not None:
+                self._wait(shard)
+                cell = open_cell(self.folder, self.fingerprint, info)
             if cell is None:
                 raise ColumnError(
                     f"the cell of {info.name} in {self.folder} is no longer there; "
                     f"run `{repair_command(self.shard_set, self.name)}`"
                 )
             self._cells[shard] = cell
+            self._names.setdefault(shard, frozenset(cell.places))
         return cell
 
     def cells_with(self, tensor: str) -> list[int]:
         """Shards whose cells hold a tensor that not all cells need have."""
-        return [s for s in range(len(self._shards)) if tensor in self._names[s]]
+        return [s for s in range(len(self._shards)) if tensor in self._names.get(s, ())]
 
     def cell(self, shard: int) -> Mapping[str, np.ndarray]:
         """All tensors of one shard, as read-only views of the mapped file.

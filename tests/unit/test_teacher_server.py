@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.sets import make_articles
 from helpers.world import TinyWorld, make_world
 
 from shards.columns import describe
 from shards.files import read_json, write_json_atomic
 from shards.stream import Stream
+from shards.tokenize import tokenize_set
+from shards.tokenizer import train_tokenizer
 from trainer.errors import ColumnError, ModelError
 from trainer.tasks.build import build
 from trainer.teacher_server import fill as fill_module
@@ -59,7 +62,9 @@ def losses(world: TinyWorld, stage: int, teachers: list[str], source: str, dtype
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float16", 2e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 2e-6), ("float16", 2e-3), ("int8", 2e-2)]
+)
 def test_stored_and_live_teachers_give_the_same_losses(
     world: TinyWorld, stage: int, dtype: str, tolerance: float
 ) -> None:
@@ -107,6 +112,35 @@ def test_a_fifth_teacher_recomputes_nothing_of_the_others(world: TinyWorld) -> N
     teachers = teachers_of(world, 1, count=3)
     fill(teachers[:2], request(world, 1), silent)
     assert fill(teachers, request(world, 1), silent) == len(world.articles.manifest.shards)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_teachers_of_other_widths_backbones_and_tokenizers_mix(
+    world: TinyWorld, stage: int
+) -> None:
+    """All that must hold is a token column of each tokenizer beside the set."""
+    tokenizer = str(world.folder / "other-tokenizer")
+    train_tokenizer(make_articles(world.folder / "more", 300), tokenizer, 150)
+    tokenize_set(world.articles, tokenizer, title_tokens=12, body_tokens=40)
+    folders = {path.name for path in world.articles.columns_dir.glob("tokens-*")}
+    (other,) = folders - {world.tokens.reader.folder.name}
+    own = {"data__tokens": world.tokens.reader.folder.name}
+    task = "post_train" if stage == 1 else "finetune"
+    wide = {"model__news_dim": 20, "model__backbone__hidden_size": 24, "data__tokens": other}
+    teachers = [world.teacher(task, 0, **own), world.teacher(task, 1, **wide)]
+    shas = {fill_module.load_export(one).info["tokenizer_sha256"] for one in teachers}
+    assert len(shas) == 2
+    fill(teachers, request(world, stage, dtype="float32"), silent)
+    stored = losses(world, stage, teachers, "stored", "float32", **own)
+    np.testing.assert_allclose(
+        stored, losses(world, stage, teachers, "live", "float32", **own), rtol=2e-6
+    )
+    built = build(
+        world.config(f"{task}_distill", teachers__models=teachers, teachers__dtype="float32", **own)
+    )
+    arrays = built.data.collate(next(Stream(built.data.order, 8)))
+    name = "body" if stage == 1 else "user"
+    assert [arrays[f"teacher.{m}.{name}"].shape[1] for m in range(2)] == [12, 20]
 
 
 def test_only_one_teacher_is_in_memory_at_a_time(

@@ -41,6 +41,8 @@ MAY_CHANGE = frozenset(
         "data.cache_gib",
         "data.fetch_ahead",
         "data.fetch_attempts",
+        "teachers.follow",
+        "teachers.follow_timeout_s",
     }
 )
 """Settings that a resumed run may have otherwise; every other one would make it another run."""

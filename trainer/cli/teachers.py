@@ -156,7 +156,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clicks", metavar="SET", help="impression shard set (stage 2)")
     parser.add_argument("--models", nargs="+", required=True, metavar="FOLDER", help=_MODELS_HELP)
     parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="how values are stored"
+        "--dtype",
+        choices=("float16", "float32", "int8"),
+        default="float16",
+        help="how values are stored; int8 has a scale a vector, and keeps scores in float16",
     )
     parser.add_argument(
         "--compute",

@@ -133,10 +133,18 @@ class TeachersConfig:
     source: Literal["stored", "live"] = "stored"
     """``stored`` reads the columns of ``tnr teachers cache``; ``live`` runs every teacher at every
     step (the oracle of the tests and the yardstick of the benchmark)."""
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32", "int8"] = "float16"
     """How the columns to read are stored (``tnr teachers cache --dtype``)."""
     compute: Literal["fp32", "bf16"] = "fp32"
     """How the columns to read were computed (``tnr teachers cache --compute``)."""
+    follow: bool = False
+    """Start while the columns are being filled: a batch that needs a cell which is not there yet
+    waits for it, and says so. The batches are those of a run that started later. Articles are drawn
+    from everywhere unless ``data.negatives_from`` is ``window``, so other runs wait for almost all
+    cells. A run that waits answers a signal to stop once the cell has come."""
+    follow_timeout_s: float = 900.0
+    """With ``follow``: no new cell of any teacher for so long ends the run with an error; less than
+    ``run.hang_timeout_s``."""
 
 
 @dataclass(frozen=True, kw_only=True)

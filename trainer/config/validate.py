@@ -80,6 +80,7 @@ def _check_ranges(config: TrainConfig) -> None:
     above_zero = {
         "run.epochs": run.epochs,
         "run.hang_timeout_s": run.hang_timeout_s,
+        "teachers.follow_timeout_s": config.teachers.follow_timeout_s,
         "run.peak_tflops": 1.0 if run.peak_tflops is None else run.peak_tflops,
         "data.cache_gib": data.cache_gib,
         "loss.temperature": loss.temperature,
@@ -134,9 +135,30 @@ def _check_run(config: TrainConfig) -> None:
         )
     if not distills and config.teachers.models:
         raise ConfigError(f"teachers.models is set, but task {config.task} has no teachers")
+    if config.teachers.follow:
+        _check_follow(config)
     if config.run.copies.rule == "list" and not config.run.copies.steps:
         raise ConfigError("run.copies.rule is list, but run.copies.steps is empty")
     _accumulation(config, world_size=1)
+
+
+def _check_follow(config: TrainConfig) -> None:
+    teachers, hang_s = config.teachers, config.run.hang_timeout_s
+    if teachers.source == "live" or not teachers.models:
+        raise ConfigError(
+            "teachers.follow waits for stored columns, but this run reads none: leave it out"
+        )
+    if "://" in config.data.articles or "://" in (config.data.clicks or ""):
+        raise ConfigError(
+            "teachers.follow watches columns in a folder; cells that come to a set at a URL later "
+            "are not seen: start once they are all there, without it"
+        )
+    if teachers.follow_timeout_s >= hang_s:
+        raise ConfigError(
+            f"teachers.follow_timeout_s {teachers.follow_timeout_s:g} is not below "
+            f"run.hang_timeout_s {hang_s:g}: a rank that waits would be taken for hung; lower the "
+            "one or raise the other"
+        )
 
 
 def _check_window_negatives(config: TrainConfig) -> None:

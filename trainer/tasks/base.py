@@ -1,7 +1,7 @@
 """What every task returns, and how its terms become one loss."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from shards.order import EpochOrder
 from shards.stream import BatchRows
 
+T = TypeVar("T")
 Batch = dict[str, np.ndarray]
 """One micro-batch as named arrays, before it becomes tensors."""
 
@@ -71,3 +72,8 @@ def accuracy(scores_BC: Tensor, target_B: Tensor | None = None) -> Tensor:
 def data_fingerprint(**parts: Any) -> str:
     """Fingerprints of what a run reads, each with its name, so that a difference names itself."""
     return " ".join(f"{name}:{part.fingerprint[:16]}" for name, part in parts.items())
+
+
+def numbered(name: str, parts: Sequence[T]) -> dict[str, T]:
+    """``name_0``, ``name_1`` and so on."""
+    return {f"{name}_{number}": part for number, part in enumerate(parts)}

@@ -21,15 +21,19 @@ from trainer.tasks.base import TaskData
 from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
 from trainer.tasks.post_train import PostTrainData, PostTrainDistillTask, PostTrainTask
 from trainer.tasks.texts import grouping_of
+from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.live import LiveClickSignals, LiveTextSignals
 from trainer.teacher_server.signals import (
-    ClickSignals,
     StoredClickSignals,
     StoredTextSignals,
-    TextSignals,
+    TeacherSignals,
 )
 
 Exporter = Callable[[nn.Module, Path, dict[str, Any]], object]
+
+_LONGEST_WAIT = 0.9
+"""Share of ``run.hang_timeout_s`` that a rank waits for a teacher's cell at most: then it is the
+wait that ends the run, with its reason, and not the watch over ranks that hang."""
 
 
 @dataclass(frozen=True)
@@ -91,38 +95,32 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
     opened = sources or open_sources(config)
     _check_init(config, opened.tokens)
     sizes = {"vocab_size": opened.tokens.vocab_size, "pad_id": opened.tokens.pad_id}
+    signals = open_signals(config, opened)
     module: nn.Module
     if opened.clicks is None:
-        text = _text_signals(config, opened)
         encoder = build_news_encoder(config.model, **sizes)
-        if text is None:
+        if signals is None:
             module = PostTrainTask(encoder, in_batch_negatives=config.data.in_batch_negatives)
         else:
-            module = PostTrainDistillTask(encoder, text.dims, config.loss)
-        task_data = open_data(config, opened, text=text)
+            module = PostTrainDistillTask(encoder, signals.dims, config.loss)
     else:
-        signals = _click_signals(config, opened)
         recommender = build_recommender(config.model, **sizes)
         if signals is None:
             module = FinetuneTask(recommender)
         else:
             module = FinetuneDistillTask(recommender, signals.dims, config.loss)
-        task_data = open_data(config, opened, clicks=signals)
+    task_data = open_data(config, opened, signals)
     return BuiltTask(module, task_data, exporter(config, opened.tokens))
 
 
 def open_data(
-    config: TrainConfig,
-    opened: Sources,
-    *,
-    text: TextSignals | None = None,
-    clicks: ClickSignals | None = None,
+    config: TrainConfig, opened: Sources, signals: TeacherSignals | None = None
 ) -> TaskData:
     """The data half of a task; without what teachers say, enough for a dry run."""
     data, seed = config.data, config.run.seed
     if opened.impressions is None or opened.clicks is None:
         grouping = grouping_of(config, empty_slots=False)
-        return PostTrainData(opened.articles, opened.tokens, data, seed, text, grouping)
+        return PostTrainData(opened.articles, opened.tokens, data, seed, signals, grouping)
     empty_slots = config.loss.padded_slots or config.model.history_padding == "learned"
     return ClickData(
         opened.impressions,
@@ -131,7 +129,7 @@ def open_data(
         data,
         seed,
         empty_slots=empty_slots,
-        signals=clicks,
+        signals=signals,
         grouping=grouping_of(config, empty_slots=empty_slots),
     )
 
@@ -163,24 +161,38 @@ def exporter(config: TrainConfig, tokens: TokenColumn) -> Exporter:
     return export
 
 
-def _text_signals(config: TrainConfig, opened: Sources) -> TextSignals | None:
-    teachers = config.teachers
+def open_signals(config: TrainConfig, opened: Sources) -> TeacherSignals | None:
+    """What the teachers of a distillation say; None of a task without teachers.
+
+    Raises:
+        ColumnError: A teacher's columns are missing, not complete, or of other settings.
+    """
+    teachers, articles, impressions = config.teachers, opened.articles, opened.impressions
     if not teachers.models:
         return None
     if teachers.source == "live":
-        return LiveTextSignals(opened.articles, teachers.models)
-    return StoredTextSignals(opened.articles, teachers.models, teachers.dtype, teachers.compute)
+        if impressions is None:
+            return LiveTextSignals(articles, teachers.models)
+        return LiveClickSignals(articles, impressions, teachers.models)
+    stored = (teachers.models, teachers.dtype, teachers.compute, _follower(config))
+    if impressions is None:
+        return StoredTextSignals(articles, *stored)
+    return StoredClickSignals(articles, impressions, *stored)
 
 
-def _click_signals(config: TrainConfig, opened: Sources) -> ClickSignals | None:
-    teachers = config.teachers
-    if not teachers.models or opened.impressions is None:
+def _follower(config: TrainConfig) -> Follower | None:
+    """Waits for cells that are being filled, where the run asks for it."""
+    if not config.teachers.follow:
         return None
-    if teachers.source == "live":
-        return LiveClickSignals(opened.articles, opened.impressions, teachers.models)
-    return StoredClickSignals(
-        opened.articles, opened.impressions, teachers.models, teachers.dtype, teachers.compute
-    )
+    follower = Follower(config.teachers.follow_timeout_s, _LONGEST_WAIT * config.run.hang_timeout_s)
+    if config.data.negatives_from == "corpus":
+        follower.note(
+            "teachers.follow: a batch draws articles from the whole corpus "
+            f"(data.negatives_from {config.data.negatives_from}), so the first steps wait for "
+            "almost all cells of articles; only stage I with data.negatives_from window trains on "
+            "what is there"
+        )
+    return follower
 
 
 def _check_kind(shard_set: ShardSet, kind: str, setting: str) -> None:

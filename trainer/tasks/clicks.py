@@ -23,6 +23,7 @@ from trainer.tasks.base import (
     StepOutput,
     accuracy,
     data_fingerprint,
+    numbered,
     step_output,
 )
 from trainer.tasks.distill import label_terms, loss_weights, teacher_errors, weight_report
@@ -33,7 +34,7 @@ from trainer.tasks.texts import (
     encode_texts,
     padding_share,
 )
-from trainer.teacher_server.signals import ClickSignals
+from trainer.teacher_server.signals import TeacherSignals
 
 
 class ClickData:
@@ -53,7 +54,7 @@ class ClickData:
         seed: int,
         *,
         empty_slots: bool = False,
-        signals: ClickSignals | None = None,
+        signals: TeacherSignals | None = None,
         grouping: Grouping = NO_GROUPING,
     ) -> None:
         self.grouping = grouping
@@ -70,7 +71,10 @@ class ClickData:
             config.window_shards,
             clicks.units_with(tokens.skipped_rows),
         )
-        self.fingerprint = data_fingerprint(clicks=impressions, tokens=tokens.reader)
+        said = [] if signals is None else list(signals.columns)
+        self.fingerprint = data_fingerprint(
+            clicks=impressions, tokens=tokens.reader, **numbered("teacher_column", said)
+        )
 
     def collate(self, batch: BatchRows) -> Batch:
         """Arrays of one micro-batch.
@@ -95,11 +99,9 @@ class ClickData:
             longest = max(int(mask_BH.sum(axis=1).max()), 1)
             history_BH, mask_BH = history_BH[:, -longest:], mask_BH[:, -longest:]
         arrays = self._titles(history_BH, mask_BH, candidates_BC)
+        news_U = arrays.pop("news_rows")
         if self.signals is not None:
-            news_U = arrays.pop("news_rows")
-            arrays |= self.signals.clicks(news_U, impression_B, positions_BC)
-        else:
-            arrays.pop("news_rows")
+            arrays |= self.signals.read({"news": news_U, "user": impression_B}, positions_BC)
         arrays["padding"] = padding_share(arrays)
         return arrays
 

@@ -31,6 +31,7 @@ from trainer.tasks.base import (
     StepOutput,
     accuracy,
     data_fingerprint,
+    numbered,
     step_output,
 )
 from trainer.tasks.distill import label_terms, loss_weights, teacher_errors, weight_report
@@ -41,7 +42,7 @@ from trainer.tasks.texts import (
     encode_texts,
     padding_share,
 )
-from trainer.teacher_server.signals import TextSignals
+from trainer.teacher_server.signals import TeacherSignals
 
 
 class PostTrainData:
@@ -54,7 +55,7 @@ class PostTrainData:
         tokens: TokenColumn,
         config: DataConfig,
         seed: int,
-        signals: TextSignals | None = None,
+        signals: TeacherSignals | None = None,
         grouping: Grouping = NO_GROUPING,
     ) -> None:
         self.grouping = grouping
@@ -71,9 +72,11 @@ class PostTrainData:
             check_window_negatives(self.order, config.num_negatives)
         if not config.in_batch_negatives and config.negatives_from == "corpus":
             tokens.reader.keep("title")
-        self.fingerprint = data_fingerprint(articles=articles, tokens=tokens.reader)
-        read = [tokens.reader, *getattr(signals, "columns", [])]
-        self.ahead = ReadAhead(self.order, read, config.fetch_ahead)
+        said = [] if signals is None else list(signals.columns)
+        self.fingerprint = data_fingerprint(
+            articles=articles, tokens=tokens.reader, **numbered("teacher_column", said)
+        )
+        self.ahead = ReadAhead(self.order, [tokens.reader, *said], config.fetch_ahead)
 
     def collate(self, batch: BatchRows) -> Batch:
         """Arrays of one micro-batch.
@@ -98,7 +101,7 @@ class PostTrainData:
             **lay_out("body", batch.rows, config.max_body_tokens, most_texts=len(batch)),
         }
         if self.signals is not None:
-            arrays |= self.signals.text(titles_U, batch.rows)
+            arrays |= self.signals.read({"title": titles_U, "body": batch.rows})
         arrays["padding"] = padding_share(arrays)
         return arrays
 

@@ -42,6 +42,7 @@ from trainer.teacher_server.request import (
 from trainer.teacher_server.signals import EMPTY
 from trainer.teacher_server.sizes import Sizes, bytes_to_write, check_room
 from trainer.teacher_server.stopping import Stop
+from trainer.teacher_server.storage import store, store_plain, store_ragged
 from trainer.teacher_server.teachers import open_teachers
 from trainer.teacher_server.watch import CellWork, FillProgress
 
@@ -157,7 +158,7 @@ class _Filler:
         self.writers = writers
         self.run = run
         self.request = run.request
-        self.dtype = np.dtype(self.request.dtype)
+        self.dtype = self.request.dtype
         self._news: ColumnReader | None = None
         self._make = {TEXT: self._text, NEWS: self._news_cell, CLICKS: self._clicks}
 
@@ -187,18 +188,18 @@ class _Filler:
     def _text(self, shard: int, count: Count) -> Tensors:
         rows = shard_rows(self.request.articles, shard)
         # Bodies first: a batch that does not fit in memory is among them.
-        body = _cast(self.model.bodies(rows, count), self.dtype)
-        return {"title": _cast(self.model.titles(rows, count), self.dtype), "body": body}
+        body = store("body", self.model.bodies(rows, count), self.dtype)
+        return store("title", self.model.titles(rows, count), self.dtype) | body
 
     def _news_cell(self, shard: int, count: Count) -> Tensors:
         self._write_empty()
-        return {"news": _cast(self._exact_news(shard, count), self.dtype)}
+        return store("news", self._exact_news(shard, count), self.dtype)
 
     def _write_empty(self) -> None:
         path = self.writers[NEWS].folder / EMPTY
         if not path.is_file():
             buffer = io.BytesIO()
-            np.save(buffer, _cast(self.model.empty_title(), self.dtype), allow_pickle=False)
+            np.save(buffer, store_plain(self.model.empty_title(), self.dtype), allow_pickle=False)
             with atomic_file(path) as file:
                 file.write(buffer.getvalue())
 
@@ -218,9 +219,10 @@ class _Filler:
         holds = holder == rows
         return {
             "holder": holder,
-            "user.values": _cast(users[holds], self.dtype),
-            "user.offsets": offsets_from_lengths(holds.astype(np.int64)),
-            "scores.values": _cast(scores, self.dtype),
+            **store_ragged(
+                "user", users[holds], offsets_from_lengths(holds.astype(np.int64)), self.dtype
+            ),
+            "scores.values": store_plain(scores, self.dtype),
             "scores.offsets": offsets,
         }
 
@@ -282,12 +284,6 @@ def _remove_working_column(teacher: Export, writers: Writers, request: FillReque
 def shard_rows(shard_set: ShardSet, shard: int) -> np.ndarray:
     """Row numbers of one shard, int64."""
     return np.arange(shard_set.shard_starts[shard], shard_set.shard_starts[shard + 1])
-
-
-def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """To the stored type; what does not fit becomes infinite, which the writer refuses by row."""
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, dtype=dtype)
 
 
 __all__ = ["FillRequest", "Target", "fill", "load_export", "shard_rows", "targets"]

@@ -1,12 +1,13 @@
 """The same signals from teachers in memory: the oracle of the tests and the yardstick of the
 benchmark."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from shards.clicks import ClickColumn
+from shards.columns import ColumnReader
 from shards.reader import ShardSet
 from trainer.export.folder import load_export
 from trainer.teacher_server.outputs import TeacherModel
@@ -15,23 +16,31 @@ from trainer.teacher_server.outputs import TeacherModel
 class LiveTextSignals:
     """Stage I signals: every teacher encodes the batch's titles and bodies."""
 
+    columns: tuple[ColumnReader, ...] = ()
+    """Live teachers read none."""
+
     def __init__(self, articles: ShardSet, teachers: Sequence[str]) -> None:
         self.models = [TeacherModel(load_export(teacher), articles) for teacher in teachers]
         self.dims = [model.news_dim for model in self.models]
 
     @torch.inference_mode()
-    def text(self, titles_U: np.ndarray, bodies_B: np.ndarray) -> dict[str, np.ndarray]:
-        """See :class:`trainer.teacher_server.signals.TextSignals`."""
+    def read(
+        self, rows: Mapping[str, np.ndarray], positions_BC: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """See :meth:`trainer.teacher_server.signals.TeacherSignals.read`."""
         signals = {}
         for m, model in enumerate(self.models):
-            signals[f"teacher.{m}.title"] = model.titles(titles_U)
-            signals[f"teacher.{m}.body"] = model.bodies(bodies_B)
+            signals[f"teacher.{m}.title"] = model.titles(rows["title"])
+            signals[f"teacher.{m}.body"] = model.bodies(rows["body"])
         return signals
 
 
 class LiveClickSignals:
     """Stage II signals: every teacher encodes the titles of the batch's impressions and scores
     them."""
+
+    columns: tuple[ColumnReader, ...] = ()
+    """Live teachers read none."""
 
     def __init__(self, articles: ShardSet, impressions: ShardSet, teachers: Sequence[str]) -> None:
         self.models = [TeacherModel(load_export(teacher), articles) for teacher in teachers]
@@ -40,18 +49,19 @@ class LiveClickSignals:
         self.num_articles = articles.num_rows
 
     @torch.inference_mode()
-    def clicks(
-        self, news_U: np.ndarray, impressions_B: np.ndarray, positions_BC: np.ndarray
+    def read(
+        self, rows: Mapping[str, np.ndarray], positions_BC: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """See :class:`trainer.teacher_server.signals.ClickSignals`."""
+        """See :meth:`trainer.teacher_server.signals.TeacherSignals.read`."""
+        news_U, impressions_B = rows["news"], rows["user"]
         signals = {}
         candidates, _ = self.column.candidates(impressions_B)
         for m, model in enumerate(self.models):
             length = model.export.info["history_length"]
             history, mask = self.column.history(impressions_B, length)
-            rows = np.unique(np.concatenate([history[mask], candidates, news_U[news_U >= 0]]))
+            read = np.unique(np.concatenate([history[mask], candidates, news_U[news_U >= 0]]))
             news_NE = np.zeros((self.num_articles, model.news_dim), np.float32)
-            news_NE[rows] = model.titles(rows)
+            news_NE[read] = model.titles(read)
             users, scores, offsets = model.impressions(news_NE, self.column, impressions_B)
             vectors = news_NE[np.where(news_U < 0, 0, news_U)]
             if (news_U < 0).any():

@@ -1,9 +1,12 @@
 """What teachers say about a batch, read from their columns. Holds no torch and no model.
 
+A read is one gather a teacher and tensor out of memory-mapped files: whatever the number of
+processes on a node, their pages are in its memory once, as the page cache.
+
 Shapes: M teachers, U distinct titles, B samples, C candidates, E_m width of teacher m.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +15,7 @@ from shards.columns import ColumnReader
 from shards.reader import ShardSet
 from trainer.errors import ColumnError
 from trainer.export.folder import Export, load_export
+from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.identity import (
     CLICKS,
     NEWS,
@@ -20,63 +24,92 @@ from trainer.teacher_server.identity import (
     news_identity,
     text_identity,
 )
+from trainer.teacher_server.storage import gather_ragged_vectors, gather_vectors
 
 EMPTY = "empty.npy"
 """File of a ``teacher-news`` column with the vector of the empty title (all padding)."""
 
 
-class TextSignals(Protocol):
-    """Stage I: vectors of titles and bodies."""
+class TeacherSignals(Protocol):
+    """What M teachers say about the texts and impressions of a batch: stored or live, in stage I
+    and in stage II."""
 
     dims: list[int]
     """Width of every teacher's vectors."""
 
-    def text(self, titles_U: np.ndarray, bodies_B: np.ndarray) -> dict[str, np.ndarray]:
-        """``teacher.m.title`` [U, E_m] and ``teacher.m.body`` [B, E_m] of article rows."""
+    @property
+    def columns(self) -> Sequence[ColumnReader]:
+        """The columns that are read, teacher by teacher; none of live teachers."""
         ...
 
-
-class ClickSignals(Protocol):
-    """Stage II: news vectors, user vectors and scores of candidates."""
-
-    dims: list[int]
-    """Width of every teacher's vectors."""
-
-    def clicks(
-        self, news_U: np.ndarray, impressions_B: np.ndarray, positions_BC: np.ndarray
+    def read(
+        self, rows: Mapping[str, np.ndarray], positions_BC: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """``teacher.m.news`` [U, E_m], ``teacher.m.user`` [B, E_m], ``teacher.m.scores`` [B, C].
+        """The teachers' side of a micro-batch.
 
-        A news row of -1 asks for the vector of the empty title.
+        Args:
+            rows: Whose vectors are asked for, int64[n] by name. In stage I ``title`` and ``body``,
+                rows of articles. In stage II ``news``, rows of articles, where -1 asks for the
+                vector of the empty title, and ``user``, rows of impressions.
+            positions_BC: Stage II: places of the candidates within their impressions, which are
+                those of ``user``.
+
+        Returns:
+            ``teacher.m.<name>`` [n, E_m] for every name and teacher, float16 or float32; in stage
+            II also ``teacher.m.scores`` [B, C].
         """
         ...
 
 
 class StoredTextSignals:
-    """Stage I signals from ``teacher-text`` columns."""
+    """Stage I signals from ``teacher-text`` columns.
+
+    Args:
+        articles: The article set.
+        teachers: Exported teachers, in order; they are looked at, not loaded.
+        dtype: How the columns are stored.
+        compute: How they were computed.
+        follower: Waits for cells that are still being filled; None refuses columns that are not
+            complete.
+
+    Raises:
+        ColumnError: A column is not there, differs in a field, which is named, or is not complete;
+            the message has the command that mends it.
+    """
 
     def __init__(
-        self, articles: ShardSet, teachers: Sequence[str], dtype: str, compute: str
+        self,
+        articles: ShardSet,
+        teachers: Sequence[str],
+        dtype: str,
+        compute: str,
+        follower: Follower | None = None,
     ) -> None:
-        self.columns = []
-        for teacher in map(load_export, teachers):
-            wanted = text_identity(teacher, articles, dtype, compute)
-            self.columns.append(
-                _open(articles, TEXT, wanted, teacher, _stage_1(articles, dtype, compute))
+        remedy = _remedy(1, articles, None, dtype, compute)
+        self.columns = [
+            _open(
+                articles, TEXT, text_identity(one, articles, dtype, compute), one, remedy, follower
             )
+            for one in map(load_export, teachers)
+        ]
         self.dims = [width(column, "title") for column in self.columns]
 
-    def text(self, titles_U: np.ndarray, bodies_B: np.ndarray) -> dict[str, np.ndarray]:
-        """See :class:`TextSignals`."""
-        signals = {}
-        for m, column in enumerate(self.columns):
-            signals[f"teacher.{m}.title"] = column.gather("title", titles_U)
-            signals[f"teacher.{m}.body"] = column.gather("body", bodies_B)
-        return signals
+    def read(
+        self, rows: Mapping[str, np.ndarray], positions_BC: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """See :meth:`TeacherSignals.read`."""
+        return {
+            f"teacher.{m}.{name}": gather_vectors(column, name, of_name)
+            for m, column in enumerate(self.columns)
+            for name, of_name in rows.items()
+        }
 
 
 class StoredClickSignals:
-    """Stage II signals from ``teacher-news`` and ``teacher-clicks`` columns."""
+    """Stage II signals from ``teacher-news`` and ``teacher-clicks`` columns.
+
+    Arguments and errors as of :class:`StoredTextSignals`, with the impression set.
+    """
 
     def __init__(
         self,
@@ -85,28 +118,36 @@ class StoredClickSignals:
         teachers: Sequence[str],
         dtype: str,
         compute: str,
+        follower: Follower | None = None,
     ) -> None:
         self.news: list[ColumnReader] = []
         self.clicked: list[ColumnReader] = []
         self.empty: list[np.ndarray] = []
-        remedy = _stage_2(articles, impressions, dtype, compute)
+        remedy = _remedy(2, articles, impressions, dtype, compute)
         for teacher in map(load_export, teachers):
             wanted = news_identity(teacher, articles, dtype, compute)
-            news = _open(articles, NEWS, wanted, teacher, remedy)
+            news = _open(articles, NEWS, wanted, teacher, remedy, follower)
             wanted = clicks_identity(teacher, articles, impressions, dtype, compute)
             self.news.append(news)
-            self.clicked.append(_open(impressions, CLICKS, wanted, teacher, remedy))
+            self.clicked.append(_open(impressions, CLICKS, wanted, teacher, remedy, follower))
             self.empty.append(np.load(news.folder / EMPTY, allow_pickle=False))
         self.dims = [width(column, "news") for column in self.news]
 
-    def clicks(
-        self, news_U: np.ndarray, impressions_B: np.ndarray, positions_BC: np.ndarray
+    @property
+    def columns(self) -> list[ColumnReader]:
+        """See :class:`TeacherSignals`."""
+        return [one for both in zip(self.news, self.clicked, strict=True) for one in both]
+
+    def read(
+        self, rows: Mapping[str, np.ndarray], positions_BC: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """See :class:`ClickSignals`."""
+        """See :meth:`TeacherSignals.read`."""
+        news_U, impressions_B = rows["news"], rows["user"]
         signals = {}
         is_empty = news_U < 0
+        articles_U = np.where(is_empty, 0, news_U)
         for m, (news, clicked) in enumerate(zip(self.news, self.clicked, strict=True)):
-            vectors = news.gather("news", np.where(is_empty, 0, news_U))
+            vectors = gather_vectors(news, "news", articles_U)
             vectors[is_empty] = self.empty[m]
             values, offsets = clicked.gather_ragged("scores", impressions_B)
             signals[f"teacher.{m}.news"] = vectors
@@ -121,8 +162,7 @@ def user_vectors(clicked: ColumnReader, impressions_B: np.ndarray) -> np.ndarray
     Impressions with the same history share one vector, stored with the first of them.
     """
     holder_B = clicked.gather("holder", impressions_B)
-    vectors_BE, _ = clicked.gather_ragged("user", holder_B)
-    return vectors_BE
+    return gather_ragged_vectors(clicked, "user", holder_B)
 
 
 def width(column: ColumnReader, tensor: str) -> int:
@@ -132,26 +172,30 @@ def width(column: ColumnReader, tensor: str) -> int:
 
 
 def _open(
-    shard_set: ShardSet, name: str, wanted: dict[str, Any], teacher: Export, remedy: str
+    shard_set: ShardSet,
+    name: str,
+    wanted: dict[str, Any],
+    teacher: Export,
+    remedy: str,
+    follower: Follower | None,
 ) -> ColumnReader:
+    repair = f"{remedy} --models {teacher.folder}"
+    if follower is not None:
+        return follower.open(shard_set, name, wanted, str(teacher.folder), repair)
     try:
         return ColumnReader.open(shard_set, name, wanted)
     except ColumnError as error:
         raise ColumnError(
-            f"no usable {name} column of teacher {teacher.folder}: {error}. "
-            f"Repair: {remedy} --models {teacher.folder}"
+            f"no usable {name} column of teacher {teacher.folder}: {error}. Repair: {repair}"
         ) from error
 
 
-def _stage_1(articles: ShardSet, dtype: str, compute: str) -> str:
+def _remedy(
+    stage: int, articles: ShardSet, impressions: ShardSet | None, dtype: str, compute: str
+) -> str:
+    """The command that fills a stage's columns, without the teacher."""
+    clicks = "" if impressions is None else f"--clicks {impressions.location} "
     return (
-        f"tnr teachers cache --stage 1 --articles {articles.location} --dtype {dtype} "
-        f"--compute {compute}"
-    )
-
-
-def _stage_2(articles: ShardSet, impressions: ShardSet, dtype: str, compute: str) -> str:
-    return (
-        f"tnr teachers cache --stage 2 --articles {articles.location} "
-        f"--clicks {impressions.location} --dtype {dtype} --compute {compute}"
+        f"tnr teachers cache --stage {stage} --articles {articles.location} {clicks}"
+        f"--dtype {dtype} --compute {compute}"
     )

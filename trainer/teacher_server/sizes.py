@@ -1,8 +1,9 @@
 """How many bytes teachers' columns take, by formula and on disk, and whether there is room.
 
-Stage I takes ``N x 2 x E x b`` bytes a teacher (N articles, titles and bodies, width E, b bytes a
-value). Stage II takes ``N x E x b`` for news, and for the log ``D x E x b + K x b + 20 x n`` (D
-distinct histories, K candidates of n impressions).
+Stage I takes ``N x 2 x V`` bytes a teacher (N articles, titles and bodies; V bytes a vector: twice
+its width in float16, four times in float32, width + 4 in int8). Stage II takes ``N x V`` for news,
+and for the log ``D x V + K x b + 20 x n`` (D distinct histories, K candidates of n impressions, b
+bytes a score).
 """
 
 import shutil
@@ -20,8 +21,8 @@ from trainer.export.folder import Export
 from trainer.teacher_server import identity
 from trainer.teacher_server.histories import holders
 from trainer.teacher_server.request import FillRequest, Target, targets
+from trainer.teacher_server.storage import value_bytes, vector_bytes
 
-VALUE_BYTES = {"float16": 2, "float32": 4}
 _ROW_BYTES = 20
 """Of an impression: where its scores and its user vector begin, and who holds the vector."""
 _CELL_BYTES = 2048
@@ -51,16 +52,17 @@ class Sizes:
 
     def _measure(self, teacher: Export, target: Target) -> np.ndarray:
         width = int(teacher.info["model_settings"]["news_dim"])
-        size = VALUE_BYTES[str(target.made_from["dtype"])]
+        dtype = str(target.made_from["dtype"])
+        vector = vector_bytes(width, dtype)
         rows = np.diff(target.shard_set.shard_starts)
         if target.name != identity.CLICKS:
             kinds = 2 if target.name == identity.TEXT else 1
-            return rows * (kinds * width * size) + _CELL_BYTES
+            return rows * (kinds * vector) + _CELL_BYTES
         clicks = ClickColumn.open(target.shard_set)
         cells = range(target.shard_set.num_shards)
         shown = np.array([int(clicks.reader.cell(s)["candidates.offsets"][-1]) for s in cells])
         held = self._held(clicks, int(teacher.info["history_length"]))
-        return held * width * size + shown * size + rows * _ROW_BYTES + _CELL_BYTES
+        return held * vector + shown * value_bytes(dtype) + rows * _ROW_BYTES + _CELL_BYTES
 
     def _held(self, clicks: ClickColumn, length: int) -> np.ndarray:
         """Distinct histories whose vectors each cell holds, int64[shards]."""
@@ -96,7 +98,7 @@ def bytes_to_write(
             size = int(sizes.of_cells(teacher, target)[missing].sum())
             if target.name == identity.CLICKS and missing and request.dtype != "float32":
                 width = int(teacher.info["model_settings"]["news_dim"])
-                exact = request.articles.num_rows * width * VALUE_BYTES["float32"]
+                exact = request.articles.num_rows * vector_bytes(width, "float32")
                 folder = request.articles.columns_dir
                 needs[folder] = needs.get(folder, 0) + exact
             folder = target.shard_set.columns_dir

@@ -14,9 +14,10 @@ from trainer.teacher_server.identity import CLICKS, NEWS
 from trainer.teacher_server.outputs import TeacherModel
 from trainer.teacher_server.request import FillRequest, targets
 from trainer.teacher_server.signals import user_vectors
+from trainer.teacher_server.storage import gather_vectors
 from trainer.teacher_server.teachers import open_teachers
 
-TOLERANCE = {("float16", "fp32"): 2e-3, ("float32", "fp32"): 1e-4}
+TOLERANCE = {("float16", "fp32"): 2e-3, ("float32", "fp32"): 1e-4, ("int8", "fp32"): 1e-2}
 """Largest error of a recomputed value relative to the largest value, by stored type and
 computation.
 
@@ -92,7 +93,7 @@ def _recompute(
     num_rows = reader.shard_set.num_rows
     rows = np.unique(np.linspace(0, num_rows - 1, min(count, num_rows)).astype(np.int64))
     if reader.name == NEWS:
-        return [_vector_errors("news", reader.gather("news", rows), model.titles(rows))]
+        return [_vector_errors("news", gather_vectors(reader, "news", rows), model.titles(rows))]
     if reader.name == CLICKS:
         clicks = ClickColumn.open(reader.shard_set)
         users, scores, _ = model.impressions_from(model.titles, clicks, rows)
@@ -102,8 +103,8 @@ def _recompute(
             _score_errors(stored, scores),
         ]
     return [
-        _vector_errors("title", reader.gather("title", rows), model.titles(rows)),
-        _vector_errors("body", reader.gather("body", rows), model.bodies(rows)),
+        _vector_errors("title", gather_vectors(reader, "title", rows), model.titles(rows)),
+        _vector_errors("body", gather_vectors(reader, "body", rows), model.bodies(rows)),
     ]
 
 
