@@ -13,6 +13,8 @@ from helpers.inprocess import state, train, train_until_crash, weights
 from helpers.launch import metrics
 
 from trainer.checkpoint import store as store_module
+from trainer.checkpoint.hashed import HashedFile
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.tensors import write_tensors
 from trainer.errors import CheckpointError
@@ -108,7 +110,7 @@ def kill_at(place: str, folder: Path) -> None:
     def die(*args, **options):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    store = CheckpointStore(folder, 1, print)
+    store = CheckpointStore(folder, Retention(newest=1), print)
     real_publish, real_delete = store._publish, store._delete
 
     def write(target: Path) -> None:
@@ -141,7 +143,7 @@ def kill_at(place: str, folder: Path) -> None:
 )
 def test_killed_while_saving(tmp_path, place, expected):
     folder = tmp_path / "checkpoints"
-    store = CheckpointStore(folder, 1, print)
+    store = CheckpointStore(folder, Retention(newest=1), print)
     store.save(5, {}, lambda target: (target / "model.bin").write_bytes(b"old"))
     child = multiprocessing.get_context("spawn").Process(target=kill_at, args=(place, folder))
     child.start()
@@ -158,7 +160,7 @@ def save_with_little_room(folder: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     tensors = {"weight": torch.zeros(100_000)}
     try:
-        CheckpointStore(folder, 1, print).save(
+        CheckpointStore(folder, Retention(newest=1), print).save(
             10, {}, lambda target: write_tensors(target, tensors, tensors)
         )
     except CheckpointError as error:
@@ -168,7 +170,7 @@ def save_with_little_room(folder: Path) -> None:
 
 def test_disk_that_is_full_while_tensors_are_written(tmp_path):
     folder = tmp_path / "checkpoints"
-    store = CheckpointStore(folder, 1, print)
+    store = CheckpointStore(folder, Retention(newest=1), print)
     store.save(5, {}, lambda target: (target / "model.bin").write_bytes(b"old"))
     context = multiprocessing.get_context("spawn")
     child = context.Process(target=save_with_little_room, args=(folder,))
@@ -183,7 +185,7 @@ def test_failing_save_stops_training_and_says_so(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.engine.trainer.write_tensors", full)
+    monkeypatch.setattr("trainer.engine.saving.write_tensors", full)
     with pytest.raises(CheckpointError, match=r"step 5 .*No space left"):
         train(tmp_path / "run")
     assert state(tmp_path / "run")["state"] == "stopped"

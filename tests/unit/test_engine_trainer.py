@@ -147,15 +147,20 @@ def test_signal_makes_a_checkpoint_and_asks_to_be_requeued(tmp_path):
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
-def test_signal_before_the_first_step_still_leaves_a_checkpoint(tmp_path):
+def test_signal_before_the_first_step_stops_there_and_loses_nothing(tmp_path):
     class Early(ToyTask):
         def parameter_groups(self, config):
             os.kill(os.getpid(), signal.SIGTERM)
             return super().parameter_groups(config)
 
-    with pytest.raises(StopForRequeue, match="after step 1 of 20"):
+    with pytest.raises(StopForRequeue, match=r"SIGTERM: stopped at step 0 of 20, before the first"):
         train(tmp_path / "run", make_task=Early)
-    assert state(tmp_path / "run")["step"] == 1
+    assert (state(tmp_path / "run")["state"], state(tmp_path / "run")["step"]) == ("stopped", 0)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    train_until_crash(tmp_path / "run", 7)
+    with pytest.raises(StopForRequeue, match="stopped at step 5 of 20"):
+        train(tmp_path / "run", make_task=Early)
+    assert state(tmp_path / "run")["step"] == 5
 
 
 def test_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path):

@@ -1,7 +1,7 @@
 """Checks of a configuration before anything is allocated: each section by itself, then the whole
 run."""
 
-from trainer.config.schema import ModelConfig, TrainConfig
+from trainer.config.schema import ModelConfig, RunConfig, TrainConfig
 from trainer.errors import ConfigError
 
 
@@ -136,7 +136,17 @@ def _check_run(config: TrainConfig) -> None:
         raise ConfigError(f"teachers.models is set, but task {config.task} has no teachers")
     if config.run.copies.rule == "list" and not config.run.copies.steps:
         raise ConfigError("run.copies.rule is list, but run.copies.steps is empty")
+    _check_kept(config.run)
     _accumulation(config, world_size=1)
+
+
+def _check_kept(run: RunConfig) -> None:
+    if run.keep_every is not None and run.keep_every % run.checkpoint_every:
+        raise ConfigError(
+            f"run.keep_every {run.keep_every} is not a multiple of run.checkpoint_every "
+            f"{run.checkpoint_every}: there are no checkpoints of its steps to keep; take "
+            f"{-(-run.keep_every // run.checkpoint_every) * run.checkpoint_every}"
+        )
 
 
 def _check_window_negatives(config: TrainConfig) -> None:

@@ -41,10 +41,13 @@ class Backend(ABC):
         module: What the loop calls.
     """
 
+    _optimizer: torch.optim.Adam
+
     def __init__(self, step_module: StepModule, config: OptimizerConfig) -> None:
         self.module: nn.Module = step_module
         self._step_module = step_module
         self._config = config
+        self._updates = 0
 
     @abstractmethod
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
@@ -56,6 +59,29 @@ class Backend(ABC):
 
         A gradient that is not finite leaves weights and optimizer as they were.
         """
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the tensors, as JSON: the number of updates so far."""
+        return {"updates": self._updates}
+
+    def load_state(self, state: dict[str, Any], steps: int) -> None:
+        """Make the optimizer's state as it was, its moments still zero; once, before training.
+
+        Args:
+            state: What :meth:`state` returned; empty at the start of a run.
+            steps: Steps of the run so far: its updates, for a state that does not say.
+        """
+        self._updates = int(state.get("updates", steps))
+        self.create_moments(self._updates)
+
+    def rewind(self, state: dict[str, Any], steps: int) -> None:
+        """Set everything but tensors back to a checkpoint, after training; see :meth:`load_state`.
+
+        Moments are not made anew: ZeRO ties parameters to them once.
+        """
+        self._updates = int(state.get("updates", steps))
+        for moments in self._optimizer.state.values():
+            moments["step"].fill_(float(self._updates))
 
     @contextlib.contextmanager
     def micro_step(self, *, is_last: bool) -> Iterator[None]:
@@ -81,6 +107,10 @@ class Backend(ABC):
     @abstractmethod
     def set_moment(self, parameter: nn.Parameter, moment: str, value: torch.Tensor) -> None:
         """Put one of Adam's tensors in, given whole; each rank keeps its part."""
+
+    def set_parameter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """Give a trainable parameter another value, the same whole one on every rank."""
+        parameter.data.copy_(value)
 
 
 class TorchBackend(Backend):
@@ -127,6 +157,7 @@ class TorchBackend(Backend):
                 nn.utils.clip_grads_with_norm_(self._trainable, limit, norm)
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self._updates += math.isfinite(value)
         return StepResult(value, is_applied=math.isfinite(value))
 
     def full_moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
@@ -173,9 +204,11 @@ class DeepSpeedBackend(Backend):
             gradients = [p.grad for p in self._trainable if p.grad is not None]
             norm = float(nn.utils.get_total_norm(gradients))
             self._engine.step()
+            self._updates += math.isfinite(norm)
             return StepResult(norm, is_applied=math.isfinite(norm))
         self._engine.step()
         norm = float(self._engine.get_global_grad_norm())
+        self._updates += math.isfinite(norm)
         return StepResult(norm, is_applied=math.isfinite(norm))
 
     def full_parameter(self, parameter: nn.Parameter) -> torch.Tensor:
@@ -223,6 +256,23 @@ class DeepSpeedBackend(Backend):
             from deepspeed.utils import safe_set_full_optimizer_state
 
             safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
+
+    def set_parameter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """See :meth:`Backend.set_parameter`. ZeRO updates a copy of its own: both are set."""
+        if self._stage == 0:
+            parameter.data.copy_(value)
+        elif self._stage == 3:
+            import deepspeed
+            from deepspeed.utils import safe_set_local_fp32_param
+
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.copy_(value)
+            safe_set_local_fp32_param(parameter, self._shard_of(parameter, value))
+        else:
+            from deepspeed.utils import safe_set_full_fp32_param
+
+            parameter.data.copy_(value)
+            safe_set_full_fp32_param(parameter, value.to(parameter.device))
 
     def _shard_of(self, parameter: Any, value: torch.Tensor) -> torch.Tensor:
         """This rank's slice, padded as ZeRO-3 pads: DeepSpeed's own setter fails on a short one."""

@@ -8,12 +8,18 @@ from torch import nn
 
 from shards.order import Position
 from trainer.checkpoint.store import Checkpoint
-from trainer.checkpoint.tensors import gather_tensors, load_model, load_optimizer
+from trainer.checkpoint.tensors import (
+    gather_tensors,
+    load_model,
+    load_optimizer,
+    restore_model,
+)
 from trainer.config.load import to_dict
 from trainer.config.schema import TrainConfig
 from trainer.engine.backends import build_backend
 from trainer.engine.distributed import Distributed
 from trainer.engine.full_model import FullModel
+from trainer.engine.not_finite import NotFinite
 from trainer.engine.optimizer import LearningRate, build_optimizer, moments_of
 from trainer.engine.run_folder import versions
 from trainer.engine.step_module import RNG_RULE, StepModule
@@ -30,6 +36,7 @@ class Session:
         distributed: This process among the others.
         checkpoint: Where to go on, None at the start.
         steps: Steps of the whole run.
+        not_finite: The record of steps that were left out, which checkpoints hold.
 
     Attributes:
         step: Optimizer steps taken.
@@ -44,18 +51,20 @@ class Session:
         distributed: Distributed,
         checkpoint: Checkpoint | None,
         steps: int,
+        not_finite: NotFinite,
     ) -> None:
         self._config = config
         self._task = task
         self._distributed = distributed
         self._moments = moments_of(config.optimizer)
+        self._not_finite = not_finite
         self.step = 0
         self.position: Position | None = None
         self.is_checked = False
         # Weights come before wrapping: ZeRO cuts up what it finds in the module.
         if checkpoint is not None:
-            self.step = checkpoint.step
-            self.position = Position.from_dict(checkpoint.state["position"])
+            self._take_place(checkpoint)
+            not_finite.resume(checkpoint.state)
             load_model(checkpoint.folder, task)
         task.train()
         model: Any = task.model
@@ -66,14 +75,37 @@ class Session:
         self.learning_rate = LearningRate(optimizer, config.optimizer, steps)
         self.step_module = StepModule(task, config.run.precision, distributed.device.type)
         self.backend = build_backend(self.step_module, optimizer, distributed, config.optimizer)
-        self.backend.create_moments(self.step)
+        kept = {} if checkpoint is None else checkpoint.state.get("backend", {})
+        self.backend.load_state(kept, self.step)
         if checkpoint is not None:
             load_optimizer(checkpoint.folder, self.backend, self._moments)
 
-    def tensors(self) -> tuple[Tensors, Tensors]:
-        """The whole model and optimizer on rank 0; called by all ranks."""
+    def go_back(self, checkpoint: Checkpoint) -> None:
+        """Become again what a checkpoint of this run holds, without a new start; called by all
+        ranks.
+
+        The record of steps that were not finite stays: it says what to leave out this time.
+        """
+        self._take_place(checkpoint)
+        restore_model(checkpoint.folder, self.backend, self._task)
+        self.backend.rewind(checkpoint.state.get("backend", {}), self.step)
+        load_optimizer(checkpoint.folder, self.backend, self._moments)
+
+    def _take_place(self, checkpoint: Checkpoint) -> None:
+        self.step = checkpoint.step
+        reached = checkpoint.state["position"]
+        self.position = None if reached is None else Position.from_dict(reached)
+
+    def tensors(self, *, to_own: bool = True) -> tuple[Tensors, Tensors]:
+        """The whole model and optimizer on rank 0; called by all ranks.
+
+        Args:
+            to_own: Whether they must stay as they are while training goes on.
+        """
         is_main = self._distributed.is_main
-        return gather_tensors(self.backend, self._task, self._moments, is_main=is_main)
+        return gather_tensors(
+            self.backend, self._task, self._moments, is_main=is_main, to_own=to_own
+        )
 
     def full_model(self) -> nn.Module:
         """The task's model with whole weights on rank 0; called by all ranks."""
@@ -91,6 +123,8 @@ class Session:
             "config": to_dict(self._config),
             "ranks": self._distributed.world_size,
             "zero_stage": self._distributed.zero_stage,
+            "backend": self.backend.state(),
+            "not_finite": self._not_finite.record(),
             "rng": RNG_RULE,
             "versions": versions(),
         }
