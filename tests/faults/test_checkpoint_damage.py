@@ -13,7 +13,6 @@ from helpers.inprocess import state, train, train_until_crash, weights
 from helpers.launch import metrics
 
 from trainer.checkpoint import store as store_module
-from trainer.checkpoint.hashed import HashedFile
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.tensors import write_tensors
