@@ -30,7 +30,7 @@ _DTYPES = {
 
 
 class HashedFile:
-    """A file that is written anew; durable, and known by its hash, at the end of the block. A context manager.
+    """A file that is durable and known by its hash at the end of the block; a context manager.
 
     Both hashing and writing let go of the interpreter's lock, so that training in another thread
     goes on.

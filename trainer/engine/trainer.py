@@ -268,9 +268,9 @@ class Trainer:
         )
 
     def _close_monitor(self) -> None:
-        if self._monitor is not None:
-            self._monitor.close()
-            self._monitor = None
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.close()
 
     def _flush(self) -> None:
         """Metrics are on the disk before a checkpoint that follows them."""
@@ -299,12 +299,14 @@ class Trainer:
         if not self.distributed.is_main:
             return
         failed = self._saver.close()
-        if failed is not None and failed is not error:
-            self._warn(str(failed))
+        # A disk that is full may be the reason itself; it must not hide it.
+        with contextlib.suppress(OSError):
+            if failed is not None and failed is not error:
+                self._warn(str(failed))
+            self._close_monitor()
         state = self.folder.state()
         if state.get("state") == "running" and self.folder.is_open:
             reason = str(error) or type(error).__name__
-            # A disk that is full may be the reason itself; it must not hide it.
             with contextlib.suppress(OSError):
                 self.folder.write_state("stopped", int(state["step"]), self.steps, reason)
 
