@@ -11,7 +11,7 @@ import pytest
 from helpers.dying import die, run_child, train_and_die, train_and_die_in_the_grace_time
 from helpers.inprocess import state, train, train_until_crash, weights
 from helpers.launch import metrics
-from helpers.toy_recommender import ClickToyData, make_task
+from helpers.toy_clicks import ClickToyData, make_task
 
 from trainer.checkpoint.hashed import HashedFile
 from trainer.errors import CheckpointError, TinyNewsRecError

@@ -3,6 +3,10 @@
 The training loop and the checkpoints know only :class:`Backend`. Gradients are means over the
 global batch: the loss of a micro-batch is a mean over its samples, is divided by the number of
 micro-batches, and the ranks' gradients are averaged.
+
+fp16 means the same in both: the loss is multiplied by one :class:`~trainer.engine.loss_scale.
+LossScale`, the gradients are divided by it before they are clipped, and a gradient that is not
+finite is dropped. DeepSpeed's own fp16 would keep half the weights and gradients in fp16.
 """
 
 import contextlib
@@ -17,6 +21,7 @@ from torch import nn
 
 from trainer.config.schema import OptimizerConfig
 from trainer.engine.distributed import Distributed
+from trainer.engine.loss_scale import LossScale
 from trainer.engine.optimizer import fresh_adam_state
 from trainer.engine.step_module import StepModule
 
@@ -30,8 +35,9 @@ class StepResult:
     is_applied: bool
     """Whether the weights were updated: not where the gradient was not finite."""
     loss_scale: float | None = None
-    """fp16: what the loss was multiplied with. A step of fp16 that is not applied is no fault: the
-    scale was too large, and is lowered."""
+    """fp16: what the loss was multiplied with. A step that is not applied is then no fault: the
+    scale was too large, and has been halved. None in other precisions, and where fp16 overflowed at
+    the lowest scale: such a step is a fault."""
 
 
 class Backend(ABC):
@@ -47,22 +53,34 @@ class Backend(ABC):
         self.module: nn.Module = step_module
         self._step_module = step_module
         self._config = config
+        self._trainable = [p for p in step_module.parameters() if p.requires_grad]
+        self._scale = LossScale(is_enabled=step_module.precision == "fp16")
         self._updates = 0
 
     @abstractmethod
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Backward pass of one micro-batch; gradients are averaged over ranks in the last one."""
 
-    @abstractmethod
     def step(self) -> StepResult:
         """Clip, update the weights and drop the gradients.
 
-        A gradient that is not finite leaves weights and optimizer as they were.
+        A gradient that is not finite leaves weights and optimizer as they were, in every mode.
         """
+        used, can_fall = self._scale.value, self._scale.can_fall
+        norm = self._update()
+        is_applied = math.isfinite(norm)
+        self._updates += is_applied
+        self._scale.update(norm)
+        is_scaled = self._scale.is_enabled and (is_applied or can_fall)
+        return StepResult(norm, is_applied=is_applied, loss_scale=used if is_scaled else None)
+
+    @abstractmethod
+    def _update(self) -> float:
+        """Update the weights by a finite gradient, drop the gradient, return its norm."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the tensors, as JSON: the number of updates so far."""
-        return {"updates": self._updates}
+        """What a checkpoint keeps beside the tensors, as JSON: updates so far, the loss scale."""
+        return {"updates": self._updates, **self._scale.state()}
 
     def load_state(self, state: dict[str, Any], steps: int) -> None:
         """Make the optimizer's state as it was, its moments still zero; once, before training.
@@ -72,6 +90,7 @@ class Backend(ABC):
             steps: Steps of the run so far: its updates, for a state that does not say.
         """
         self._updates = int(state.get("updates", steps))
+        self._scale.load_state(state)
         self.create_moments(self._updates)
 
     def rewind(self, state: dict[str, Any], steps: int) -> None:
@@ -80,6 +99,7 @@ class Backend(ABC):
         Moments are not made anew: ZeRO ties parameters to them once.
         """
         self._updates = int(state.get("updates", steps))
+        self._scale.load_state(state)
         for moments in self._optimizer.state.values():
             moments["step"].fill_(float(self._updates))
 
@@ -96,13 +116,33 @@ class Backend(ABC):
         """The whole parameter, on every rank; called by all ranks in the same order."""
         return parameter.detach()
 
+    def _finish_gradients(self) -> float:
+        """Divide whole gradients by the loss scale and clip them; returns their norm before that.
+
+        A gradient that is not finite stays as it is.
+        """
+        for parameter in self._trainable:
+            # ZeRO counts a missing gradient as zero (Adam's moments decay); torch would skip it.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self._trainable if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) / self._scale.value
+        if not math.isfinite(norm):
+            return float(norm)
+        if self._scale.is_enabled:
+            for gradient in gradients:
+                gradient.div_(self._scale.value)
+        if self._config.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._trainable, self._config.max_grad_norm, norm)
+        return float(norm)
+
     @abstractmethod
     def full_moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
         """One of Adam's tensors for a whole trainable parameter; called by all ranks."""
 
     @abstractmethod
     def create_moments(self, step: int) -> None:
-        """Make Adam's state as after ``step`` steps, with zero moments; once, before training."""
+        """Make Adam's state as after ``step`` updates, with zero moments."""
 
     @abstractmethod
     def set_moment(self, parameter: nn.Parameter, moment: str, value: torch.Tensor) -> None:
@@ -126,7 +166,6 @@ class TorchBackend(Backend):
         super().__init__(step_module, config)
         self._accelerator = distributed.accelerator
         self._optimizer = optimizer
-        self._trainable = [p for p in step_module.parameters() if p.requires_grad]
         self.module = self._accelerator.prepare(step_module)
 
     @contextlib.contextmanager
@@ -140,25 +179,14 @@ class TorchBackend(Backend):
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Accelerate divides by the number of micro-batches."""
-        self._accelerator.backward(loss)
+        self._accelerator.backward(loss * self._scale.value)
 
-    def step(self) -> StepResult:
-        """See :meth:`Backend.step`."""
-        for parameter in self._trainable:
-            # ZeRO counts a missing gradient as zero (Adam's moments decay); torch would skip it.
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in self._trainable if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        value = float(norm)
-        if math.isfinite(value):
-            limit = self._config.max_grad_norm
-            if limit is not None:
-                nn.utils.clip_grads_with_norm_(self._trainable, limit, norm)
+    def _update(self) -> float:
+        norm = self._finish_gradients()
+        if math.isfinite(norm):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._updates += math.isfinite(value)
-        return StepResult(value, is_applied=math.isfinite(value))
+        return norm
 
     def full_moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
         """See :meth:`Backend.full_moment`."""
@@ -189,27 +217,29 @@ class DeepSpeedBackend(Backend):
         super().__init__(step_module, config)
         self._optimizer = optimizer
         self._stage = distributed.zero_stage
-        self._trainable = [p for p in step_module.parameters() if p.requires_grad]
         self.module, _ = distributed.accelerator.prepare(step_module, optimizer)
         self._engine: Any = self.module
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """DeepSpeed divides by the number of micro-batches."""
+        """DeepSpeed divides by the number of micro-batches; ZeRO also scales the loss."""
         self._engine.set_gradient_accumulation_boundary(is_boundary=is_last)
+        if self._stage == 0:
+            loss = loss * self._scale.value
+        elif self._scale.is_enabled:
+            self._engine.optimizer.override_loss_scale(self._scale.value)
         self._engine.backward(loss)
 
-    def step(self) -> StepResult:
-        """See :meth:`Backend.step`. ZeRO itself skips an update whose norm is not finite."""
-        if self._stage == 0:
-            gradients = [p.grad for p in self._trainable if p.grad is not None]
-            norm = float(nn.utils.get_total_norm(gradients))
+    def _update(self) -> float:
+        """ZeRO divides, clips, and by itself drops a gradient whose norm is not finite."""
+        if self._stage != 0:
             self._engine.step()
-            self._updates += math.isfinite(norm)
-            return StepResult(norm, is_applied=math.isfinite(norm))
-        self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        self._updates += math.isfinite(norm)
-        return StepResult(norm, is_applied=math.isfinite(norm))
+            return float(self._engine.get_global_grad_norm())
+        norm = self._finish_gradients()
+        if math.isfinite(norm):
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+        return norm
 
     def full_parameter(self, parameter: nn.Parameter) -> torch.Tensor:
         """See :meth:`Backend.full_parameter`."""

@@ -50,12 +50,12 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
-    def save(self, session: Session, data: str) -> None:
+    def save(self, session: Session, state: Mapping[str, Any]) -> None:
         """Take the state of a session and write it, or have it written; called by all ranks.
 
         Args:
             session: What is saved.
-            data: Fingerprint of the task's data.
+            state: What goes into its ``state.json``, besides the value of the best metric.
 
         Raises:
             CheckpointError: This save, or the one before it, could not be written.
@@ -63,14 +63,13 @@ class Saver:
         """
         self.join()
         tensors = session.tensors(to_own=self._is_background)
-        state = session.state(data)
+        step, stated = session.step, dict(state)
         if self._metric is not None:
-            state[METRIC] = {"name": self._metric, "value": self._value}
+            stated[METRIC] = {"name": self._metric, "value": self._value}
 
         def write() -> None:
-            self._write(session_step, state, *tensors)
+            self._write(step, stated, *tensors)
 
-        session_step = session.step
         if not self._is_background:
             self._distributed.from_main(write)
         elif self._distributed.is_main:

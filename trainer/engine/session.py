@@ -19,7 +19,6 @@ from trainer.config.schema import TrainConfig
 from trainer.engine.backends import build_backend
 from trainer.engine.distributed import Distributed
 from trainer.engine.full_model import FullModel
-from trainer.engine.not_finite import NotFinite
 from trainer.engine.optimizer import LearningRate, build_optimizer, moments_of
 from trainer.engine.run_folder import versions
 from trainer.engine.step_module import RNG_RULE, StepModule
@@ -36,7 +35,6 @@ class Session:
         distributed: This process among the others.
         checkpoint: Where to go on, None at the start.
         steps: Steps of the whole run.
-        not_finite: The record of steps that were left out, which checkpoints hold.
 
     Attributes:
         step: Optimizer steps taken.
@@ -51,20 +49,17 @@ class Session:
         distributed: Distributed,
         checkpoint: Checkpoint | None,
         steps: int,
-        not_finite: NotFinite,
     ) -> None:
         self._config = config
         self._task = task
         self._distributed = distributed
         self._moments = moments_of(config.optimizer)
-        self._not_finite = not_finite
         self.step = 0
         self.position: Position | None = None
         self.is_checked = False
         # Weights come before wrapping: ZeRO cuts up what it finds in the module.
         if checkpoint is not None:
             self._take_place(checkpoint)
-            not_finite.resume(checkpoint.state)
             load_model(checkpoint.folder, task)
         task.train()
         model: Any = task.model
@@ -83,8 +78,6 @@ class Session:
     def go_back(self, checkpoint: Checkpoint) -> None:
         """Become again what a checkpoint of this run holds, without a new start; called by all
         ranks.
-
-        The record of steps that were not finite stays: it says what to leave out this time.
         """
         self._take_place(checkpoint)
         restore_model(checkpoint.folder, self.backend, self._task)
@@ -124,7 +117,6 @@ class Session:
             "ranks": self._distributed.world_size,
             "zero_stage": self._distributed.zero_stage,
             "backend": self.backend.state(),
-            "not_finite": self._not_finite.record(),
             "rng": RNG_RULE,
             "versions": versions(),
         }

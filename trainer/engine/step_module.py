@@ -11,6 +11,9 @@ from trainer.errors import TrainingError
 OUTPUTS = ("loss", "losses", "report", "num_samples")
 """Keys of what a task's forward returns."""
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What a precision computes in; fp32 computes as it is."""
+
 
 class StepModule(nn.Module):
     """Wraps a task so that precision means the same plainly, under DDP and under DeepSpeed.
@@ -24,7 +27,7 @@ class StepModule(nn.Module):
     def __init__(self, task: nn.Module, precision: str, device_type: str) -> None:
         super().__init__()
         self.task = task
-        self._is_bf16 = precision == "bf16"
+        self.precision = precision
         self._device_type = device_type
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -33,7 +36,8 @@ class StepModule(nn.Module):
         Raises:
             TrainingError: The task's output lacks a key of the protocol.
         """
-        with torch.autocast(self._device_type, torch.bfloat16, enabled=self._is_bf16):
+        dtype = AUTOCAST.get(self.precision)
+        with torch.autocast(self._device_type, dtype, enabled=dtype is not None):
             outputs = self.task(batch)
         missing = [key for key in OUTPUTS if key not in outputs]
         if missing:

@@ -122,9 +122,11 @@ class Trainer:
         """Make the task ready to train from where the run is."""
         if checkpoint is not None:
             self._saver.resume(checkpoint.state)
-        return Session(
-            self.config, self.task, self.distributed, checkpoint, self.steps, self._not_finite
-        )
+            self._not_finite.resume(checkpoint.state)
+        session = Session(self.config, self.task, self.distributed, checkpoint, self.steps)
+        if checkpoint is None and self.config.run.not_finite == "reload":
+            self._save(session)  # Somewhere to go back to, from the first step on.
+        return session
 
     def _train(self, session: Session, stop: StopRequest) -> None:
         """The loop, as often as a step that is not finite sends it back to a checkpoint."""
@@ -134,12 +136,11 @@ class Trainer:
                 f"{signal.Signals(signum).name}: stopped at step {session.step} of {self.steps}, "
                 "before the first step of this start; the same command goes on from there"
             )
-        if self.config.run.not_finite == "reload" and session.step == 0:
-            self._saver.save(session, self.data.fingerprint)
         while self._steps(session, stop) is Verdict.GO_BACK:
             self._saver.join()
             checkpoint = self.distributed.from_main(self._store.find)
             assert checkpoint is not None, "a run that may go back saves before its first step"
+            # The record of what was not finite stays: it says what to leave out this time.
             session.go_back(checkpoint)
             self._close_monitor()
 
@@ -161,7 +162,7 @@ class Trainer:
                 if step in self.copy_steps:
                     self._export(session, self.folder.copy(step))
                 if signum or step == self.steps or step % self.config.run.checkpoint_every == 0:
-                    self._saver.save(session, self.data.fingerprint)
+                    self._save(session)
                 if signum and step < self.steps:
                     self._saver.join()
                     raise StopForRequeue(
@@ -171,6 +172,10 @@ class Trainer:
                     )
         self._saver.join()
         return Verdict.GO_ON
+
+    def _save(self, session: Session) -> None:
+        state = session.state(self.data.fingerprint)
+        self._saver.save(session, state | {"not_finite": self._not_finite.record()})
 
     def _batches(self, session: Session) -> Prefetch[StepBatch]:
         """This rank's micro-batches, step by step, collated ahead by ``data.workers`` threads."""
