@@ -1,4 +1,4 @@
-"""Signals at awkward moments: twice, before the first step, while a checkpoint or a copy is made."""
+"""Signals at awkward moments: twice, before the first step, during a save or a copy."""
 
 import os
 import re

@@ -13,7 +13,6 @@ from trainer.engine.backends import StepResult
 from trainer.engine.not_finite import NotFinite, Verdict, spread
 from trainer.errors import TrainingError
 
-
 UNITS = 240
 """More than the runs below consume: no bad sample comes twice."""
 
@@ -171,7 +170,7 @@ def test_budget_that_is_used_up_ends_the_run_naming_the_steps(tmp_path, policy):
 
 
 def test_stopping_names_the_way_out(tmp_path):
-    with pytest.raises(TrainingError, match="or let run.not_finite leave such steps out"):
+    with pytest.raises(TrainingError, match=r"or let run\.not_finite leave such steps out"):
         train(tmp_path / "run", data=poisoned(3))
     train_until_crash(tmp_path / "other", 6)
     assert state(tmp_path / "other")["step"] == 5
