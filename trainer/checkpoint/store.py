@@ -90,7 +90,7 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: The disk refused (full, read-only, broken). Earlier checkpoints are
-                untouched, and nothing of this one stays.
+                untouched, and nothing of this one stays that is not whole.
         """
         final = self.path(step)
         building = self.folder / f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
