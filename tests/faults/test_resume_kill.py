@@ -3,12 +3,15 @@
 import json
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
 from helpers.launch import launch, metrics, settings
 
 DROPOUT = 0.3
+STOPPED_WITHIN_S = 30
+"""Once a rank is dead the others are gone within this time (torchrun's own patience with them)."""
 
 
 def train_whole(folder: Path, processes: int, **changes) -> Path:
@@ -24,11 +27,22 @@ def train_killed(folder: Path, processes: int, kill: dict, **changes) -> Path:
     run = folder / "run"
     spec = {"settings": settings(run, **changes), "dropout": DROPOUT}
     done = launch(folder, spec | {"kill": kill}, processes)
+    ended = time.time()
     assert done.returncode != 0
+    last = last_sign_of_life(run)
+    assert ended - last < STOPPED_WITHIN_S
     assert json.loads((run / "state.json").read_text())["state"] != "finished"
     done = launch(folder, spec, processes)
     assert done.returncode == 0, done.stderr
     return run
+
+
+def last_sign_of_life(run: Path) -> float:
+    """When the last step was logged, or training began."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    starts = (run / "starts.jsonl").stat().st_mtime
+    return float(json.loads(lines[-1])["time"]) if lines else starts
 
 
 def same(run: Path, whole: Path) -> None:
@@ -50,7 +64,7 @@ MODES = [
 
 
 @pytest.mark.parametrize(("processes", "deepspeed"), MODES)
-def test_sigkill_at_a_random_step(tmp_path, processes, deepspeed):
+def test_a1_sigkill_of_one_rank_at_a_random_step(tmp_path, processes, deepspeed):
     step = random.Random().randint(3, 20)
     rank = random.Random().randrange(processes)
     changes = {
@@ -65,11 +79,14 @@ def test_sigkill_at_a_random_step(tmp_path, processes, deepspeed):
     same(run, whole)
 
 
-def test_killed_twice_and_both_times_later(tmp_path):
-    """The second resume goes on from the second kill's checkpoint, not from the start."""
+def test_a1_killed_twice_and_both_times_later(tmp_path):
+    """The second resume goes on from the second kill's checkpoint, not from the start.
+
+    In the foreground: a kill soon after step 5 could find its checkpoint still on its way.
+    """
     whole = train_whole(tmp_path / "whole", 1)
     folder = tmp_path / "killed"
-    spec = {"settings": settings(folder / "run"), "dropout": DROPOUT}
+    spec = {"settings": settings(folder / "run", run__background_saves=False), "dropout": DROPOUT}
     for step in (9, 17):
         kill = {"signal": "SIGKILL", "samples": 8 * step, "ranks": [0]}
         assert launch(folder, spec | {"kill": kill}).returncode != 0
@@ -91,7 +108,9 @@ def test_killed_twice_and_both_times_later(tmp_path):
         pytest.param("SIGINT", [1], marks=pytest.mark.slow),
     ],
 )
-def test_signal_on_any_rank_stops_all_at_one_step_with_a_checkpoint(tmp_path, signal_name, ranks):
+def test_b1_b2_signal_on_any_rank_stops_all_at_one_step_with_a_checkpoint(
+    tmp_path, signal_name, ranks
+):
     processes = 1 if ranks == [0] else 2
     changes = {"run__micro_batch": 2, "run__checkpoint_every": 1000}
     whole = train_whole(tmp_path / "whole", processes, **changes)
@@ -111,23 +130,6 @@ def test_signal_on_any_rank_stops_all_at_one_step_with_a_checkpoint(tmp_path, si
     assert steps == [f"step_{int(said[0]):08d}"]
     assert launch(run.parent, spec, processes).returncode == 0
     same(run, whole)
-
-
-@pytest.mark.slow
-def test_loss_that_is_not_finite_on_one_rank_stops_all_naming_it(tmp_path):
-    from helpers.toy import ToyData
-
-    # Rank 1 has samples 4 to 7 of every global batch of 8.
-    bad_row = int(ToyData(seed=3).order.rows(0, 8 * 5 + 6, 8 * 5 + 7)[0])
-    spec = {"settings": settings(tmp_path / "run"), "poisoned": [bad_row]}
-    done = launch(tmp_path, spec, 2)
-    assert done.returncode != 0
-    said = re.findall(
-        r"TrainingError: the loss is not finite in step (\d+) on rank (\d)", done.stderr
-    )
-    assert said
-    assert set(said) == {("6", "1")}
-    assert json.loads((tmp_path / "run" / "state.json").read_text())["step"] == 5
 
 
 @pytest.mark.slow

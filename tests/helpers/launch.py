@@ -50,6 +50,17 @@ def launch(
     return run(command, timeout=TIMEOUT_S)
 
 
+def torchrun(folder: Path, script: Path, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run a script on the ``spec.json`` of a folder, on so many ranks.
+
+    Raises:
+        subprocess.TimeoutExpired: They hung.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), str(script), str(folder / "spec.json")]
+    return run(command, timeout=TIMEOUT_S)
+
+
 def metrics(run_dir: Path, name: str = "train/loss") -> dict[int, float]:
     """One metric of a run by step."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()

@@ -7,11 +7,13 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+import torch
 from helpers.toy import ToyData, ToyTask
 
 from trainer.config.load import from_settings
@@ -25,6 +27,18 @@ def save_export(model, folder, info) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().tolist() for name, value in model.state_dict().items()}
     (folder / "export.json").write_text(json.dumps({"weights": weights, "info": info}))
+
+
+class SlowData(ToyData):
+    """Takes its time for every micro-batch, so that a kill from outside finds the run at work."""
+
+    def __init__(self, pause_s: float, **options) -> None:
+        super().__init__(**options)
+        self._pause_s = pause_s
+
+    def collate(self, batch_rows):
+        time.sleep(self._pause_s)
+        return super().collate(batch_rows)
 
 
 class KillingData(ToyData):
@@ -53,6 +67,11 @@ def main() -> int:
             task = ToyTask(dropout=spec.get("dropout", 0.0))
             kill = spec.get("kill")
             data = KillingData(kill, **options) if kill else ToyData(**options)
+            if "pause_s" in spec:
+                data = SlowData(spec["pause_s"], **options)
+            if "ballast" in spec:
+                # Floats that make the files of a checkpoint large enough to be killed in.
+                task.register_buffer("ballast", torch.ones(spec["ballast"]))
             Trainer(config, task, data, save_export, distributed).fit()
             if config.run.deepspeed is None:
                 assert "deepspeed" not in sys.modules, "a plain run imported DeepSpeed"

@@ -5,6 +5,8 @@ import errno
 import pytest
 
 from shards.files import read_json
+from trainer.checkpoint.hashed import HashedFile
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.store import CheckpointStore
 from trainer.errors import CheckpointError
 
@@ -16,11 +18,16 @@ def warnings():
 
 @pytest.fixture
 def store(tmp_path, warnings):
-    return CheckpointStore(tmp_path / "checkpoints", 2, warnings.append)
+    return CheckpointStore(tmp_path / "checkpoints", Retention(newest=2), warnings.append)
 
 
-def save(store, step, content=b"weights"):
-    return store.save(step, {"note": step}, lambda f: (f / "model.bin").write_bytes(content))
+def save(store, step, content=b"weights", **state):
+    def write(folder):
+        with HashedFile(folder / "model.bin") as file:
+            file.write(content)
+        return {"model.bin": file.entry}
+
+    return store.save(step, {"note": step, **state}, write)
 
 
 def test_saved_checkpoint_is_found_with_its_state(store, warnings):
@@ -34,7 +41,7 @@ def test_saved_checkpoint_is_found_with_its_state(store, warnings):
 
 
 def test_only_the_newest_are_kept_and_nothing_hidden_stays(store):
-    for step in (5, 10, 100_000_000, 15):
+    for step in (5, 10, 15, 100_000_000):
         save(store, step)
     assert store.steps() == [15, 100_000_000]
     assert sorted(p.name for p in store.folder.iterdir()) == [
@@ -116,3 +123,51 @@ def test_format_of_the_future_is_refused(store, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="format 2"):
         store.find()
+
+
+def named(store, pointer):
+    path = store.folder / pointer
+    return path.read_text().strip() if path.exists() else None
+
+
+def test_multiples_stay_for_good_beside_the_newest(tmp_path):
+    store = CheckpointStore(tmp_path, Retention(newest=1, every=20), print)
+    for step in range(10, 80, 10):
+        save(store, step)
+    assert store.steps() == [20, 40, 60, 70]
+
+
+@pytest.mark.parametrize(("best_is", "expected"), [("lowest", 10), ("highest", 25)])
+def test_the_best_by_recorded_values_stays_and_is_named(tmp_path, best_is, expected):
+    """Ties go to the earlier one; a value that is missing or of another metric is none."""
+    retention = Retention(newest=1, metric="train/loss", best_is=best_is)
+    store = CheckpointStore(tmp_path, retention, print)
+    save(store, 1)
+    assert named(store, "best") is None
+    for step, value in ((5, 0.5), (10, 0.25), (15, 0.25), (20, None), (25, 0.75), (30, 0.5)):
+        save(store, step, metric={"name": "train/loss", "value": value})
+    save(store, 35, metric={"name": "train/accuracy", "value": 0.0})
+    assert store.steps() == [expected, 35]
+    assert named(store, "best") == f"step_{expected:08d}"
+    assert named(store, "latest") == "step_00000035"
+    # Decided anew from what is recorded, whatever the file says.
+    (tmp_path / "best").write_text("step_00000035\n")
+    assert store.find().step == 35
+    assert named(store, "best") == f"step_{expected:08d}"
+    without = CheckpointStore(tmp_path, Retention(newest=1), print)
+    save(without, 40)
+    assert (without.steps(), named(without, "best")) == ([40], None)
+
+
+def test_a_damaged_later_one_is_neither_best_nor_counted_as_newest(tmp_path):
+    """Going on from before a damaged checkpoint must not delete what it went on from."""
+    store = CheckpointStore(tmp_path, Retention(newest=1, metric="m"), lambda line: None)
+    save(store, 5, metric={"name": "m", "value": 2.0})
+    keep_all = CheckpointStore(tmp_path, Retention(newest=9), print)
+    newest = save(keep_all, 10, metric={"name": "m", "value": 1.0})
+    (newest / "model.bin").write_bytes(b"damaged")
+    assert store.find().step == 5
+    assert named(store, "best") == "step_00000005"
+    save(store, 6, metric={"name": "m", "value": 3.0})
+    assert 6 in store.steps()
+    assert store.find().step == 6

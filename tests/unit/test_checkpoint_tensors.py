@@ -3,10 +3,12 @@
 import pytest
 import torch
 from helpers.toy import ToyTask
+from safetensors.torch import load_file
 from torch import nn
 
+from shards.files import sha256_file
 from trainer.checkpoint.resume import MAY_CHANGE, check_same_run
-from trainer.checkpoint.tensors import load_model, persistent_buffers, write_tensors
+from trainer.checkpoint.tensors import MODEL, load_model, persistent_buffers, write_tensors
 from trainer.config.load import known_keys, to_dict
 from trainer.config.schema import RunConfig, TrainConfig
 from trainer.errors import CheckpointError
@@ -43,6 +45,26 @@ def test_tied_parameters_are_stored_once_and_stay_tied(tmp_path):
     load_model(tmp_path, second)
     assert second.a.weight is second.b.weight
     assert torch.equal(second.b.weight, first.a.weight)
+
+
+def test_files_are_safetensors_and_their_hashes_are_those_of_the_bytes_on_disk(tmp_path):
+    """Every type and shape, against the package's own reader and a second reading of the file."""
+    kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32)
+    tensors = {str(kind): torch.arange(7).to(kind) for kind in (*kinds, torch.uint8)}
+    tensors |= {"bool": torch.tensor([True, False, True]), "scalar": torch.tensor(2.5)}
+    tensors |= {"empty": torch.empty(0, 3), "ünï": torch.randn(3, 5, 2)}
+    tensors["large"] = torch.randn(3, 1_000_003)  # more than one block
+    entries = write_tensors(tmp_path, tensors, {})
+    read = load_file(tmp_path / MODEL)
+    assert read.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert read[name].dtype == value.dtype
+        assert torch.equal(read[name], value)
+    for name, entry in entries.items():
+        path = tmp_path / name
+        assert entry == {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    with pytest.raises(ValueError, match="contiguous: False"):
+        write_tensors(tmp_path, {"t": torch.zeros(2, 3).T}, {})
 
 
 def test_other_model_is_refused(tmp_path):

@@ -147,17 +147,6 @@ def test_signal_makes_a_checkpoint_and_asks_to_be_requeued(tmp_path):
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
-def test_signal_before_the_first_step_still_leaves_a_checkpoint(tmp_path):
-    class Early(ToyTask):
-        def parameter_groups(self, config):
-            os.kill(os.getpid(), signal.SIGTERM)
-            return super().parameter_groups(config)
-
-    with pytest.raises(StopForRequeue, match="after step 1 of 20"):
-        train(tmp_path / "run", make_task=Early)
-    assert state(tmp_path / "run")["step"] == 1
-
-
 def test_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path):
     bad_row = int(ToyData(seed=3).order.rows(0, 8 * 6, 8 * 6 + 1)[0])
     poisoned = ToyData(seed=3, poisoned=frozenset({bad_row}))

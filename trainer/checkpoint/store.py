@@ -5,10 +5,12 @@
     checkpoints/
       step_00000500/   model.safetensors  optimizer.safetensors  state.json  manifest.json
       latest           the name of the newest, for people and scripts
+      best             the name of the best by ``run.best_metric``, where one is named
 
 A folder is filled under a hidden name, its manifest (bytes and sha256 of every file) comes last,
-and a rename publishes it. The folders themselves say which is newest; ``latest`` is a convenience
-that is repaired when it is wrong. Nothing is decided by modification times.
+and a rename publishes it. The folders themselves say which is newest, and the values in their
+``state.json`` which is best; ``latest`` and ``best`` move after publication, and are repaired when
+they are wrong. Nothing is decided by modification times.
 """
 
 import os
@@ -28,12 +30,15 @@ from shards.files import (
     sha256_file,
     write_json_atomic,
 )
+from trainer.checkpoint.hashed import FileEntry, write_hashed_json
+from trainer.checkpoint.retention import Retention
 from trainer.errors import CheckpointError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 LATEST = "latest"
+BEST = "best"
 
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -52,13 +57,13 @@ class CheckpointStore:
 
     Args:
         folder: The run's ``checkpoints`` folder; made when the first one is saved.
-        keep: How many of the newest stay.
+        retention: Which of them stay.
         warn: Is told, loudly, of every checkpoint that is passed over.
     """
 
-    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, retention: Retention, warn: Callable[[str], None]) -> None:
         self.folder = folder
-        self._keep = keep
+        self._retention = retention
         self._warn = warn
 
     def steps(self) -> list[int]:
@@ -72,28 +77,32 @@ class CheckpointStore:
         """Folder of the checkpoint of a step."""
         return self.folder / f"step_{step:08d}"
 
-    def save(self, step: int, state: dict[str, Any], write_files: Callable[[Path], None]) -> Path:
-        """Write, publish, move ``latest``, then delete what is no longer kept.
+    def save(
+        self, step: int, state: dict[str, Any], write_files: Callable[[Path], dict[str, FileEntry]]
+    ) -> Path:
+        """Write, publish, move ``latest`` and ``best``, then delete what is no longer kept.
 
         Args:
             step: Optimizer steps taken.
             state: What goes into ``state.json``.
-            write_files: Writes further files into the folder that it is given.
+            write_files: Writes further files into the folder that it is given, durably, and returns
+                their lines of the manifest by name.
 
         Raises:
             CheckpointError: The disk refused (full, read-only, broken). Earlier checkpoints are
-                untouched, and nothing of this one stays.
+                untouched, and nothing of this one stays that is not whole.
         """
         final = self.path(step)
         building = self.folder / f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             building.mkdir(parents=True)
-            write_files(building)
-            write_json_atomic(building / STATE, {"format": FORMAT, "step": step, **state})
-            self._write_manifest(building)
+            files = dict(write_files(building))
+            stated = {"format": FORMAT, "step": step, **state}
+            files[STATE] = write_hashed_json(building / STATE, stated)
+            self._write_manifest(building, files)
             self._publish(building, final)
-            with atomic_file(self.folder / LATEST, "w") as file:
-                file.write(final.name + "\n")
+            self._point(LATEST, final.name)
+            best = self._point_at_best()
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint of step {step} could not be written to {self.folder}: "
@@ -102,7 +111,7 @@ class CheckpointStore:
             ) from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
-        for old in self.steps()[: -self._keep]:
+        for old in self._retention.superfluous(self.steps(), step, best):
             self._delete(self.path(old))
         return final
 
@@ -120,7 +129,7 @@ class CheckpointStore:
         """
         self._remove_leftovers()
         steps = self.steps()
-        reasons = []
+        reasons: list[str] = []
         for step in reversed(steps):
             try:
                 checkpoint = self.verify(step)
@@ -129,6 +138,7 @@ class CheckpointStore:
                 self._warn(f"checkpoint passed over: {error}")
                 continue
             self._check_latest(checkpoint)
+            self._point_at_best(up_to=step)
             return checkpoint
         if reasons:
             raise CheckpointError(
@@ -165,11 +175,7 @@ class CheckpointStore:
             )
         return Checkpoint(folder, step, state)
 
-    def _write_manifest(self, building: Path) -> None:
-        files = {}
-        for path in sorted(building.iterdir()):
-            _fsync_file(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    def _write_manifest(self, building: Path, files: dict[str, FileEntry]) -> None:
         write_json_atomic(building / MANIFEST, {"format": FORMAT, "files": files})
 
     def _publish(self, building: Path, final: Path) -> None:
@@ -199,15 +205,51 @@ class CheckpointStore:
         for entry in self.folder.iterdir():
             if entry.name.startswith((".step_", ".deleting-")) and entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name.startswith(f".{LATEST}.tmp-"):
+            elif entry.name.startswith((f".{LATEST}.tmp-", f".{BEST}.tmp-")):
                 entry.unlink(missing_ok=True)
 
-    def _check_latest(self, checkpoint: Checkpoint) -> None:
-        latest = self.folder / LATEST
+    def _point(self, pointer: str, name: str) -> None:
+        with atomic_file(self.folder / pointer, "w") as file:
+            file.write(name + "\n")
+
+    def _pointed(self, pointer: str) -> str:
+        """The name in ``latest`` or ``best``; empty where there is none."""
         try:
-            named = latest.read_text(encoding="utf-8").strip()
+            return (self.folder / pointer).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
-            named = ""
+            return ""
+
+    def _point_at_best(self, up_to: int | None = None) -> int | None:
+        """Let ``best`` name the best checkpoint by the values recorded in them.
+
+        Args:
+            up_to: Later ones were passed over as damaged, and do not count.
+
+        Returns:
+            Its step, None where no checkpoint has a value.
+        """
+        values = {}
+        for step in self.steps():
+            if up_to is not None and step > up_to:
+                break
+            value = self._recorded(step)
+            if value is not None:
+                values[step] = value
+        best = self._retention.best(values)
+        if best is None:
+            (self.folder / BEST).unlink(missing_ok=True)
+        elif self._pointed(BEST) != self.path(best).name:
+            self._point(BEST, self.path(best).name)
+        return best
+
+    def _recorded(self, step: int) -> float | None:
+        try:
+            return self._retention.value(read_json(self.path(step) / STATE))
+        except (DataError, AttributeError):
+            return None  # damaged: no candidate, and said when it is passed over
+
+    def _check_latest(self, checkpoint: Checkpoint) -> None:
+        latest, named = self.folder / LATEST, self._pointed(LATEST)
         if named == checkpoint.folder.name:
             return
         match = _NAME.fullmatch(named)
@@ -221,8 +263,7 @@ class CheckpointStore:
             )
         elif not named:
             self._warn(f"{latest} is missing or empty; going on from {checkpoint.folder.name}")
-        with atomic_file(latest, "w") as file:
-            file.write(checkpoint.folder.name + "\n")
+        self._point(LATEST, checkpoint.folder.name)
 
 
 def _verify_file(path: Path, size: int, sha256: str) -> None:
@@ -234,11 +275,3 @@ def _verify_file(path: Path, size: int, sha256: str) -> None:
         raise DataError(f"{path.name} has {found} bytes, expected {size}")
     if sha256_file(path) != sha256:
         raise DataError(f"{path.name} has another sha256 than its manifest says")
-
-
-def _fsync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

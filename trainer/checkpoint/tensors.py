@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import nn
 
+from trainer.checkpoint.hashed import FileEntry, write_safetensors
 from trainer.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -25,40 +25,58 @@ Tensors = dict[str, torch.Tensor]
 
 
 def gather_tensors(
-    backend: "Backend", task: nn.Module, moments: tuple[str, ...], *, is_main: bool
+    backend: "Backend",
+    task: nn.Module,
+    moments: tuple[str, ...],
+    *,
+    is_main: bool,
+    to_own: bool = True,
 ) -> tuple[Tensors, Tensors]:
     """Collect the whole model and Adam state on the CPU of rank 0, one parameter at a time.
 
     Every rank calls this; only rank 0 keeps what it gets.
+
+    Args:
+        backend: The wrapped task.
+        task: The task.
+        moments: Names of Adam's tensors.
+        is_main: Whether this is rank 0.
+        to_own: Whether the tensors must stay as they are while training goes on; otherwise they may
+            be the live ones, to be written before the next step.
 
     Returns:
         Model and optimizer tensors by name; both empty on other ranks.
     """
     model: Tensors = {}
     optimizer: Tensors = {}
+
+    def keep(into: Tensors, name: str, value: torch.Tensor) -> None:
+        if is_main:
+            into[name] = _owned(value) if to_own else value.detach().cpu().contiguous()
+
     for name, parameter in backend.parameters().items():
-        _keep(model, name, backend.full_parameter(parameter), is_main)
+        keep(model, name, backend.full_parameter(parameter))
         if parameter.requires_grad:
             for moment in moments:
-                value = backend.full_moment(parameter, moment)
-                _keep(optimizer, f"{name}/{moment}", value, is_main)
+                keep(optimizer, f"{name}/{moment}", backend.full_moment(parameter, moment))
     for name, buffer in persistent_buffers(task).items():
-        _keep(model, name, buffer, is_main)
+        keep(model, name, buffer)
     return model, optimizer
 
 
-def write_tensors(folder: Path, model: Tensors, optimizer: Tensors) -> None:
+def write_tensors(folder: Path, model: Tensors, optimizer: Tensors) -> dict[str, FileEntry]:
     """Write the two safetensors files of a checkpoint.
+
+    Returns:
+        Their lines of the manifest.
 
     Raises:
         OSError: The disk refused.
     """
-    for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
-        try:
-            save_file(tensors, folder / name)
-        except SafetensorError as error:
-            # safetensors reports a full disk as its own error; to the caller it is one of the disk.
-            raise OSError(f"{name}: {error}") from error
+    return {
+        name: write_safetensors(folder / name, tensors)
+        for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer))
+    }
 
 
 def load_model(folder: Path, task: nn.Module) -> None:
@@ -98,6 +116,25 @@ def load_optimizer(folder: Path, backend: "Backend", moments: tuple[str, ...]) -
                 backend.set_moment(parameter, moment, stored.get_tensor(f"{name}/{moment}"))
 
 
+def restore_model(folder: Path, backend: "Backend", task: nn.Module) -> None:
+    """Give a task that is wrapped, and has trained, the weights and buffers of a checkpoint.
+
+    Frozen parameters are what they were. Called by all ranks.
+
+    Raises:
+        CheckpointError: The file is not that of this task.
+    """
+    trainable = {n: p for n, p in backend.parameters().items() if p.requires_grad}
+    buffers = persistent_buffers(task)
+    with safe_open(folder / MODEL, framework="pt") as stored:
+        wanted = set(trainable) | set(buffers)
+        _compare_names(folder / MODEL, set(stored.keys()) & wanted, wanted)
+        for name, parameter in trainable.items():
+            backend.set_parameter(parameter, stored.get_tensor(name))
+        for name, buffer in buffers.items():
+            buffer.copy_(stored.get_tensor(name))
+
+
 def persistent_buffers(task: nn.Module) -> Tensors:
     """Buffers that belong to the state dict, by name."""
     kept: Tensors = {}
@@ -108,11 +145,10 @@ def persistent_buffers(task: nn.Module) -> Tensors:
     return kept
 
 
-def _keep(into: Tensors, name: str, value: torch.Tensor, is_main: bool) -> None:
-    if is_main:
-        # A copy of its own: the parameter may be a view of a flat buffer, or change while being
-        # written.
-        into[name] = value.detach().to("cpu", copy=True).contiguous()
+def _owned(value: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU: the value may be a view of a flat buffer, or change while it is
+    written."""
+    return value.detach().to("cpu", copy=True).contiguous()
 
 
 def _compare_names(path: Path, stored: set[str], expected: set[str]) -> None:

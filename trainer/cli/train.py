@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainer.config.schema import TrainConfig
+    from trainer.engine.signals import StopRequest
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -43,18 +44,25 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, or show what would be trained."""
+    from trainer.engine.signals import stop_on_signals
+
+    overrides = _own_options(arguments)
+    if arguments.settings:
+        return _print_settings()
+    if arguments.dry_run:
+        return _dry_run(_load(arguments, overrides))
+    # Before everything that takes time: a scheduler may take the job back while it starts.
+    with stop_on_signals(is_training=False) as stop:
+        return _train(_load(arguments, overrides), stop)
+
+
+def _load(arguments: argparse.Namespace, overrides: list[str]) -> "TrainConfig":
     from trainer.config.load import load_config, recipe_names
     from trainer.errors import ConfigError
 
-    if arguments.settings:
-        return _print_settings()
     if arguments.recipe is None:
         raise ConfigError(f"no recipe given; there is {', '.join(recipe_names())}")
-    overrides = _own_options(arguments)
-    config = load_config(arguments.recipe, overrides, preset=arguments.preset)
-    if arguments.dry_run:
-        return _dry_run(config)
-    return _train(config)
+    return load_config(arguments.recipe, overrides, preset=arguments.preset)
 
 
 def _own_options(arguments: argparse.Namespace) -> list[str]:
@@ -71,14 +79,14 @@ def _own_options(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def _train(config: "TrainConfig") -> int:
+def _train(config: "TrainConfig", stop: "StopRequest") -> int:
     from trainer.engine.distributed import start
     from trainer.engine.trainer import Trainer
     from trainer.tasks.build import build
 
     with start(config) as distributed:
         task = build(config)
-        Trainer(config, task.module, task.data, task.export, distributed).fit()
+        Trainer(config, task.module, task.data, task.export, distributed).fit(stop)
     return 0
 
 

@@ -252,7 +252,7 @@ class RunConfig:
     """Which value of ``best_metric`` is the best."""
     background_saves: bool = True
     """Write checkpoints while training goes on; training waits only for the copy of the weights in
-    memory."""
+    memory, which the first process holds, with the optimizer's state, until it is written."""
     not_finite: Literal["stop", "skip", "reload"] = "stop"
     """What a loss or gradient that is not finite does: end the run; leave the step out; or go back
     to the last checkpoint and leave out the batch that did it."""

@@ -1,7 +1,7 @@
 """Checks of a configuration before anything is allocated: each section by itself, then the whole
 run."""
 
-from trainer.config.schema import ModelConfig, TrainConfig
+from trainer.config.schema import ModelConfig, RunConfig, TrainConfig
 from trainer.errors import ConfigError
 
 
@@ -139,6 +139,7 @@ def _check_run(config: TrainConfig) -> None:
         _check_follow(config)
     if config.run.copies.rule == "list" and not config.run.copies.steps:
         raise ConfigError("run.copies.rule is list, but run.copies.steps is empty")
+    _check_kept(config.run)
     _accumulation(config, world_size=1)
 
 
@@ -158,6 +159,15 @@ def _check_follow(config: TrainConfig) -> None:
             f"teachers.follow_timeout_s {teachers.follow_timeout_s:g} is not below "
             f"run.hang_timeout_s {hang_s:g}: a rank that waits would be taken for hung; lower the "
             "one or raise the other"
+        )
+
+
+def _check_kept(run: RunConfig) -> None:
+    if run.keep_every is not None and run.keep_every % run.checkpoint_every:
+        raise ConfigError(
+            f"run.keep_every {run.keep_every} is not a multiple of run.checkpoint_every "
+            f"{run.checkpoint_every}: there are no checkpoints of its steps to keep; take "
+            f"{-(-run.keep_every // run.checkpoint_every) * run.checkpoint_every}"
         )
 
 

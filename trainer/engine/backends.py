@@ -47,6 +47,8 @@ class Backend(ABC):
         module: What the loop calls.
     """
 
+    _optimizer: torch.optim.Adam
+
     def __init__(self, step_module: StepModule, config: OptimizerConfig) -> None:
         self.module: nn.Module = step_module
         self._step_module = step_module
@@ -90,6 +92,16 @@ class Backend(ABC):
         self._updates = int(state.get("updates", steps))
         self._scale.load_state(state)
         self.create_moments(self._updates)
+
+    def rewind(self, state: dict[str, Any], steps: int) -> None:
+        """Set everything but tensors back to a checkpoint, after training; see :meth:`load_state`.
+
+        Moments are not made anew: ZeRO ties parameters to them once.
+        """
+        self._updates = int(state.get("updates", steps))
+        self._scale.load_state(state)
+        for moments in self._optimizer.state.values():
+            moments["step"].fill_(float(self._updates))
 
     @contextlib.contextmanager
     def micro_step(self, *, is_last: bool) -> Iterator[None]:
@@ -135,6 +147,10 @@ class Backend(ABC):
     @abstractmethod
     def set_moment(self, parameter: nn.Parameter, moment: str, value: torch.Tensor) -> None:
         """Put one of Adam's tensors in, given whole; each rank keeps its part."""
+
+    def set_parameter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """Give a trainable parameter another value, the same whole one on every rank."""
+        parameter.data.copy_(value)
 
 
 class TorchBackend(Backend):
@@ -270,6 +286,23 @@ class DeepSpeedBackend(Backend):
             from deepspeed.utils import safe_set_full_optimizer_state
 
             safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
+
+    def set_parameter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """See :meth:`Backend.set_parameter`. ZeRO updates a copy of its own: both are set."""
+        if self._stage == 0:
+            parameter.data.copy_(value)
+        elif self._stage == 3:
+            import deepspeed
+            from deepspeed.utils import safe_set_local_fp32_param
+
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.copy_(value)
+            safe_set_local_fp32_param(parameter, self._shard_of(parameter, value))
+        else:
+            from deepspeed.utils import safe_set_full_fp32_param
+
+            parameter.data.copy_(value)
+            safe_set_full_fp32_param(parameter, value.to(parameter.device))
 
     def _shard_of(self, parameter: Any, value: torch.Tensor) -> torch.Tensor:
         """This rank's slice, padded as ZeRO-3 pads: DeepSpeed's own setter fails on a short one."""

@@ -14,6 +14,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -36,6 +37,7 @@ class RunFolder:
         self.path = Path(path)
         self._lock: FileLock | None = None
         self._log: IO[str] | None = None
+        self._saying = threading.Lock()  # the thread that saves has warnings of its own
 
     @property
     def checkpoints(self) -> Path:
@@ -96,10 +98,11 @@ class RunFolder:
 
     def say(self, line: str) -> None:
         """Print a line and keep it in ``log/train.log``."""
-        print(line, flush=True)
-        if self._log is not None:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-            self._log.flush()
+        with self._saying:
+            print(line, flush=True)
+            if self._log is not None:
+                self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+                self._log.flush()
 
     def stored_config(self) -> dict[str, Any] | None:
         """The configuration of the run that the folder holds, None where it holds none."""

@@ -8,7 +8,12 @@ from torch import nn
 
 from shards.order import Position
 from trainer.checkpoint.store import Checkpoint
-from trainer.checkpoint.tensors import gather_tensors, load_model, load_optimizer
+from trainer.checkpoint.tensors import (
+    gather_tensors,
+    load_model,
+    load_optimizer,
+    restore_model,
+)
 from trainer.config.load import to_dict
 from trainer.config.schema import TrainConfig
 from trainer.engine.backends import build_backend
@@ -55,8 +60,7 @@ class Session:
         self.is_checked = False
         # Weights come before wrapping: ZeRO cuts up what it finds in the module.
         if checkpoint is not None:
-            self.step = checkpoint.step
-            self.position = Position.from_dict(checkpoint.state["position"])
+            self._take_place(checkpoint)
             load_model(checkpoint.folder, task)
         task.train()
         model: Any = task.model
@@ -74,10 +78,30 @@ class Session:
         if checkpoint is not None:
             load_optimizer(checkpoint.folder, self.backend, self._moments)
 
-    def tensors(self) -> tuple[Tensors, Tensors]:
-        """The whole model and optimizer on rank 0; called by all ranks."""
+    def go_back(self, checkpoint: Checkpoint) -> None:
+        """Become again what a checkpoint of this run holds, without a new start; called by all
+        ranks.
+        """
+        self._take_place(checkpoint)
+        restore_model(checkpoint.folder, self.backend, self._task)
+        self.backend.rewind(checkpoint.state.get("backend", {}), self.step)
+        load_optimizer(checkpoint.folder, self.backend, self._moments)
+
+    def _take_place(self, checkpoint: Checkpoint) -> None:
+        self.step = checkpoint.step
+        reached = checkpoint.state["position"]
+        self.position = None if reached is None else Position.from_dict(reached)
+
+    def tensors(self, *, to_own: bool = True) -> tuple[Tensors, Tensors]:
+        """The whole model and optimizer on rank 0; called by all ranks.
+
+        Args:
+            to_own: Whether they must stay as they are while training goes on.
+        """
         is_main = self._distributed.is_main
-        return gather_tensors(self.backend, self._task, self._moments, is_main=is_main)
+        return gather_tensors(
+            self.backend, self._task, self._moments, is_main=is_main, to_own=to_own
+        )
 
     def full_model(self) -> nn.Module:
         """The task's model with whole weights on rank 0; called by all ranks."""

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+from trainer.errors import EXIT_REQUEUE
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask for a checkpoint and an end."""
 
@@ -21,10 +23,16 @@ class StopRequest:
 
     The first signal sets :attr:`signum`; one that comes more than ``SAME_REQUEST_S`` later ends the
     process at once, without a checkpoint.
+
+    Args:
+        is_training: Whether the loop runs that reads the flag. Before it does there is nothing to
+            save and no step to wait for: a signal then ends the process at once, to be started
+            again. Imports and the building of a model may take a minute.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_training: bool = True) -> None:
         self.signum = 0
+        self.is_training = is_training
         self._since = 0.0
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
@@ -32,22 +40,28 @@ class StopRequest:
         now = time.monotonic()
         if self.signum and now - self._since > SAME_REQUEST_S:
             os._exit(128 + signum)
-        if not self.signum:
-            self.signum, self._since = signum, now
-            # os.write, not print: a handler may interrupt a print that holds the stream's lock.
-            name = signal.Signals(signum).name
-            said = f"{name}: stopping after this step with a checkpoint; once more ends at once\n"
-            with contextlib.suppress(OSError):
-                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, said.encode())
+        if self.signum:
+            return
+        self.signum, self._since = signum, now
+        name = signal.Signals(signum).name
+        if self.is_training:
+            _say(f"{name}: stopping after this step with a checkpoint; once more ends at once")
+        else:
+            # No exception: one that is raised inside an import may be taken for a missing package.
+            _say(f"{name}: stopped before training began; the same command starts again")
+            os._exit(EXIT_REQUEUE)
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(*, is_training: bool = True) -> Iterator[StopRequest]:
     """Catch the stop signals while the block runs, and give the former handlers back after it.
 
     Outside the main thread, where Python allows no handlers, the request is simply never made.
+
+    Args:
+        is_training: See :class:`StopRequest`.
     """
-    request = StopRequest()
+    request = StopRequest(is_training=is_training)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -57,3 +71,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def _say(line: str) -> None:
+    # os.write, not print: a handler may interrupt a print that holds the stream's lock.
+    with contextlib.suppress(OSError):
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{line}\n".encode())

@@ -1,8 +1,9 @@
 """The training loop: fetch, forward, backward, agree on finite, step, log.
 
 Reading order of the engine: this file, ``session`` (what is trained), ``backends`` (torch and
-DeepSpeed), ``step_module`` (precision, random numbers), ``distributed`` (start-up), ``opening``
-(where a run goes on) and ``trainer.checkpoint``.
+DeepSpeed), ``step_module`` (precision, random numbers), ``not_finite`` (steps that are left out),
+``saving`` (checkpoints in the background), ``distributed`` (start-up), ``opening`` (where a run
+goes on) and ``trainer.checkpoint``.
 """
 
 import contextlib
@@ -20,19 +21,21 @@ from torch import nn
 from shards.mixing import measure_mixing
 from shards.order import BatchRows, Position
 from shards.stream import Prefetch, Stream, prefetch
-from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.tensors import write_tensors
-from trainer.config.schema import TrainConfig
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.config.schema import RunConfig, TrainConfig
 from trainer.engine.copies import copy_steps
 from trainer.engine.distributed import Distributed
+from trainer.engine.not_finite import NotFinite, Verdict, spread
 from trainer.engine.opening import Opened, open_run
 from trainer.engine.run_folder import RunFolder
+from trainer.engine.saving import Saver
 from trainer.engine.schedule import total_steps
-from trainer.engine.session import Session, Tensors
+from trainer.engine.session import Session
 from trainer.engine.signals import StopRequest, stop_on_signals
 from trainer.engine.step_module import check_all_take_part, seed_of
 from trainer.engine.step_report import StepReport, Stopwatch, peak_memory_mib
-from trainer.errors import StopForRequeue, TrainingError
+from trainer.errors import StopForRequeue
 from trainer.monitor.monitor import Monitor, Record
 from trainer.tasks.base import TaskData
 
@@ -75,16 +78,23 @@ class Trainer:
         self.steps = total_steps(config.run, data.order.num_units)
         self.copy_steps = copy_steps(config.run.copies, self.steps)
         self.folder = RunFolder(config.run.dir)
-        self._store = CheckpointStore(
-            self.folder.checkpoints,
-            config.run.keep_checkpoints,
-            lambda line: self.folder.say(f"WARNING: {line}"),
+        self._store = CheckpointStore(self.folder.checkpoints, _retention(config.run), self._warn)
+        self._saver = Saver(
+            config.run,
+            self._store,
+            distributed,
+            prepare=self._flush,
+            publish=lambda step: self.folder.write_state("running", step, self.steps),
         )
+        self._not_finite = NotFinite(config.run, data.order, self._warn)
         self._stopwatch = Stopwatch()
         self._monitor: Monitor | None = None
 
-    def fit(self) -> Path:
+    def fit(self, stop: StopRequest | None = None) -> Path:
         """Train to the last step, export, and return the run folder.
+
+        Args:
+            stop: Tells whether the process was asked to stop; None to catch the signals here.
 
         Raises:
             StopForRequeue: A signal asked to stop; there is a checkpoint to go on from.
@@ -93,25 +103,49 @@ class Trainer:
                 written.
         """
         try:
-            with stop_on_signals() as stop:
+            with contextlib.nullcontext(stop) if stop else stop_on_signals() as request:
+                request.is_training = True
                 opened = self.distributed.from_main(self._open)
                 if not opened.is_finished:
-                    session = Session(
-                        self.config, self.task, self.distributed, opened.checkpoint, self.steps
-                    )
-                    self._train(session, stop)
+                    session = self._start(opened.checkpoint)
+                    self._train(session, request)
                     self._finish(session)
         except BaseException as error:
             self._note_stop(error)
             raise
         finally:
-            if self._monitor is not None:
-                self._monitor.close()
+            self._close_monitor()
             self.folder.close()
         return self.folder.path
 
+    def _start(self, checkpoint: Checkpoint | None) -> Session:
+        """Make the task ready to train from where the run is."""
+        if checkpoint is not None:
+            self._saver.resume(checkpoint.state)
+            self._not_finite.resume(checkpoint.state)
+        session = Session(self.config, self.task, self.distributed, checkpoint, self.steps)
+        if checkpoint is None and self.config.run.not_finite == "reload":
+            self._save(session)  # Somewhere to go back to, from the first step on.
+        return session
+
     def _train(self, session: Session, stop: StopRequest) -> None:
-        """The loop."""
+        """The loop, as often as a step that is not finite sends it back to a checkpoint."""
+        (signum,) = self.distributed.maximum([stop.signum])
+        if signum:
+            raise StopForRequeue(
+                f"{signal.Signals(signum).name}: stopped at step {session.step} of {self.steps}, "
+                "before the first step of this start; the same command goes on from there"
+            )
+        while self._steps(session, stop) is Verdict.GO_BACK:
+            self._saver.join()
+            checkpoint = self.distributed.from_main(self._store.find)
+            assert checkpoint is not None, "a run that may go back saves before its first step"
+            # The record of what was not finite stays: it says what to leave out this time.
+            session.go_back(checkpoint)
+            self._close_monitor()
+
+    def _steps(self, session: Session, stop: StopRequest) -> Verdict:
+        """From where the session is to the last step, or to one that sends it back."""
         if self.distributed.is_main:
             self._monitor = Monitor(self.folder.path, self.steps, session.step, self.folder.say)
         with self._batches(session) as batches:
@@ -119,23 +153,29 @@ class Trainer:
                 micro_batches, position = self._fetch(batches)
                 rates = session.learning_rate.set(step)
                 report = self._forward_backward(session, step, micro_batches)
-                signum = self._agree(step, report, stop)
+                signum, bad_rank = self._agree(report, stop)
                 result = session.backend.step()
-                grad_norm = result.grad_norm
-                if result.loss_scale is None:
-                    self._check_gradient(step, grad_norm)
+                if self._not_finite.judge(step, bad_rank, result, position) is Verdict.GO_BACK:
+                    return Verdict.GO_BACK
                 session.step, session.position = step, position
-                self._log(step, report, rates, grad_norm)
+                self._log(step, report, rates, result.grad_norm)
                 if step in self.copy_steps:
                     self._export(session, self.folder.copy(step))
                 if signum or step == self.steps or step % self.config.run.checkpoint_every == 0:
-                    self._checkpoint(session)
+                    self._save(session)
                 if signum and step < self.steps:
+                    self._saver.join()
                     raise StopForRequeue(
                         f"{signal.Signals(signum).name}: stopped after step {step} of "
                         f"{self.steps}; its checkpoint is {self._store.path(step)}. The same "
                         "command goes on from it"
                     )
+        self._saver.join()
+        return Verdict.GO_ON
+
+    def _save(self, session: Session) -> None:
+        state = session.state(self.data.fingerprint)
+        self._saver.save(session, state | {"not_finite": self._not_finite.record()})
 
     def _batches(self, session: Session) -> Prefetch[StepBatch]:
         """This rank's micro-batches, step by step, collated ahead by ``data.workers`` threads."""
@@ -151,7 +191,8 @@ class Trainer:
             self.distributed.world_size,
             session.position,
         )
-        return prefetch(stream, collate, workers=self.config.data.workers)
+        kept = (rows for rows in stream if not self._not_finite.leaves_out(rows.position))
+        return prefetch(kept, collate, workers=self.config.data.workers)
 
     def _fetch(self, batches: Iterator[StepBatch]) -> StepBatch:
         started = time.monotonic()
@@ -175,7 +216,7 @@ class Trainer:
                 if not session.is_checked:
                     check_all_take_part(outputs["loss"], session.step_module)
                     session.is_checked = True
-                backend.backward(outputs["loss"], is_last=is_last)
+                backend.backward(spread(outputs["loss"]), is_last=is_last)
             report.add(outputs, None if padding is None else float(padding))
         return report
 
@@ -183,28 +224,23 @@ class Trainer:
         writable = array if array.flags.writeable else array.copy()
         return torch.from_numpy(writable).to(self.distributed.device, non_blocking=True)
 
-    def _agree(self, step: int, report: StepReport, stop: StopRequest) -> int:
-        """One small all-reduce: has any rank a loss that is not finite, or a signal to stop?"""
-        is_finite = math.isfinite(report.loss)
-        bad_rank = 0 if is_finite else self.distributed.rank + 1
-        signum, bad_rank = self.distributed.maximum([stop.signum, bad_rank])
-        if bad_rank:
-            raise TrainingError(
-                f"the loss is not finite in step {step} on rank {bad_rank - 1}"
-                + ("" if is_finite else f" ({report.loss})")
-                + "; nothing of this step is saved. Lower the learning rate, clip gradients "
-                "(optimizer.max_grad_norm), or look at that batch"
-            )
-        return signum
+    def _agree(self, report: StepReport, stop: StopRequest) -> tuple[int, int | None]:
+        """One small all-reduce: has any rank a signal to stop, a loss that is not finite, a save
+        that failed?
 
-    def _check_gradient(self, step: int, grad_norm: float) -> None:
-        """The norm is one number over all ranks, so all of them stop or none."""
-        if not math.isfinite(grad_norm):
-            raise TrainingError(
-                f"the gradient is not finite in step {step} (norm {grad_norm} over all ranks, "
-                f"seen by rank {self.distributed.rank}); nothing of this step is saved. Lower the "
-                "learning rate or clip gradients (optimizer.max_grad_norm)"
-            )
+        Returns:
+            The signal, 0 for none, and the highest rank whose loss is not finite, None for none.
+
+        Raises:
+            CheckpointError: A checkpoint could not be written in the background.
+            ConfigError: ``run.best_metric`` is not among what is logged.
+        """
+        bad_rank = 0 if math.isfinite(report.loss) else self.distributed.rank + 1
+        flags = [stop.signum, bad_rank, int(self._saver.has_failed)]
+        signum, bad_rank, has_failed = self.distributed.maximum(flags)
+        if has_failed:
+            self._saver.raise_error()
+        return signum, bad_rank - 1 if bad_rank else None
 
     def _log(
         self, step: int, report: StepReport, rates: dict[str, float], grad_norm: float
@@ -218,7 +254,10 @@ class Trainer:
         values |= {f"train/{name}": rate for name, rate in rates.items()}
         values["train/grad_norm"] = grad_norm
         values["speed/memory_mib"] = peak_memory_mib(self.distributed.device)
+        if self._not_finite.faults:
+            values["train/skipped_steps"] = float(len(self._not_finite.faults))
         self._monitor.write(Record(step=step, values=values))
+        self._saver.note(values)
 
     def _open(self) -> Opened:
         return open_run(
@@ -233,20 +272,19 @@ class Trainer:
             mixing=measure_mixing(self.data.order, self.config.run.global_batch),
         )
 
-    def _checkpoint(self, session: Session) -> None:
-        """Gather on all ranks, write on rank 0; an error there is an error everywhere."""
-        model, optimizer = session.tensors()
-        self.distributed.from_main(lambda: self._write_checkpoint(session, model, optimizer))
+    def _close_monitor(self) -> None:
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.close()
 
-    def _write_checkpoint(self, session: Session, model: Tensors, optimizer: Tensors) -> None:
+    def _flush(self) -> None:
+        """Metrics are on the disk before a checkpoint that follows them."""
         if self._monitor is not None:
             self._monitor.flush()
-        self._store.save(
-            session.step,
-            session.state(self.data.fingerprint),
-            lambda folder: write_tensors(folder, model, optimizer),
-        )
-        self.folder.write_state("running", session.step, self.steps)
+
+    def _warn(self, line: str) -> None:
+        if self.distributed.is_main:
+            self.folder.say(f"WARNING: {line}")
 
     def _export(self, session: Session, folder: Path) -> None:
         model = session.full_model()
@@ -265,9 +303,23 @@ class Trainer:
         """Leave the reason of an early end in ``state.json``, with the last checkpoint's step."""
         if not self.distributed.is_main:
             return
+        failed = self._saver.close()
+        # A disk that is full may be the reason itself; it must not hide it.
+        with contextlib.suppress(OSError):
+            if failed is not None and failed is not error:
+                self._warn(str(failed))
+            self._close_monitor()
         state = self.folder.state()
         if state.get("state") == "running" and self.folder.is_open:
             reason = str(error) or type(error).__name__
-            # A disk that is full may be the reason itself; it must not hide it.
             with contextlib.suppress(OSError):
                 self.folder.write_state("stopped", int(state["step"]), self.steps, reason)
+
+
+def _retention(run: RunConfig) -> Retention:
+    return Retention(
+        newest=run.keep_checkpoints,
+        every=run.keep_every,
+        metric=run.best_metric,
+        best_is=run.best_is,
+    )
