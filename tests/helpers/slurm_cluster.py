@@ -1,7 +1,8 @@
 """A Slurm cluster of two nodes on this machine: munged, slurmctld and two slurmd on loopback.
 
 Everything lives in one temporary folder, on ports that were free, and is ended by process id. It
-needs root (slurmd starts jobs for their owners) and Debian's ``slurm-wlm`` and ``munge``.
+needs root (slurmd starts jobs for their owners) and Debian's ``slurm-wlm`` and ``munge``. A requeued
+job waits until its credential has expired, two minutes by default; here it is five seconds.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ SlurmctldPort={controller}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CryptoType=crypto/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
