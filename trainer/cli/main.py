@@ -21,6 +21,7 @@ VERBS = (
     ("trainer.cli.score", "score"),
     ("trainer.cli.export", "export"),
     ("trainer.cli.pipeline", "pipeline"),
+    ("trainer.cli.plan", "plan"),
     ("trainer.cli.report", "report"),
 )
 """Modules with ``register(subparsers)``, in the order of ``tnr --help``."""
