@@ -1,20 +1,23 @@
 """Bytes of weights, gradients and optimizer on one rank, way by way, as this trainer holds them.
 
-Weights, gradients and Adam's moments are fp32 in every precision (autocast is inside the forward
-pass), so ZeRO needs no second copy of the weights at stage 3; at stages 1 and 2 DeepSpeed copies
-this rank's part all the same. With P parameters, T of them trained, W ranks, m moments (2, with
-AMSGrad 3), in units of 4 bytes at the end of the last backward pass:
+Weights, gradients and Adam's moments are fp32 in every precision: autocast is inside the forward
+pass. DeepSpeed copies this rank's part of the weights all the same at stages 1 and 2; stage 3 lets
+Adam work on the part itself, but keeps a spare gradient as large as its largest group. With P
+parameters, T of them trained, W ranks, m moments (2, with AMSGrad 3), in units of 4 bytes at the
+end of the last backward pass:
 
-    way     weights  master  gradients        moments  buffers
-    DDP     P                T                m T      T (its buckets, W > 1)
-    zero0   P                T                m T      T (flattened for the all-reduce, W > 1)
-    zero1   P        T / W   T + T / W        m T / W  bucket
-    zero2   P        T / W   T / W            m T / W  bucket
-    zero3   P / W            T / W            m T / W  bucket, and the largest group's T / W
+    way     weights  copy     gradients        moments  buffers
+    DDP     P                 T                m T      T (its buckets, W > 1)
+    zero0   P                 T                m T      bucket (flattened for the all-reduce, W > 1)
+    zero1   P        T / W    T + T / W        m T / W  bucket
+    zero2   P        T / W    T / W            m T / W  bucket
+    zero3   P / W             T / W            m T / W  bucket, and the largest group's T / W
 
-``bucket`` is ``reduce_bucket_size``, twice with ``overlap_comm``. ZeRO-3 also keeps gathered
-weights alive, at most ``stage3_max_live_parameters``; ZeRO++ keeps its second copy P / hpz.
-Offloading moves moments, master and gradients to the host: see :func:`host_bytes`.
+``bucket`` is ``reduce_bucket_size``, twice with ``overlap_comm``; the all-gather after a step works
+in place. Gathered weights of stage 3 come on top, at most ``stage3_max_live_parameters``, and with
+ZeRO++ a second copy P / hpz. Left out is that stages 1 and 2 keep the gradient of a tensor that
+lies across the border of two ranks' parts whole: at most one largest tensor a parameter group.
+Offloading moves copy, moments and update to the host: see :func:`host_bytes`.
 """
 
 from collections.abc import Mapping
@@ -25,7 +28,8 @@ from trainer.plan.sizes import TaskSize
 
 FP32 = 4
 
-# DeepSpeed's own values of settings that a file leaves out.
+# DeepSpeed's own values of settings that a file leaves out; the first also bounds what stage 0
+# flattens at once.
 _BUCKET = 500_000_000
 _MAX_LIVE = 1_000_000_000
 
@@ -58,30 +62,34 @@ class RankMemory:
 
     weights: int
     """What the model computes with."""
-    master: int
-    """ZeRO's copy of this rank's part of the weights."""
+    copy: int = 0
+    """ZeRO's second copy of this rank's part of the weights."""
     gradients: int
     """At the end of the last backward pass."""
-    moments: int
+    moments: int = 0
     """Adam's."""
-    buffers: int
+    buffers: int = 0
     """Of communication, and stage 3's spare gradient."""
-    gathered: int
+    gathered: int = 0
     """Weights that stage 3 has brought together, at most."""
-    host: int
+    host: int = 0
     """On the host, for this rank."""
-    update: int
-    """What Adam needs beside it for a moment, when activations are gone."""
+    update: int = 0
+    """What the update takes beside all that for a moment, when activations are gone."""
 
     @property
     def state(self) -> int:
-        """Weights, gradients and optimizer, as counted in tensors between steps' ends."""
-        return self.weights + self.master + self.gradients + self.moments
+        """Weights, gradients and optimizer at the end of the last backward pass."""
+        return self.weights + self.copy + self.gradients + self.moments
+
+    @property
+    def fixed(self) -> int:
+        """What a step takes however small its micro-batch is."""
+        return self.peak(0)
 
     def peak(self, activations: int) -> int:
         """The most at any time of a step: in the backward pass, or in the update after it."""
-        backward = self.buffers + self.gathered + activations
-        return self.state + max(backward, self.update)
+        return self.state + self.buffers + max(self.gathered + activations, self.update)
 
 
 def way_of(name: str, content: Mapping[str, Any] | None) -> Way:
@@ -119,46 +127,42 @@ def rank_memory(size: TaskSize, way: Way, ranks: int, *, moments: int = 2) -> Ra
     """
     P, T = size.parameters * FP32, size.trained * FP32
     if not way.stage:
-        reduced = T if ranks > 1 else 0
-        return RankMemory(
-            weights=P, master=0, gradients=T, moments=moments * T, buffers=reduced, gathered=0,
-            host=0, update=T,
-        )  # fmt: skip
-    part = -(-T // ranks)
-    gradients = T + part if way.stage == 1 else part
-    master, optimizer, buffers, update = part, moments * part, way.buckets * way.bucket * FP32, part
-    weights, gathered = P, 0
+        reduced = (T if way.stage is None else min(T, _BUCKET * FP32)) if ranks > 1 else 0
+        return RankMemory(weights=P, gradients=T, moments=moments * T, buffers=reduced, update=T)
+    part, bucket = -(-T // ranks), way.buckets * way.bucket * FP32
+    host = host_bytes(size, way, ranks, moments=moments)
+    weights, gathered, spare = P, 0, 0
     if way.stage == 3:
-        weights, master = -(-P // ranks), 0
-        gathered = min(P, way.max_live * FP32)
-        buffers += _largest_group(size) * FP32 // ranks
-        if way.hpz > 1:
-            weights += -(-P // way.hpz)
-        if way.offload_param:
-            weights = 0
+        weights = 0 if way.offload_param else -(-P // ranks)
+        weights += -(-P // way.hpz) if way.hpz > 1 else 0
+        gathered = min(P, max(way.max_live, size.backbone.largest) * FP32)
+        spare = -(-_largest_group(size) * FP32 // ranks)
     if way.offload_optimizer:
-        gradients = T if way.stage == 1 else 0
-        # One tensor's gradient on its way to the host.
-        buffers = way.buckets * way.bucket * FP32 + size.backbone.largest * FP32
-        master = optimizer = update = 0
+        gradients = T if way.stage == 1 else part  # at most: they leave while others arrive
+        return RankMemory(
+            weights=weights, gradients=gradients, buffers=bucket, gathered=gathered, host=host
+        )
+    # Stages 1 and 2 lay gradients end to end at the step, and Adam needs as much again; stage 1
+    # has let go of the whole gradient by then.
+    laid = {1: max(0, 2 * part - T), 2: 2 * part, 3: spare}[way.stage]
     return RankMemory(
         weights=weights,
-        master=master,
-        gradients=gradients,
-        moments=optimizer,
-        buffers=buffers,
+        copy=part if way.stage < 3 else 0,
+        gradients=T + part if way.stage == 1 else part,
+        moments=moments * part,
+        buffers=bucket + spare,
         gathered=gathered,
-        host=host_bytes(size, way, ranks, moments=moments),
-        update=update,
+        host=host,
+        update=laid,
     )
 
 
 def host_bytes(size: TaskSize, way: Way, ranks: int, *, moments: int = 2) -> int:
     """Host memory of one rank's offloaded state, in bytes.
 
-    ``offload_optimizer``: the master copy, the moments, the gradient of the update and the gradient
-    that accumulates; stages 1 and 2 also stage the weights on their way back. ``offload_param``:
-    this rank's part of all weights.
+    ``offload_optimizer``: the second copy of the weights, the moments, the gradient of the update
+    and the gradient that accumulates; stages 1 and 2 also stage the weights on their way back.
+    ``offload_param``: this rank's part of all weights.
     """
     if not way.stage:
         return 0

@@ -25,12 +25,20 @@ def lines(plan: Plan, options: Options) -> list[str]:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data: bytes, FLOPs, seconds, counts."""
+    """The plan as plain data: bytes, FLOPs, seconds, counts.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        What ``json.dumps`` takes; peaks of memory are added by way.
+    """
     content = dataclasses.asdict(plan)
     content["peak"] = plan.peak
     content["size"] |= {"parameters": plan.size.parameters, "trained": plan.size.trained}
     content["micro"]["mean"]["padding"] = plan.micro.mean.padding
     for name, memory in plan.memory.items():
+        content["memory"][name]["fixed"] = memory.fixed
         content["memory"][name]["peak"] = memory.peak(plan.activations)
         content["memory"][name]["peak_checkpointed"] = memory.peak(plan.activations_checkpointed)
     return content
@@ -89,13 +97,17 @@ def _memory(plan: Plan, options: Options) -> list[str]:
     found = [
         f"  memory   GiB a rank, {ranks} ranks; activations of micro-batch "
         f"{plan.batches.micro_batch}: {_gib(plan.activations)}, checkpointed "
-        f"{_gib(plan.activations_checkpointed)} (estimate)",
-        "           " + _row("file", RankMemory.__dataclass_fields__, "peak", "ckpt"),
+        f"{_gib(plan.activations_checkpointed)} (estimate); 'fixed' is all but them",
+        "           " + _row("file", RankMemory.__dataclass_fields__, "fixed", "peak", "ckpt"),
     ]
     for name, memory in plan.memory.items():
         values = [_gib(getattr(memory, key)) for key in RankMemory.__dataclass_fields__]
-        peaks = (memory.peak(plan.activations), memory.peak(plan.activations_checkpointed))
-        found.append("           " + _row(name, values, *map(_gib, peaks)))
+        totals = (
+            memory.fixed,
+            memory.peak(plan.activations),
+            memory.peak(plan.activations_checkpointed),
+        )
+        found.append("           " + _row(name, values, *map(_gib, totals)))
     found.append(
         f"           this run: {plan.chosen}"
         f"{', checkpointed' if plan.is_checkpointed else ''}, {_gib(plan.peak)}; rank 0's host "
@@ -112,8 +124,8 @@ def _disk(plan: Plan) -> list[str]:
     ]
 
 
-def _row(name: str, values: Any, *peaks: str) -> str:
-    return f"{name:<14}" + "".join(f"{value:>10}" for value in [*values, *peaks])
+def _row(name: str, values: Any, *totals: str) -> str:
+    return f"{name:<14}" + "".join(f"{value:>10}" for value in [*values, *totals])
 
 
 def _gib(value: int) -> str:
