@@ -24,6 +24,8 @@ from trainer.engine.deepspeed_file import (
     read_deepspeed_file,
     stage_of,
 )
+from trainer.engine.extensions import use_own_folder
+from trainer.engine.rendezvous import check_master_port
 from trainer.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -155,6 +157,7 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
     Raises:
         ConfigError: The global batch does not divide, the DeepSpeed file is wrong, or DeepSpeed
             cannot build what it needs.
+        TrainingError: MASTER_PORT is taken.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     accumulation = check_batch(config, world_size)
@@ -167,6 +170,8 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
             world_size=world_size,
             max_grad_norm=config.optimizer.max_grad_norm,
         )
+    check_master_port()
+    use_own_folder()
     import torch
 
     if not torch.cuda.is_available():
