@@ -22,6 +22,7 @@ VERBS = (
     ("trainer.cli.export", "export"),
     ("trainer.cli.pipeline", "pipeline"),
     ("trainer.cli.plan", "plan"),
+    ("trainer.cli.preflight", "preflight"),
     ("trainer.cli.report", "report"),
 )
 """Modules with ``register(subparsers)``, in the order of ``tnr --help``."""
