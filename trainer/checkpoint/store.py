@@ -28,6 +28,7 @@ from shards.files import (
     sha256_file,
     write_json_atomic,
 )
+from shards.stale import again_where_stale
 from trainer.errors import CheckpointError
 
 FORMAT = 1
@@ -142,6 +143,7 @@ class CheckpointStore:
             )
         return None
 
+    @again_where_stale
     def verify(self, step: int) -> Checkpoint:
         """Read a checkpoint's manifest and state and compare the sha256 of every file.
 

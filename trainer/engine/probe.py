@@ -59,8 +59,8 @@ def meet(told: Any, timeout_s: float, environment: Mapping[str, str] = os.enviro
             is_master=rank == 0 and not agent_holds_it, wait_for_workers=False,
             timeout=timedelta(seconds=timeout_s),
         )  # fmt: skip
-    except DistError as error:
-        reason = str(error).splitlines()[0]
+    except DistError as refusal:
+        reason = str(refusal).splitlines()[0]
         return Meeting(ranks=ranks, missing=[0] if rank else [], error=f"no rendezvous: {reason}")
     store = PrefixStore("preflight", tcp)
     store.set(f"rank {rank}", json.dumps([socket.gethostname(), told]))
