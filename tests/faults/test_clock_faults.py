@@ -6,10 +6,10 @@ import random
 import shutil
 from pathlib import Path
 
+from helpers.checkpoints import make_store
 from helpers.tnr import ROOT
-from helpers.world import make_world
+from helpers.world import TINY_MODEL, make_world
 
-from trainer.checkpoint.store import CheckpointStore
 from trainer.cli.main import main
 
 PACKAGES = ("shards", "trainer", "launchers")
@@ -19,6 +19,13 @@ TIMES = {
 }  # fmt: skip
 ALLOWED = {"shards/cache.py": 1}
 """Which file leaves a full cache first: any order gives the same bytes, one may take longer."""
+
+SETTINGS = {
+    "run.copies.rule": "none",
+    "run.checkpoint_every": 1,
+    "run.keep_checkpoints": 3,
+    "run.epochs": 10,
+}
 
 
 def scramble(folder: Path, seed: int) -> None:
@@ -41,9 +48,7 @@ def test_f7_no_decision_is_made_by_the_times_of_files() -> None:
 
 
 def test_f7_the_newest_checkpoint_is_known_by_its_name(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path / "checkpoints", 3, print)
-    for step in (5, 10, 15):
-        store.save(step, {}, lambda folder: (folder / "model").write_text("weights") and None)
+    store = make_store(tmp_path / "checkpoints", print, 5, 10, 15)
     for place, step in enumerate((15, 10, 5)):  # the oldest seems the newest
         os.utime(store.path(step), (1e9 + place, 1e9 + place))
     newest = store.find()
@@ -56,7 +61,7 @@ def test_f7_the_newest_checkpoint_is_known_by_its_name(tmp_path: Path) -> None:
 def test_f7_a_run_goes_on_the_same_whatever_the_times_of_its_files(tmp_path: Path) -> None:
     world = make_world(tmp_path / "world", num_articles=20)
     words = ["train", "post_train", "--data.articles", str(world.articles.path)]
-    for name, value in world_settings().items():
+    for name, value in (TINY_MODEL | SETTINGS).items():
         words += [f"--{name}", str(value)]
     first, second = tmp_path / "first", tmp_path / "second"
     assert main([*words, "--run.dir", str(first), "--run.max_steps", "2"]) == 0
@@ -67,12 +72,3 @@ def test_f7_a_run_goes_on_the_same_whatever_the_times_of_its_files(tmp_path: Pat
     assert main([*words, "--run.dir", str(second), "--run.max_steps", "4"]) == 0
     weights = [next((run / "export").rglob("*.safetensors")) for run in (first, second)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
-def world_settings() -> dict[str, object]:
-    from helpers.world import TINY_MODEL
-
-    return TINY_MODEL | {
-        "run.copies.rule": "none", "run.checkpoint_every": 1, "run.keep_checkpoints": 3,
-        "run.epochs": 10,
-    }  # fmt: skip

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.checkpoints import make_store
 
 from shards import stale
 from trainer.checkpoint.store import CheckpointStore
@@ -23,10 +24,7 @@ def warnings() -> list[str]:
 @pytest.fixture
 def store(tmp_path: Path, warnings: list[str]) -> CheckpointStore:
     """Checkpoints of steps 5 and 10."""
-    made = CheckpointStore(tmp_path / "checkpoints", 3, warnings.append)
-    for step in (5, 10):
-        made.save(step, {}, lambda folder: (folder / "model").write_text("weights") and None)
-    return made
+    return make_store(tmp_path / "checkpoints", warnings.append, 5, 10)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model", "state.json"])
