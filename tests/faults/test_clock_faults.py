@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 
 from helpers.checkpoints import make_store
+from helpers.sets import make_articles
 from helpers.tnr import ROOT
 from helpers.world import TINY_MODEL, make_world
 
+from shards.manifest import MANIFEST_NAME
+from shards.mirror import _keep_manifest, _known
 from trainer.cli.main import main
 
 PACKAGES = ("shards", "trainer", "launchers")
@@ -56,6 +59,20 @@ def test_f7_the_newest_checkpoint_is_known_by_its_name(tmp_path: Path) -> None:
     scramble(tmp_path, 0)
     newest = store.find()
     assert newest is not None and newest.step == 15
+
+
+def test_f7_without_its_server_a_set_is_the_one_that_came_over_last(tmp_path: Path) -> None:
+    home = tmp_path / "cache"
+    for place, count in enumerate((5, 20, 10)):
+        made = make_articles(tmp_path / str(count), count)
+        folder, _ = _keep_manifest(home, (made.path / MANIFEST_NAME).read_bytes())
+        os.utime(folder / MANIFEST_NAME, (2e9 - place, 2e9 - place))  # the last seems the oldest
+    assert _known(home) == folder
+    (home / "latest").unlink()  # of a cache of an earlier version: nobody knows which is newest
+    assert _known(home) is None
+    for other in set(home.iterdir()) - {folder}:
+        shutil.rmtree(other)
+    assert _known(home) == folder
 
 
 def test_f7_a_run_goes_on_the_same_whatever_the_times_of_its_files(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from trainer.plan.batches import plan_batches, plan_steps
 from trainer.plan.compute import Work, forward_flops, longest_work, training_flops
 from trainer.plan.disk import teacher_columns, token_column
 from trainer.plan.memory import RankMemory, host_bytes, rank_memory, way_of
+from trainer.plan.plan import Options, make_plan
 from trainer.plan.sizes import BackboneSize, TaskSize, bert_size, task_size
 
 MB = 10**6
@@ -276,6 +277,33 @@ def test_sizes_that_are_told_stand_for_sets_that_are_not_built(capsys) -> None:
     assert "640 units x 1 epochs -> 20 optimizer steps" in said
     held = 2 * ((1640 * 256 + 640 * 40) * 2 + 8 * 640)
     assert f"{held / 1e9:9.2f} GB  columns of 2 teachers, stage II (float16)" in said
+    assert f"{1000 * (536 * 2 + 16) / 1e9:9.2f} GB  token column, at most" in said
+
+
+def test_every_training_step_of_a_pipeline_is_planned(capsys) -> None:
+    template = Path(__file__).parents[2] / "launchers" / "templates" / "demo.yaml"
+    assert main(["plan", str(template)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "step post-train: " in said and "give --articles" in said
+    told = ["--articles", "2000", "--impressions", "3000"]
+    assert main(["plan", "--json", *told, str(template)]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    names = [plan["name"] for plan in plans]
+    assert names[:2] == ["post-train", "finetune-teacher-1"] and len(set(names)) == len(names)
+    assert [plan["task"] for plan in plans].count("finetune_distill") >= 1
+    assert plans[0]["steps"]["units"] == 2000 and plans[1]["steps"]["units"] == 3000
+    assert any("is not made yet" in note for note in plans[1]["notes"])
+    assert main(["plan", *told, str(template), "--run.epochs", "1"]) == 2
+    assert "takes no overrides" in capsys.readouterr().err
+
+
+def test_the_cache_of_a_set_elsewhere_takes_room(tmp_path: Path) -> None:
+    config = config_of(
+        data__articles="https://host/news", data__cache_dir=str(tmp_path), data__cache_gib=2
+    )
+    plan = make_plan(config, Options(), name="x", has_data=False)
+    (cache,) = [item for item in plan.disk if "cache of sets" in item.what]
+    assert (cache.bytes, cache.where) == (2 << 30, str(tmp_path))
 
 
 def test_a_full_disk_is_said_before(world: TinyWorld, capsys, monkeypatch) -> None:

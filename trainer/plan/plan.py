@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.cache import CacheSettings
 from shards.files import read_json
+from shards.remote import is_url
 from trainer.config.schema import TrainConfig
 from trainer.engine.deepspeed_file import deepspeed_file_path
 from trainer.errors import ConfigError
@@ -15,7 +17,7 @@ from trainer.plan.advice import GIB, Advice, advise
 from trainer.plan.batches import BatchPlan, StepPlan, plan_batches, plan_steps
 from trainer.plan.compute import MicroWork, longest_work, training_flops
 from trainer.plan.data import Counts, counts_of, open_if_there
-from trainer.plan.disk import DiskItem, rooms, run_items, teacher_columns
+from trainer.plan.disk import DiskItem, rooms, run_items, teacher_columns, token_column
 from trainer.plan.memory import RankMemory, checkpoint_bytes, rank_memory, way_of
 from trainer.plan.sizes import BackboneSize, TaskSize, bert_size, task_size
 from trainer.tasks.sources import Sources
@@ -139,7 +141,7 @@ def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: boo
         is_checkpointed=config.run.activation_checkpointing,
         checkpoint=checkpoint_bytes(size, moments=moments),
         advice=advice,
-        disk=_disk(config, size, steps, counts, moments),
+        disk=_disk(config, size, steps, counts, moments=moments, is_built=sources is not None),
         notes=notes,
     )
 
@@ -231,24 +233,35 @@ def _disk(
     size: TaskSize,
     steps: StepPlan | None,
     counts: Counts | None,
+    *,
     moments: int,
+    is_built: bool,
 ) -> list[DiskItem]:
+    """Everything that the run and what belongs to it write."""
     items = run_items(config, size, steps, moments=moments)
-    copies = len(steps.copies) if steps else 0
-    teachers = len(config.teachers.models) or copies
-    if counts is None or not teachers:
+    data = config.data
+    where = "." if is_url(data.articles) else data.articles
+    if any(is_url(name) for name in (data.articles, data.clicks) if name):
+        folder = str(CacheSettings(data.cache_dir).path)
+        what = "cache of sets at a URL, at most (data.cache_gib)"
+        items.append(DiskItem(what=what, bytes=int(data.cache_gib * GIB), where=folder))
+    if counts is None:
         return items
-    held = teacher_columns(
-        config.task,
-        teachers=teachers,
-        articles=counts.articles,
-        impressions=counts.impressions,
-        candidates=counts.candidates,
-        width=size.news_dim,
-        value_bytes=2 if config.teachers.dtype == "float16" else 4,
-    )
-    stage = "I" if config.task.startswith("post_train") else "II"
-    what = f"columns of {teachers} teachers, stage {stage} ({config.teachers.dtype})"
-    where = config.data.articles if Path(config.data.articles).is_dir() else "."
-    items.append(DiskItem(what=what, bytes=held, where=where))
+    if not is_built:
+        held = token_column(counts.articles, data.max_title_tokens + data.max_body_tokens)
+        items.append(DiskItem(what="token column, at most", bytes=held, where=where))
+    teachers = len(config.teachers.models) or (len(steps.copies) if steps else 0)
+    if teachers:
+        held = teacher_columns(
+            config.task,
+            teachers=teachers,
+            articles=counts.articles,
+            impressions=counts.impressions,
+            candidates=counts.candidates,
+            width=size.news_dim,
+            value_bytes=2 if config.teachers.dtype == "float16" else 4,
+        )
+        stage = "I" if config.task.startswith("post_train") else "II"
+        what = f"columns of {teachers} teachers, stage {stage} ({config.teachers.dtype})"
+        items.append(DiskItem(what=what, bytes=held, where=where))
     return items
