@@ -297,6 +297,17 @@ def test_every_training_step_of_a_pipeline_is_planned(capsys) -> None:
     assert "takes no overrides" in capsys.readouterr().err
 
 
+def test_a_second_copy_of_zeropp_is_planned_where_ranks_divide(tmp_path: Path) -> None:
+    file = tmp_path / "groups.json"
+    file.write_text(json.dumps(zero(3, zero_hpz_partition_size=4)))
+    config = config_of(run__deepspeed=str(file), run__micro_batch=1)
+    plan = make_plan(config, Options(processes=4), name="x", has_data=False)
+    P = 4 * plan.size.parameters
+    assert plan.chosen == "groups"
+    assert plan.memory["groups"].weights == pytest.approx(P / 4 + P / 4, abs=8)
+    assert plan.peak == plan.memory["groups"].peak(plan.activations)
+
+
 def test_the_cache_of_a_set_elsewhere_takes_room(tmp_path: Path) -> None:
     config = config_of(
         data__articles="https://host/news", data__cache_dir=str(tmp_path), data__cache_gib=2

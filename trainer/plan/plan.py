@@ -135,7 +135,7 @@ def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: boo
         flops_a_step=flops,
         seconds=seconds,
         memory=memory,
-        chosen=DDP if config.run.deepspeed is None else Path(config.run.deepspeed).stem,
+        chosen=_chosen(config),
         activations=kept(config.run.micro_batch, False),
         activations_checkpointed=kept(config.run.micro_batch, True),
         is_checkpointed=config.run.activation_checkpointing,
@@ -171,11 +171,19 @@ def deepspeed_files(also: str | None) -> dict[str, dict[str, Any]]:
 
 
 def _memory(config: TrainConfig, size: TaskSize, ranks: int, moments: int) -> dict[str, RankMemory]:
+    """Each way that so many ranks can take; the run's own is always among them."""
     files: dict[str, dict[str, Any] | None] = {DDP: None, **deepspeed_files(config.run.deepspeed)}
+    ways = [way_of(name, content) for name, content in files.items()]
     return {
-        name: rank_memory(size, way_of(name, content), ranks, moments=moments)
-        for name, content in files.items()
+        way.name: rank_memory(size, way, ranks, moments=moments)
+        for way in ways
+        # ZeRO++ shares its second copy among equal groups of ranks.
+        if ranks % way.hpz == 0 or way.name == _chosen(config)
     }
+
+
+def _chosen(config: TrainConfig) -> str:
+    return DDP if config.run.deepspeed is None else Path(config.run.deepspeed).stem
 
 
 def _size(
