@@ -133,6 +133,41 @@ def test_parameters_are_those_of_the_task_that_is_built(task: str, trained: int 
     assert expected.trained == sum(p.numel() for group in groups for p in group["params"])
 
 
+def test_parameters_of_a_language_model_in_a_folder_and_of_an_export(
+    world: TinyWorld, tmp_path: Path
+) -> None:
+    from transformers import BertConfig
+
+    from trainer.plan.meta import backbone_size
+
+    folder = str(tmp_path / "lm")
+    BertConfig(
+        vocab_size=90, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
+        intermediate_size=40, max_position_embeddings=30,
+    ).save_pretrained(folder)  # fmt: skip
+    model = config_of(model__backbone__name=folder, model__backbone__layers=[0, 2]).model
+    found = backbone_size(model)
+    layer = 4 * (16 * 16 + 16) + (16 * 40 + 40) + (40 * 16 + 16) + 4 * 16
+    assert (found.layers, found.width, found.inner, found.heads) == (2, 16, 40, 2)
+    assert found.layer_parameters == layer
+    assert found.other_parameters == (90 + 30 + 2 + 2) * 16
+    export = world.teacher("post_train", seed=1)
+    config = world.config("post_train", model__init=export)
+    vocab_size = world.tokens.vocab_size
+    assert backbone_size(config.model).parameters == (
+        bert_size(config.model.backbone, vocab_size).parameters
+    )
+
+
+def test_seconds_are_flops_over_what_all_ranks_reach(capsys) -> None:
+    words = ["--tflops", "2", "--utilisation", "0.5", "--processes", "4", "--articles", "256"]
+    assert main(["plan", "--json", *words, "post_train", "--run.global_batch", "128",
+                 "--run.copies.rule", "none"]) == 0  # fmt: skip
+    plan = json.loads(capsys.readouterr().out)["plans"][0]
+    assert plan["steps"]["steps"] == 2
+    assert plan["seconds"] == pytest.approx(plan["flops_a_step"] * 2 / (4 * 1e12))
+
+
 def test_flops_by_hand() -> None:
     size = size_of(100, 100)  # D 8, F 16, E 8, Q 4, one layer
     work = Work(texts=2, tokens=9, slots=10, slots_squared=50)

@@ -1,6 +1,7 @@
 """The plan of one run: every formula of this package on one configuration."""
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from trainer.errors import ConfigError
 from trainer.plan.activations import Settings, activation_bytes
 from trainer.plan.advice import GIB, Advice, advise
 from trainer.plan.batches import BatchPlan, StepPlan, plan_batches, plan_steps
-from trainer.plan.compute import MicroWork, longest_work, training_flops
+from trainer.plan.compute import MicroWork, Work, longest_work, training_flops
 from trainer.plan.data import Counts, counts_of, open_if_there
 from trainer.plan.disk import DiskItem, rooms, run_items, teacher_columns, token_column
 from trainer.plan.memory import RankMemory, checkpoint_bytes, rank_memory, way_of
@@ -105,13 +106,7 @@ def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: boo
         micro.mean.times(batches.accumulation * batches.ranks),
         is_checkpointed=config.run.activation_checkpointing,
     )
-    work = micro.largest
-
-    def kept(micro_batch: int, is_checkpointed: bool) -> int:
-        part = work.times(micro_batch / config.run.micro_batch)
-        settings = _settings(config, options.device, is_checkpointed)
-        return activation_bytes(size, round(part.slots), round(part.slots_squared), settings)
-
+    kept = functools.partial(_kept, config, size, micro.largest, options.device)
     advice = None
     if options.gpu_gib is not None:
         advice = advise(
@@ -121,10 +116,6 @@ def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: boo
             room=int((options.gpu_gib - options.reserve_gib) * GIB),
             is_checkpointed=config.run.activation_checkpointing,
         )
-    seconds = None
-    if options.tflops is not None and steps is not None:
-        rate = options.tflops * 1e12 * options.utilisation * batches.ranks
-        seconds = flops * steps.steps / rate
     return Plan(
         name=name,
         task=config.task,
@@ -133,7 +124,7 @@ def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: boo
         size=size,
         micro=micro,
         flops_a_step=flops,
-        seconds=seconds,
+        seconds=_seconds(options, flops, steps, batches.ranks),
         memory=memory,
         chosen=_chosen(config),
         activations=kept(config.run.micro_batch, False),
@@ -180,6 +171,26 @@ def _memory(config: TrainConfig, size: TaskSize, ranks: int, moments: int) -> di
         # ZeRO++ shares its second copy among equal groups of ranks.
         if ranks % way.hpz == 0 or way.name == _chosen(config)
     }
+
+
+def _kept(
+    config: TrainConfig,
+    size: TaskSize,
+    work: Work,
+    device: str,
+    micro_batch: int,
+    is_checkpointed: bool,
+) -> int:
+    """Activations of another micro-batch than the configured one, whose work is given."""
+    part = work.times(micro_batch / config.run.micro_batch)
+    settings = _settings(config, device, is_checkpointed)
+    return activation_bytes(size, round(part.slots), round(part.slots_squared), settings)
+
+
+def _seconds(options: Options, flops: float, steps: StepPlan | None, ranks: int) -> float | None:
+    if options.tflops is None or steps is None:
+        return None
+    return flops * steps.steps / (options.tflops * 1e12 * options.utilisation * ranks)
 
 
 def _chosen(config: TrainConfig) -> str:
