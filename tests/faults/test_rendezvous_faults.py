@@ -1,6 +1,8 @@
 """F3: the port at which ranks meet is taken, by another program or by an earlier attempt."""
 
+import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ import pytest
 from helpers.process import run
 from helpers.tnr import ROOT
 
-from trainer.engine.rendezvous import check_endpoint, check_master_port, is_free, is_here
+from trainer.engine.rendezvous import check_endpoint, check_master_port, holder, is_free, is_here
 from trainer.errors import TrainingError
 
 LIMIT_S = 30
@@ -35,7 +37,8 @@ def test_f3_ranks_started_one_by_one_say_that_master_port_is_taken(taken: int, t
     assert done.returncode == 1 and time.monotonic() - start < LIMIT_S
     said = [line for line in done.stderr.splitlines() if line.startswith("tnr: error:")]
     assert len(said) == 1 and "Traceback" not in done.stderr
-    assert f"MASTER_PORT {taken} of 127.0.0.1 is taken" in said[0] and "ss -ltnp" in said[0]
+    assert f"MASTER_PORT {taken} of 127.0.0.1 is taken by process {os.getpid()}" in said[0]
+    assert "end it, or start the ranks with another MASTER_PORT" in said[0]
     assert not (tmp_path / "run").exists()
 
 
@@ -62,6 +65,30 @@ def test_f3_only_who_is_to_listen_asks(taken: int) -> None:
     check_endpoint(["--nnodes=2", *endpoint], {})
     check_endpoint(["--standalone", "--nnodes=1", "-m", "x", *endpoint], {})
     check_endpoint(["--nnodes=1", f"--rdzv-endpoint=192.0.2.1:{taken}"], {})  # another machine's
+
+
+def test_f3_another_node_of_the_same_attempt_may_be_quicker_on_the_same_machine() -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1", "SLURM_NODEID": "0"}
+    program = (
+        "import socket, time; s = socket.create_server(('', 0));"
+        "print(s.getsockname()[1], flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program], env=os.environ | job, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        port = int(other.stdout.readline())
+        options = ["--nnodes=2", f"--rdzv-endpoint=localhost:{port}"]
+        assert holder(port) == other.pid
+        check_endpoint(options, job)
+        for change in ({"SLURM_RESTART_COUNT": "2"}, {"SLURM_JOB_ID": "8"}):
+            with pytest.raises(TrainingError, match=f"taken by process {other.pid}, maybe left"):
+                check_endpoint(options, job | change)
+    finally:
+        other.kill()
+        other.communicate()
+    assert holder(port) is None
 
 
 def test_f3_a_port_that_is_free_is_seen_as_free(taken: int) -> None:

@@ -9,10 +9,13 @@ import errno
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from trainer.errors import TrainingError
 
 _AGENT_HOLDS_IT = "TORCHELASTIC_USE_AGENT_STORE"
+_ATTEMPT = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
+_LISTENING = "0A"  # in /proc/net/tcp
 
 
 def check_master_port(environment: Mapping[str, str] = os.environ) -> None:
@@ -49,9 +52,12 @@ def check_endpoint(
     endpoint = options.get("rdzv-endpoint", "")
     host, _, port = endpoint.rpartition(":")
     is_first = environment.get("SLURM_NODEID", "0" if options.get("nnodes") == "1" else "") == "0"
-    # Only the first node may ask: on the others, and on one machine that plays several nodes, the
-    # port is rightly held by the first.
-    if is_first and host and port.isdigit() and int(port):
+    # Only the first node asks: the others connect. Where one machine plays several nodes, another
+    # node's agent may have been quicker to listen, rightly.
+    if not (is_first and host and port.isdigit() and int(port)):
+        return
+    pid = holder(int(port))
+    if pid is None or not _is_of_this_attempt(pid, environment):
         _check_free(host, int(port), "the rendezvous port")
 
 
@@ -72,6 +78,28 @@ def is_free(port: int) -> bool:
     return True
 
 
+def holder(port: int) -> int | None:
+    """Process id of who listens at a port of this machine.
+
+    Args:
+        port: 1 to 65535.
+
+    Returns:
+        The process, or None where nobody listens or it is another user's.
+    """
+    inodes = set()
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text().splitlines()[1:] if table.is_file() else ():
+            _, local, _, state, *rest = line.split()
+            if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{rest[5]}]")
+    for link in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
+            if str(link.readlink()) in inodes:
+                return int(link.parts[2])
+    return None
+
+
 def is_here(host: str) -> bool:
     """Whether a host name is this machine's.
 
@@ -89,11 +117,24 @@ def is_here(host: str) -> bool:
 def _check_free(host: str, port: int, what: str) -> None:
     if not is_here(host) or is_free(port):
         return
+    pid = holder(port)
+    who = f"process {pid}" if pid is not None else f"another program ('ss -ltnp sport = :{port}')"
     raise TrainingError(
-        f"{what} {port} of {host} is taken by another program, maybe left over from an earlier "
-        f"attempt ('ss -ltnp sport = :{port}' shows which); end it, or start the ranks with "
-        "another MASTER_PORT"
+        f"{what} {port} of {host} is taken by {who}, maybe left over from an earlier attempt; end "
+        "it, or start the ranks with another MASTER_PORT"
     )
+
+
+def _is_of_this_attempt(pid: int, environment: Mapping[str, str]) -> bool:
+    """Whether a process is of this very attempt of this Slurm job."""
+    if "SLURM_JOB_ID" not in environment:
+        return False
+    try:
+        words = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+    except OSError:
+        return False
+    theirs = dict(word.partition("=")[::2] for word in words)
+    return all(theirs.get(name) == environment.get(name) for name in _ATTEMPT)
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:
