@@ -37,6 +37,7 @@ setup(
         "tqdm>=4.60",
         "numpy>=1.26",
         "filelock>=3.12",
+        "packaging>=23",
         "orjson>=3.10",
         "fsspec>=2024.6",
         "zlib-ng>=0.5",

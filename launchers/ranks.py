@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from trainer.errors import EXIT_FAILED, EXIT_REQUEUE
+from trainer.engine.rendezvous import check_endpoint
+from trainer.errors import EXIT_FAILED, EXIT_REQUEUE, TrainingError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +29,11 @@ def main(argv: list[str] | None = None) -> int:
         0, 75 if a rank stopped with a checkpoint, or 1.
     """
     words = sys.argv[1:] if argv is None else argv
+    try:
+        check_endpoint(words)
+    except TrainingError as error:
+        print(f"tnr: error: {error}", file=sys.stderr)
+        return EXIT_FAILED
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, _pass_on)
     before = sys.argv

@@ -28,6 +28,7 @@ T = TypeVar("T")
 COLUMNS = "columns"
 _COLUMN_FILE = "column.json"
 _ELSEWHERE = ".elsewhere"  # marks a column folder whose column.json was brought over
+_LATEST = "latest"  # names the folder of the manifest that came over last
 _CONNECTIONS = 8
 _OFFLINE_ATTEMPTS = 2
 _CELL_SUFFIXES = (".json", ".safetensors")
@@ -79,7 +80,7 @@ class Mirror:
         name = remote.url.rpartition("/")[2] or "set"
         digest = hashlib.sha256(remote.url.encode()).hexdigest()[:12]
         home = open_cache(settings).folder / f"{_safe(name)}-{digest}"
-        known = sorted(home.glob(f"*/{MANIFEST_NAME}"), key=lambda path: path.stat().st_mtime)
+        known = _known(home)
         attempts = _OFFLINE_ATTEMPTS if known else None
         try:
             folder, manifest = remote.read(
@@ -90,10 +91,10 @@ class Mirror:
                 f"{remote.url} is not a shard set: it has no {MANIFEST_NAME}"
             ) from error
         except RemoteError as error:
-            if not known:
+            if known is None:
                 raise
-            print(f"tnr: {error}; going on with what is in {known[-1].parent}", file=sys.stderr)
-            mirror = cls(remote, settings, known[-1].parent, read_manifest(known[-1].parent))
+            print(f"tnr: {error}; going on with what is in {known}", file=sys.stderr)
+            mirror = cls(remote, settings, known, read_manifest(known))
             mirror.is_offline = True
             return mirror
         mirror = cls(remote, settings, folder, manifest)
@@ -244,7 +245,19 @@ def _keep_manifest(home: Path, data: bytes) -> tuple[Path, Manifest]:
     folder = home / manifest.fingerprint[:12]
     folder.mkdir(exist_ok=True)
     _keep(folder / MANIFEST_NAME, data)
+    _keep(home / _LATEST, folder.name.encode())
     return folder, manifest
+
+
+def _known(home: Path) -> Path | None:
+    """The folder of the manifest that came over last, by name: times of files are not asked."""
+    named = home / _LATEST
+    if named.is_file():
+        folder = home / named.read_text(encoding="utf-8")
+        if (folder / MANIFEST_NAME).is_file():
+            return folder
+    folders = sorted(path.parent for path in home.glob(f"*/{MANIFEST_NAME}"))
+    return folders[0] if len(folders) == 1 else None
 
 
 def _keep(path: Path, data: bytes) -> None:

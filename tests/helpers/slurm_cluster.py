@@ -1,8 +1,8 @@
 """A Slurm cluster of two nodes on this machine: munged, slurmctld and two slurmd on loopback.
 
 Everything lives in one temporary folder, on ports that were free, and is ended by process id. It
-needs root (slurmd starts jobs for their owners) and Debian's ``slurm-wlm`` and ``munge``. A requeued
-job waits until its credential has expired, two minutes by default; here it is five seconds.
+needs root (slurmd starts jobs for their owners) and Debian's ``slurm-wlm`` and ``munge``. A job
+that is requeued waits until its credential has expired: two minutes by default, here five seconds.
 """
 
 import contextlib

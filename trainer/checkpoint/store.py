@@ -30,6 +30,7 @@ from shards.files import (
     sha256_file,
     write_json_atomic,
 )
+from shards.stale import again_where_stale
 from trainer.checkpoint.hashed import FileEntry, write_hashed_json
 from trainer.checkpoint.retention import Retention
 from trainer.errors import CheckpointError
@@ -152,6 +153,7 @@ class CheckpointStore:
             )
         return None
 
+    @again_where_stale
     def verify(self, step: int) -> Checkpoint:
         """Read a checkpoint's manifest and state and compare the sha256 of every file.
 

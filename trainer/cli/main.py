@@ -21,6 +21,8 @@ VERBS = (
     ("trainer.cli.score", "score"),
     ("trainer.cli.export", "export"),
     ("trainer.cli.pipeline", "pipeline"),
+    ("trainer.cli.plan", "plan"),
+    ("trainer.cli.preflight", "preflight"),
     ("trainer.cli.report", "report"),
 )
 """Modules with ``register(subparsers)``, in the order of ``tnr --help``."""

@@ -97,28 +97,18 @@ def _dry_run(config: "TrainConfig") -> int:
 
     from shards.mixing import measure_mixing
     from trainer.config.load import to_dict
-    from trainer.config.validate import check_batch
-    from trainer.engine.copies import copy_steps
-    from trainer.engine.schedule import total_steps
+    from trainer.plan.batches import plan_batches, plan_steps
     from trainer.tasks.build import open_data, open_sources
 
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    accumulation = check_batch(config, world_size)
+    batches = plan_batches(config, 1, int(os.environ.get("WORLD_SIZE", "1")))
     sources = open_sources(config)
     order = open_data(config, sources).order
-    units = order.num_units
     shards = (sources.impressions or sources.articles).shards
     mixing = measure_mixing(order, config.run.global_batch, [shard.bytes for shard in shards])
-    steps = total_steps(config.run, units)
-    copies = ", ".join(map(str, copy_steps(config.run.copies, steps))) or "none"
+    units, copies = plan_steps(config, order.num_units).lines()
     print(yaml.safe_dump(_plain(to_dict(config)), sort_keys=False), end="")
-    print(
-        f"# global batch {config.run.global_batch} = {world_size} ranks x micro-batch "
-        f"{config.run.micro_batch} x {accumulation} accumulated\n"
-        f"# {units:,} units x {config.run.epochs:g} epochs -> {steps:,} optimizer steps\n"
-        f"# {mixing.line()}\n"
-        f"# teacher copies after steps: {copies}"
-    )
+    for line in (batches.line(), units, mixing.line(), copies):
+        print(f"# {line}")
     return 0
 
 

@@ -26,6 +26,8 @@ from trainer.engine.deepspeed_file import (
     read_deepspeed_file,
     stage_of,
 )
+from trainer.engine.extensions import use_own_folder
+from trainer.engine.rendezvous import check_master_port
 from trainer.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -157,6 +159,7 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
     Raises:
         ConfigError: The global batch does not divide, the DeepSpeed file is wrong, or DeepSpeed
             cannot build what it needs.
+        TrainingError: MASTER_PORT is taken.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     accumulation = check_batch(config, world_size)
@@ -169,6 +172,8 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
             world_size=world_size,
             max_grad_norm=config.optimizer.max_grad_norm,
         )
+    check_master_port()
+    use_own_folder()
     import torch
 
     has_gpu = torch.cuda.is_available()

@@ -8,18 +8,15 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from shards.cache import GIB, CacheSettings
-from shards.clicks import ClickColumn
-from shards.reader import ShardSet
-from shards.remote import Patience
 from shards.tokens import TokenColumn
 from trainer.config.schema import TrainConfig
-from trainer.errors import ConfigError, ModelError
+from trainer.errors import ModelError
 from trainer.export.folder import export_model, load_export
 from trainer.models import build_news_encoder, build_recommender
 from trainer.tasks.base import TaskData
 from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
 from trainer.tasks.post_train import PostTrainData, PostTrainDistillTask, PostTrainTask
+from trainer.tasks.sources import Sources, open_sources
 from trainer.tasks.texts import grouping_of
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.live import LiveClickSignals, LiveTextSignals
@@ -28,6 +25,8 @@ from trainer.teacher_server.signals import (
     StoredTextSignals,
     TeacherSignals,
 )
+
+__all__ = ["BuiltTask", "Sources", "build", "exporter", "open_data", "open_sources"]
 
 Exporter = Callable[[nn.Module, Path, dict[str, Any]], object]
 
@@ -46,44 +45,6 @@ class BuiltTask:
     """The data half."""
     export: Exporter
     """Writes the trained model as an export: ``export(model, folder, info)``."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The opened data of a run; cheap to open, and enough for a dry run."""
-
-    articles: ShardSet
-    tokens: TokenColumn
-    impressions: ShardSet | None
-    clicks: ClickColumn | None
-
-
-def open_sources(config: TrainConfig) -> Sources:
-    """Open the shard sets and columns that a run reads.
-
-    Raises:
-        DataError: A set is missing or of the wrong kind, or clicks refer to other articles.
-        ColumnError: A column is missing or does not match.
-    """
-    data = config.data
-    patience = Patience(attempts=data.fetch_attempts)
-    cache = CacheSettings(data.cache_dir, int(data.cache_gib * GIB), patience)
-    # Training reads columns alone, and these are tied to the shards as they were.
-    articles = ShardSet.open(data.articles, cache=cache, check_files=False)
-    _check_kind(articles, "articles", "data.articles")
-    tokens = TokenColumn.open(articles, config.data.tokens)
-    if config.data.clicks is None or config.task.startswith("post_train"):
-        return Sources(articles, tokens, None, None)
-    impressions = ShardSet.open(config.data.clicks, cache=cache)
-    _check_kind(impressions, "impressions", "data.clicks")
-    if impressions.manifest.articles_fingerprint != articles.fingerprint:
-        raise ConfigError(
-            f"data.clicks {impressions.path} was built over other articles "
-            f"({str(impressions.manifest.articles_fingerprint)[:12]}…) than data.articles "
-            f"{articles.path} ({articles.fingerprint[:12]}…); build it again: tnr shards build "
-            f"--clicks LOG --article-set {articles.path} --out {impressions.path}"
-        )
-    return Sources(articles, tokens, impressions, ClickColumn.open(impressions))
 
 
 def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
@@ -193,11 +154,6 @@ def _follower(config: TrainConfig) -> Follower | None:
             "what is there"
         )
     return follower
-
-
-def _check_kind(shard_set: ShardSet, kind: str, setting: str) -> None:
-    if shard_set.kind != kind:
-        raise ConfigError(f"{setting} {shard_set.path} holds {shard_set.kind}, expected {kind}")
 
 
 def _check_init(config: TrainConfig, tokens: TokenColumn) -> None:

@@ -1,0 +1,301 @@
+"""Checks of a machine before a run starts on it: a line each, with what was found and what to do.
+
+Everything here needs no torch and changes nothing that stays. What needs torch, data sets or other
+ranks is in :mod:`trainer.cli.preflight`.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from trainer.engine.extensions import cpu_type, extensions_folder
+from trainer.engine.rendezvous import check_master_port, is_free
+from trainer.errors import TrainingError
+
+PROJECT = "tiny-newsrec"
+SHM_BYTES = 64 << 20
+"""What NCCL and Gloo want of /dev/shm at least: Docker's own default."""
+DISK_GIB = 5.0
+"""Free room below which a run folder is doubtful, where a plan does not know better."""
+
+
+class Outcome(StrEnum):
+    """How a check went."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    outcome: Outcome
+    found: str
+    """The value that was found."""
+    hint: str = ""
+    """What to do about it; empty where nothing is to be done."""
+
+    def line(self) -> str:
+        """The line for people."""
+        then = f"; {self.hint}" if self.hint else ""
+        return f"{self.outcome:<4}  {self.name:<12}  {self.found}{then}"
+
+
+def check_packages(requirements: Sequence[str] | None = None) -> Check:
+    """Compare installed versions with the ranges of the project's setup.
+
+    Args:
+        requirements: As in ``install_requires``; None takes those of the installed project.
+    """
+    from packaging.requirements import Requirement
+
+    if requirements is None:
+        try:
+            requirements = importlib.metadata.requires(PROJECT) or []
+        except importlib.metadata.PackageNotFoundError:
+            return Check(
+                name="packages", outcome=Outcome.WARN, found=f"{PROJECT} is not installed",
+                hint="versions cannot be compared; pip install -e . in its folder",
+            )  # fmt: skip
+    wrong, checked = [], 0
+    for requirement in map(Requirement, requirements):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        checked += 1
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{requirement} is missing")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} {version}, expected {requirement.specifier}")
+    if wrong:
+        return Check(
+            name="packages", outcome=Outcome.FAIL, found="; ".join(wrong),
+            hint=f"{sys.executable} -m pip install -U {PROJECT}",
+        )  # fmt: skip
+    return Check(name="packages", outcome=Outcome.OK, found=f"{checked} within their ranges")
+
+
+def check_compiler_tools(*, is_needed: bool) -> Check:
+    """See that DeepSpeed could compile here.
+
+    Args:
+        is_needed: Whether the run does: DeepSpeed on CPUs, ZeRO++, ``run.compile``.
+    """
+    tools = {
+        "a C++ compiler (g++)": next(
+            filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None
+        ),
+        "ninja (pip install ninja)": shutil.which("ninja")
+        or next((str(p) for p in [Path(sys.executable).with_name("ninja")] if p.exists()), None),
+    }
+    missing = [name for name, path in tools.items() if path is None]
+    if not missing:
+        return Check(name="compiler", outcome=Outcome.OK, found=", ".join(map(str, tools.values())))
+    return Check(
+        name="compiler", outcome=Outcome.FAIL if is_needed else Outcome.WARN,
+        found=f"no {' and no '.join(missing)}",
+        hint="install it: DeepSpeed compiles at its first start on CPUs, and torch.compile always",
+    )  # fmt: skip
+
+
+def check_extensions(environment: Mapping[str, str] = os.environ) -> Check:
+    """See that compiled libraries can be kept, and that no killed build left its lock behind.
+
+    Args:
+        environment: ``TORCH_EXTENSIONS_DIR``.
+    """
+    folder = extensions_folder(environment)
+    found = f"{folder} ({cpu_type()})"
+    locks = sorted(str(path) for path in folder.glob("*/lock"))
+    locks += sorted(str(path) for path in folder.glob("*/*/lock"))
+    if locks:
+        return Check(
+            name="extensions", outcome=Outcome.WARN, found=f"lock file {', '.join(locks)}",
+            hint="where no other run compiles right now, a killed one left it and every start "
+            "waits for it: delete it",
+        )  # fmt: skip
+    refusal = _try_writing(folder)
+    if refusal:
+        return Check(
+            name="extensions", outcome=Outcome.FAIL, found=f"{folder}: {refusal}",
+            hint="name a folder that can be written in TORCH_EXTENSIONS_DIR",
+        )  # fmt: skip
+    return Check(name="extensions", outcome=Outcome.OK, found=found)
+
+
+def check_run_folder(folder: Path, needed: int | None = None) -> list[Check]:
+    """See that files can be written, renamed, made durable and locked there, and that they fit.
+
+    Args:
+        folder: The run folder, or the folder that it is to be made in.
+        needed: Bytes that the run will write; None where that is not known.
+    """
+    refusal = _try_writing(folder)
+    if refusal:
+        return [
+            Check(
+                name="run folder", outcome=Outcome.FAIL, found=f"{folder}: {refusal}",
+                hint="mend its rights or its file system, or name another with run.dir",
+            )
+        ]  # fmt: skip
+    checks = [
+        Check(
+            name="run folder", outcome=Outcome.OK,
+            found=f"{folder}: written, renamed, synced, locked",
+        )
+    ]  # fmt: skip
+    free = shutil.disk_usage(_existing(folder)).free
+    wanted = int(DISK_GIB * 2**30) if needed is None else needed
+    found = f"{free / 1e9:.1f} GB free"
+    if needed is not None:
+        found += f", {needed / 1e9:.2f} GB needed"
+    if free >= wanted:
+        checks.append(Check(name="disk", outcome=Outcome.OK, found=found))
+    else:
+        outcome = Outcome.WARN if needed is None else Outcome.FAIL
+        hint = "make room, keep fewer checkpoints (run.keep_checkpoints), or name another run.dir"
+        checks.append(Check(name="disk", outcome=outcome, found=found, hint=hint))
+    return checks
+
+
+def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
+    """See that ranks of one machine have shared memory to talk through.
+
+    Args:
+        folder: Where it is mounted.
+    """
+    if not folder.is_dir():
+        return Check(
+            name="shm", outcome=Outcome.WARN, found=f"there is no {folder}",
+            hint="ranks of one machine need shared memory; mount it (--shm-size in a container)",
+        )  # fmt: skip
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 2**20:,.0f} MiB free in {folder}"
+    if free < SHM_BYTES:
+        hint = f"{SHM_BYTES >> 20} MiB are wanted; delete leftovers, or raise --shm-size"
+        return Check(name="shm", outcome=Outcome.WARN, found=found, hint=hint)
+    return Check(name="shm", outcome=Outcome.OK, found=found)
+
+
+def check_host(name: str | None = None) -> Check:
+    """See that this machine's name leads to an address, as other nodes need it to.
+
+    Args:
+        name: Host name; None takes this machine's.
+    """
+    name = socket.gethostname() if name is None else name
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return Check(
+            name="host name", outcome=Outcome.FAIL, found=f"{name} does not resolve: {error}",
+            hint="add it to DNS or /etc/hosts on every node",
+        )  # fmt: skip
+    addresses = ", ".join(sorted({str(address[4][0]) for address in found}))
+    return Check(name="host name", outcome=Outcome.OK, found=f"{name} is {addresses}")
+
+
+def check_port(environment: Mapping[str, str] = os.environ) -> Check:
+    """See that the port at which ranks meet is free, where one is named and none holds it yet.
+
+    Args:
+        environment: ``MASTER_PORT``.
+    """
+    port = environment.get("MASTER_PORT", "")
+    if not port.isdigit():
+        return Check(
+            name="port", outcome=Outcome.OK, found="MASTER_PORT is not set: a free one is taken"
+        )
+    if "RANK" in environment:
+        try:
+            check_master_port(environment)
+        except TrainingError as error:
+            return Check(name="port", outcome=Outcome.FAIL, found=str(error))
+        return Check(name="port", outcome=Outcome.OK, found=f"{port}: the ranks meet there")
+    if is_free(int(port)):
+        return Check(name="port", outcome=Outcome.OK, found=f"{port} is free")
+    return Check(
+        name="port", outcome=Outcome.FAIL, found=f"{port} is taken by another program",
+        hint=f"end it ('ss -ltnp sport = :{port}' shows it), or set another MASTER_PORT",
+    )  # fmt: skip
+
+
+def check_slurm() -> Check:
+    """Ask Slurm for its partitions, where it is installed."""
+    program = shutil.which("sinfo")
+    if program is None:
+        return Check(
+            name="slurm", outcome=Outcome.OK, found="not installed; only needed to submit jobs"
+        )
+    try:
+        done = subprocess.run(
+            [program, "--noheader", "--format=%P %a %D"],
+            capture_output=True, text=True, timeout=15, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Check(
+            name="slurm", outcome=Outcome.WARN, found="sinfo did not answer within 15 s",
+            hint="is slurmctld running?",
+        )  # fmt: skip
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no message"])[0]
+        return Check(
+            name="slurm", outcome=Outcome.WARN, found=f"sinfo failed: {said}",
+            hint="jobs cannot be submitted from here until it answers",
+        )  # fmt: skip
+    partitions = "; ".join(line.strip() for line in done.stdout.splitlines()) or "no partitions"
+    return Check(name="slurm", outcome=Outcome.OK, found=partitions)
+
+
+def _try_writing(folder: Path) -> str:
+    """Do in a folder what checkpoints do; return what was refused, or nothing.
+
+    A folder that is not there yet is tried in the nearest one above it.
+    """
+    import fcntl
+
+    trial = _existing(folder) / f".preflight-{os.getpid()}-{secrets.token_hex(4)}"
+    doing = "a folder cannot be made"
+    try:
+        trial.mkdir()
+        doing = "a file cannot be written and synced"
+        with (trial / "first").open("wb") as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+            doing = "a file cannot be locked"
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        doing = "a file cannot be renamed over another"
+        (trial / "second").write_bytes(b"")
+        (trial / "first").replace(trial / "second")
+        if (trial / "second").stat().st_size != 4096:
+            return "a renamed file is not seen under its new name"
+    except OSError as error:
+        code = errno.errorcode.get(error.errno or 0, "")
+        return f"{doing}: {error.strerror or error} ({code})"
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+    return ""
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return folder

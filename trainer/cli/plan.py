@@ -1,0 +1,174 @@
+"""``tnr plan``: batches, steps, tokens, FLOPs, memory and disk, before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.plan.data import Counts
+    from trainer.plan.plan import Options, Plan
+
+NO_DATA = "(no data)"
+"""Stands in ``data.articles`` where a plan does without."""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="what a run or a pipeline comes to: steps, tokens, memory a GPU, disk",
+        description=(
+            "Arithmetic before anything starts. WHAT is a recipe (name or path), with overrides "
+            "after it as for 'tnr train', or the YAML file of a pipeline: then each of its "
+            "training steps is planned. Without data.articles, memory and FLOPs are planned from "
+            "the configured maxima. Options come before WHAT."
+        ),
+        epilog=(
+            "example: tnr plan --nodes 2 --processes 4 --gpu-gib 80 post_train --data.articles "
+            "data/articles --run.global_batch 256 --run.deepspeed zero2"
+        ),
+    )
+    parser.add_argument(
+        "what", metavar="WHAT", help="a recipe's name or path, or a pipeline's YAML"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="--section.key value",
+        help="settings over the recipe's",
+    )
+    parser.add_argument("--nodes", type=_positive, default=1, help="machines (default 1)")
+    parser.add_argument("--processes", type=_positive, default=1, help="ranks a machine (1)")
+    parser.add_argument("--gpu-gib", type=float, help="memory of a GPU: say what fits")
+    parser.add_argument(
+        "--reserve-gib", type=float, default=2.0, help="of it, for CUDA and fragments (2)"
+    )
+    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="for activations")
+    parser.add_argument("--tflops", type=float, help="peak of a GPU in the run's precision")
+    parser.add_argument(
+        "--utilisation", type=float, default=0.4, help="share of the peak reached (0.4)"
+    )
+    parser.add_argument("--articles", type=_positive, help="articles, where no set is built yet")
+    parser.add_argument("--impressions", type=int, default=0, help="likewise; one click each")
+    parser.add_argument(
+        "--vocab-size", type=_positive, default=30522, help="of a random backbone without data"
+    )
+    parser.add_argument("--preset", help="settings under the overrides: 'released'")
+    parser.add_argument("--json", action="store_true", help="print it as JSON, in plain units")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the plan."""
+    import json
+
+    from trainer.plan.disk import rooms
+    from trainer.plan.plan import crowded
+    from trainer.plan.show import lines, to_json
+
+    plans = _pipeline(arguments) if _is_pipeline(arguments.what) else [_recipe(arguments)]
+    items = [item for plan, _ in plans for item in plan.disk]
+    warnings = crowded(items)
+    if arguments.json:
+        content = {
+            "plans": [to_json(plan) for plan, _ in plans],
+            "disk": [{"where": r.where, "needed": r.needed, "free": r.free} for r in rooms(items)],
+            "warnings": warnings,
+        }
+        print(json.dumps(content, indent=2))
+        return 0
+    for plan, options in plans:
+        print("\n".join(lines(plan, options)))
+    for room in rooms(items):
+        print(f"disk in all: {room.needed / 1e9:.2f} GB of {room.free / 1e9:.1f} GB free")
+    for warning in warnings:
+        print(f"WARNING: it does not fit on the disk: {warning}")
+    return 0
+
+
+def _recipe(arguments: argparse.Namespace) -> tuple[Plan, Options]:
+    """Plan one run; where data, clicks or a run folder are not named, it does without."""
+    from trainer.config.load import load_config, parse_overrides, read_recipe
+    from trainer.plan.plan import make_plan
+
+    words = list(arguments.overrides)
+    given = read_recipe(arguments.what) | parse_overrides(words)
+    has_data = bool(given.get("data.articles"))
+    for key in ("data.articles", "run.dir"):
+        if not given.get(key):
+            words += [f"--{key}", NO_DATA if key == "data.articles" else "."]
+    if not has_data and str(given.get("task", "")).startswith("finetune"):
+        words += ["--data.clicks", NO_DATA]
+    config = load_config(arguments.what, words, preset=arguments.preset)
+    options = _options(arguments)
+    counted = has_data or options.counts is not None
+    return make_plan(config, options, name=arguments.what, has_data=counted), options
+
+
+def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
+    """Plan every training step of a pipeline with the resources that it asks for."""
+    from launchers.pipeline import load_pipeline, pipeline_steps
+    from trainer.config.load import load_config
+    from trainer.errors import TinyNewsRecError, UsageError
+    from trainer.plan.plan import make_plan
+
+    if arguments.overrides:
+        raise UsageError(f"a pipeline takes no overrides: {' '.join(arguments.overrides)}")
+    plans = []
+    for step in pipeline_steps(load_pipeline(arguments.what)):
+        if step.command[1] != "train":
+            continue
+        took = step.resources
+        options = _options(arguments, nodes=took.nodes, processes=took.processes)
+        try:
+            config = load_config(step.command[2], step.command[3:])
+            plan = make_plan(config, options, name=step.name, has_data=True)
+        except TinyNewsRecError as error:
+            raise type(error)(
+                f"step {step.name}: {error} (sets that are not built yet: give --articles and "
+                "--impressions)"
+            ) from error
+        plans.append((plan, options))
+    return plans
+
+
+def _is_pipeline(what: str) -> bool:
+    """Whether a YAML file is a pipeline: its ``run`` is a folder, a recipe's is a section."""
+    from pathlib import Path
+
+    if not what.endswith((".yaml", ".yml")) or not Path(what).is_file():
+        return False
+    from launchers.settings import read_yaml
+
+    return isinstance(read_yaml(what).get("run"), str)
+
+
+def _options(arguments: argparse.Namespace, **changes: Any) -> Options:
+    from trainer.plan.plan import Options
+
+    given: dict[str, Any] = {
+        "nodes": arguments.nodes,
+        "processes": arguments.processes,
+        "gpu_gib": arguments.gpu_gib,
+        "reserve_gib": arguments.reserve_gib,
+        "device": arguments.device,
+        "tflops": arguments.tflops,
+        "utilisation": arguments.utilisation,
+        "vocab_size": arguments.vocab_size,
+        "counts": _counts(arguments),
+    }
+    return Options(**given | changes)
+
+
+def _counts(arguments: argparse.Namespace) -> Counts | None:
+    from trainer.plan.data import told
+
+    return told(arguments.articles, arguments.impressions) if arguments.articles else None
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value

@@ -1,0 +1,105 @@
+"""FLOPs of a run, counted as 2 for a multiplication with its addition.
+
+For token slots S of sub-batches of length L (padding included), a layer's forward pass takes
+
+    2 S (4 D^2 + 2 D F)   projections and feed-forward
+    4 S L D               scores of attention and their weighted sum
+
+and the head 2 S D Q for additive pooling and 2 U D E for the vectors of U texts. A backward pass is
+twice the forward pass of what is trained; nothing flows into frozen layers below. Left out are
+embedding look-ups, norms, dropout, the user encoder and losses, which no matrix of D x D is in.
+"""
+
+from dataclasses import dataclass
+
+from trainer.config.schema import TrainConfig
+from trainer.plan.sizes import TaskSize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the encoder is given in an optimizer step (or any other portion), over all ranks."""
+
+    texts: float
+    """Distinct texts, each encoded once a micro-batch."""
+    tokens: float
+    """Their tokens, special ones included."""
+    slots: float
+    """Slots computed for them: tokens and padding."""
+    slots_squared: float
+    """Sum of n x L x L over sub-batches of n texts padded to L."""
+
+    @property
+    def padding(self) -> float:
+        """Share of the slots that is padding, 0 to 1."""
+        return 1.0 - self.tokens / self.slots if self.slots else 0.0
+
+    def times(self, factor: float) -> "Work":
+        """So many of them."""
+        return Work(
+            texts=self.texts * factor,
+            tokens=self.tokens * factor,
+            slots=self.slots * factor,
+            slots_squared=self.slots_squared * factor,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroWork:
+    """A micro-batch as the encoder sees it."""
+
+    mean: Work
+    """On average."""
+    largest: Work
+    """The one with most slots."""
+    basis: str
+    """Where the numbers come from."""
+
+
+def longest_work(config: TrainConfig) -> MicroWork:
+    """A micro-batch of longest texts, all different: the most that any can be."""
+    data, size = config.data, config.run.micro_batch
+    title, body = data.max_title_tokens, data.max_body_tokens
+    if config.task.startswith("finetune"):
+        titles, bodies = size * (data.history_length + 1 + data.num_negatives), 0
+    else:
+        titles = size * (1 if data.in_batch_negatives else 1 + data.num_negatives)
+        bodies = size
+    slots = titles * title + bodies * body
+    work = Work(
+        texts=titles + bodies,
+        tokens=slots,
+        slots=slots,
+        slots_squared=titles * title**2 + bodies * body**2,
+    )
+    return MicroWork(mean=work, largest=work, basis="at most: every text different and longest")
+
+
+def layer_flops(size: TaskSize, work: Work) -> float:
+    """Forward pass of one layer."""
+    D, F = size.backbone.width, size.backbone.inner
+    return 2 * work.slots * (4 * D * D + 2 * D * F) + 4 * work.slots_squared * D
+
+
+def forward_flops(size: TaskSize, work: Work) -> float:
+    """Forward pass of the encoder."""
+    return size.backbone.layers * layer_flops(size, work) + _head_flops(size, work)
+
+
+def training_flops(size: TaskSize, work: Work, *, is_checkpointed: bool = False) -> float:
+    """Forward and backward pass.
+
+    Args:
+        size: The model.
+        work: What it is given.
+        is_checkpointed: Whether trained layers are computed twice
+            (``run.activation_checkpointing``).
+    """
+    trained = size.trained_layers * layer_flops(size, work)
+    again = trained if is_checkpointed else 0.0
+    return forward_flops(size, work) + 2 * (trained + _head_flops(size, work)) + again
+
+
+def _head_flops(size: TaskSize, work: Work) -> float:
+    width = size.backbone.width
+    return 2 * work.slots * width * size.query_dim + 2 * work.texts * width * size.news_dim

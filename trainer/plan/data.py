@@ -1,0 +1,78 @@
+"""How many rows there are: in sets that are there, or as told for sets that are not built yet."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.manifest import MANIFEST_NAME
+from trainer.config.schema import TrainConfig
+from trainer.tasks.sources import Sources, open_sources
+
+CANDIDATES_EACH = 40
+"""Candidates of an impression where only impressions are told; MIND has 37 on average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Rows of a run's data."""
+
+    articles: int
+    impressions: int = 0
+    clicks: int = 0
+    """Clicked candidates: the units of a click task."""
+    candidates: int = 0
+    """Of all impressions."""
+    left_out: int = 0
+    """Units that damage leaves out."""
+
+    def units(self, task: str) -> int:
+        """Units of an epoch."""
+        rows = self.clicks if task.startswith("finetune") else self.articles
+        return rows - self.left_out
+
+
+def told(articles: int, impressions: int) -> Counts:
+    """Counts of data that are not there: one click an impression."""
+    return Counts(
+        articles=articles,
+        impressions=impressions,
+        clicks=impressions,
+        candidates=impressions * CANDIDATES_EACH,
+    )
+
+
+def open_if_there(config: TrainConfig, instead: Counts | None) -> Sources | None:
+    """Open a run's data; where they are missing and sizes are told instead, None.
+
+    Raises:
+        DataError: A set is missing, and no sizes are told.
+    """
+    if instead is not None and not _is_there(config):
+        return None
+    return open_sources(config)
+
+
+def counts_of(
+    config: TrainConfig, sources: Sources | None, instead: Counts | None
+) -> Counts | None:
+    """Rows of the data that were opened, or as told; None where neither is."""
+    if sources is None:
+        return instead
+    articles = sources.articles.num_rows
+    if sources.impressions is None or sources.clicks is None:
+        return Counts(articles=articles, left_out=articles - sources.num_units)
+    clicks, reader = sources.clicks.num_clicks, sources.clicks.reader
+    shards = range(len(sources.clicks.clicks_per_shard))
+    return Counts(
+        articles=articles,
+        impressions=sources.impressions.num_rows,
+        clicks=clicks,
+        candidates=sum(int(reader.cell(s)["candidates.offsets"][-1]) for s in shards),
+        left_out=clicks - sources.num_units,
+    )
+
+
+def _is_there(config: TrainConfig) -> bool:
+    needed = [config.data.articles]
+    if config.task.startswith("finetune"):
+        needed.append(config.data.clicks or "")
+    return all("://" in name or (Path(name) / MANIFEST_NAME).is_file() for name in needed)

@@ -1,0 +1,56 @@
+"""Sizes of any backbone, counted on torch's meta device: shapes without memory."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+
+from shards.files import read_json
+from trainer.config.schema import ModelConfig
+from trainer.models.layers import find_layers, pooler_arguments, select_layers
+from trainer.models.loading import load_language_model_config
+from trainer.plan.sizes import RELATIVE_BUCKETS, BackboneSize
+
+_INNER = ("intermediate_size", "hidden_dim", "ffn_dim")
+
+
+def backbone_size(config: ModelConfig) -> BackboneSize:
+    """Sizes of the backbone that a run starts from: an export's, or a language model's.
+
+    Args:
+        config: The run's model section; only configurations are read, no weights.
+
+    Raises:
+        ModelError: There is no such model on this machine, or its layers cannot be told apart.
+    """
+    if config.init is not None:
+        lm_config = _exported_config(Path(config.init))
+    else:
+        lm_config = load_language_model_config(config.backbone.name)
+    with torch.device("meta"):
+        model: Any = AutoModel.from_config(lm_config, **pooler_arguments(lm_config))
+    if config.backbone.layers is not None:
+        select_layers(model, config.backbone.layers)
+    layers = list(find_layers(model)[1])
+    each = sum(p.numel() for p in layers[-1].parameters())
+    sizes = [p.numel() for p in model.parameters()]
+    heads = int(lm_config.num_attention_heads)
+    bias = RELATIVE_BUCKETS * heads if config.backbone.relative_position_bias else 0
+    inner = next((getattr(lm_config, n) for n in _INNER if hasattr(lm_config, n)), None)
+    return BackboneSize(
+        layers=len(layers),
+        width=int(lm_config.hidden_size),
+        heads=heads,
+        inner=int(inner or 4 * lm_config.hidden_size),
+        layer_parameters=each,
+        other_parameters=sum(sizes) - each * len(layers) + bias,
+        largest=max(sizes),
+    )
+
+
+def _exported_config(folder: Path) -> PreTrainedConfig:
+    """The language model's configuration inside an export's."""
+    content = read_json(folder / "config.json")
+    nested = dict(content.get("news_encoder", content)["backbone"])
+    return AutoConfig.for_model(nested.pop("model_type"), **nested)

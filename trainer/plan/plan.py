@@ -1,0 +1,286 @@
+"""The plan of one run: every formula of this package on one configuration."""
+
+import dataclasses
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.cache import CacheSettings
+from shards.files import read_json
+from shards.remote import is_url
+from trainer.config.schema import TrainConfig
+from trainer.engine.deepspeed_file import deepspeed_file_path
+from trainer.errors import ConfigError
+from trainer.plan.activations import Settings, activation_bytes
+from trainer.plan.advice import GIB, Advice, advise
+from trainer.plan.batches import BatchPlan, StepPlan, plan_batches, plan_steps
+from trainer.plan.compute import MicroWork, Work, longest_work, training_flops
+from trainer.plan.data import Counts, counts_of, open_if_there
+from trainer.plan.disk import DiskItem, rooms, run_items, teacher_columns, token_column
+from trainer.plan.memory import RankMemory, checkpoint_bytes, rank_memory, way_of
+from trainer.plan.sizes import BackboneSize, TaskSize, bert_size, task_size
+from trainer.tasks.sources import Sources
+
+DDP = "ddp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a plan is asked for beside the run."""
+
+    nodes: int = 1
+    processes: int = 1
+    gpu_gib: float | None = None
+    """Memory of a GPU; None gives no advice."""
+    reserve_gib: float = 2.0
+    """Of it, what CUDA, NCCL and fragments take."""
+    device: str = "gpu"
+    tflops: float | None = None
+    """Peak of one device; None gives no time."""
+    utilisation: float = 0.4
+    """Share of the peak that is reached."""
+    counts: Counts | None = None
+    """Sizes of data that are not there yet."""
+    vocab_size: int = 30522
+    """Vocabulary of a ``random`` backbone without data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run comes to; bytes are bytes, FLOPs are FLOPs."""
+
+    name: str
+    task: str
+    batches: BatchPlan
+    steps: StepPlan | None
+    """None where neither data nor their sizes are known."""
+    size: TaskSize
+    micro: MicroWork
+    flops_a_step: float
+    seconds: float | None
+    """Of the whole run, where a peak is given."""
+    memory: dict[str, RankMemory]
+    """By DeepSpeed file."""
+    chosen: str
+    """The run's own way among them."""
+    activations: int
+    activations_checkpointed: int
+    is_checkpointed: bool
+    checkpoint: int
+    advice: Advice | None
+    disk: list[DiskItem]
+    notes: list[str]
+
+    @property
+    def peak(self) -> int:
+        """Bytes on one device in the run's own way."""
+        kept = self.activations_checkpointed if self.is_checkpointed else self.activations
+        return self.memory[self.chosen].peak(kept)
+
+
+def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: bool) -> Plan:
+    """Plan one run; nothing is allocated and nothing written.
+
+    Args:
+        config: The run.
+        options: What is asked for.
+        name: What the plan is called.
+        has_data: Whether ``data.articles`` names a set; otherwise only what needs none is planned.
+
+    Raises:
+        TinyNewsRecError: Batches do not divide, or data or the model are missing.
+    """
+    notes: list[str] = []
+    batches = plan_batches(config, options.nodes, options.processes)
+    sources = open_if_there(config, options.counts) if has_data else None
+    counts = counts_of(config, sources, options.counts)
+    steps = None if counts is None else plan_steps(config, counts.units(config.task))
+    size = _size(config, sources, options, notes)
+    micro = _micro_work(config, sources)
+    moments = 3 if config.optimizer.amsgrad else 2
+    memory = _memory(config, size, batches.ranks, moments)
+    flops = training_flops(
+        size,
+        micro.mean.times(batches.accumulation * batches.ranks),
+        is_checkpointed=config.run.activation_checkpointing,
+    )
+    kept = functools.partial(_kept, config, size, micro.largest, options.device)
+    advice = None
+    if options.gpu_gib is not None:
+        advice = advise(
+            memory,
+            kept,
+            [m for m in batches.micro_batches if m <= config.run.micro_batch],
+            room=int((options.gpu_gib - options.reserve_gib) * GIB),
+            is_checkpointed=config.run.activation_checkpointing,
+        )
+    return Plan(
+        name=name,
+        task=config.task,
+        batches=batches,
+        steps=steps,
+        size=size,
+        micro=micro,
+        flops_a_step=flops,
+        seconds=_seconds(options, flops, steps, batches.ranks),
+        memory=memory,
+        chosen=_chosen(config),
+        activations=kept(config.run.micro_batch, False),
+        activations_checkpointed=kept(config.run.micro_batch, True),
+        is_checkpointed=config.run.activation_checkpointing,
+        checkpoint=checkpoint_bytes(size, moments=moments),
+        advice=advice,
+        disk=_disk(config, size, steps, counts, moments=moments, is_built=sources is not None),
+        notes=notes,
+    )
+
+
+def crowded(items: list[DiskItem]) -> list[str]:
+    """A warning for each file system that items do not fit on."""
+    return [
+        f"{room.where}: {room.needed / 1e9:.1f} GB needed, {room.free / 1e9:.1f} GB free"
+        for room in rooms(items)
+        if not room.fits
+    ]
+
+
+def deepspeed_files(also: str | None) -> dict[str, dict[str, Any]]:
+    """The DeepSpeed files that come with the project, and the run's own, by name."""
+    folder = deepspeed_file_path("zero0").parent
+    paths = sorted(folder.glob("*.json"))
+    if also is not None:
+        paths.append(deepspeed_file_path(also))
+    found = {}
+    for path in paths:
+        try:
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"DeepSpeed file {path} cannot be read as JSON: {error}") from error
+    return found
+
+
+def _memory(config: TrainConfig, size: TaskSize, ranks: int, moments: int) -> dict[str, RankMemory]:
+    """Each way that so many ranks can take; the run's own is always among them."""
+    files: dict[str, dict[str, Any] | None] = {DDP: None, **deepspeed_files(config.run.deepspeed)}
+    ways = [way_of(name, content) for name, content in files.items()]
+    return {
+        way.name: rank_memory(size, way, ranks, moments=moments)
+        for way in ways
+        # ZeRO++ shares its second copy among equal groups of ranks.
+        if ranks % way.hpz == 0 or way.name == _chosen(config)
+    }
+
+
+def _kept(
+    config: TrainConfig,
+    size: TaskSize,
+    work: Work,
+    device: str,
+    micro_batch: int,
+    is_checkpointed: bool,
+) -> int:
+    """Activations of another micro-batch than the configured one, whose work is given."""
+    part = work.times(micro_batch / config.run.micro_batch)
+    settings = _settings(config, device, is_checkpointed)
+    return activation_bytes(size, round(part.slots), round(part.slots_squared), settings)
+
+
+def _seconds(options: Options, flops: float, steps: StepPlan | None, ranks: int) -> float | None:
+    if options.tflops is None or steps is None:
+        return None
+    return flops * steps.steps / (options.tflops * 1e12 * options.utilisation * ranks)
+
+
+def _chosen(config: TrainConfig) -> str:
+    return DDP if config.run.deepspeed is None else Path(config.run.deepspeed).stem
+
+
+def _size(
+    config: TrainConfig, sources: Sources | None, options: Options, notes: list[str]
+) -> TaskSize:
+    dims = [_teacher_width(name, config.model.news_dim) for name in config.teachers.models]
+    return task_size(config, _backbone(config, sources, options, notes), dims)
+
+
+def _backbone(
+    config: TrainConfig, sources: Sources | None, options: Options, notes: list[str]
+) -> BackboneSize:
+    model = config.model
+    if model.init is not None and not (Path(model.init) / "config.json").is_file():
+        notes.append(f"model.init {model.init} is not made yet: sized as model.backbone")
+        model = dataclasses.replace(model, init=None)
+    if model.init is None and model.backbone.name == "random":
+        vocab_size = sources.tokens.vocab_size if sources else options.vocab_size
+        return bert_size(model.backbone, vocab_size)
+    from trainer.plan.meta import backbone_size
+
+    return backbone_size(model)
+
+
+def _teacher_width(folder: str, otherwise: int) -> int:
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        return otherwise
+    content = read_json(file)
+    return int(content.get("news_encoder", content).get("news_dim", otherwise))
+
+
+def _micro_work(config: TrainConfig, sources: Sources | None) -> MicroWork:
+    if sources is None:
+        return longest_work(config)
+    from trainer.plan.sample import sampled_work
+    from trainer.tasks.build import open_data
+
+    return sampled_work(config, open_data(config, sources))
+
+
+def _settings(config: TrainConfig, device: str, is_checkpointed: bool) -> Settings:
+    backbone = config.model.backbone
+    return Settings(
+        precision=config.run.precision,
+        has_dropout=backbone.hidden_dropout != 0.0,
+        attention_dropout=backbone.attention_dropout != 0.0,
+        is_checkpointed=is_checkpointed,
+        device=device,
+    )
+
+
+def _disk(
+    config: TrainConfig,
+    size: TaskSize,
+    steps: StepPlan | None,
+    counts: Counts | None,
+    *,
+    moments: int,
+    is_built: bool,
+) -> list[DiskItem]:
+    """Everything that the run and what belongs to it write."""
+    items = run_items(config, size, steps, moments=moments)
+    data = config.data
+    where = "." if is_url(data.articles) else data.articles
+    if any(is_url(name) for name in (data.articles, data.clicks) if name):
+        folder = str(CacheSettings(data.cache_dir).path)
+        what = "cache of sets at a URL, at most (data.cache_gib)"
+        items.append(DiskItem(what=what, bytes=int(data.cache_gib * GIB), where=folder))
+    if counts is None:
+        return items
+    if not is_built:
+        held = token_column(counts.articles, data.max_title_tokens + data.max_body_tokens)
+        items.append(DiskItem(what="token column, at most", bytes=held, where=where))
+    teachers = len(config.teachers.models) or (len(steps.copies) if steps else 0)
+    if teachers:
+        held = teacher_columns(
+            config.task,
+            teachers=teachers,
+            articles=counts.articles,
+            impressions=counts.impressions,
+            candidates=counts.candidates,
+            width=size.news_dim,
+            value_bytes=2 if config.teachers.dtype == "float16" else 4,
+        )
+        stage = "I" if config.task.startswith("post_train") else "II"
+        what = f"columns of {teachers} teachers, stage {stage} ({config.teachers.dtype})"
+        items.append(DiskItem(what=what, bytes=held, where=where))
+    return items

@@ -1,0 +1,50 @@
+"""What real micro-batches give the encoder."""
+
+import numpy as np
+
+from shards.order import BatchRows
+from trainer.config.schema import TrainConfig
+from trainer.plan.compute import MicroWork, Work
+from trainer.tasks.base import Batch, TaskData
+
+MICRO_BATCHES = 16
+
+
+def sampled_work(config: TrainConfig, data: TaskData, count: int = MICRO_BATCHES) -> MicroWork:
+    """Lay out micro-batches from places evenly spaced over the first epoch, as training does.
+
+    Args:
+        config: The run.
+        data: Its data half.
+        count: Micro-batches to look at, at most.
+    """
+    order, size = data.order, config.run.micro_batch
+    places = np.unique(np.linspace(0, max(0, order.num_units - size), count).astype(int))
+    found = []
+    for start in places.tolist():
+        rows, epochs = order.span(start, start + size)
+        found.append(work_of(data.collate(BatchRows(rows, epochs, order.position_at(start)))))
+    total = Work(
+        texts=sum(work.texts for work in found),
+        tokens=sum(work.tokens for work in found),
+        slots=sum(work.slots for work in found),
+        slots_squared=sum(work.slots_squared for work in found),
+    )
+    return MicroWork(
+        mean=total.times(1 / len(found)),
+        largest=max(found, key=lambda work: work.slots),
+        basis=f"sample of {len(found)} micro-batches evenly spaced over the first epoch",
+    )
+
+
+def work_of(arrays: Batch) -> Work:
+    """Texts, tokens and slots of one laid-out micro-batch."""
+    masks = [
+        array for name, array in arrays.items() if name.startswith(("title_mask", "body_mask"))
+    ]
+    return Work(
+        texts=float(sum(len(mask) for mask in masks)),
+        tokens=float(sum(int(mask.sum()) for mask in masks)),
+        slots=float(sum(mask.size for mask in masks)),
+        slots_squared=float(sum(mask.size * mask.shape[1] for mask in masks)),
+    )

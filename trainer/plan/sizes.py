@@ -1,0 +1,137 @@
+"""Parameters of a model in closed form, where its backbone is a new one of given sizes.
+
+The backbone of ``random`` is BERT's: per layer four D x D projections, two feed-forward matrices
+D x F, two norms; embeddings of V tokens, P positions and 2 segments. Any other is counted by
+:mod:`trainer.plan.meta`. Legend: V vocabulary, D width, F feed-forward width, E news width,
+Q query width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.config.schema import BackboneConfig, ModelConfig, TrainConfig
+
+RELATIVE_BUCKETS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSize:
+    """A language model's sizes and parameters."""
+
+    layers: int
+    """Layers that are kept."""
+    width: int
+    """D."""
+    heads: int
+    """Attention heads."""
+    inner: int
+    """F, width of the feed-forward part."""
+    layer_parameters: int
+    """Parameters of one layer."""
+    other_parameters: int
+    """Embeddings and everything else outside the layers."""
+    largest: int
+    """Elements of the largest tensor."""
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return self.layers * self.layer_parameters + self.other_parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSize:
+    """What a task holds and trains, in parameters."""
+
+    backbone: BackboneSize
+    """The language model."""
+    model: int
+    """The model that is exported: news encoder, and in click tasks the user encoder."""
+    projections: int
+    """Projections of teacher vectors, trained beside the model."""
+    trained_layers: int
+    """Top layers of the backbone that are trained."""
+    trains_embeddings: bool
+    """Whether embeddings are trained too: then every layer is."""
+    news_dim: int
+    """E."""
+    query_dim: int
+    """Q."""
+
+    @property
+    def parameters(self) -> int:
+        """All parameters of the task."""
+        return self.model + self.projections
+
+    @property
+    def trained_backbone(self) -> int:
+        """Trained parameters of the backbone: the first optimizer group."""
+        trained = self.trained_layers * self.backbone.layer_parameters
+        return trained + (self.backbone.other_parameters if self.trains_embeddings else 0)
+
+    @property
+    def trained(self) -> int:
+        """Trained parameters: they have gradients and moments."""
+        return self.parameters - self.backbone.parameters + self.trained_backbone
+
+
+def bert_size(backbone: BackboneConfig, vocab_size: int) -> BackboneSize:
+    """Sizes of a ``random`` backbone (BERT without its pooler).
+
+    Args:
+        backbone: Its section.
+        vocab_size: Entries of the tokenizer.
+    """
+    D, F = backbone.hidden_size, backbone.intermediate_size
+    layer = 4 * (D * D + D) + (D * F + F) + (F * D + D) + 4 * D
+    embeddings = (vocab_size + backbone.max_positions + 2) * D + 2 * D
+    bias = RELATIVE_BUCKETS * backbone.num_heads if backbone.relative_position_bias else 0
+    return BackboneSize(
+        layers=backbone.num_layers if backbone.layers is None else len(backbone.layers),
+        width=D,
+        heads=backbone.num_heads,
+        inner=F,
+        layer_parameters=layer,
+        other_parameters=embeddings + bias,
+        largest=max(vocab_size * D, backbone.max_positions * D, D * F),
+    )
+
+
+def task_size(
+    config: TrainConfig, backbone: BackboneSize, teacher_dims: Sequence[int] = ()
+) -> TaskSize:
+    """Parameters of a run's whole task around a backbone.
+
+    Args:
+        config: The run.
+        backbone: Its language model.
+        teacher_dims: Width of each teacher's vectors; empty without teachers.
+    """
+    model, E = config.model, config.model.news_dim
+    is_click = config.task.startswith("finetune")
+    head = backbone.width * E + E
+    if model.pooling == "attention":
+        head += _additive(backbone.width, model.query_dim)
+    if is_click:
+        head += _user_encoder(model)
+    sets = 2 if is_click and not config.loss.shared_projection else 1
+    trained = model.trainable_layers
+    return TaskSize(
+        backbone=backbone,
+        model=backbone.parameters + head,
+        projections=sets * sum(width * E + E for width in teacher_dims),
+        trained_layers=backbone.layers if trained is None else min(trained, backbone.layers),
+        trains_embeddings=trained is None,
+        news_dim=E,
+        query_dim=model.query_dim,
+    )
+
+
+def _additive(width: int, query_dim: int) -> int:
+    """Additive attention: Linear(width, Q), Linear(Q, 1)."""
+    return width * query_dim + query_dim + query_dim + 1
+
+
+def _user_encoder(model: ModelConfig) -> int:
+    attention = 3 * (model.news_dim**2 + model.news_dim) if model.user_encoder == "nrms" else 0
+    return model.news_dim + attention + _additive(model.news_dim, model.query_dim)
