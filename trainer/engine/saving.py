@@ -103,8 +103,7 @@ class Saver:
     def resume(self, state: Mapping[str, Any]) -> None:
         """Take over the value of the best metric from the checkpoint that a run goes on from."""
         entry = state.get(METRIC) or {}
-        if entry.get("name") == self._metric:
-            self._value = entry.get("value")
+        self._value = entry.get("value") if entry.get("name") == self._metric else None
 
     def note(self, values: Mapping[str, float]) -> None:
         """Remember the best metric's value in a log line (rank 0); None where it is not finite.

@@ -142,6 +142,7 @@ class Trainer:
             assert checkpoint is not None, "a run that may go back saves before its first step"
             # The record of what was not finite stays: it says what to leave out this time.
             session.go_back(checkpoint)
+            self._saver.resume(checkpoint.state)
             self._close_monitor()
 
     def _steps(self, session: Session, stop: StopRequest) -> Verdict:
