@@ -22,17 +22,30 @@ from shards.order import BatchRows, Position
 from shards.stream import Prefetch, Stream, prefetch
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.tensors import write_tensors
+from trainer.config.load import flatten, to_dict
 from trainer.config.schema import TrainConfig
+from trainer.engine.backends import StepResult
 from trainer.engine.copies import copy_steps
 from trainer.engine.distributed import Distributed
 from trainer.engine.opening import Opened, open_run
 from trainer.engine.run_folder import RunFolder
 from trainer.engine.schedule import total_steps
+from trainer.engine.profiling import StepProfiler
 from trainer.engine.session import Session, Tensors
 from trainer.engine.signals import StopRequest, stop_on_signals
 from trainer.engine.step_module import check_all_take_part, seed_of
-from trainer.engine.step_report import StepReport, Stopwatch, peak_memory_mib
+from trainer.engine.step_report import Meter, StepReport, highest, memory_mib
+from trainer.engine.watchdog import (
+    AGREE,
+    CHECKPOINT,
+    EXPORT,
+    FORWARD,
+    LOG,
+    STEP,
+    Watchdog,
+)
 from trainer.errors import StopForRequeue, TrainingError
+from trainer.monitor.flops import peak_tflops, text_flops
 from trainer.monitor.monitor import Monitor, Record
 from trainer.tasks.base import TaskData
 
@@ -43,6 +56,8 @@ MicroBatch = dict[str, np.ndarray]
 StepBatch = tuple[list[MicroBatch], Position]
 PADDING = "padding"
 """Entry of a micro-batch that is reported instead of passed on: its share of padding, 0 to 1."""
+TEXTS = "texts"
+"""Another: numbers of texts and tokens, see :func:`trainer.tasks.texts.reported`."""
 
 
 class Trainer:
@@ -80,7 +95,19 @@ class Trainer:
             config.run.keep_checkpoints,
             lambda line: self.folder.say(f"WARNING: {line}"),
         )
-        self._stopwatch = Stopwatch()
+        self._meter = Meter(
+            text_flops(task),
+            config.run.peak_tflops or peak_tflops(distributed.device, config.run.precision),
+            distributed.world_size,
+        )
+        self._profiler = StepProfiler(config.run.profile_steps, self.folder.path, distributed.rank)
+        self._watchdog = Watchdog(
+            distributed.rank,
+            distributed.world_size,
+            config.run.hang_timeout_s,
+            self.folder.log,
+            self._note_hang,
+        )
         self._monitor: Monitor | None = None
 
     def fit(self) -> Path:
@@ -96,11 +123,12 @@ class Trainer:
             with stop_on_signals() as stop:
                 opened = self.distributed.from_main(self._open)
                 if not opened.is_finished:
-                    session = Session(
-                        self.config, self.task, self.distributed, opened.checkpoint, self.steps
-                    )
-                    self._train(session, stop)
-                    self._finish(session)
+                    with self._watchdog, self._profiler:
+                        session = Session(
+                            self.config, self.task, self.distributed, opened.checkpoint, self.steps
+                        )
+                        self._train(session, stop)
+                        self._finish(session)
         except BaseException as error:
             self._note_stop(error)
             raise
@@ -113,17 +141,23 @@ class Trainer:
     def _train(self, session: Session, stop: StopRequest) -> None:
         """The loop."""
         if self.distributed.is_main:
-            self._monitor = Monitor(self.folder.path, self.steps, session.step, self.folder.say)
+            settings = flatten(to_dict(self.config)) | {"ranks": self.distributed.world_size}
+            self._monitor = Monitor(
+                self.folder.path, self.steps, session.step, self.folder.say, settings
+            )
+        self._meter.restart()
         with self._batches(session) as batches:
             for step in range(session.step + 1, self.steps + 1):
+                self._begin(step)
                 micro_batches, position = self._fetch(batches)
                 rates = session.learning_rate.set(step)
                 report = self._forward_backward(session, step, micro_batches)
                 signum = self._agree(step, report, stop)
-                grad_norm = session.backend.step().grad_norm
-                self._check_gradient(step, grad_norm)
+                self._watchdog.at(STEP)
+                result = session.backend.step()
+                self._check_gradient(step, result.grad_norm)
                 session.step, session.position = step, position
-                self._log(step, report, rates, grad_norm)
+                self._log(step, report, rates, result)
                 if step in self.copy_steps:
                     self._export(session, self.folder.copy(step))
                 if signum or step == self.steps or step % self.config.run.checkpoint_every == 0:
@@ -151,20 +185,29 @@ class Trainer:
         )
         return prefetch(stream, collate, workers=self.config.data.workers)
 
+    def _begin(self, step: int) -> None:
+        self._watchdog.begin(step)
+        for line in self._profiler.begin(step):
+            if self.distributed.is_main:
+                self.folder.say(line)
+
     def _fetch(self, batches: Iterator[StepBatch]) -> StepBatch:
         started = time.monotonic()
         batch = next(batches)
-        self._stopwatch.count(time.monotonic() - started)
+        self._meter.waited(time.monotonic() - started)
         return batch
 
     def _forward_backward(
         self, session: Session, step: int, micro_batches: list[MicroBatch]
     ) -> StepReport:
         """All micro-batches of a step; afterwards every rank has the global batch's gradient."""
-        report = StepReport()
+        self._watchdog.at(FORWARD)
+        report = StepReport(is_logged=self._is_logged(step))
         backend, run = session.backend, self.config.run
         for micro, arrays in enumerate(micro_batches):
-            padding = arrays.pop(PADDING, None)
+            padding, texts = arrays.pop(PADDING, None), arrays.pop(TEXTS, None)
+            if texts is not None:
+                self._meter.count_texts(texts)
             batch = {name: self._to_device(array) for name, array in arrays.items()}
             is_last = micro == len(micro_batches) - 1
             torch.manual_seed(seed_of(run.seed, step, self.distributed.rank, micro))
@@ -183,6 +226,7 @@ class Trainer:
 
     def _agree(self, step: int, report: StepReport, stop: StopRequest) -> int:
         """One small all-reduce: has any rank a loss that is not finite, or a signal to stop?"""
+        self._watchdog.at(AGREE)
         is_finite = math.isfinite(report.loss)
         bad_rank = 0 if is_finite else self.distributed.rank + 1
         signum, bad_rank = self.distributed.maximum([stop.signum, bad_rank])
@@ -204,19 +248,27 @@ class Trainer:
                 "learning rate or clip gradients (optimizer.max_grad_norm)"
             )
 
+    def _is_logged(self, step: int) -> bool:
+        return step in (1, self.steps) or step % self.config.run.log_every == 0
+
     def _log(
-        self, step: int, report: StepReport, rates: dict[str, float], grad_norm: float
+        self, step: int, report: StepReport, rates: dict[str, float], result: StepResult
     ) -> None:
-        if not (step in (1, self.steps) or step % self.config.run.log_every == 0):
+        """Count the step; at a log step, reduce what was counted over ranks and write it down."""
+        self._watchdog.at(LOG)
+        self._meter.count_step(result)
+        if not self._is_logged(step):
             return
-        speed = self._stopwatch.read(self.config.run.global_batch)
-        values = report.over_ranks(self.distributed, speed)
+        speed = self._meter.read(self.config.run.global_batch)
+        values, histograms = report.over_ranks(self.distributed, speed)
+        memory = highest(self.distributed, memory_mib(self.distributed.device))
         if self._monitor is None:
             return
         values |= {f"train/{name}": rate for name, rate in rates.items()}
-        values["train/grad_norm"] = grad_norm
-        values["speed/memory_mib"] = peak_memory_mib(self.distributed.device)
-        self._monitor.write(Record(step=step, values=values))
+        values["train/grad_norm"] = result.grad_norm
+        if result.loss_scale is not None:
+            values["train/loss_scale"] = result.loss_scale
+        self._monitor.write(Record(step=step, values=values | memory, histograms=histograms))
 
     def _open(self) -> Opened:
         return open_run(
@@ -233,6 +285,7 @@ class Trainer:
 
     def _checkpoint(self, session: Session) -> None:
         """Gather on all ranks, write on rank 0; an error there is an error everywhere."""
+        self._watchdog.at(CHECKPOINT)
         model, optimizer = session.tensors()
         self.distributed.from_main(lambda: self._write_checkpoint(session, model, optimizer))
 
@@ -247,6 +300,7 @@ class Trainer:
         self.folder.write_state("running", session.step, self.steps)
 
     def _export(self, session: Session, folder: Path) -> None:
+        self._watchdog.at(EXPORT)
         model = session.full_model()
         info = session.info(self.folder.path, self.steps)
         self.distributed.from_main(lambda: self.export(model, folder, info) and None)
@@ -256,6 +310,8 @@ class Trainer:
         self.distributed.from_main(
             lambda: self.folder.write_state("finished", session.step, self.steps)
         )
+        if self._monitor is not None:
+            self._monitor.end()
         if self.distributed.is_main:
             self.folder.say(f"finished: {self.folder.export}")
 
@@ -268,4 +324,14 @@ class Trainer:
             reason = str(error) or type(error).__name__
             # A disk that is full may be the reason itself; it must not hide it.
             with contextlib.suppress(OSError):
-                self.folder.write_state("stopped", int(state["step"]), self.steps, reason)
+                self.folder.write_state(
+                    "stopped",
+                    int(state["step"]),
+                    self.steps,
+                    reason,
+                    is_failed=not isinstance(error, StopForRequeue),
+                )
+
+    def _note_hang(self, reason: str) -> None:
+        """Called by the watchdog's thread, before it ends the process."""
+        self._note_stop(TrainingError(reason))

@@ -19,6 +19,7 @@ from trainer.export.folder import export_model, load_export
 from trainer.models import build_news_encoder, build_recommender
 from trainer.tasks.base import TaskData
 from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
+from trainer.tasks.distill import teacher_names
 from trainer.tasks.post_train import PostTrainData, PostTrainDistillTask, PostTrainTask
 from trainer.tasks.texts import grouping_of
 from trainer.teacher_server.live import LiveClickSignals, LiveTextSignals
@@ -91,6 +92,7 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
     opened = sources or open_sources(config)
     _check_init(config, opened.tokens)
     sizes = {"vocab_size": opened.tokens.vocab_size, "pad_id": opened.tokens.pad_id}
+    names = teacher_names(config.teachers.models)
     module: nn.Module
     if opened.clicks is None:
         text = _text_signals(config, opened)
@@ -98,7 +100,7 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
         if text is None:
             module = PostTrainTask(encoder, in_batch_negatives=config.data.in_batch_negatives)
         else:
-            module = PostTrainDistillTask(encoder, text.dims, config.loss)
+            module = PostTrainDistillTask(encoder, text.dims, config.loss, names)
         task_data = open_data(config, opened, text=text)
     else:
         signals = _click_signals(config, opened)
@@ -106,7 +108,7 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
         if signals is None:
             module = FinetuneTask(recommender)
         else:
-            module = FinetuneDistillTask(recommender, signals.dims, config.loss)
+            module = FinetuneDistillTask(recommender, signals.dims, config.loss, names)
         task_data = open_data(config, opened, clicks=signals)
     return BuiltTask(module, task_data, exporter(config, opened.tokens))
 

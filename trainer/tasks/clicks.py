@@ -4,6 +4,8 @@ Shapes: B clicks, H history slots, C = 1 + S candidates (the clicked one first),
 of the micro-batch, L tokens, E news width, M teachers.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,13 +27,20 @@ from trainer.tasks.base import (
     data_fingerprint,
     step_output,
 )
-from trainer.tasks.distill import label_terms, loss_weights, teacher_errors, weight_report
+from trainer.tasks.distill import (
+    label_terms,
+    loss_weights,
+    numbered,
+    teacher_errors,
+    weight_histograms,
+    weight_report,
+)
 from trainer.tasks.texts import (
     NO_GROUPING,
     Grouping,
     collate_texts,
     encode_texts,
-    padding_share,
+    reported,
 )
 from trainer.teacher_server.signals import ClickSignals
 
@@ -100,7 +109,7 @@ class ClickData:
             arrays |= self.signals.clicks(news_U, impression_B, positions_BC)
         else:
             arrays.pop("news_rows")
-        arrays["padding"] = padding_share(arrays)
+        arrays |= reported(arrays)
         return arrays
 
     def _titles(
@@ -156,7 +165,14 @@ class FinetuneTask(nn.Module):
 class FinetuneDistillTask(nn.Module):
     """Stage II: the clicks, the teachers' soft label, and their projected news and user vectors."""
 
-    def __init__(self, model: Recommender, teacher_dims: list[int], loss: LossConfig) -> None:
+    def __init__(
+        self,
+        model: Recommender,
+        teacher_dims: list[int],
+        loss: LossConfig,
+        teachers: Sequence[str] | None = None,
+    ) -> None:
+        """Make the projections; ``teachers`` are names for what is reported."""
         super().__init__()
         self.model = model
         width = model.config.news_dim
@@ -168,6 +184,7 @@ class FinetuneDistillTask(nn.Module):
         )
         self.loss = loss
         self.num_teachers = len(teacher_dims)
+        self.teachers = numbered(teacher_dims) if teachers is None else list(teachers)
 
     def forward(self, batch: dict[str, Tensor]) -> StepOutput:
         """Losses of one micro-batch of :meth:`ClickData.collate` with signals."""
@@ -187,8 +204,14 @@ class FinetuneDistillTask(nn.Module):
         terms["embedding"] = weighted_distance(
             news_errors_MU[:, slots_BV], weights_MB, None if self.loss.padded_slots else counted_BV
         ) + weighted_distance(user_errors_MB[:, :, None], weights_MB)
-        report = {"accuracy": accuracy(scores_BC), **weight_report(weights_MB)}
-        return step_output(terms, loss_weights(self.loss), report, len(scores_BC))
+        report = {"accuracy": accuracy(scores_BC), **weight_report(weights_MB, self.teachers)}
+        return step_output(
+            terms,
+            loss_weights(self.loss),
+            report,
+            len(scores_BC),
+            weight_histograms(weights_MB, self.teachers),
+        )
 
 
 def score_clicks(model: Recommender, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
