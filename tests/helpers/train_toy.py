@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -28,7 +29,10 @@ def save_export(model, folder, info) -> None:
 
 
 class KillingData(ToyData):
-    """Sends this process a signal when a step's data are asked for, as an outside killer would."""
+    """Sends this process a signal when a step's data are asked for, as an outside killer would.
+
+    The signal ``SLEEP`` is none: the data never come.
+    """
 
     def __init__(self, kill: dict, **options) -> None:
         super().__init__(**options)
@@ -38,6 +42,8 @@ class KillingData(ToyData):
         samples = batch_rows.position.epoch * self.order.num_units + batch_rows.position.samples
         rank = int(os.environ.get("RANK", "0"))
         if samples == self._kill["samples"] and rank in self._kill["ranks"]:
+            if self._kill["signal"] == "SLEEP":
+                time.sleep(10_000)
             os.kill(os.getpid(), getattr(signal, self._kill["signal"]))
         return super().collate(batch_rows)
 

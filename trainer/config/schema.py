@@ -251,8 +251,8 @@ class RunConfig:
     not_finite_budget: int = 10
     """How many steps may be left out, or how often the run may go back, before it ends."""
     hang_timeout_s: float = 1800.0
-    """A rank that makes no progress within a step for longer than this ends the job, with the stacks
-    of every rank in ``log/``. Start-up, the first step, exports and checkpoints may take four times
+    """A rank that makes no progress within a step for longer than this ends the job, with every
+    rank's stacks in ``log/``. Start-up, the first step, exports and checkpoints may take four times
     as long."""
     log_every: int = 10
     """Steps between log lines."""

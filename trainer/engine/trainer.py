@@ -28,9 +28,9 @@ from trainer.engine.backends import StepResult
 from trainer.engine.copies import copy_steps
 from trainer.engine.distributed import Distributed
 from trainer.engine.opening import Opened, open_run
+from trainer.engine.profiling import StepProfiler
 from trainer.engine.run_folder import RunFolder
 from trainer.engine.schedule import total_steps
-from trainer.engine.profiling import StepProfiler
 from trainer.engine.session import Session, Tensors
 from trainer.engine.signals import StopRequest, stop_on_signals
 from trainer.engine.step_module import check_all_take_part, seed_of

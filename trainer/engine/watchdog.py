@@ -18,8 +18,8 @@ to kill it (torchrun: 30 s after asking it to end). Collectives wait longer than
 
 A thread of Python cannot run while C code holds the interpreter's lock. For that there is
 ``faulthandler``'s timer, which needs no lock: twice the longest of these times after the watchdog
-last ran, it writes the stacks and ends the process. A job that is suspended as a whole for longer than that is
-ended by it when it goes on; a shorter suspension is no hang.
+last ran, it writes the stacks and ends the process. A job that is suspended as a whole for longer
+than that is ended by it when it goes on; a shorter suspension is no hang.
 """
 
 import contextlib
@@ -98,6 +98,9 @@ class Watchdog:
 
     def at(self, phase: str) -> None:
         """Note what this rank does from now on; half a microsecond."""
+        if self._fires.locked():
+            # A stopped rank was woken to write its stacks: nobody may train on until the end.
+            time.sleep(SLACK_S)
         is_long = self._step == self._first or phase in LONG_PHASES
         # One assignment of one tuple: the watching thread never sees half of it.
         self._mark = (

@@ -75,6 +75,7 @@ class Board:
             if not name.startswith(NOT_COMPARED)
         }
         self._is_described = False
+        self._ending: Any = None
 
     def write(
         self, step: int, values: Mapping[str, float], histograms: Mapping[str, list[float]]
@@ -97,16 +98,14 @@ class Board:
         self._writer.add_custom_scalars(LAYOUT if teachers else shown)
         if self._settings:
             metrics = dict.fromkeys(name for name in FINAL if name in set(names))
-            for summary in hparams(self._settings, metrics)[:2]:
+            experiment, beginning, self._ending = hparams(self._settings, metrics)
+            for summary in (experiment, beginning):
                 self._writer.file_writer.add_summary(summary)
 
     def end(self) -> None:
         """Say on the HPARAMS page that the run came to its end."""
-        from tensorboard.plugins.hparams.api_pb2 import Status
-        from tensorboard.plugins.hparams.summary import session_end_pb
-
-        if self._is_described and self._settings:
-            self._writer.file_writer.add_summary(session_end_pb(Status.Value("STATUS_SUCCESS")))
+        if self._ending is not None:
+            self._writer.file_writer.add_summary(self._ending)
 
     def flush(self) -> None:
         """Make everything written so far durable."""

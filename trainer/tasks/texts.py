@@ -125,6 +125,6 @@ def reported(batch: Batch) -> Batch:
             lengths = np.concatenate([mask.sum(axis=1) for mask in masks]).astype(np.float64)
             lengths = lengths[batch.get(f"{field}_place", slice(None))]
             slots += sum(mask.size for mask in masks)
-            texts += (len(lengths), lengths.sum(), lengths @ lengths)
+            texts += np.array([len(lengths), lengths.sum(), lengths @ lengths])
     share = 1.0 - texts[1] / max(slots, 1)
     return {"padding": np.asarray(share, dtype=np.float32), "texts": texts}
