@@ -118,7 +118,7 @@ class Meter:
         self._waited_s += seconds
 
     def count_texts(self, texts: np.ndarray) -> None:
-        """Count the texts of a micro-batch, see :func:`trainer.tasks.texts.text_counts`."""
+        """Count the texts of a micro-batch, see :func:`trainer.tasks.texts.reported`."""
         self._texts = self._texts + texts
 
     def count_step(self, result: StepResult) -> None:
