@@ -42,7 +42,10 @@ class SlowData(ToyData):
 
 
 class KillingData(ToyData):
-    """Sends this process a signal when a step's data are asked for, as an outside killer would."""
+    """Sends this process a signal when a step's data are asked for, as an outside killer would.
+
+    The signal ``SLEEP`` is none: the data never come.
+    """
 
     def __init__(self, kill: dict, **options) -> None:
         super().__init__(**options)
@@ -52,6 +55,8 @@ class KillingData(ToyData):
         samples = batch_rows.position.epoch * self.order.num_units + batch_rows.position.samples
         rank = int(os.environ.get("RANK", "0"))
         if samples == self._kill["samples"] and rank in self._kill["ranks"]:
+            if self._kill["signal"] == "SLEEP":
+                time.sleep(10_000)
             os.kill(os.getpid(), getattr(signal, self._kill["signal"]))
         return super().collate(batch_rows)
 

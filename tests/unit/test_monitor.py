@@ -3,12 +3,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from trainer.errors import TrainingError
+from trainer.monitor.board import bars
+from trainer.monitor.console import Pace, console_line, duration
 from trainer.monitor.metrics import MetricsFile, read_metrics
-from trainer.monitor.monitor import Monitor, Record, console_line, duration
+from trainer.monitor.monitor import Monitor, Record
 
 
 def write(folder, steps, resumed_step=0, said=None):
@@ -57,7 +61,7 @@ def test_half_written_last_line_of_a_killed_run_is_dropped(tmp_path, torn):
     assert path.read_text().endswith("\n")
 
 
-def test_console_line_shows_step_time_left_units_and_whatever_the_task_reports():
+def test_console_line_is_short_and_has_step_time_left_and_units():
     values = {
         "train/loss": 1.23456,
         "train/lr": 1e-5,
@@ -67,11 +71,20 @@ def test_console_line_shows_step_time_left_units_and_whatever_the_task_reports()
         "speed/padding_pct": 25.0,
         "speed/memory_mib": 512.0,
     }
-    line = console_line(Record(step=7, values=values), 1000, 3723)
+    line = console_line(7, values, 1000, 3723)
     assert line == (
-        "step    7/1000  left 1:02:03  loss 1.235  lr 1e-05  teacher/a/weight 0.25  "
-        "samples 1234.5/s  data_wait 1.5%  padding 25.0%  memory 512.0 MiB"
+        "step    7/1000  left 1:02:03  loss 1.235  lr 1e-05  "
+        "samples 1234.5/s  padding 25.0%  data_wait 1.5%  memory 512 MiB"
     )
+
+
+def test_time_left_is_from_recent_steps_and_not_from_the_slow_start():
+    pace = Pace(100)
+    assert pace.seconds_left(1, now=0.0) is None
+    assert pace.seconds_left(10, now=900.0) == pytest.approx(100 * 90)
+    for step in range(11, 51):
+        left = pace.seconds_left(step, now=900.0 + 2 * (step - 10))
+    assert left == pytest.approx(2 * 50)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +103,67 @@ def test_disk_that_refuses_is_one_clear_error(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match=r"step 1 .*metrics\.jsonl.*No space left"):
         monitor.write(Record(step=1))
     monitor.close()
+
+
+def test_hparams_are_in_the_same_event_file_with_no_run_of_their_own(tmp_path):
+    settings = {"optimizer.lr": 0.1, "run.dir": "somewhere", "run.deepspeed": None}
+    monitor = Monitor(tmp_path, 10, 0, lambda line: None, settings)
+    monitor.write(Record(step=1, values={"train/loss": 2.0}))
+    monitor.end()
+    monitor.close()
+    assert len(list((tmp_path / "tensorboard").rglob("*"))) == 1
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = events.PluginTagToContent("hparams")
+    assert set(tags) == {
+        "_hparams_/experiment",
+        "_hparams_/session_start_info",
+        "_hparams_/session_end_info",
+    }
+    start = HParamsPluginData.FromString(tags["_hparams_/session_start_info"])
+    shown = start.session_start_info.hparams
+    assert shown["optimizer.lr"].number_value == 0.1
+    assert shown["run.deepspeed"].string_value == "none"
+    assert "run.dir" not in shown
+    experiment = HParamsPluginData.FromString(tags["_hparams_/experiment"]).experiment
+    assert [info.name.tag for info in experiment.metric_infos] == ["train/loss"]
+
+
+def test_histogram_has_the_counts_and_sums_of_its_bars(tmp_path):
+    values = np.random.default_rng(0).random(1000)
+    counts, edges = np.histogram(values, 40, (0, 1))
+    middles = (edges[1:] + edges[:-1]) / 2
+    found = bars([float(count) for count in counts])
+    assert found["num"] == 1000
+    assert found["sum"] == pytest.approx(counts @ middles)
+    assert found["sum_squares"] == pytest.approx(counts @ middles**2)
+    assert found["bucket_limits"] == pytest.approx(edges[1:])
+    monitor = Monitor(tmp_path, 10, 0, lambda line: None)
+    histograms = {"teacher/a/weight": [float(count) for count in counts]}
+    monitor.write(Record(step=3, values={"teacher/a/weight": 0.5}, histograms=histograms))
+    monitor.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (event,) = events.Histograms("teacher/a/weights")
+    assert event.step == 3
+    assert event.histogram_value.num == 1000
+    assert sum(event.histogram_value.bucket) == 1000
+
+
+def test_f6_event_file_of_a_killed_run_is_readable_and_resume_leaves_no_step_twice(tmp_path):
+    monitor = Monitor(tmp_path, 10, 0, lambda line: None)
+    for step in (1, 2, 3, 4):
+        monitor.write(Record(step=step, values={"train/loss": float(step)}))
+    monitor.flush()
+    # What a kill leaves: a last record of which only the beginning reached the disk.
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    whole = path.read_bytes()
+    monitor.close()
+    path.write_bytes(whole[:-7])
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
+    assert [e.step for e in events] == [1, 2, 3]
+    write(tmp_path, [3, 4, 5], resumed_step=2)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
+    assert [(e.step, e.value) for e in events] == [
+        (1, 1.0),
+        (2, 2.0),
+        *((step, pytest.approx(1 / step)) for step in (3, 4, 5)),
+    ]

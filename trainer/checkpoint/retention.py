@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trainer.config.schema import RunConfig
+
 METRIC = "metric"
 """Entry of a checkpoint's ``state.json``: name and value of the metric that chooses the best."""
 
@@ -55,3 +57,13 @@ class Retention:
             for step in past[: -self.newest]
             if step != best and not (self.every and step % self.every == 0)
         ]
+
+
+def retention_of(run: RunConfig) -> Retention:
+    """The rules that a run is configured with."""
+    return Retention(
+        newest=run.keep_checkpoints,
+        every=run.keep_every,
+        metric=run.best_metric,
+        best_is=run.best_is,
+    )

@@ -259,12 +259,14 @@ class RunConfig:
     not_finite_budget: int = 10
     """How many steps may be left out, or how often the run may go back, before it ends."""
     hang_timeout_s: float = 1800.0
-    """A rank that takes longer than this for a step ends the job, with the stacks of every rank in
-    the log."""
+    """A rank that makes no progress within a step for longer than this ends the job, with every
+    rank's stacks in ``log/``. Start-up, the first step, exports and checkpoints may take four times
+    as long."""
     log_every: int = 10
     """Steps between log lines."""
     profile_steps: tuple[int, ...] = ()
-    """Steps that are recorded by ``torch.profiler``, for TensorBoard's trace viewer."""
+    """Steps that are recorded by ``torch.profiler``: a trace of each rank in ``profile/`` and a
+    table of its operators in ``log/``."""
     peak_tflops: float | None = None
     """Peak of one device in TFLOP/s in the run's precision, for the model FLOPs utilisation; None
     takes that of well-known GPUs, and leaves the utilisation out elsewhere."""

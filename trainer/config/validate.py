@@ -90,6 +90,11 @@ def _check_ranges(config: TrainConfig) -> None:
     for name, positive in above_zero.items():
         if not positive > 0:
             raise ConfigError(f"{name} is {positive}; expected more than 0")
+    steps = run.profile_steps
+    if list(steps) != sorted({step for step in steps if step > 0}):
+        raise ConfigError(
+            f"run.profile_steps is {steps}; expected distinct steps from 1, lowest first"
+        )
     if run.max_steps is not None and run.max_steps < 1:
         raise ConfigError(f"run.max_steps is {run.max_steps}; expected at least 1")
 

@@ -28,6 +28,7 @@ from trainer.engine.deepspeed_file import (
 )
 from trainer.engine.extensions import use_own_folder
 from trainer.engine.rendezvous import check_master_port
+from trainer.engine.watchdog import collective_timeout_s, ends_within
 from trainer.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others; DeepSpeed's own 10 minutes are less than a long export."""
+CLOSE_S = 60.0
+"""How long leaving the process group may take before the process is ended."""
 
 _left_group = False
 """Whether this process was in a process group; see :func:`leave`."""
@@ -138,7 +139,8 @@ class Distributed:
         if dist.is_available() and dist.is_initialized():
             global _left_group
             _left_group = True
-            dist.destroy_process_group()
+            with ends_within(CLOSE_S):
+                dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
@@ -194,7 +196,7 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
     alone = {} if deepspeed is None or "RANK" in os.environ else _environment_of_one()
     os.environ |= alone
     try:
-        distributed = _start_accelerate(deepspeed, accumulation)
+        distributed = _start_accelerate(deepspeed, accumulation, config.run.hang_timeout_s)
         try:
             _seed(config.run.seed)
             yield distributed
@@ -220,13 +222,16 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _start_accelerate(deepspeed: dict[str, Any] | None, accumulation: int) -> Distributed:
+def _start_accelerate(
+    deepspeed: dict[str, Any] | None, accumulation: int, hang_timeout_s: float
+) -> Distributed:
     import torch
     import torch.distributed as dist
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     has_gpu = torch.cuda.is_available()
+    timeout = timedelta(seconds=collective_timeout_s(hang_timeout_s))
     # find_unused_parameters keeps DDP from regrouping its buckets after the first step, so that a
     # resumed run adds gradients up in the same order as one that was never stopped.
     handlers: list[Any] = [
@@ -239,7 +244,7 @@ def _start_accelerate(deepspeed: dict[str, Any] | None, accumulation: int) -> Di
     if "RANK" in os.environ:
         # The backend must be named: Accelerate takes a DeepSpeed run on CPUs for a single process.
         backend = "nccl" if has_gpu else "gloo"
-        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=TIMEOUT))
+        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout))
     accelerator = Accelerator(
         cpu=not has_gpu and deepspeed is None,
         mixed_precision="no",
@@ -252,7 +257,7 @@ def _start_accelerate(deepspeed: dict[str, Any] | None, accumulation: int) -> Di
     is_parallel = dist.is_available() and dist.is_initialized()
     control = None
     if is_parallel and has_gpu:
-        control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        control = dist.new_group(backend="gloo", timeout=timeout)
     return Distributed(
         accelerator=accelerator,
         rank=dist.get_rank() if is_parallel else 0,

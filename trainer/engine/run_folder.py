@@ -2,9 +2,14 @@
 
 ::
 
-    config.json      resolved configuration      deepspeed.json   DeepSpeed's, completed, if there
-    is one state.json       running, finished, stopped  starts.jsonl     every start: command,
-    versions, ranks checkpoints/  copies/  tensorboard/  metrics.jsonl  log/train.log  export/
+    config.json    resolved configuration
+    deepspeed.json DeepSpeed's, completed, if there is one
+    state.json     running, finished or stopped, and at which step
+    starts.jsonl   every start: command, versions, ranks, host
+    metrics.jsonl  a record a log line; tensorboard/ has the same
+    log/           train.log, stacks of hangs, tables of profiles
+    profile/       traces of profiled steps
+    checkpoints/   copies/   export/
 """
 
 import contextlib
@@ -24,6 +29,9 @@ from filelock import FileLock, Timeout
 from shards.errors import DataError
 from shards.files import read_json, write_json_atomic
 from trainer.errors import CheckpointError, TrainingError
+
+LOCK_S = 1.0
+"""How long a start waits for the lock: ``tnr runs`` holds it for a moment to see who has it."""
 
 PACKAGES = ("tiny-newsrec", "torch", "deepspeed", "accelerate", "transformers", "numpy")
 
@@ -49,6 +57,11 @@ class RunFolder:
         """The model at the end of the run."""
         return self.path / "export"
 
+    @property
+    def log(self) -> Path:
+        """``train.log``, stacks of hangs, tables of profiles."""
+        return self.path / "log"
+
     def copy(self, step: int) -> Path:
         """The teacher copy of a step."""
         return self.path / "copies" / f"step_{step:08d}"
@@ -60,9 +73,9 @@ class RunFolder:
             TrainingError: Another process is training in it, or it cannot be written.
         """
         try:
-            (self.path / "log").mkdir(parents=True, exist_ok=True)
+            self.log.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            self._log = (self.path / "log" / "train.log").open("a", encoding="utf-8")
+            self._log = (self.log / "train.log").open("a", encoding="utf-8")
         except OSError as error:
             raise TrainingError(
                 f"run folder {self.path} cannot be written: {error.strerror or error}; "
@@ -72,7 +85,7 @@ class RunFolder:
     def _take_lock(self) -> None:
         self._lock = FileLock(self.path / ".lock")
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=LOCK_S)
         except Timeout as error:
             raise TrainingError(
                 f"another process is training in {self.path}; wait for it or stop it, or choose "
@@ -116,11 +129,29 @@ class RunFolder:
         except (DataError, TypeError, ValueError):
             return {}
 
-    def write_state(self, state: State, step: int, steps: int, reason: str | None = None) -> None:
-        """Say how far the run is, for people and for the pipeline."""
+    def write_state(
+        self,
+        state: State,
+        step: int,
+        steps: int,
+        reason: str | None = None,
+        *,
+        is_failed: bool = False,
+    ) -> None:
+        """Say how far the run is, for people and for the pipeline.
+
+        Args:
+            state: What it does.
+            step: Step of its last checkpoint.
+            steps: Steps of the whole run.
+            reason: Why it stopped.
+            is_failed: Whether it stopped by an error, not because it was asked to.
+        """
         entry: dict[str, Any] = {"state": state, "step": step, "steps": steps}
         if reason is not None:
             entry["reason"] = reason
+        if is_failed:
+            entry["is_failed"] = True
         write_json_atomic(self.path / "state.json", entry)
 
     def describe(

@@ -1,21 +1,38 @@
-"""Sums what the micro-batches of a step report, and reduces it over ranks when it is logged."""
+"""What is counted while a run trains, and how it becomes the numbers of a record.
+
+Nothing here waits for the device or for other ranks between log lines: a step that is not logged
+costs a few additions.
+"""
 
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from trainer.engine.backends import StepResult
 from trainer.engine.distributed import Distributed
+from trainer.monitor.flops import TextFlops
+
+BINS = 40
+"""Bars of a histogram; the values lie between 0 and 1."""
 
 
 class StepReport:
-    """Losses and reports of one step on this rank, as sums over its micro-batches."""
+    """Losses and reports of one step on this rank, as sums over its micro-batches.
 
-    def __init__(self) -> None:
+    Args:
+        is_logged: Whether the step is written down. If not, only the loss is kept.
+    """
+
+    def __init__(self, *, is_logged: bool = True) -> None:
+        self._is_logged = is_logged
         self._names: list[str] = []
+        self._histograms: dict[str, torch.Tensor] = {}
         self._sums: torch.Tensor | None = None
         self._count = 0
 
@@ -26,65 +43,150 @@ class StepReport:
             outputs: What the task's forward returned.
             padding: Share of padding in the micro-batch, if the data say.
         """
+        self._count += 1
         values: dict[str, Any] = {"train/loss": outputs["loss"]}
-        values |= {f"train/loss_{name}": value for name, value in outputs["losses"].items()}
-        for name, value in outputs["report"].items():
-            values[name if "/" in name else f"train/{name}"] = value
-        if padding is not None:
-            values["train/padding"] = padding
+        if self._is_logged:
+            values |= {f"train/loss_{name}": value for name, value in outputs["losses"].items()}
+            for name, value in outputs["report"].items():
+                values[name if "/" in name else f"train/{name}"] = value
+            if padding is not None:
+                values["speed/padding_pct"] = 100.0 * padding
+            for name, samples in outputs.get("histograms", {}).items():
+                counts = torch.histc(samples.float(), BINS, 0.0, 1.0)
+                before = self._histograms.get(name)
+                self._histograms[name] = counts if before is None else before + counts
         device = outputs["loss"].device
         row = torch.stack([_scalar(value, device) for value in values.values()])
         self._names = list(values)
         self._sums = row if self._sums is None else self._sums + row
-        self._count += 1
 
     @property
     def loss(self) -> float:
         """Mean loss over this rank's micro-batches."""
         return float("nan") if self._sums is None else float(self._sums[0]) / self._count
 
-    def over_ranks(self, distributed: Distributed, extra: dict[str, float]) -> dict[str, float]:
-        """Means over the global batch by name, with further numbers of this rank averaged along."""
+    def over_ranks(
+        self, distributed: Distributed, extra: Mapping[str, float]
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Means over the global batch by name, with further numbers of this rank averaged along.
+
+        One all-reduce for all of them.
+
+        Returns:
+            The means, and for every histogram how many values of the global batch are in each of
+            ``BINS`` equal bars between 0 and 1.
+        """
         if self._sums is None:
-            return {}
+            return {}, {}
         here = [float(value) / self._count for value in self._sums] + list(extra.values())
-        means = distributed.mean(here)
-        named = dict(zip([*self._names, *extra], means, strict=True))
-        if "train/padding" in named:
-            named["speed/padding_pct"] = 100.0 * named.pop("train/padding")
-        return named
+        bars = [float(count) for counts in self._histograms.values() for count in counts]
+        means = distributed.mean(here + bars)
+        named = dict(zip([*self._names, *extra], means[: len(here)], strict=True))
+        bars = [bar * distributed.world_size for bar in means[len(here) :]]
+        histograms = {
+            name: bars[place * BINS : (place + 1) * BINS]
+            for place, name in enumerate(self._histograms)
+        }
+        return named, histograms
 
 
-class Stopwatch:
-    """Time between log lines, and how much of it was spent waiting for data."""
+class Meter:
+    """Counts between log lines: time, waiting, tokens, computation, steps left out.
 
-    def __init__(self) -> None:
-        self.waited_s = 0.0
+    Args:
+        flops: What a text costs; None where the model is of a kind that is not counted.
+        peak_tflops: Peak of one device, None where it is not known.
+        world_size: Number of ranks.
+    """
+
+    def __init__(self, flops: TextFlops | None, peak_tflops: float | None, world_size: int) -> None:
+        self._flops = flops
+        self._peak_tflops = peak_tflops
+        self._world_size = world_size
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new count now."""
         self._since = time.monotonic()
+        self._waited_s = 0.0
         self._steps = 0
+        self._overflows = 0
+        self._texts = np.zeros(3)
 
-    def count(self, waited_s: float) -> None:
-        """Count one step, of which so much was waiting."""
-        self.waited_s += waited_s
+    def waited(self, seconds: float) -> None:
+        """Count a wait for data."""
+        self._waited_s += seconds
+
+    def count_texts(self, texts: np.ndarray) -> None:
+        """Count the texts of a micro-batch, see :func:`trainer.tasks.texts.reported`."""
+        self._texts = self._texts + texts
+
+    def count_step(self, result: StepResult) -> None:
+        """Count an optimizer step."""
         self._steps += 1
+        self._overflows += not result.is_applied and result.loss_scale is not None
 
     def read(self, global_batch: int) -> dict[str, float]:
-        """Samples a second over all ranks and this rank's share of waiting since the last call."""
+        """The rates since the last call, and begin a new count.
+
+        Their mean over ranks is the run's: throughputs are those of all ranks together, waiting
+        and computation those of one. Time is wall time, checkpoints and exports included.
+        """
         elapsed = max(1e-9, time.monotonic() - self._since)
         rates = {
             "speed/samples_per_s": self._steps * global_batch / elapsed,
-            "speed/data_wait_pct": 100.0 * min(1.0, self.waited_s / elapsed),
+            "speed/step_s": elapsed / max(1, self._steps),
+            "speed/data_wait_pct": 100.0 * min(1.0, self._waited_s / elapsed),
         }
-        self.waited_s, self._steps, self._since = 0.0, 0, time.monotonic()
+        if self._overflows:
+            rates["train/overflowed_steps"] = float(self._overflows)
+        if self._texts[1]:
+            rates["speed/tokens_per_s"] = self._world_size * float(self._texts[1]) / elapsed
+            if self._flops is not None:
+                tflops = self._flops.of(*self._texts) / elapsed / 1e12
+                rates["speed/model_tflops"] = tflops
+                if self._peak_tflops is not None:
+                    rates["speed/mfu_pct"] = 100.0 * tflops / self._peak_tflops
+        self.restart()
         return rates
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Highest memory so far in MiB: of the GPU where there is one, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+def memory_mib(device: torch.device) -> dict[str, float]:
+    """Memory of this rank in MiB: its highest so far and what it is now.
+
+    ``memory`` is the device's: torch's allocations on a GPU, else this process. With a GPU the
+    process's own is ``process_memory``.
+    """
+    process = [process_peak_mib(), process_memory_mib()]
+    if device.type != "cuda":
+        return dict(zip(("speed/memory_mib", "speed/memory_now_mib"), process, strict=True))
+    return {
+        "speed/memory_mib": torch.cuda.max_memory_allocated(device) / 2**20,
+        "speed/memory_now_mib": torch.cuda.memory_allocated(device) / 2**20,
+        "speed/process_memory_mib": process[0],
+        "speed/process_memory_now_mib": process[1],
+    }
+
+
+def process_peak_mib() -> float:
+    """Highest resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def process_memory_mib() -> float:
+    """Resident memory of this process in MiB; its peak where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return process_peak_mib()
+    return pages * resource.getpagesize() / 2**20
+
+
+def highest(distributed: Distributed, values: Mapping[str, float]) -> dict[str, float]:
+    """The highest of each over all ranks, to the whole number: the rank that runs out first."""
+    whole: Sequence[int] = distributed.maximum([round(value) for value in values.values()])
+    return {name: float(value) for name, value in zip(values, whole, strict=True)}
 
 
 def _scalar(value: Any, device: torch.device) -> torch.Tensor:

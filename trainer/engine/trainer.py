@@ -21,21 +21,34 @@ from torch import nn
 from shards.mixing import measure_mixing
 from shards.order import BatchRows, Position
 from shards.stream import Prefetch, Stream, prefetch
-from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.retention import retention_of
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
-from trainer.config.schema import RunConfig, TrainConfig
+from trainer.config.load import flatten, to_dict
+from trainer.config.schema import TrainConfig
+from trainer.engine.backends import StepResult
 from trainer.engine.copies import copy_steps
 from trainer.engine.distributed import Distributed
 from trainer.engine.not_finite import NotFinite, Verdict, spread
 from trainer.engine.opening import Opened, open_run
+from trainer.engine.profiling import StepProfiler
 from trainer.engine.run_folder import RunFolder
 from trainer.engine.saving import Saver
 from trainer.engine.schedule import total_steps
 from trainer.engine.session import Session
 from trainer.engine.signals import StopRequest, stop_on_signals
 from trainer.engine.step_module import check_all_take_part, seed_of
-from trainer.engine.step_report import StepReport, Stopwatch, peak_memory_mib
-from trainer.errors import StopForRequeue
+from trainer.engine.step_report import Meter, StepReport, highest, memory_mib
+from trainer.engine.watchdog import (
+    AGREE,
+    CHECKPOINT,
+    EXPORT,
+    FORWARD,
+    LOG,
+    STEP,
+    Watchdog,
+)
+from trainer.errors import StopForRequeue, TrainingError
+from trainer.monitor.flops import peak_tflops, text_flops
 from trainer.monitor.monitor import Monitor, Record
 from trainer.tasks.base import TaskData
 
@@ -46,6 +59,8 @@ MicroBatch = dict[str, np.ndarray]
 StepBatch = tuple[list[MicroBatch], Position]
 PADDING = "padding"
 """Entry of a micro-batch that is reported instead of passed on: its share of padding, 0 to 1."""
+TEXTS = "texts"
+"""Another: numbers of texts and tokens, see :func:`trainer.tasks.texts.reported`."""
 
 
 class Trainer:
@@ -78,7 +93,7 @@ class Trainer:
         self.steps = total_steps(config.run, data.order.num_units)
         self.copy_steps = copy_steps(config.run.copies, self.steps)
         self.folder = RunFolder(config.run.dir)
-        self._store = CheckpointStore(self.folder.checkpoints, _retention(config.run), self._warn)
+        self._store = CheckpointStore(self.folder.checkpoints, retention_of(config.run), self._warn)
         self._saver = Saver(
             config.run,
             self._store,
@@ -87,7 +102,19 @@ class Trainer:
             publish=lambda step: self.folder.write_state("running", step, self.steps),
         )
         self._not_finite = NotFinite(config.run, data.order, self._warn)
-        self._stopwatch = Stopwatch()
+        self._meter = Meter(
+            text_flops(task),
+            config.run.peak_tflops or peak_tflops(distributed.device, config.run.precision),
+            distributed.world_size,
+        )
+        self._profiler = StepProfiler(config.run.profile_steps, self.folder.path, distributed.rank)
+        self._watchdog = Watchdog(
+            distributed.rank,
+            distributed.world_size,
+            config.run.hang_timeout_s,
+            self.folder.log,
+            self._note_hang,
+        )
         self._monitor: Monitor | None = None
 
     def fit(self, stop: StopRequest | None = None) -> Path:
@@ -107,9 +134,10 @@ class Trainer:
                 request.is_training = True
                 opened = self.distributed.from_main(self._open)
                 if not opened.is_finished:
-                    session = self._start(opened.checkpoint)
-                    self._train(session, request)
-                    self._finish(session)
+                    with self._watchdog, self._profiler:
+                        session = self._start(opened.checkpoint)
+                        self._train(session, request)
+                        self._finish(session)
         except BaseException as error:
             self._note_stop(error)
             raise
@@ -137,6 +165,7 @@ class Trainer:
                 "before the first step of this start; the same command goes on from there"
             )
         while self._steps(session, stop) is Verdict.GO_BACK:
+            self._watchdog.at(CHECKPOINT)
             self._saver.join()
             checkpoint = self.distributed.from_main(self._store.find)
             assert checkpoint is not None, "a run that may go back saves before its first step"
@@ -148,18 +177,24 @@ class Trainer:
     def _steps(self, session: Session, stop: StopRequest) -> Verdict:
         """From where the session is to the last step, or to one that sends it back."""
         if self.distributed.is_main:
-            self._monitor = Monitor(self.folder.path, self.steps, session.step, self.folder.say)
+            settings = flatten(to_dict(self.config)) | {"ranks": self.distributed.world_size}
+            self._monitor = Monitor(
+                self.folder.path, self.steps, session.step, self.folder.say, settings
+            )
+        self._meter.restart()
         with self._batches(session) as batches:
             for step in range(session.step + 1, self.steps + 1):
+                self._begin(step)
                 micro_batches, position = self._fetch(batches)
                 rates = session.learning_rate.set(step)
                 report = self._forward_backward(session, step, micro_batches)
                 signum, bad_rank = self._agree(report, stop)
+                self._watchdog.at(STEP)
                 result = session.backend.step()
                 if self._not_finite.judge(step, bad_rank, result, position) is Verdict.GO_BACK:
                     return Verdict.GO_BACK
                 session.step, session.position = step, position
-                self._log(step, report, rates, result.grad_norm)
+                self._log(step, report, rates, result)
                 if step in self.copy_steps:
                     self._export(session, self.folder.copy(step))
                 if signum or step == self.steps or step % self.config.run.checkpoint_every == 0:
@@ -171,10 +206,12 @@ class Trainer:
                         f"{self.steps}; its checkpoint is {self._store.path(step)}. The same "
                         "command goes on from it"
                     )
+        self._watchdog.at(CHECKPOINT)
         self._saver.join()
         return Verdict.GO_ON
 
     def _save(self, session: Session) -> None:
+        self._watchdog.at(CHECKPOINT)
         state = session.state(self.data.fingerprint)
         self._saver.save(session, state | {"not_finite": self._not_finite.record()})
 
@@ -195,20 +232,29 @@ class Trainer:
         kept = (rows for rows in stream if not self._not_finite.leaves_out(rows.position))
         return prefetch(kept, collate, workers=self.config.data.workers)
 
+    def _begin(self, step: int) -> None:
+        self._watchdog.begin(step)
+        for line in self._profiler.begin(step):
+            if self.distributed.is_main:
+                self.folder.say(line)
+
     def _fetch(self, batches: Iterator[StepBatch]) -> StepBatch:
         started = time.monotonic()
         batch = next(batches)
-        self._stopwatch.count(time.monotonic() - started)
+        self._meter.waited(time.monotonic() - started)
         return batch
 
     def _forward_backward(
         self, session: Session, step: int, micro_batches: list[MicroBatch]
     ) -> StepReport:
         """All micro-batches of a step; afterwards every rank has the global batch's gradient."""
-        report = StepReport()
+        self._watchdog.at(FORWARD)
+        report = StepReport(is_logged=self._is_logged(step))
         backend, run = session.backend, self.config.run
         for micro, arrays in enumerate(micro_batches):
-            padding = arrays.pop(PADDING, None)
+            padding, texts = arrays.pop(PADDING, None), arrays.pop(TEXTS, None)
+            if texts is not None:
+                self._meter.count_texts(texts)
             batch = {name: self._to_device(array) for name, array in arrays.items()}
             is_last = micro == len(micro_batches) - 1
             torch.manual_seed(seed_of(run.seed, step, self.distributed.rank, micro))
@@ -236,6 +282,7 @@ class Trainer:
             CheckpointError: A checkpoint could not be written in the background.
             ConfigError: ``run.best_metric`` is not among what is logged.
         """
+        self._watchdog.at(AGREE)
         bad_rank = 0 if math.isfinite(report.loss) else self.distributed.rank + 1
         flags = [stop.signum, bad_rank, int(self._saver.has_failed)]
         signum, bad_rank, has_failed = self.distributed.maximum(flags)
@@ -243,21 +290,29 @@ class Trainer:
             self._saver.raise_error()
         return signum, bad_rank - 1 if bad_rank else None
 
+    def _is_logged(self, step: int) -> bool:
+        return step in (1, self.steps) or step % self.config.run.log_every == 0
+
     def _log(
-        self, step: int, report: StepReport, rates: dict[str, float], grad_norm: float
+        self, step: int, report: StepReport, rates: dict[str, float], result: StepResult
     ) -> None:
-        if not (step in (1, self.steps) or step % self.config.run.log_every == 0):
+        """Count the step; at a log step, reduce what was counted over ranks and write it down."""
+        self._watchdog.at(LOG)
+        self._meter.count_step(result)
+        if not self._is_logged(step):
             return
-        speed = self._stopwatch.read(self.config.run.global_batch)
-        values = report.over_ranks(self.distributed, speed)
+        speed = self._meter.read(self.config.run.global_batch)
+        values, histograms = report.over_ranks(self.distributed, speed)
+        memory = highest(self.distributed, memory_mib(self.distributed.device))
         if self._monitor is None:
             return
         values |= {f"train/{name}": rate for name, rate in rates.items()}
-        values["train/grad_norm"] = grad_norm
-        values["speed/memory_mib"] = peak_memory_mib(self.distributed.device)
+        values["train/grad_norm"] = result.grad_norm
+        if result.loss_scale is not None:
+            values["train/loss_scale"] = result.loss_scale
         if self._not_finite.faults:
             values["train/skipped_steps"] = float(len(self._not_finite.faults))
-        self._monitor.write(Record(step=step, values=values))
+        self._monitor.write(Record(step=step, values=values | memory, histograms=histograms))
         self._saver.note(values)
 
     def _open(self) -> Opened:
@@ -288,6 +343,7 @@ class Trainer:
             self.folder.say(f"WARNING: {line}")
 
     def _export(self, session: Session, folder: Path) -> None:
+        self._watchdog.at(EXPORT)
         model = session.full_model()
         info = session.info(self.folder.path, self.steps)
         self.distributed.from_main(lambda: self.export(model, folder, info) and None)
@@ -297,6 +353,8 @@ class Trainer:
         self.distributed.from_main(
             lambda: self.folder.write_state("finished", session.step, self.steps)
         )
+        if self._monitor is not None:
+            self._monitor.end()
         if self.distributed.is_main:
             self.folder.say(f"finished: {self.folder.export}")
 
@@ -314,13 +372,14 @@ class Trainer:
         if state.get("state") == "running" and self.folder.is_open:
             reason = str(error) or type(error).__name__
             with contextlib.suppress(OSError):
-                self.folder.write_state("stopped", int(state["step"]), self.steps, reason)
+                self.folder.write_state(
+                    "stopped",
+                    int(state["step"]),
+                    self.steps,
+                    reason,
+                    is_failed=not isinstance(error, StopForRequeue),
+                )
 
-
-def _retention(run: RunConfig) -> Retention:
-    return Retention(
-        newest=run.keep_checkpoints,
-        every=run.keep_every,
-        metric=run.best_metric,
-        best_is=run.best_is,
-    )
+    def _note_hang(self, reason: str) -> None:
+        """Called by the watchdog's thread, before it ends the process."""
+        self._note_stop(TrainingError(reason))

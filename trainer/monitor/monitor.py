@@ -1,12 +1,14 @@
-"""One record goes to three places: the console, TensorBoard and ``metrics.jsonl``. Rank 0 only."""
+"""One record, three places: the console, TensorBoard and ``metrics.jsonl``. Rank 0 only."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import TrainingError
+from trainer.monitor.board import Board
+from trainer.monitor.console import Pace, console_line
 from trainer.monitor.metrics import MetricsFile
 
 
@@ -17,10 +19,13 @@ class Record:
     Attributes:
         step: Optimizer step, from 1.
         values: Numbers by their full names (``train/loss``, ``speed/samples_per_s``).
+        histograms: By name, how many values are in each of equal bars between 0 and 1; shown in
+            TensorBoard alone.
     """
 
     step: int
     values: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Monitor:
@@ -33,21 +38,22 @@ class Monitor:
             records of an earlier attempt are removed from ``metrics.jsonl`` and hidden in
             TensorBoard.
         say: Prints a line.
+        settings: Settings by full name for TensorBoard's HPARAMS page.
     """
 
     def __init__(
-        self, folder: Path, steps: int, resumed_step: int, say: Callable[[str], None] = print
+        self,
+        folder: Path,
+        steps: int,
+        resumed_step: int,
+        say: Callable[[str], None] = print,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._steps = steps
         self._say = say
-        self._started = time.monotonic()
-        self._first_step = resumed_step
+        self._pace = Pace(steps)
         self._metrics = MetricsFile(folder, resumed_step)
-        self._tensorboard: Any = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=resumed_step + 1, flush_secs=30
-        )
+        self._board = Board(folder / "tensorboard", resumed_step, settings or {})
 
     def write(self, record: Record) -> None:
         """Write one record everywhere.
@@ -57,56 +63,25 @@ class Monitor:
         """
         try:
             self._metrics.write({"step": record.step, "time": time.time(), **record.values})
-            for name, value in record.values.items():
-                self._tensorboard.add_scalar(name, value, record.step)
+            self._board.write(record.step, record.values, record.histograms)
         except OSError as error:
             raise TrainingError(
                 f"metrics of step {record.step} cannot be written to {self._metrics.path}: "
                 f"{error.strerror or error}; make room and start the run again"
             ) from error
-        self._say(console_line(record, self._steps, self._seconds_left(record.step)))
+        left = self._pace.seconds_left(record.step)
+        self._say(console_line(record.step, record.values, self._steps, left))
 
     def flush(self) -> None:
         """Make everything written so far durable."""
         self._metrics.sync()
-        self._tensorboard.flush()
+        self._board.flush()
+
+    def end(self) -> None:
+        """Note that the run came to its end."""
+        self._board.end()
 
     def close(self) -> None:
         """Flush and close."""
         self._metrics.close()
-        self._tensorboard.close()
-
-    def _seconds_left(self, step: int) -> float:
-        done = max(1, step - self._first_step)
-        return (time.monotonic() - self._started) / done * (self._steps - step)
-
-
-def console_line(record: Record, steps: int, seconds_left: float) -> str:
-    """The line of a record: step, time left, losses, rates, then whatever else the task reports.
-
-    Args:
-        record: The record.
-        steps: Steps of the whole run.
-        seconds_left: Estimate for the rest of the run, in seconds.
-    """
-    width = len(str(steps))
-    parts = [f"step {record.step:>{width}}/{steps}", f"left {duration(seconds_left)}"]
-    for name, value in record.values.items():
-        group, _, short = name.partition("/")
-        parts.append(_shown(short if group in ("train", "speed") else name, value))
-    return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``h:mm:ss``."""
-    whole = max(0, round(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def _shown(name: str, value: float) -> str:
-    for ending, unit in (("_pct", "%"), ("_mib", " MiB"), ("_per_s", "/s")):
-        if name.endswith(ending):
-            return f"{name.removesuffix(ending)} {value:.1f}{unit}"
-    if name.startswith("lr"):
-        return f"{name} {value:.3g}"
-    return f"{name} {value:.4g}"
+        self._board.close()

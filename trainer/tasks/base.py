@@ -1,7 +1,7 @@
 """What every task returns, and how its terms become one loss."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypedDict, TypeVar
+from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ class StepOutput(TypedDict):
     """Other numbers to log, detached scalars."""
     num_samples: int
     """Samples of the micro-batch."""
+    histograms: NotRequired[dict[str, Tensor]]
+    """Numbers between 0 and 1 whose distribution is logged, one vector a name, detached."""
 
 
 class TaskData(Protocol):
@@ -52,6 +54,7 @@ def step_output(
     weights: Mapping[str, float],
     report: Mapping[str, Tensor],
     num_samples: int,
+    histograms: Mapping[str, Tensor] | None = None,
 ) -> StepOutput:
     """Weigh the terms into one loss; a term of weight 0 is still reported."""
     total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
@@ -60,6 +63,7 @@ def step_output(
         losses={name: term.detach() for name, term in terms.items()},
         report={name: value.detach() for name, value in report.items()},
         num_samples=num_samples,
+        histograms={name: value.detach() for name, value in (histograms or {}).items()},
     )
 
 

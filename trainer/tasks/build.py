@@ -15,6 +15,7 @@ from trainer.export.folder import export_model, load_export
 from trainer.models import build_news_encoder, build_recommender
 from trainer.tasks.base import TaskData
 from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
+from trainer.tasks.distill import teacher_names
 from trainer.tasks.post_train import PostTrainData, PostTrainDistillTask, PostTrainTask
 from trainer.tasks.sources import Sources, open_sources
 from trainer.tasks.texts import grouping_of
@@ -57,19 +58,20 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
     _check_init(config, opened.tokens)
     sizes = {"vocab_size": opened.tokens.vocab_size, "pad_id": opened.tokens.pad_id}
     signals = open_signals(config, opened)
+    names = teacher_names(config.teachers.models)
     module: nn.Module
     if opened.clicks is None:
         encoder = build_news_encoder(config.model, **sizes)
         if signals is None:
             module = PostTrainTask(encoder, in_batch_negatives=config.data.in_batch_negatives)
         else:
-            module = PostTrainDistillTask(encoder, signals.dims, config.loss)
+            module = PostTrainDistillTask(encoder, signals.dims, config.loss, names)
     else:
         recommender = build_recommender(config.model, **sizes)
         if signals is None:
             module = FinetuneTask(recommender)
         else:
-            module = FinetuneDistillTask(recommender, signals.dims, config.loss)
+            module = FinetuneDistillTask(recommender, signals.dims, config.loss, names)
     task_data = open_data(config, opened, signals)
     return BuiltTask(module, task_data, exporter(config, opened.tokens))
 

@@ -4,6 +4,8 @@ Shapes: B clicks, H history slots, C = 1 + S candidates (the clicked one first),
 of the micro-batch, L tokens, E news width, M teachers.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -26,13 +28,20 @@ from trainer.tasks.base import (
     numbered,
     step_output,
 )
-from trainer.tasks.distill import label_terms, loss_weights, teacher_errors, weight_report
+from trainer.tasks.distill import (
+    label_terms,
+    loss_weights,
+    teacher_errors,
+    unnamed,
+    weight_histograms,
+    weight_report,
+)
 from trainer.tasks.texts import (
     NO_GROUPING,
     Grouping,
     collate_texts,
     encode_texts,
-    padding_share,
+    reported,
 )
 from trainer.teacher_server.signals import TeacherSignals
 
@@ -102,7 +111,7 @@ class ClickData:
         news_U = arrays.pop("news_rows")
         if self.signals is not None:
             arrays |= self.signals.read({"news": news_U, "user": impression_B}, positions_BC)
-        arrays["padding"] = padding_share(arrays)
+        arrays |= reported(arrays)
         return arrays
 
     def _titles(
@@ -158,7 +167,14 @@ class FinetuneTask(nn.Module):
 class FinetuneDistillTask(nn.Module):
     """Stage II: the clicks, the teachers' soft label, and their projected news and user vectors."""
 
-    def __init__(self, model: Recommender, teacher_dims: list[int], loss: LossConfig) -> None:
+    def __init__(
+        self,
+        model: Recommender,
+        teacher_dims: list[int],
+        loss: LossConfig,
+        teachers: Sequence[str] | None = None,
+    ) -> None:
+        """Make the projections; ``teachers`` are names for what is reported."""
         super().__init__()
         self.model = model
         width = model.config.news_dim
@@ -170,6 +186,7 @@ class FinetuneDistillTask(nn.Module):
         )
         self.loss = loss
         self.num_teachers = len(teacher_dims)
+        self.teachers = unnamed(teacher_dims) if teachers is None else list(teachers)
 
     def forward(self, batch: dict[str, Tensor]) -> StepOutput:
         """Losses of one micro-batch of :meth:`ClickData.collate` with signals."""
@@ -189,8 +206,14 @@ class FinetuneDistillTask(nn.Module):
         terms["embedding"] = weighted_distance(
             news_errors_MU[:, slots_BV], weights_MB, None if self.loss.padded_slots else counted_BV
         ) + weighted_distance(user_errors_MB[:, :, None], weights_MB)
-        report = {"accuracy": accuracy(scores_BC), **weight_report(weights_MB)}
-        return step_output(terms, loss_weights(self.loss), report, len(scores_BC))
+        report = {"accuracy": accuracy(scores_BC), **weight_report(weights_MB, self.teachers)}
+        return step_output(
+            terms,
+            loss_weights(self.loss),
+            report,
+            len(scores_BC),
+            weight_histograms(weights_MB, self.teachers),
+        )
 
 
 def score_clicks(model: Recommender, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

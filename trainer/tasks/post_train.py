@@ -4,6 +4,7 @@ Shapes: B samples, C = 1 + N titles a sample (its own first), U distinct titles 
 L tokens, E news width, M teachers.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -34,13 +35,20 @@ from trainer.tasks.base import (
     numbered,
     step_output,
 )
-from trainer.tasks.distill import label_terms, loss_weights, teacher_errors, weight_report
+from trainer.tasks.distill import (
+    label_terms,
+    loss_weights,
+    teacher_errors,
+    unnamed,
+    weight_histograms,
+    weight_report,
+)
 from trainer.tasks.texts import (
     NO_GROUPING,
     Grouping,
     collate_texts,
     encode_texts,
-    padding_share,
+    reported,
 )
 from trainer.teacher_server.signals import TeacherSignals
 
@@ -102,7 +110,7 @@ class PostTrainData:
         }
         if self.signals is not None:
             arrays |= self.signals.read({"title": titles_U, "body": batch.rows})
-        arrays["padding"] = padding_share(arrays)
+        arrays |= reported(arrays)
         return arrays
 
     def _negatives(self, batch: BatchRows) -> np.ndarray:
@@ -154,12 +162,20 @@ class PostTrainTask(nn.Module):
 class PostTrainDistillTask(nn.Module):
     """Stage I: the student's own task, the teachers' soft label, and their projected vectors."""
 
-    def __init__(self, model: NewsEncoder, teacher_dims: list[int], loss: LossConfig) -> None:
+    def __init__(
+        self,
+        model: NewsEncoder,
+        teacher_dims: list[int],
+        loss: LossConfig,
+        teachers: Sequence[str] | None = None,
+    ) -> None:
+        """Make the projections; ``teachers`` are names for what is reported."""
         super().__init__()
         self.model = model
         self.projections = TeacherProjections(teacher_dims, model.config.news_dim)
         self.loss = loss
         self.num_teachers = len(teacher_dims)
+        self.teachers = unnamed(teacher_dims) if teachers is None else list(teachers)
 
     def forward(self, batch: dict[str, Tensor]) -> StepOutput:
         """Losses of one micro-batch of :meth:`PostTrainData.collate` with signals."""
@@ -181,8 +197,14 @@ class PostTrainDistillTask(nn.Module):
         terms["embedding"] = weighted_distance(
             title_errors_MU[:, index_BC], weights_MB
         ) + weighted_distance(body_errors_MB[:, :, None], weights_MB)
-        report = {"accuracy": accuracy(scores_BC), **weight_report(weights_MB)}
-        return step_output(terms, loss_weights(self.loss), report, len(bodies_BE))
+        report = {"accuracy": accuracy(scores_BC), **weight_report(weights_MB, self.teachers)}
+        return step_output(
+            terms,
+            loss_weights(self.loss),
+            report,
+            len(bodies_BE),
+            weight_histograms(weights_MB, self.teachers),
+        )
 
 
 def encode_pairs(model: NewsEncoder, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

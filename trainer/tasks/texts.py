@@ -109,14 +109,22 @@ def encode_texts(encode: Encode, batch: Mapping[str, Tensor], field: str) -> Ten
     return torch.cat(parts)[batch[f"{field}_place"]]
 
 
-def padding_share(batch: Batch) -> np.ndarray:
-    """Share of a batch's token slots that are computed for nothing, as a float32 scalar array:
-    padding, and texts that were repeated to fill a sub-batch."""
-    slots, filled = 0, 0
+def reported(batch: Batch) -> Batch:
+    """What is said about a batch instead of being passed on to the model.
+
+    Returns:
+        ``padding``: the share of its token slots that are computed for nothing, as a float32 scalar
+        array: padding, and texts that were repeated to fill a sub-batch. ``texts``, float64[3]: how
+        many texts there are, how many tokens they have, and the sum of their squared lengths
+        (which attention grows with), without padding and repetitions.
+    """
+    slots, texts = 0, np.zeros(3)
     for field in FIELDS:
         masks = [array for name, array in batch.items() if name.startswith(f"{field}_mask")]
         if masks:
-            lengths = np.concatenate([mask.sum(axis=1) for mask in masks])
+            lengths = np.concatenate([mask.sum(axis=1) for mask in masks]).astype(np.float64)
+            lengths = lengths[batch.get(f"{field}_place", slice(None))]
             slots += sum(mask.size for mask in masks)
-            filled += int(lengths[batch.get(f"{field}_place", slice(None))].sum())
-    return np.asarray(1.0 - filled / max(slots, 1), dtype=np.float32)
+            texts += np.array([len(lengths), lengths.sum(), lengths @ lengths])
+    share = 1.0 - texts[1] / max(slots, 1)
+    return {"padding": np.asarray(share, dtype=np.float32), "texts": texts}

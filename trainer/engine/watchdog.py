@@ -1,0 +1,271 @@
+"""A rank that stops answering ends the job, with the stacks of every rank in the log.
+
+Every rank notes what it is doing (:meth:`Watchdog.at`, a few assignments). A thread of it looks
+whether that still changes. After ``run.hang_timeout_s`` without a change it
+
+1. writes the stacks of all threads to standard error and to ``log/stacks-rank<N>.txt``;
+2. says which ranks gave no sign of life or are behind: every rank beats, from a thread of its own,
+   in the store that the ranks met at;
+3. raises the alarm in that store, so that the others write their stacks too, and wakes silent ones
+   of this machine so that they can;
+4. ends the process with exit code 1; the launcher ends the rest.
+
+Phases that may rightly take long (start-up, the first step with its compilation, checkpoints,
+exports) have ``LONG`` times as long. The time between a change and the end of the process is at
+most the limit and ``SLACK_S``; where a rank can no longer be woken, the launcher needs its own time
+to kill it (torchrun: 30 s after asking it to end). Collectives wait longer than that
+(:func:`collective_timeout_s`), so that it is always the watchdog that speaks.
+
+A thread of Python cannot run while C code holds the interpreter's lock. For that there is
+``faulthandler``'s timer, which needs no lock: twice the longest of these times after the watchdog
+last ran, it writes the stacks and ends the process. A job that is suspended as a whole for longer
+than that is ended by it when it goes on; a shorter suspension is no hang.
+"""
+
+import contextlib
+import faulthandler
+import io
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from trainer.engine.heartbeats import DUMP_SIGNAL, Heartbeats, describe, silent, wake
+from trainer.errors import EXIT_FAILED
+
+START = "start"
+FETCH = "data wait"
+FORWARD = "forward and backward"
+AGREE = "agreement of ranks"
+STEP = "optimizer step"
+LOG = "log"
+EXPORT = "export"
+CHECKPOINT = "checkpoint"
+PHASES = (START, FETCH, FORWARD, AGREE, STEP, LOG, EXPORT, CHECKPOINT)
+"""What a rank does in a step, in order."""
+
+LONG_PHASES = (START, EXPORT, CHECKPOINT)
+LONG = 4.0
+"""How many times the limit long phases and the first step may take."""
+
+SLACK_S = 30.0
+"""The most that passes between the limit and the end of the process."""
+
+
+def collective_timeout_s(limit_s: float) -> float:
+    """How long a collective waits: longer than any phase may take."""
+    return LONG * limit_s + 2 * SLACK_S
+
+
+class Watchdog:
+    """Watches this process; a context manager. See the module.
+
+    Args:
+        rank: This process.
+        world_size: Number of ranks.
+        limit_s: ``run.hang_timeout_s``.
+        log: Folder of ``stacks-rank<N>.txt``; it exists.
+        note: Called before the end with the reason, to leave it in the run folder.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        limit_s: float,
+        log: Path,
+        note: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self._rank, self._world_size, self._limit_s = rank, world_size, limit_s
+        self._path, self._note = log / f"stacks-rank{rank}.txt", note
+        self._tick_s = min(4.0, max(0.05, limit_s / 20))
+        self._first = self._step = 0
+        self._over = threading.Event()
+        self._fires = threading.Lock()
+        self._beats: Heartbeats | None = None
+        self._file: IO[str] | None = None
+        self.at(START)
+
+    def begin(self, step: int) -> None:
+        """Note that a step begins."""
+        self._first = self._first or step
+        self._step = step
+        self.at(FETCH)
+
+    def at(self, phase: str) -> None:
+        """Note what this rank does from now on."""
+        if self._fires.locked():
+            # A stopped rank was woken to write its stacks: nobody may train on until the end.
+            time.sleep(SLACK_S)
+        is_long = self._step == self._first or phase in LONG_PHASES
+        # One assignment of one tuple: the watching thread never sees half of it.
+        self._mark = (
+            self._step,
+            phase,
+            time.monotonic(),
+            self._limit_s * LONG if is_long else self._limit_s,
+        )
+
+    def __enter__(self) -> "Watchdog":
+        """Start to watch."""
+        self.at(START)
+        self._file = self._path.open("a", encoding="utf-8")
+        if DUMP_SIGNAL:
+            faulthandler.register(DUMP_SIGNAL, self._file, all_threads=True)
+        names = ["watchdog"] if self._world_size == 1 else ["watchdog", "heartbeat"]
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in zip(names, (self._watch, self._beat), strict=False)
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop to watch; an empty file of stacks goes away."""
+        self._over.set()
+        # The heart may wait for a store that is gone: it is left behind then.
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+        faulthandler.cancel_dump_traceback_later()
+        if self._file is not None:
+            if DUMP_SIGNAL:
+                faulthandler.unregister(DUMP_SIGNAL)
+            self._file.close()
+            with contextlib.suppress(OSError):
+                if not self._path.stat().st_size:
+                    self._path.unlink()
+
+    def _watch(self) -> None:
+        """Body of the watching thread."""
+        last = time.monotonic()
+        slept_s = 0.0
+        mark = self._mark
+        while True:
+            # Needs no interpreter's lock, so it works where this thread cannot run any more.
+            faulthandler.dump_traceback_later(
+                2 * LONG * self._limit_s, exit=True, file=self._file or 2
+            )
+            if self._over.wait(self._tick_s):
+                return
+            now = time.monotonic()
+            if self._mark is not mark:
+                mark, slept_s = self._mark, 0.0
+            # This process itself was stopped: that is not the time of the training thread.
+            slept_s += max(0.0, now - last - 4 * self._tick_s)
+            last = now
+            step, phase, since, allowed_s = mark
+            if now - since - slept_s > allowed_s:
+                self._fire(
+                    f"rank {self._rank} made no progress for {now - since:.1f} s in step {step}, "
+                    f"{phase} (run.hang_timeout_s {self._limit_s:g}, here {allowed_s:g} s)"
+                )
+
+    def _beat(self) -> None:
+        """Body of the beating thread."""
+        try:
+            self._beats = Heartbeats(self._rank, self._world_size)
+            while True:
+                step, phase, since, _ = self._mark
+                self._beats.beat(step, phase, time.monotonic() - since)
+                reason = self._beats.alarm()
+                if reason is not None and not self._fires.locked():
+                    self._fire(reason, is_first=False)
+                if self._over.wait(self._tick_s):
+                    return
+        except (RuntimeError, OSError) as error:
+            if not self._over.is_set():
+                _say(
+                    f"tnr: warning: rank {self._rank} lost the store that ranks watch each other "
+                    f"through ({str(error).splitlines()[0]}); it still watches itself\n"
+                )
+
+    def _fire(self, reason: str, *, is_first: bool = True) -> None:
+        """Write everything down and end the process. Nothing here may wait without a limit."""
+        if not self._fires.acquire(blocking=False):
+            time.sleep(SLACK_S)  # the other thread is at it, and ends the process
+        faulthandler.dump_traceback_later(SLACK_S, exit=True, file=self._file or 2)
+        stacks = f"tnr: hang: {reason}\nStacks of rank {self._rank}:\n{stacks_text()}"
+        _say(stacks)
+        self._keep(stacks)
+        if is_first and self._world_size > 1:
+            lines = _within(3 * self._tick_s + 2.0, lambda: self._survey(reason))
+            if lines is None:
+                lines = ["the store that ranks meet at does not answer: it is where rank 0 runs"]
+            told = "".join(f"tnr: hang: {line}\n" for line in lines)
+            _say(told)
+            self._keep(told)
+        _within(2.0, lambda: self._note(f"hang: {reason}"))
+        if self._world_size > 1:
+            time.sleep(self._tick_s + 1.0)  # for the others to write theirs
+        os._exit(EXIT_FAILED)
+
+    def _survey(self, reason: str) -> list[str]:
+        beats = self._beats
+        if beats is None:
+            return ["no rank could be asked where it is"]
+        before = beats.read()
+        time.sleep(2.5 * self._tick_s)
+        after = beats.read()
+        lines = describe(before, after, PHASES)
+        beats.raise_alarm(reason)
+        for beat in silent(before, after):
+            wake(beat)
+        return lines
+
+    def _keep(self, text: str) -> None:
+        def write() -> None:
+            if self._file is not None:
+                self._file.write(text)
+                self._file.flush()
+
+        _within(2.0, write)
+
+
+def stacks_text() -> str:
+    """The stacks of all threads of this process, the main one first."""
+    frames = sys._current_frames()
+    out = io.StringIO()
+    main = threading.main_thread()
+    threads = sorted(threading.enumerate(), key=lambda thread: thread is not main)
+    for thread in threads:
+        frame = frames.get(thread.ident or 0)
+        if frame is not None and thread is not threading.current_thread():
+            out.write(f"thread {thread.name}:\n")
+            out.writelines(traceback.format_stack(frame))
+    return out.getvalue()
+
+
+@contextlib.contextmanager
+def ends_within(seconds: float) -> Iterator[None]:
+    """End the process with its stacks on standard error if the block takes longer than that."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _say(text: str) -> None:
+    """To standard error in one piece, whatever thread holds the stream's lock."""
+    with contextlib.suppress(OSError):
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+
+
+def _within(seconds: float, function: Callable[[], Any]) -> Any:
+    """The function's result, or None if it takes longer or fails: the end must come."""
+    outcome: list[Any] = [None]
+
+    def work() -> None:
+        # What fails here was to describe a hang; the hang itself is what is reported.
+        with contextlib.suppress(Exception):
+            outcome[0] = function()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return outcome[0]

@@ -1,0 +1,141 @@
+"""TensorBoard: scalars, histograms, the run's row on the HPARAMS page, and charts that belong
+together."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+FINAL = (
+    "train/loss",
+    "train/loss_target",
+    "train/accuracy",
+    "speed/samples_per_s",
+    "speed/tokens_per_s",
+    "speed/mfu_pct",
+)
+"""Metrics of the HPARAMS page, where the run has them: a run's last value of each."""
+
+LAYOUT = {
+    "Training": {
+        "loss": ["Multiline", ["^train/loss(_(?!scale$).+)?$"]],
+        "learning rate": ["Multiline", ["^train/lr"]],
+        "accuracy": ["Multiline", ["^train/accuracy$"]],
+        "gradient norm": ["Multiline", ["^train/grad_norm$"]],
+    },
+    "Teachers": {
+        "weights": ["Multiline", ["^teacher/.+/weight$"]],
+        "entropy of the weights": ["Multiline", ["^teacher/weight_entropy$"]],
+    },
+    "Speed": {
+        "throughput a second": ["Multiline", ["^speed/.+_per_s$"]],
+        "percent": ["Multiline", ["^speed/.+_pct$"]],
+        "memory (MiB)": ["Multiline", ["^speed/.*memory"]],
+    },
+}
+"""Charts of the CUSTOM SCALARS page; their tags are regular expressions."""
+
+
+NOT_COMPARED = (
+    "run.dir",
+    "run.log_every",
+    "run.checkpoint_every",
+    "run.keep_",
+    "run.best_",
+    "run.background_saves",
+    "run.not_finite",
+    "run.hang_timeout_s",
+    "run.profile_steps",
+    "run.peak_tflops",
+    "run.copies.",
+    "data.cache_",
+    "data.fetch_",
+    "data.workers",
+    "data.clicks",
+    "data.tokens",
+)
+"""Settings, by how their names begin, that say nothing about what a run computes."""
+
+
+class Board:
+    """The event files of one run, all in one folder.
+
+    Args:
+        folder: Where they are.
+        resumed_step: Later steps of an earlier attempt are hidden.
+        settings: The run's settings by full name, for the HPARAMS page; empty leaves it out.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int, settings: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder), purge_step=resumed_step + 1, flush_secs=30)
+        self._settings = {
+            name: hparam(value)
+            for name, value in settings.items()
+            if not name.startswith(NOT_COMPARED)
+        }
+        self._is_described = False
+        self._ending: Any = None
+
+    def write(
+        self, step: int, values: Mapping[str, float], histograms: Mapping[str, list[float]]
+    ) -> None:
+        """Write the numbers and histograms of one step."""
+        if not self._is_described:
+            self._describe(values)
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        for name, counts in histograms.items():
+            self._writer.add_histogram_raw(f"{name}s", **bars(counts), global_step=step)
+
+    def _describe(self, names: Iterable[str]) -> None:
+        """The run's settings, beside its metrics: ``add_hparams`` would make a run of its own."""
+        from torch.utils.tensorboard.summary import hparams
+
+        self._is_described = True
+        teachers = any(name.startswith("teacher/") for name in names)
+        shown = {title: charts for title, charts in LAYOUT.items() if title != "Teachers"}
+        self._writer.add_custom_scalars(LAYOUT if teachers else shown)
+        if self._settings:
+            metrics = dict.fromkeys(name for name in FINAL if name in set(names))
+            experiment, beginning, self._ending = hparams(self._settings, metrics)
+            for summary in (experiment, beginning):
+                self._writer.file_writer.add_summary(summary)
+
+    def end(self) -> None:
+        """Say on the HPARAMS page that the run came to its end."""
+        if self._ending is not None:
+            self._writer.file_writer.add_summary(self._ending)
+
+    def flush(self) -> None:
+        """Make everything written so far durable."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+def bars(counts: list[float]) -> dict[str, Any]:
+    """Arguments of ``add_histogram_raw`` for equal bars between 0 and 1."""
+    width = 1.0 / len(counts)
+    middles = [(place + 0.5) * width for place in range(len(counts))]
+    pairs = list(zip(middles, counts, strict=True))
+    return {
+        "min": 0.0,
+        "max": 1.0,
+        "num": int(sum(counts)),
+        "sum": sum(middle * count for middle, count in pairs),
+        "sum_squares": sum(middle * middle * count for middle, count in pairs),
+        "bucket_limits": [(place + 1) * width for place in range(len(counts))],
+        "bucket_counts": counts,
+    }
+
+
+def hparam(value: Any) -> bool | float | int | str:
+    """A setting as the HPARAMS page takes it: numbers and truth as they are, all else as words."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

@@ -1,0 +1,134 @@
+"""Model FLOPs of a training step: what the mathematics asks for, padding and recomputation left
+out.
+
+Counted are the matrix products of the news encoder, a multiply and an add as two, as
+``PaLM`` (Chowdhery et al. 2022, appendix B) counts them. With P weights in a layer's matrices, D
+its width and n tokens in a text:
+
+- forward: ``2 P n + 4 D n^2`` (the second term is attention: scores, then their weighted sum);
+- backward: the same again for the gradient of the weights, where they are trained, and once more
+  for the gradient of what comes in, where anything at or below the layer is trained. So 6 P n for
+  a trained layer, 4 P n for a frozen one above a trained one, 2 P n for a frozen one below.
+
+Embedding look-ups, norms, activations, the optimizer, the user encoder, the scores and the
+projections of teachers' vectors are left out: together less than a few percent of an encoder. The
+lowest trained layer above frozen ones is counted as if it passed its gradient on.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from trainer.errors import ModelError
+from trainer.models.layers import find_layers
+from trainer.models.news_encoder import NewsEncoder
+from trainer.models.pooling import AttentionPooling
+
+PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
+    ("H200 NVL", {"fp16": 835.5, "bf16": 835.5, "tf32": 417.5, "fp32": 60.0}),
+    ("H200", {"fp16": 989.5, "bf16": 989.5, "tf32": 494.7, "fp32": 67.0}),
+    ("H100 NVL", {"fp16": 835.5, "bf16": 835.5, "tf32": 417.5, "fp32": 60.0}),
+    ("H100 PCIe", {"fp16": 756.5, "bf16": 756.5, "tf32": 378.0, "fp32": 51.0}),
+    ("H100", {"fp16": 989.5, "bf16": 989.5, "tf32": 494.7, "fp32": 67.0}),
+    ("A100", {"fp16": 312.0, "bf16": 312.0, "tf32": 156.0, "fp32": 19.5}),
+    ("L40S", {"fp16": 362.0, "bf16": 362.0, "tf32": 183.0, "fp32": 91.6}),
+    ("L4", {"fp16": 121.0, "bf16": 121.0, "tf32": 60.0, "fp32": 30.3}),
+    ("V100-PCIE", {"fp16": 112.0, "fp32": 14.0}),
+    ("V100", {"fp16": 125.0, "fp32": 15.7}),
+    ("T4", {"fp16": 65.0, "fp32": 8.1}),
+)
+"""Peaks in TFLOP/s without sparsity, from NVIDIA's data sheets, by a word of the device's name; the
+first that matches counts."""
+
+
+@dataclass(frozen=True)
+class TextFlops:
+    """FLOPs of a training step for the texts of a news encoder, as a polynomial in their lengths.
+
+    Attributes:
+        per_text: For every text (Linear after the pooling).
+        per_token: For every token that is no padding.
+        per_square: For every token squared: a text of n tokens counts n^2 times (attention).
+    """
+
+    per_text: float
+    per_token: float
+    per_square: float
+
+    def of(self, num_texts: float, num_tokens: float, num_squares: float) -> float:
+        """FLOPs of so many texts with so many tokens, and the sum of their squared lengths."""
+        return (
+            self.per_text * num_texts + self.per_token * num_tokens + self.per_square * num_squares
+        )
+
+
+def text_flops(model: nn.Module) -> TextFlops | None:
+    """Count a model's news encoder, as it is to be trained.
+
+    Args:
+        model: Anything that contains a news encoder, with its weights whole or sharded.
+
+    Returns:
+        None where there is no news encoder, or its layers share one set of weights.
+    """
+    encoders = [module for module in model.modules() if isinstance(module, NewsEncoder)]
+    if len(encoders) != 1:
+        return None
+    encoder = encoders[0]
+    language_model = encoder.backbone.language_model
+    try:
+        _, layers = find_layers(language_model)
+    except ModelError:
+        return None
+    in_layers = {id(parameter) for parameter in layers.parameters()}
+    # Whatever the backbone holds outside its layers (embeddings, position bias) is below them.
+    is_reached = any(
+        p.requires_grad for p in encoder.backbone.parameters() if id(p) not in in_layers
+    )
+    per_token = per_square = 0.0
+    for layer in layers:
+        weights = sum(_matrix(module) for module in layer.modules())
+        is_trained = any(p.requires_grad for p in layer.parameters())
+        is_reached = is_reached or is_trained
+        per_token += 2.0 * weights * (1 + is_trained + is_reached)
+        per_square += 4.0 * language_model.config.hidden_size * (1 + 2 * is_reached)
+    # The pooling and the Linear are always trained; the gradient goes on where something below is.
+    passes = 2 + is_reached
+    if isinstance(encoder.pooling, AttentionPooling):
+        weights = sum(_matrix(module) for module in encoder.pooling.modules())
+        per_token += 2.0 * (weights + language_model.config.hidden_size) * passes
+    return TextFlops(2.0 * _matrix(encoder.dense) * 3, per_token, per_square)
+
+
+def peak_tflops(device: torch.device, precision: str) -> float | None:
+    """Peak of a well-known GPU in the run's precision, in TFLOP/s; None for any other device.
+
+    fp32 means TF32 where torch is allowed to use it.
+    """
+    if device.type != "cuda":
+        return None
+    if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
+        precision = "tf32"
+    return peak_of(torch.cuda.get_device_name(device), precision)
+
+
+def peak_of(name: str, precision: str) -> float | None:
+    """Peak by a device's name (``NVIDIA A100-SXM4-80GB``) and precision, None if not known."""
+    words = name.replace("Tesla ", "")
+    for known, peaks in PEAK_TFLOPS:
+        if f" {known}" in f" {words}":
+            rest = f" {words}".split(f" {known}", 1)[1]
+            if not rest[:1].isalnum():  # L40 is no L4
+                return peaks.get(precision)
+    return None
+
+
+def _matrix(module: nn.Module) -> int:
+    """Weights of a module that is a matrix product, from its sizes: ZeRO-3 empties the tensors."""
+    if isinstance(module, nn.Linear):
+        return module.in_features * module.out_features
+    if isinstance(module, Conv1D):
+        return module.nx * module.nf
+    return 0
