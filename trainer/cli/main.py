@@ -23,6 +23,7 @@ VERBS = (
     ("trainer.cli.pipeline", "pipeline"),
     ("trainer.cli.plan", "plan"),
     ("trainer.cli.preflight", "preflight"),
+    ("trainer.cli.runs", "runs"),
     ("trainer.cli.report", "report"),
 )
 """Modules with ``register(subparsers)``, in the order of ``tnr --help``."""

@@ -1,0 +1,63 @@
+"""``tnr runs`` over folders as runs leave them."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from trainer.cli.main import main
+from trainer.monitor.runs import find_runs
+
+
+def make_run(folder: Path, state: dict, records: list[dict], starts: int = 1) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"task": "post_train"}))
+    (folder / "state.json").write_text(json.dumps({"step": 5, "steps": 20, **state}))
+    lines = [json.dumps(record) for record in records]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 99, "tr']))
+    (folder / "starts.jsonl").write_text('{"host": "node7"}\n' * starts)
+    (folder / ".lock").touch()
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    now = time.time()
+    record = {"step": 7, "time": now - 120, "train/loss": 0.5, "speed/samples_per_s": 1234.5}
+    make_run(tmp_path / "a", {"state": "finished", "step": 20}, [record | {"step": 20}])
+    make_run(tmp_path / "b" / "c", {"state": "running"}, [record], starts=3)
+    make_run(tmp_path / "d", {"state": "stopped", "reason": "SIGUSR2"}, [])
+    failed = {"state": "stopped", "is_failed": True, "reason": "disk"}
+    make_run(tmp_path / "e", failed, [record])
+    make_run(tmp_path / "a" / "copies" / "inner", {"state": "finished"}, [])
+    return tmp_path
+
+
+def test_states_steps_and_numbers(runs: Path):
+    found = {run.name: run for run in find_runs([runs])}
+    assert list(found) == ["a", "b/c", "d", "e"]  # nothing inside a run
+    assert [run.state for run in found.values()] == ["finished", "dead", "stopped", "failed"]
+    middle = found["b/c"]
+    assert (middle.step, middle.steps, middle.loss, middle.starts) == (7, 20, 0.5, 3)
+    assert middle.host == "node7"
+    assert middle.age_s == pytest.approx(120, abs=30)
+    assert (found["d"].step, found["d"].loss, found["d"].age_s) == (5, None, None)
+    assert found["e"].reason == "disk"
+
+
+def test_a_run_whose_folder_is_held_is_running(runs: Path):
+    with FileLock(runs / "b" / "c" / ".lock"):
+        assert {run.name: run.state for run in find_runs([runs])}["b/c"] == "running"
+
+
+def test_the_command(runs: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["runs", str(runs), "--state", "dead", "failed"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "b/c", "e"]
+    assert "7/20" in lines[1] and "1,234.5" in lines[1] and "2 min" in lines[1]
+    assert main(["runs", str(runs), "--json"]) == 0
+    assert [run["name"] for run in json.loads(capsys.readouterr().out)] == ["a", "b/c", "d", "e"]
+    assert main(["runs", str(runs / "none")]) == 2
+    assert "is not a folder" in capsys.readouterr().err

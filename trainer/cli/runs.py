@@ -1,0 +1,47 @@
+"""``tnr runs``: the runs in a folder, with state, step and last numbers."""
+
+import argparse
+from pathlib import Path
+
+STATES = ("running", "finished", "stopped", "failed", "dead")
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "runs",
+        help="what has run: state, step and last numbers of every run folder",
+        description=(
+            "List the run folders in and below FOLDER. A run that says it is running while no "
+            "process holds its folder is dead; the command that started it goes on with it."
+        ),
+        epilog="example: tnr runs runs/demo --state dead stopped",
+    )
+    parser.add_argument(
+        "folders", nargs="*", type=Path, default=[Path("runs")], metavar="FOLDER", help="(runs)"
+    )
+    parser.add_argument("--state", nargs="+", choices=STATES, help="only runs in these states")
+    parser.add_argument("--json", action="store_true", help="every number, as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table."""
+    import json
+
+    from trainer.errors import UsageError
+    from trainer.monitor.runs import find_runs, table
+
+    for folder in arguments.folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder; name one with runs in or below it")
+    found = find_runs(arguments.folders)
+    if arguments.state:
+        found = [one for one in found if one.state in arguments.state]
+    if arguments.json:
+        print(json.dumps([one.to_dict() for one in found], indent=1))
+    elif found:
+        print("\n".join(table(found)))
+    else:
+        print(f"no runs in {', '.join(map(str, arguments.folders))}")
+    return 0
