@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from launchers.cluster import ClusterConfig
 from launchers.settings import build, read_yaml
+from launchers.slurm import ClusterConfig
 from launchers.steps import Resources
 from trainer.errors import ConfigError
 
@@ -176,8 +176,7 @@ class PipelineConfig:
     resources: Resources = field(default_factory=Resources)
     """What a step takes, where its stage does not say."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """The Slurm cluster, for ``tnr pipeline submit``; the file may name a cluster file instead, as
-    a path from its own folder."""
+    """The Slurm cluster, for ``tnr pipeline submit``."""
 
     def __post_init__(self) -> None:
         """Check what needs more than one section.
@@ -205,8 +204,6 @@ def load_pipeline(path: str | Path, *, run: str | None = None) -> PipelineConfig
     content = read_yaml(path)
     if run is not None:
         content["run"] = run
-    if isinstance(content.get("cluster"), str):
-        content["cluster"] = read_yaml(Path(path).parent / content["cluster"])
     try:
         return build(PipelineConfig, content, "")
     except ConfigError as error:

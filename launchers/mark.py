@@ -19,22 +19,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--digest", required=True, help="the step's digest")
     parser.add_argument("--task", type=int, help="which task of an array job")
     parser.add_argument("--start", type=float, required=True, help="when it started, epoch seconds")
-    parser.add_argument("--job", help="Slurm's job id")
-    parser.add_argument("--attempt", type=int, help="how often Slurm had started it before")
-    how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--running", action="store_true", help="it starts now")
-    how.add_argument("--exit-code", type=int, help="how it ended")
+    parser.add_argument("--exit-code", type=int, required=True, help="how it ended")
     arguments = parser.parse_args(argv)
     stamp = Stamp(
         step=arguments.step,
         digest=arguments.digest,
-        state=State.RUNNING if arguments.running else state_of(arguments.exit_code),
+        state=state_of(arguments.exit_code),
         command="",
         start=arguments.start,
-        end=None if arguments.running else time.time(),
+        end=time.time(),
         exit_code=arguments.exit_code,
-        job=arguments.job,
-        attempt=arguments.attempt,
     )
     step = Step(name=arguments.step, command=("tnr",))
     Stamps(arguments.folder).write(step, stamp, arguments.task)

@@ -1,9 +1,8 @@
 """Slurm scripts as a pure function of steps and a few facts about the cluster.
 
-A step of several ranks is one Slurm task a node, which starts them with torchrun
-(:mod:`launchers.ranks`), or one Slurm task a rank; port and rendezvous id follow from the job's id
-and attempt. A step with an array is an array job. Dependencies are ``afterok``, so nothing runs on
-the results of a job that failed.
+One Slurm task a node; a step of several ranks starts them with torchrun (:mod:`launchers.ranks`),
+with port and rendezvous id from the job's id and attempt. A step with an array is an array job.
+Dependencies are ``afterok``, so nothing runs on the results of a job that failed.
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ import shutil
 import string
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from launchers.cluster import ClusterConfig
 from launchers.steps import Step
 from trainer.errors import TinyNewsRecError
 
@@ -24,26 +22,45 @@ TEMPLATE = Path(__file__).parent / "templates" / "job.sbatch"
 
 
 _RENDEZVOUS = """
-# The first node's address as Slurm knows it: a node's name need not be one that resolves. The port
-# follows from the job and the attempt, so neighbours and leftovers do not meet on it.
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
-export MASTER_ADDR=${address:-$head}
+# The port follows from the job and the attempt, so neighbours and leftovers do not meet on it.
+export MASTER_HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$(( 20000 + (SLURM_JOB_ID * 7 + restart * 101) % 20000 ))
 export RENDEZVOUS_ID="${SLURM_JOB_ID}-${restart}"
 """
-
-_RANK = (
-    "export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS "
-    'LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE; exec "$@"'
-)
-"""Run by every task for itself: its place among the ranks is known only there."""
 
 
 class _Template(string.Template):
     """Placeholders as ``@{name}``, because ``$`` belongs to the shell."""
 
     delimiter = "@"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """What a script must know about the cluster."""
+
+    partition: str | None = None
+    """Partition, if there is a choice."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that nodes must have."""
+    signal_s: int = 180
+    """Seconds before the time limit at which the ranks are told to checkpoint."""
+    max_requeues: int = 20
+    """How often a job that stopped with a checkpoint starts again."""
+    max_array_tasks: int = 8
+    """Tasks of an array job that run at the same time."""
+    python: str = "python"
+    """The interpreter of the environment on the nodes."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the command, such as ``module load cuda``."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of the job."""
+    directives: tuple[str, ...] = ()
+    """Further ``#SBATCH`` options, such as ``--exclude=node07``."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +94,14 @@ def make_job(step: Step, cluster: ClusterConfig, folder: Path, digest: str) -> J
         folder: The pipeline's folder of stamps and logs.
         digest: The step's digest, for its stamp.
     """
-    python = shlex.join([*cluster.container, cluster.python])
+    python = shlex.quote(cluster.python)
     array = len(step.array)
     log = folder / (f"{step.name}-%A_%a.slurm.log" if array else f"{step.name}-%j.slurm.log")
     task = ' --task "$SLURM_ARRAY_TASK_ID"' if array else ""
     text = _Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         job_name=f"tnr-{step.name}",
         nodes=step.resources.nodes,
-        tasks=_tasks_per_node(step, cluster),
-        cpus=max(1, step.resources.cpus // _tasks_per_node(step, cluster)),
+        cpus=step.resources.cpus,
         time=_clock(step.resources.minutes),
         log=log,
         signal_s=cluster.signal_s,
@@ -175,21 +191,8 @@ def _directives(step: Step, cluster: ClusterConfig) -> list[str]:
 
 
 def _setup(cluster: ClusterConfig) -> list[str]:
-    exports = dict(cluster.env)
-    if cluster.network_interface:
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            exports.setdefault(name, cluster.network_interface)
-    modules = [f"module load {shlex.quote(name)}" for name in cluster.modules]
-    return [
-        *modules,
-        *cluster.setup,
-        *(f"export {name}={shlex.quote(str(value))}" for name, value in exports.items()),
-    ]
-
-
-def _tasks_per_node(step: Step, cluster: ClusterConfig) -> int:
-    per_rank = cluster.tasks == "per_rank" and step.resources.distributed
-    return step.resources.processes if per_rank else 1
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.env.items()]
+    return [*cluster.setup, *exports]
 
 
 def _command(step: Step, cluster: ClusterConfig) -> str:
@@ -207,14 +210,8 @@ def _command(step: Step, cluster: ClusterConfig) -> str:
 
 def _launch(step: Step, cluster: ClusterConfig) -> str:
     resources = step.resources
-    before = [*map(shlex.quote, cluster.srun_options)]
-    container = [*map(shlex.quote, cluster.container)]
     if not resources.distributed:
-        # Of several nodes that were asked for, one runs it.
-        return " ".join([*before, "--nodes=1", "--ntasks=1", *container, '"${command[@]}"'])
-    if cluster.tasks == "per_rank":
-        rank = ["bash", "-c", shlex.quote(_RANK), "rank"]
-        return " ".join([*before, *rank, *container, '"${command[@]}"'])
+        return '"${command[@]}"'
     torchrun = [
         *(cluster.python, "-m", "launchers.ranks"),
         f"--nnodes={resources.nodes}",
@@ -222,12 +219,10 @@ def _launch(step: Step, cluster: ClusterConfig) -> str:
         "--rdzv-backend=c10d",
     ]
     # The ranks run the module, so the interpreter and its -m are left out of the command.
-    return " ".join(
-        [
-            *(*before, *container, shlex.join(torchrun)),
-            '--rdzv-id="$RENDEZVOUS_ID" --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"',
-            '--max-restarts=0 "${command[@]:1}"',
-        ]
+    return (
+        shlex.join(torchrun)
+        + ' --rdzv-id="$RENDEZVOUS_ID" --rdzv-endpoint="$MASTER_HOST:$MASTER_PORT"'
+        + ' --max-restarts=0 "${command[@]:1}"'
     )
 
 

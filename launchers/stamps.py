@@ -39,10 +39,6 @@ class Stamp:
     start: float
     end: float | None = None
     exit_code: int | None = None
-    job: str | None = None
-    """Slurm's job id; None for a step that ran without Slurm."""
-    attempt: int | None = None
-    """How often Slurm had started the job before."""
 
     @property
     def seconds(self) -> float | None:
@@ -62,8 +58,6 @@ class Stamp:
             "ended": _clock(self.end),
             "seconds": self.seconds,
             "exit_code": self.exit_code,
-            "job": self.job,
-            "attempt": self.attempt,
         }
 
 
@@ -93,8 +87,6 @@ class Stamps:
                 start=float(found["start"]),
                 end=None if found["end"] is None else float(found["end"]),
                 exit_code=found["exit_code"],
-                job=found.get("job"),
-                attempt=found.get("attempt"),
             )
         except (KeyError, TypeError, ValueError):
             return None  # of another version: the step counts as not done
