@@ -175,7 +175,7 @@ class SlurmCluster:
     def logs(self, lines: int = 25) -> str:
         """The last lines of every daemon's log."""
         parts = []
-        for path in sorted(self.folder.glob("*.log")) + [self.folder / "munge" / "log"]:
+        for path in [*sorted(self.folder.glob("*.log")), self.folder / "munge" / "log"]:
             if path.is_file():
                 tail = path.read_text(errors="replace").splitlines()[-lines:]
                 parts.append("\n".join((f"---- {path.name}", *tail)))

@@ -45,6 +45,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_config(slurm)
     slurm.add_argument("--print", action="store_true", help="show every script and submit nothing")
+    slurm.add_argument(
+        "--cluster", metavar="FILE", help="cluster file, in place of the pipeline's 'cluster'"
+    )
     _add_choice(slurm)
     slurm.set_defaults(run=run_submit)
     status = verbs.add_parser(
@@ -91,21 +94,22 @@ def run_here(arguments: argparse.Namespace) -> int:
 
 def run_submit(arguments: argparse.Namespace) -> int:
     """Submit the steps that are not done, or show the scripts of all of them."""
-    from launchers.slurm import make_jobs, render, submit
+    from launchers.slurm import load_cluster, make_jobs, render, submit
     from launchers.stamps import Stamps, State
     from launchers.steps import choose, digests
 
     config, steps = _load(arguments)
+    cluster = load_cluster(arguments.cluster) if arguments.cluster else config.cluster
     folder, known = stamps_folder(config), digests(steps)
     chosen = choose(steps, only=arguments.only, until=arguments.until)
     check_training(chosen)
     if arguments.print:
-        print(render(make_jobs(chosen, config.cluster, folder, known), folder))
+        print(render(make_jobs(chosen, cluster, folder, known), folder))
         return 0
     stamps = Stamps(folder)
     todo = [step for step in chosen if stamps.state(step, known[step.name]) is not State.DONE]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, number in submit(make_jobs(todo, config.cluster, folder, known), folder).items():
+    for name, number in submit(make_jobs(todo, cluster, folder, known), folder).items():
         print(f"{number}  {name}")
     print(f"{len(todo)} jobs submitted, {len(chosen) - len(todo)} steps done already")
     return 0
