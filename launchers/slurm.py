@@ -1,8 +1,8 @@
 """Slurm scripts as a pure function of steps and a few facts about the cluster.
 
 One Slurm task a node, which starts its ranks with torchrun (:mod:`launchers.ranks`), or one task a
-rank; port and rendezvous id come from the job's id and attempt. A step with an array is an array job.
-Dependencies are ``afterok``, so nothing runs on the results of a job that failed.
+rank; port and rendezvous id come from the job's id and attempt. A step with an array is an array
+job. Dependencies are ``afterok``, so nothing runs on the results of a job that failed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from launchers.jobs import JobBook
 from launchers.settings import build, read_yaml
 from launchers.steps import Step
 from trainer.errors import ConfigError, TinyNewsRecError
@@ -107,6 +108,7 @@ class ClusterConfig:
             ConfigError: A value holds a line break, a variable's name is none, or a count is
                 negative.
         """
+        lines: dict[str, tuple[str | None, ...]]
         lines = {"partition": (self.partition,), "account": (self.account,), "qos": (self.qos,)}
         lines |= {"constraint": (self.constraint,), "network_interface": (self.network_interface,)}
         lines |= {"directives": self.directives, "modules": self.modules, "setup": self.setup}
@@ -147,6 +149,7 @@ class Job:
     step: Step
     script: str
     needs: tuple[str, ...]
+    digest: str
 
     def submit_words(self, ids: Mapping[str, str], path: Path) -> list[str]:
         """The ``sbatch`` command line.
@@ -201,7 +204,7 @@ def make_job(step: Step, cluster: ClusterConfig, folder: Path, digest: str) -> J
         python=shlex.quote(cluster.python),
         mark=f"--folder {quoted} --step {step.name} --digest {digest}{task}",
     )
-    return Job(step, text, step.needs)
+    return Job(step, text, step.needs, digest)
 
 
 def make_jobs(
@@ -228,28 +231,45 @@ def script_path(folder: Path, step: Step) -> Path:
     return folder / "slurm" / f"{step.name}.sbatch"
 
 
-def submit(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
-    """Write the scripts and submit them in order.
+def submit(
+    jobs: Sequence[Job], folder: Path, book: JobBook, queued: Mapping[str, str]
+) -> dict[str, str]:
+    """Write the scripts and submit them in order; what is queued already is left alone.
+
+    Args:
+        jobs: In an order in which needs come first.
+        folder: The pipeline's folder.
+        book: Where the ids are kept.
+        queued: Job ids of steps that are queued or running; what needs them waits for them.
 
     Returns:
-        Job id of each step.
+        Job id of each step that was submitted.
 
     Raises:
-        TinyNewsRecError: There is no ``sbatch``, or it refused a script; names those submitted.
+        TinyNewsRecError: There is no ``sbatch``, or it refused a script, or a step is queued with
+            another command than now; names those submitted.
     """
     if shutil.which("sbatch") is None:
         raise TinyNewsRecError(
             "there is no sbatch on this machine, so nothing was submitted; run this on a login "
             "node of the cluster, look at the scripts with --print, or run here: tnr pipeline run"
         )
+    for job in jobs:
+        name = job.step.name
+        if name in queued and book.jobs[name].digest != job.digest:
+            raise TinyNewsRecError(
+                f"step {name} is queued as job {queued[name]} with other settings than now; "
+                f"end it first: scancel {queued[name]}"
+            )
     ids: dict[str, str] = {}
     for job in jobs:
+        if job.step.name in queued:
+            continue
         path = script_path(folder, job.step)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(job.script, encoding="utf-8")
-        done = subprocess.run(
-            job.submit_words(ids, path), capture_output=True, text=True, check=False
-        )
+        words = job.submit_words({**queued, **ids}, path)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             before = ", ".join(f"{name} {number}" for name, number in ids.items()) or "none"
             raise TinyNewsRecError(
@@ -257,6 +277,7 @@ def submit(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
                 f"submitted before it: {before}"
             )
         ids[job.step.name] = done.stdout.strip().split(";")[0]
+        book.note(job.step, ids[job.step.name], job.digest)
     return ids
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import launchers
+from launchers.jobs import JobBook, Queued, read_squeue
 from launchers.slurm import ClusterConfig, load_cluster, make_job, make_jobs, render, submit
 from launchers.steps import Resources, Step, digests
 from trainer.errors import ConfigError, TinyNewsRecError
@@ -121,7 +122,8 @@ def slurm(tmp_path: Path, monkeypatch) -> Path:
     executable(
         tools / "scontrol",
         f"#!/bin/bash\n[[ $1 == show ]] && echo localhost && exit\n"
-        f'[[ $1 == --oneliner ]] && echo "NodeName=x NodeAddr=localhost Port=1" && exit\necho "$@" >> '
+        f'[[ $1 == --oneliner ]] && echo "NodeName=x NodeAddr=localhost Port=1" && exit\n'
+        f'echo "$@" >> '
         f"{tmp_path}/scontrol\n[[ ! -e {tmp_path}/no-requeue ]]\n",
     )
     executable(
@@ -211,7 +213,10 @@ def test_ranks_start_under_torchrun_with_the_job_s_own_port(slurm: Path):
 
 def test_submission_passes_job_ids_on(slurm: Path):
     jobs = make_jobs([TRAIN, CACHE], CLUSTER, slurm / "pipeline", digests([TRAIN, CACHE]))
-    assert submit(jobs, slurm / "pipeline") == {"post-train": "101", "cache-1": "102"}
+    assert submit(jobs, slurm / "pipeline", JobBook(slurm / "pipeline"), {}) == {
+        "post-train": "101",
+        "cache-1": "102",
+    }
     lines = (slurm / "sbatch").read_text().splitlines()
     assert lines[1] == (
         f"--parsable --dependency=afterok:101 {slurm}/pipeline/slurm/cache-1.sbatch"
@@ -219,8 +224,38 @@ def test_submission_passes_job_ids_on(slurm: Path):
     assert (slurm / "pipeline/slurm/cache-1.sbatch").read_text() == jobs[1].script
 
 
+def test_what_is_queued_is_not_submitted_again_and_is_waited_for(slurm: Path):
+    folder = slurm / "pipeline"
+    known = digests([TRAIN, CACHE])
+    submit(make_jobs([TRAIN], CLUSTER, folder, known), folder, JobBook(folder), {})
+    text = "101  RUNNING  2  None\n7 PENDING 0 Priority\n"
+    book = JobBook(folder)
+    queued = book.queued(read_squeue(text))
+    assert queued == {"post-train": "101"}
+    jobs = make_jobs([TRAIN, CACHE], CLUSTER, folder, known)
+    assert submit(jobs, folder, book, queued) == {"cache-1": "102"}
+    assert "--dependency=afterok:101 " in (slurm / "sbatch").read_text().splitlines()[1]
+    assert JobBook(folder).queued(read_squeue("")) == {}  # both have ended
+
+
+def test_a_queued_step_of_other_settings_is_not_passed_over(slurm: Path):
+    folder = slurm / "pipeline"
+    book = JobBook(folder)
+    book.note(TRAIN, "101", "another digest")
+    jobs = make_jobs([TRAIN], CLUSTER, folder, digests([TRAIN]))
+    with pytest.raises(
+        TinyNewsRecError, match="other settings than now; end it first: scancel 101"
+    ):
+        submit(jobs, folder, book, {"post-train": "101"})
+
+
+def test_an_array_s_tasks_are_read_together():
+    text = "9 RUNNING 0 None\n9 PENDING 3 JobArrayTaskLimit\n"
+    assert read_squeue(text)["9"] == Queued(("RUNNING", "PENDING"), "JobArrayTaskLimit", 3)
+
+
 def test_a_refused_submission_names_what_went_before(slurm: Path):
     refused = Step(name="refused", command=("tnr", "x"), needs=("post-train",))
     jobs = make_jobs([TRAIN, refused], CLUSTER, slurm / "p", digests([TRAIN, refused]))
     with pytest.raises(TinyNewsRecError, match="no such partition; submitted before it: post-tr"):
-        submit(jobs, slurm / "p")
+        submit(jobs, slurm / "p", JobBook(slurm / "p"), {})

@@ -30,7 +30,14 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
             cluster.start()
         except (SlurmError, OSError) as error:
             _unavailable(f"a Slurm does not start here: {error}")
-        yield cluster
+        before = os.environ.get("SLURM_CONF")
+        os.environ["SLURM_CONF"] = str(cluster.conf)  # launchers run Slurm's commands themselves
+        try:
+            yield cluster
+        finally:
+            del os.environ["SLURM_CONF"]
+            if before is not None:
+                os.environ["SLURM_CONF"] = before
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)

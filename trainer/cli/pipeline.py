@@ -52,10 +52,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     slurm.set_defaults(run=run_submit)
     status = verbs.add_parser(
         "status",
-        help="a table of the steps: state, seconds, log",
+        help="a table of the steps: job, state, progress, time, log",
         epilog="example: tnr pipeline status mind.yaml",
     )
     _add_config(status)
+    status.add_argument("--json", action="store_true", help="the rows as JSON")
     status.set_defaults(run=run_status)
 
 
@@ -94,6 +95,7 @@ def run_here(arguments: argparse.Namespace) -> int:
 
 def run_submit(arguments: argparse.Namespace) -> int:
     """Submit the steps that are not done, or show the scripts of all of them."""
+    from launchers.jobs import JobBook, ask_squeue
     from launchers.slurm import load_cluster, make_jobs, render, submit
     from launchers.stamps import Stamps, State
     from launchers.steps import choose, digests
@@ -106,35 +108,29 @@ def run_submit(arguments: argparse.Namespace) -> int:
     if arguments.print:
         print(render(make_jobs(chosen, cluster, folder, known), folder))
         return 0
-    stamps = Stamps(folder)
-    todo = [step for step in chosen if stamps.state(step, known[step.name]) is not State.DONE]
+    asked, book, stamps = ask_squeue() or {}, JobBook(folder), Stamps(folder)
+    queued = book.queued(asked)
+    done = [step for step in chosen if stamps.state(step, known[step.name]) is State.DONE]
+    todo = [step for step in chosen if step not in done]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, number in submit(make_jobs(todo, cluster, folder, known), folder).items():
+    ids = submit(make_jobs(todo, cluster, folder, known), folder, book, queued)
+    for name, number in ids.items():
         print(f"{number}  {name}")
-    print(f"{len(todo)} jobs submitted, {len(chosen) - len(todo)} steps done already")
+    left = len(todo) - len(ids)
+    print(f"{len(ids)} jobs submitted, {left} queued already, {len(done)} steps done already")
     return 0
 
 
 def run_status(arguments: argparse.Namespace) -> int:
-    """Print the table."""
-    from launchers.local import is_running
-    from launchers.stamps import Stamps, State
+    """Print the table, or its rows as JSON."""
+    import json
+
+    from launchers.status import status_rows, table
     from launchers.steps import digests
 
     config, steps = _load(arguments)
-    folder = stamps_folder(config)
-    stamps, known, running = Stamps(folder), digests(steps), is_running(folder)
-    width = max(len(step.name) for step in steps)
-    print(f"{'step':<{width}}  {'state':<8}  {'seconds':>9}  log")
-    for step in steps:
-        stamp, state = stamps.read(step), stamps.state(step, known[step.name])
-        if state is State.RUNNING and not running and not step.array:
-            state = State.STOPPED  # the pipeline that wrote the stamp is gone
-        took = "" if stamp is None or stamp.seconds is None else f"{stamp.seconds:,.1f}"
-        log = stamps.log(step)
-        print(
-            f"{step.name:<{width}}  {state:<8}  {took:>9}  {log if log.exists() else ''}".rstrip()
-        )
+    rows = status_rows(steps, digests(steps), stamps_folder(config))
+    print(json.dumps([row.to_dict() for row in rows], indent=1) if arguments.json else table(rows))
     return 0
 
 
