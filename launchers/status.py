@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launchers.jobs import JobBook, Queued, ask_squeue
+from launchers.jobs import JobBook, Queued
 from launchers.local import is_running
 from launchers.stamps import Stamp, Stamps, State
 from launchers.steps import Step
@@ -50,19 +50,21 @@ class Row:
         return dataclasses.asdict(self)
 
 
-def status_rows(steps: Sequence[Step], known: Mapping[str, str], folder: Path) -> list[Row]:
+def status_rows(
+    steps: Sequence[Step],
+    known: Mapping[str, str],
+    folder: Path,
+    asked: Mapping[str, Queued] | None,
+) -> list[Row]:
     """The rows of all steps.
 
     Args:
         steps: The pipeline's steps.
         known: Their digests.
         folder: The pipeline's folder of stamps.
-
-    Raises:
-        TinyNewsRecError: ``squeue`` is there but does not answer.
+        asked: What ``squeue`` said; None if it could not be asked, and stamps alone count.
     """
-    book, asked = JobBook(folder), ask_squeue()
-    here = is_running(folder)
+    book, here = JobBook(folder), is_running(folder)
     return [_row(step, known[step.name], Stamps(folder), book, asked, here) for step in steps]
 
 

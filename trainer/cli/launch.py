@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-_DEFAULT_NAME = "train"
-
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb and its sub-verb."""
@@ -31,7 +29,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     slurm.add_argument("--gpus", type=int, default=0, help="GPUs on each (%(default)s)")
     slurm.add_argument("--cpus", type=int, default=4, help="CPU cores on each (%(default)s)")
     slurm.add_argument("--minutes", type=int, default=60, help="time limit (%(default)s)")
-    slurm.add_argument("--name", default=_DEFAULT_NAME, help="name of the job (%(default)s)")
+    slurm.add_argument("--name", default="train", help="name of the job (%(default)s)")
     slurm.add_argument(
         "--cluster", metavar="FILE", help="cluster file, as launchers/templates/cluster.yaml"
     )
@@ -82,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(render(jobs, folder))
         return 0
     book = JobBook(folder)
-    queued = book.queued(ask_squeue() or {})
+    queued = book.queued((ask_squeue() or {}) if book.jobs else {})
     for number in submit(jobs, folder, book, queued).values():
         print(f"{number}  {step.name}: script and logs in {folder}")
     if step.name in queued:

@@ -108,8 +108,8 @@ def run_submit(arguments: argparse.Namespace) -> int:
     if arguments.print:
         print(render(make_jobs(chosen, cluster, folder, known), folder))
         return 0
-    asked, book, stamps = ask_squeue() or {}, JobBook(folder), Stamps(folder)
-    queued = book.queued(asked)
+    book, stamps = JobBook(folder), Stamps(folder)
+    queued = book.queued((ask_squeue() or {}) if book.jobs else {})
     done = [step for step in chosen if stamps.state(step, known[step.name]) is State.DONE]
     todo = [step for step in chosen if step not in done]
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,12 +124,22 @@ def run_submit(arguments: argparse.Namespace) -> int:
 def run_status(arguments: argparse.Namespace) -> int:
     """Print the table, or its rows as JSON."""
     import json
+    import sys
 
+    from launchers.jobs import JobBook, ask_squeue
     from launchers.status import status_rows, table
     from launchers.steps import digests
+    from trainer.errors import TinyNewsRecError
 
     config, steps = _load(arguments)
-    rows = status_rows(steps, digests(steps), stamps_folder(config))
+    folder = stamps_folder(config)
+    asked = None
+    try:
+        if JobBook(folder).jobs:
+            asked = ask_squeue()
+    except TinyNewsRecError as error:
+        print(f"tnr: {error}; shown is what the jobs wrote", file=sys.stderr)
+    rows = status_rows(steps, digests(steps), folder, asked)
     print(json.dumps([row.to_dict() for row in rows], indent=1) if arguments.json else table(rows))
     return 0
 
