@@ -1,5 +1,6 @@
 """Post-training over two nodes on a real Slurm, and everything that can end such a job early."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -62,9 +63,9 @@ class Jobs:
         words = ("tnr", "train", "post_train", *overrides(settings))
         return Step(name=name, command=words, resources=Resources(nodes=2, cpus=1, minutes=10))
 
-    def submit(self, *steps: Step) -> list[str]:
+    def submit(self, *steps: Step, cluster: ClusterConfig = CLUSTER) -> list[str]:
         known = digests(steps)
-        jobs = make_jobs(steps, CLUSTER, self.folder / "pipeline", known)
+        jobs = make_jobs(steps, cluster, self.folder / "pipeline", known)
         folder = self.folder / "pipeline"
         return list(submit(jobs, folder, JobBook(folder), {}).values())
 
@@ -195,7 +196,8 @@ def test_a_killed_rank_and_a_cancelled_job_cost_only_the_steps_since_the_checkpo
 def test_a_drained_node_keeps_its_job_and_a_lost_one_has_it_requeued(
     jobs: Jobs, losses: dict[int, float]
 ):
-    (number,) = jobs.submit(jobs.training("drained"))
+    one_task_a_rank = dataclasses.replace(CLUSTER, tasks="per_rank")
+    (number,) = jobs.submit(jobs.training("drained"), cluster=one_task_a_rank)
     jobs.wait_for_step("drained", 20)
     node = ("scontrol", "update", "NodeName=node1")
     jobs.cluster.run(*node, "State=DRAIN", "Reason=test")
