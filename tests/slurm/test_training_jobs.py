@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers.launch import metrics
 from helpers.slurm_cluster import SlurmCluster, SlurmError
 from helpers.tnr import ROOT
@@ -19,6 +20,7 @@ from launchers.jobs import JobBook
 from launchers.pipeline import overrides
 from launchers.slurm import ClusterConfig, make_jobs, submit
 from launchers.steps import Resources, Step, digests
+from trainer.cli.main import main
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -136,8 +138,18 @@ def jobs(
 
 @pytest.fixture(scope="module")
 def losses(jobs: Jobs) -> dict[int, float]:
-    """Losses of a run that nothing disturbs, over two nodes."""
-    (number,) = jobs.submit(jobs.training("undisturbed"))
+    """Losses of a run that nothing disturbs, over two nodes, submitted with `tnr launch slurm`."""
+    file = jobs.folder / "cluster.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    given = {"python": CLUSTER.python, "network_interface": "lo", "env": dict(CLUSTER.env)}
+    file.write_text(yaml.safe_dump(given))
+    words = ["--nodes", "2", "--cpus", "1", "--minutes", "10", "--cluster", str(file)]
+    words += jobs.training("undisturbed").command[2:]
+    book = jobs.folder / "undisturbed" / "launch"
+    assert main(["launch", "slurm", *words]) == 0
+    number = JobBook(book).jobs["train"].job
+    assert main(["launch", "slurm", *words]) == 0  # it is queued: nothing is submitted
+    assert JobBook(book).jobs["train"].job == number
     jobs.wait_for_state(number, "COMPLETED", START_S + END_S)
     found = metrics(jobs.folder / "undisturbed")
     assert sorted(found) == list(range(1, STEPS + 1))
