@@ -176,7 +176,7 @@ class PipelineConfig:
     resources: Resources = field(default_factory=Resources)
     """What a step takes, where its stage does not say."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """The Slurm cluster, for ``tnr pipeline submit``."""
+    """The Slurm cluster, for ``tnr pipeline submit``: a section, or the path of a cluster file."""
 
     def __post_init__(self) -> None:
         """Check what needs more than one section.
@@ -204,6 +204,9 @@ def load_pipeline(path: str | Path, *, run: str | None = None) -> PipelineConfig
     content = read_yaml(path)
     if run is not None:
         content["run"] = run
+    if isinstance(content.get("cluster"), str):
+        # Relative to the pipeline file, as it stands beside it.
+        content["cluster"] = read_yaml(Path(path).parent / content["cluster"])
     try:
         return build(PipelineConfig, content, "")
     except ConfigError as error:

@@ -1,8 +1,12 @@
-"""``python -m launchers.mark``: a Slurm job stamps its step, for status and later runs to see."""
+"""``python -m launchers.mark``: a Slurm job stamps its step, for status and later runs to see.
+
+Without an exit code the step is running. Job, attempt and nodes come from Slurm's variables.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -19,16 +23,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--digest", required=True, help="the step's digest")
     parser.add_argument("--task", type=int, help="which task of an array job")
     parser.add_argument("--start", type=float, required=True, help="when it started, epoch seconds")
-    parser.add_argument("--exit-code", type=int, required=True, help="how it ended")
+    parser.add_argument("--exit-code", type=int, help="how it ended; without, it runs")
     arguments = parser.parse_args(argv)
+    code: int | None = arguments.exit_code
     stamp = Stamp(
         step=arguments.step,
         digest=arguments.digest,
-        state=state_of(arguments.exit_code),
+        state=State.RUNNING if code is None else state_of(code),
         command="",
         start=arguments.start,
-        end=time.time(),
-        exit_code=arguments.exit_code,
+        end=None if code is None else time.time(),
+        exit_code=code,
+        job=os.environ.get("SLURM_JOB_ID"),
+        attempt=int(os.environ.get("SLURM_RESTART_COUNT", "0")) + 1,
+        nodes=os.environ.get("SLURM_JOB_NODELIST"),
     )
     step = Step(name=arguments.step, command=("tnr",))
     Stamps(arguments.folder).write(step, stamp, arguments.task)

@@ -1,8 +1,8 @@
 """Slurm scripts as a pure function of steps and a few facts about the cluster.
 
-One Slurm task a node; a step of several ranks starts them with torchrun (:mod:`launchers.ranks`),
-with port and rendezvous id from the job's id and attempt. A step with an array is an array job.
-Dependencies are ``afterok``, so nothing runs on the results of a job that failed.
+One Slurm task a node, which starts its ranks with torchrun (:mod:`launchers.ranks`), or one task a
+rank; port and rendezvous id come from the job's id and attempt. A step with an array is an array
+job. Dependencies are ``afterok``, so nothing runs on the results of a job that failed.
 """
 
 from __future__ import annotations
@@ -14,19 +14,48 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from launchers.jobs import JobBook
+from launchers.settings import build, read_yaml
 from launchers.steps import Step
-from trainer.errors import TinyNewsRecError
+from trainer.errors import ConfigError, TinyNewsRecError
 
 TEMPLATE = Path(__file__).parent / "templates" / "job.sbatch"
 
 
 _RENDEZVOUS = """
+# The address by which Slurm itself reaches the first node: names of nodes need not resolve.
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR=$(scontrol --oneliner show node "$head" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
 # The port follows from the job and the attempt, so neighbours and leftovers do not meet on it.
-export MASTER_HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_PORT=$(( 20000 + (SLURM_JOB_ID * 7 + restart * 101) % 20000 ))
+export MASTER_PORT=$(( 20000 + (SLURM_JOB_ID * 7 + restart * 101) % 12000 ))
 export RENDEZVOUS_ID="${SLURM_JOB_ID}-${restart}"
+# A task that stopped with a checkpoint leaves this file: srun may kill the others while they still
+# follow it, and then ends with their code.
+export STOPPED=@{folder}/slurm/stopped-$RENDEZVOUS_ID
+mkdir -p @{folder}/slurm
+rm -f "$STOPPED"
 """
+
+_AFTER_RANKS = """
+if [[ -e $STOPPED ]]; then
+  rm -f "$STOPPED"
+  code=75
+fi
+"""
+
+# Run by every task, so what begins with $ is expanded there and not in the batch shell. The trap is
+# there because Slurm signals every process of a task, and this shell must outlive its child.
+_TASK = """trap : USR1 USR2 TERM
+@{ranks}
+code=0
+@{run} || code=$?
+if [[ $code -eq 75 ]]; then : > "$STOPPED"; fi
+exit $code"""
+
+_PER_RANK = """export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS
+export LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE"""
 
 
 class _Template(string.Template):
@@ -53,14 +82,64 @@ class ClusterConfig:
     """How often a job that stopped with a checkpoint starts again."""
     max_array_tasks: int = 8
     """Tasks of an array job that run at the same time."""
+    tasks: Literal["per_node", "per_rank"] = "per_node"
+    """One Slurm task a node, which starts its ranks with torchrun, or one task a rank."""
+    network_interface: str | None = None
+    """Interface that ranks talk over (gloo and NCCL); None lets them find one."""
     python: str = "python"
-    """The interpreter of the environment on the nodes."""
+    """The interpreter of the environment on the nodes (or in the container)."""
+    modules: tuple[str, ...] = ()
+    """Environment modules to load."""
     setup: tuple[str, ...] = ()
-    """Shell lines before the command, such as ``module load cuda``."""
+    """Shell lines before the command, such as ``source .venv/bin/activate``."""
+    container: tuple[str, ...] = ()
+    """Words before the command of each task, such as ``[apptainer, exec, --nv, image.sif]``."""
+    srun: tuple[str, ...] = ()
+    """Further options of ``srun``, such as ``--container-image=...`` of pyxis."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the job."""
     directives: tuple[str, ...] = ()
     """Further ``#SBATCH`` options, such as ``--exclude=node07``."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would silently become another directive or another shell line.
+
+        Raises:
+            ConfigError: A value holds a line break, a variable's name is none, or a count is
+                negative.
+        """
+        lines: dict[str, tuple[str | None, ...]]
+        lines = {"partition": (self.partition,), "account": (self.account,), "qos": (self.qos,)}
+        lines |= {"constraint": (self.constraint,), "network_interface": (self.network_interface,)}
+        lines |= {"directives": self.directives, "modules": self.modules, "setup": self.setup}
+        for name, values in lines.items():
+            for value in values:
+                if value is not None and len(value.splitlines()) != 1:
+                    raise ConfigError(f"cluster.{name} is {value!r}; expected one line")
+        for directive in self.directives:
+            if not directive.startswith("-"):
+                raise ConfigError(f"cluster.directives: {directive!r}; expected --name=value")
+        for name in self.env:
+            if not name.isidentifier():
+                raise ConfigError(f"cluster.env: {name!r} is no name of a variable")
+        counts = {"signal_s": 0, "max_requeues": 0, "max_array_tasks": 1}
+        for name, least in counts.items():
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"cluster.{name} is {getattr(self, name)}; expected at least {least}"
+                )
+
+
+def load_cluster(path: str | Path) -> ClusterConfig:
+    """Read a cluster file; ``launchers/templates/cluster.yaml`` explains every key.
+
+    Raises:
+        ConfigError: A key or value is wrong; names the file and the place.
+    """
+    try:
+        return build(ClusterConfig, read_yaml(path), "cluster")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -70,6 +149,7 @@ class Job:
     step: Step
     script: str
     needs: tuple[str, ...]
+    digest: str
 
     def submit_words(self, ids: Mapping[str, str], path: Path) -> list[str]:
         """The ``sbatch`` command line.
@@ -94,28 +174,37 @@ def make_job(step: Step, cluster: ClusterConfig, folder: Path, digest: str) -> J
         folder: The pipeline's folder of stamps and logs.
         digest: The step's digest, for its stamp.
     """
-    python = shlex.quote(cluster.python)
+    resources = step.resources
+    per_rank = cluster.tasks == "per_rank"
+    tasks = resources.processes if per_rank else 1
+    cpus = max(1, resources.cpus // tasks)
+    quoted = shlex.quote(str(folder))
     array = len(step.array)
     log = folder / (f"{step.name}-%A_%a.slurm.log" if array else f"{step.name}-%j.slurm.log")
     task = ' --task "$SLURM_ARRAY_TASK_ID"' if array else ""
+    rendezvous = ""
+    if resources.distributed:
+        rendezvous = _Template(_RENDEZVOUS).substitute(folder=quoted)
     text = _Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         job_name=f"tnr-{step.name}",
-        nodes=step.resources.nodes,
-        cpus=step.resources.cpus,
-        time=_clock(step.resources.minutes),
-        log=log,
+        nodes=resources.nodes,
+        tasks=tasks,
+        cpus=cpus,
+        time=_clock(resources.minutes),
+        log=shlex.quote(str(log)),
         signal_s=cluster.signal_s,
         directives="\n".join(_directives(step, cluster)),
         setup="\n".join(_setup(cluster)),
         command=_command(step, cluster),
-        launch=_launch(step, cluster),
-        rendezvous=_RENDEZVOUS if step.resources.distributed else "",
+        launch=_launch(step, cluster, cpus),
+        rendezvous=rendezvous,
+        after_ranks=_AFTER_RANKS if resources.distributed else "",
         max_requeues=cluster.max_requeues,
         requeue_id="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "$SLURM_JOB_ID",
-        python=python,
-        mark=f"--folder {shlex.quote(str(folder))} --step {step.name} --digest {digest}{task}",
+        python=shlex.quote(cluster.python),
+        mark=f"--folder {quoted} --step {step.name} --digest {digest}{task}",
     )
-    return Job(step, text, step.needs)
+    return Job(step, text, step.needs, digest)
 
 
 def make_jobs(
@@ -142,28 +231,45 @@ def script_path(folder: Path, step: Step) -> Path:
     return folder / "slurm" / f"{step.name}.sbatch"
 
 
-def submit(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
-    """Write the scripts and submit them in order.
+def submit(
+    jobs: Sequence[Job], folder: Path, book: JobBook, queued: Mapping[str, str]
+) -> dict[str, str]:
+    """Write the scripts and submit them in order; what is queued already is left alone.
+
+    Args:
+        jobs: In an order in which needs come first.
+        folder: The pipeline's folder.
+        book: Where the ids are kept.
+        queued: Job ids of steps that are queued or running; what needs them waits for them.
 
     Returns:
-        Job id of each step.
+        Job id of each step that was submitted.
 
     Raises:
-        TinyNewsRecError: There is no ``sbatch``, or it refused a script; names those submitted.
+        TinyNewsRecError: There is no ``sbatch``, or it refused a script, or a step is queued with
+            another command than now; names those submitted.
     """
     if shutil.which("sbatch") is None:
         raise TinyNewsRecError(
             "there is no sbatch on this machine, so nothing was submitted; run this on a login "
             "node of the cluster, look at the scripts with --print, or run here: tnr pipeline run"
         )
+    for job in jobs:
+        name = job.step.name
+        if name in queued and book.jobs[name].digest != job.digest:
+            raise TinyNewsRecError(
+                f"step {name} is queued as job {queued[name]} with other settings than now; "
+                f"end it first: scancel {queued[name]}"
+            )
     ids: dict[str, str] = {}
     for job in jobs:
+        if job.step.name in queued:
+            continue
         path = script_path(folder, job.step)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(job.script, encoding="utf-8")
-        done = subprocess.run(
-            job.submit_words(ids, path), capture_output=True, text=True, check=False
-        )
+        words = job.submit_words({**queued, **ids}, path)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             before = ", ".join(f"{name} {number}" for name, number in ids.items()) or "none"
             raise TinyNewsRecError(
@@ -171,6 +277,7 @@ def submit(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
                 f"submitted before it: {before}"
             )
         ids[job.step.name] = done.stdout.strip().split(";")[0]
+        book.note(job.step, ids[job.step.name], job.digest)
     return ids
 
 
@@ -191,8 +298,13 @@ def _directives(step: Step, cluster: ClusterConfig) -> list[str]:
 
 
 def _setup(cluster: ClusterConfig) -> list[str]:
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.env.items()]
-    return [*cluster.setup, *exports]
+    lines = [f"module load {shlex.join(cluster.modules)}"] if cluster.modules else []
+    env = dict(cluster.env)
+    if cluster.network_interface is not None:
+        names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+        env = dict.fromkeys(names, cluster.network_interface) | env
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
+    return [*lines, *cluster.setup, *exports]
 
 
 def _command(step: Step, cluster: ClusterConfig) -> str:
@@ -208,22 +320,33 @@ def _command(step: Step, cluster: ClusterConfig) -> str:
     return text
 
 
-def _launch(step: Step, cluster: ClusterConfig) -> str:
+def _launch(step: Step, cluster: ClusterConfig, cpus: int) -> str:
+    """What follows ``srun`` and its fixed options."""
+    # Since Slurm 22.05 srun does not take the job's --cpus-per-task over by itself.
+    options = shlex.join([f"--cpus-per-task={cpus}", *cluster.srun])
+    before = f"{shlex.join(cluster.container)} " if cluster.container else ""
     resources = step.resources
     if not resources.distributed:
-        return '"${command[@]}"'
-    torchrun = [
-        *(cluster.python, "-m", "launchers.ranks"),
-        f"--nnodes={resources.nodes}",
-        f"--nproc-per-node={resources.processes}",
-        "--rdzv-backend=c10d",
-    ]
-    # The ranks run the module, so the interpreter and its -m are left out of the command.
-    return (
-        shlex.join(torchrun)
-        + ' --rdzv-id="$RENDEZVOUS_ID" --rdzv-endpoint="$MASTER_HOST:$MASTER_PORT"'
-        + ' --max-restarts=0 "${command[@]:1}"'
-    )
+        return f'{options} {before}"${{command[@]}}"'
+    if cluster.tasks == "per_rank":
+        ranks, run, words = _PER_RANK, f'{before}"$@"', '"${command[@]}"'
+    else:
+        torchrun = [
+            *(cluster.python, "-m", "launchers.ranks"),
+            f"--nnodes={resources.nodes}",
+            f"--nproc-per-node={resources.processes}",
+            "--rdzv-backend=c10d",
+        ]
+        ranks = "is_host=$(( SLURM_PROCID == 0 ))"
+        run = (
+            f"{before}{shlex.join(torchrun)}"
+            ' --rdzv-id="$RENDEZVOUS_ID" --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"'
+            ' --rdzv-conf="is_host=$is_host" --max-restarts=0 "$@"'
+        )
+        # The ranks run the module, so the interpreter and its -m are left out of the command.
+        words = '"${command[@]:1}"'
+    task = _Template(_TASK).substitute(ranks=ranks, run=run)
+    return f"{options} bash -c {shlex.quote(task)} task {words}"
 
 
 def _clock(minutes: int) -> str:

@@ -39,6 +39,12 @@ class Stamp:
     start: float
     end: float | None = None
     exit_code: int | None = None
+    job: str | None = None
+    """Slurm's id of the job that ran it; None for a run on this machine."""
+    attempt: int = 1
+    """Which start of that job it was."""
+    nodes: str | None = None
+    """The job's nodes, as Slurm lists them."""
 
     @property
     def seconds(self) -> float | None:
@@ -58,6 +64,9 @@ class Stamp:
             "ended": _clock(self.end),
             "seconds": self.seconds,
             "exit_code": self.exit_code,
+            "job": self.job,
+            "attempt": self.attempt,
+            "nodes": self.nodes,
         }
 
 
@@ -87,6 +96,9 @@ class Stamps:
                 start=float(found["start"]),
                 end=None if found["end"] is None else float(found["end"]),
                 exit_code=found["exit_code"],
+                job=found.get("job"),  # stamps of earlier versions have none of these three
+                attempt=int(found.get("attempt", 1)),
+                nodes=found.get("nodes"),
             )
         except (KeyError, TypeError, ValueError):
             return None  # of another version: the step counts as not done

@@ -4,6 +4,7 @@ After a deliberate change of the scripts, run these tests with ``TNR_WRITE_GOLDE
 the difference.
 """
 
+import dataclasses
 import json
 import os
 import stat
@@ -13,12 +14,22 @@ from pathlib import Path
 
 import pytest
 
-from launchers.slurm import ClusterConfig, make_job, make_jobs, render, submit
+import launchers
+from launchers.jobs import JobBook, Queued, read_squeue
+from launchers.slurm import ClusterConfig, load_cluster, make_job, make_jobs, render, submit
 from launchers.steps import Resources, Step, digests
-from shards.errors import TinyNewsRecError
+from trainer.errors import ConfigError, TinyNewsRecError
 
+PER_RANK = ClusterConfig(
+    tasks="per_rank",
+    modules=("cuda/12.4", "gcc"),
+    container=("apptainer", "exec", "--bind", "/data set", "tnr.sif"),
+    srun=("--mpi=none",),
+    network_interface="ib0",
+)
 GOLDEN = Path(__file__).parent / "golden"
 PYTHONPATH = os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3])
+TEMPLATE = Path(launchers.__file__).parent / "templates" / "cluster.yaml"
 FOLDER = Path("runs/mind/pipeline")
 CLUSTER = ClusterConfig(
     partition="gpu",
@@ -49,6 +60,45 @@ def test_scripts_are_the_golden_text(step: Step):
     assert script == golden.read_text()
 
 
+def test_a_script_of_one_task_a_rank_is_the_golden_text():
+    script = make_job(TRAIN, PER_RANK, FOLDER, "0" * 64).script
+    golden = GOLDEN / "post-train-per-rank.sbatch"
+    if os.environ.get("TNR_WRITE_GOLDEN"):
+        golden.write_text(script)
+    assert script == golden.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        ({"partition": "gpu\n#SBATCH --account=other"}, "cluster.partition"),
+        ({"directives": ("--exclude=a\nrm x",)}, "cluster.directives"),
+        ({"directives": ("exclude=a",)}, "cluster.directives"),
+        ({"setup": ("",)}, "cluster.setup"),
+        ({"env": {"A B": "1"}}, "cluster.env"),
+        ({"max_array_tasks": 0}, "cluster.max_array_tasks"),
+    ],
+)
+def test_a_cluster_that_would_write_another_script_is_refused(settings: dict, place: str):
+    with pytest.raises(ConfigError, match=place):
+        ClusterConfig(**settings)
+
+
+def test_the_cluster_template_is_a_cluster_file_that_names_every_key():
+    cluster = load_cluster(TEMPLATE)
+    assert cluster.tasks == "per_node"
+    text = TEMPLATE.read_text()
+    for field in dataclasses.fields(ClusterConfig):
+        assert f"\n{field.name}:" in text, field.name
+
+
+def test_a_mistake_in_a_cluster_file_is_named(tmp_path: Path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("partitoin: gpu\n")
+    with pytest.raises(ConfigError, match=r"cluster\.yaml: .*did you mean partition"):
+        load_cluster(path)
+
+
 def test_dependencies_name_only_jobs_that_are_submitted():
     jobs = make_jobs([TRAIN, CACHE], CLUSTER, FOLDER, digests([TRAIN, CACHE]))
     assert jobs[1].submit_words({"post-train": "41"}, Path("x"))[2] == "--dependency=afterok:41"
@@ -71,7 +121,9 @@ def slurm(tmp_path: Path, monkeypatch) -> Path:
     executable(tools / "srun", '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
     executable(
         tools / "scontrol",
-        f'#!/bin/bash\n[[ $1 == show ]] && echo localhost && exit\necho "$@" >> '
+        f"#!/bin/bash\n[[ $1 == show ]] && echo localhost && exit\n"
+        f'[[ $1 == --oneliner ]] && echo "NodeName=x NodeAddr=localhost Port=1" && exit\n'
+        f'echo "$@" >> '
         f"{tmp_path}/scontrol\n[[ ! -e {tmp_path}/no-requeue ]]\n",
     )
     executable(
@@ -136,7 +188,7 @@ def test_a_checkpointed_stop_is_requeued_within_the_budget(slurm: Path):
     step = Step(name="a", command=("tnr", "fail", "75"))
     assert run_script(step, slurm).returncode == 75
     assert (slurm / "scontrol").read_text() == "requeue 7\n"
-    assert not (slurm / "pipeline" / "a.json").exists()
+    assert stamp(slurm, "a")["state"] == "stopped"
     assert run_script(step, slurm, SLURM_RESTART_COUNT="2").returncode == 75
     assert (slurm / "scontrol").read_text() == "requeue 7\n"  # the budget is spent
     assert stamp(slurm, "a")["state"] == "stopped"
@@ -161,7 +213,10 @@ def test_ranks_start_under_torchrun_with_the_job_s_own_port(slurm: Path):
 
 def test_submission_passes_job_ids_on(slurm: Path):
     jobs = make_jobs([TRAIN, CACHE], CLUSTER, slurm / "pipeline", digests([TRAIN, CACHE]))
-    assert submit(jobs, slurm / "pipeline") == {"post-train": "101", "cache-1": "102"}
+    assert submit(jobs, slurm / "pipeline", JobBook(slurm / "pipeline"), {}) == {
+        "post-train": "101",
+        "cache-1": "102",
+    }
     lines = (slurm / "sbatch").read_text().splitlines()
     assert lines[1] == (
         f"--parsable --dependency=afterok:101 {slurm}/pipeline/slurm/cache-1.sbatch"
@@ -169,8 +224,38 @@ def test_submission_passes_job_ids_on(slurm: Path):
     assert (slurm / "pipeline/slurm/cache-1.sbatch").read_text() == jobs[1].script
 
 
+def test_what_is_queued_is_not_submitted_again_and_is_waited_for(slurm: Path):
+    folder = slurm / "pipeline"
+    known = digests([TRAIN, CACHE])
+    submit(make_jobs([TRAIN], CLUSTER, folder, known), folder, JobBook(folder), {})
+    text = "101  RUNNING  2  None\n7 PENDING 0 Priority\n"
+    book = JobBook(folder)
+    queued = book.queued(read_squeue(text))
+    assert queued == {"post-train": "101"}
+    jobs = make_jobs([TRAIN, CACHE], CLUSTER, folder, known)
+    assert submit(jobs, folder, book, queued) == {"cache-1": "102"}
+    assert "--dependency=afterok:101 " in (slurm / "sbatch").read_text().splitlines()[1]
+    assert JobBook(folder).queued(read_squeue("")) == {}  # both have ended
+
+
+def test_a_queued_step_of_other_settings_is_not_passed_over(slurm: Path):
+    folder = slurm / "pipeline"
+    book = JobBook(folder)
+    book.note(TRAIN, "101", "another digest")
+    jobs = make_jobs([TRAIN], CLUSTER, folder, digests([TRAIN]))
+    with pytest.raises(
+        TinyNewsRecError, match="other settings than now; end it first: scancel 101"
+    ):
+        submit(jobs, folder, book, {"post-train": "101"})
+
+
+def test_an_array_s_tasks_are_read_together():
+    text = "9 RUNNING 0 None\n9 PENDING 3 JobArrayTaskLimit\n"
+    assert read_squeue(text)["9"] == Queued(("RUNNING", "PENDING"), "JobArrayTaskLimit", 3)
+
+
 def test_a_refused_submission_names_what_went_before(slurm: Path):
     refused = Step(name="refused", command=("tnr", "x"), needs=("post-train",))
     jobs = make_jobs([TRAIN, refused], CLUSTER, slurm / "p", digests([TRAIN, refused]))
     with pytest.raises(TinyNewsRecError, match="no such partition; submitted before it: post-tr"):
-        submit(jobs, slurm / "p")
+        submit(jobs, slurm / "p", JobBook(slurm / "p"), {})

@@ -15,6 +15,7 @@ VERBS = (
     ("trainer.cli.demo", "demo"),
     ("shards.cli", "shards"),
     ("trainer.cli.train", "train"),
+    ("trainer.cli.launch", "launch"),
     ("trainer.cli.teachers", "teachers"),
     ("trainer.cli.evaluate", "evaluate"),
     ("trainer.cli.predict", "predict"),

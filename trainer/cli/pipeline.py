@@ -45,14 +45,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_config(slurm)
     slurm.add_argument("--print", action="store_true", help="show every script and submit nothing")
+    slurm.add_argument(
+        "--cluster", metavar="FILE", help="cluster file, in place of the pipeline's 'cluster'"
+    )
     _add_choice(slurm)
     slurm.set_defaults(run=run_submit)
     status = verbs.add_parser(
         "status",
-        help="a table of the steps: state, seconds, log",
+        help="a table of the steps: job, state, progress, time, log",
         epilog="example: tnr pipeline status mind.yaml",
     )
     _add_config(status)
+    status.add_argument("--json", action="store_true", help="the rows as JSON")
     status.set_defaults(run=run_status)
 
 
@@ -91,46 +95,52 @@ def run_here(arguments: argparse.Namespace) -> int:
 
 def run_submit(arguments: argparse.Namespace) -> int:
     """Submit the steps that are not done, or show the scripts of all of them."""
-    from launchers.slurm import make_jobs, render, submit
+    from launchers.jobs import JobBook, ask_squeue
+    from launchers.slurm import load_cluster, make_jobs, render, submit
     from launchers.stamps import Stamps, State
     from launchers.steps import choose, digests
 
     config, steps = _load(arguments)
+    cluster = load_cluster(arguments.cluster) if arguments.cluster else config.cluster
     folder, known = stamps_folder(config), digests(steps)
     chosen = choose(steps, only=arguments.only, until=arguments.until)
     check_training(chosen)
     if arguments.print:
-        print(render(make_jobs(chosen, config.cluster, folder, known), folder))
+        print(render(make_jobs(chosen, cluster, folder, known), folder))
         return 0
-    stamps = Stamps(folder)
-    todo = [step for step in chosen if stamps.state(step, known[step.name]) is not State.DONE]
+    book, stamps = JobBook(folder), Stamps(folder)
+    queued = book.queued((ask_squeue() or {}) if book.jobs else {})
+    done = [step for step in chosen if stamps.state(step, known[step.name]) is State.DONE]
+    todo = [step for step in chosen if step not in done]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, number in submit(make_jobs(todo, config.cluster, folder, known), folder).items():
+    ids = submit(make_jobs(todo, cluster, folder, known), folder, book, queued)
+    for name, number in ids.items():
         print(f"{number}  {name}")
-    print(f"{len(todo)} jobs submitted, {len(chosen) - len(todo)} steps done already")
+    left = len(todo) - len(ids)
+    print(f"{len(ids)} jobs submitted, {left} queued already, {len(done)} steps done already")
     return 0
 
 
 def run_status(arguments: argparse.Namespace) -> int:
-    """Print the table."""
-    from launchers.local import is_running
-    from launchers.stamps import Stamps, State
+    """Print the table, or its rows as JSON."""
+    import json
+    import sys
+
+    from launchers.jobs import JobBook, ask_squeue
+    from launchers.status import status_rows, table
     from launchers.steps import digests
+    from trainer.errors import TinyNewsRecError
 
     config, steps = _load(arguments)
     folder = stamps_folder(config)
-    stamps, known, running = Stamps(folder), digests(steps), is_running(folder)
-    width = max(len(step.name) for step in steps)
-    print(f"{'step':<{width}}  {'state':<8}  {'seconds':>9}  log")
-    for step in steps:
-        stamp, state = stamps.read(step), stamps.state(step, known[step.name])
-        if state is State.RUNNING and not running and not step.array:
-            state = State.STOPPED  # the pipeline that wrote the stamp is gone
-        took = "" if stamp is None or stamp.seconds is None else f"{stamp.seconds:,.1f}"
-        log = stamps.log(step)
-        print(
-            f"{step.name:<{width}}  {state:<8}  {took:>9}  {log if log.exists() else ''}".rstrip()
-        )
+    asked = None
+    try:
+        if JobBook(folder).jobs:
+            asked = ask_squeue()
+    except TinyNewsRecError as error:
+        print(f"tnr: {error}; shown is what the jobs wrote", file=sys.stderr)
+    rows = status_rows(steps, digests(steps), folder, asked)
+    print(json.dumps([row.to_dict() for row in rows], indent=1) if arguments.json else table(rows))
     return 0
 
 

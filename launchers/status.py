@@ -1,0 +1,192 @@
+"""What ``tnr pipeline status`` shows: each step's job, state, progress, time and log.
+
+Stamps say how steps ended, ``squeue`` (asked once, where there is one) what is queued or runs, and
+a training step's run folder how far it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launchers.jobs import JobBook, Queued
+from launchers.local import is_running
+from launchers.stamps import Stamp, Stamps, State
+from launchers.steps import Step
+from shards.files import read_json
+from trainer.errors import DataError
+
+_TAIL_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step of the table."""
+
+    step: str
+    job: str | None
+    """Slurm's id, None for a step that ran here or has not run."""
+    state: str
+    """``to do``, ``queued``, ``running``, ``done``, ``stopped``, ``failed``, ``cancelled`` or
+    ``stale``."""
+    reason: str | None
+    """Why a queued job waits."""
+    requeued: int
+    """How often its job was queued again."""
+    progress: str | None
+    """Steps and loss of a training, done tasks of an array."""
+    seconds: float | None
+    """Of the last attempt, up to now if it runs."""
+    log: str | None
+    """The log that was written last."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written to JSON."""
+        return dataclasses.asdict(self)
+
+
+def status_rows(
+    steps: Sequence[Step],
+    known: Mapping[str, str],
+    folder: Path,
+    asked: Mapping[str, Queued] | None,
+) -> list[Row]:
+    """The rows of all steps.
+
+    Args:
+        steps: The pipeline's steps.
+        known: Their digests.
+        folder: The pipeline's folder of stamps.
+        asked: What ``squeue`` said; None if it could not be asked, and stamps alone count.
+    """
+    book, here = JobBook(folder), is_running(folder)
+    return [_row(step, known[step.name], Stamps(folder), book, asked, here) for step in steps]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as aligned text."""
+    cells = [("step", "job", "state", "progress", "seconds", "log")]
+    for row in rows:
+        state = row.state if row.reason is None else f"{row.state} ({row.reason})"
+        if row.requeued:
+            state += f", requeued {row.requeued} time{'s' if row.requeued > 1 else ''}"
+        took = "" if row.seconds is None else f"{row.seconds:,.1f}"
+        cells.append((row.step, row.job or "", state, row.progress or "", took, row.log or ""))
+    widths = [max(len(line[n]) for line in cells) for n in range(len(cells[0]))]
+    lines = []
+    for line in cells:
+        padded = [
+            c.rjust(w) if n == 4 else c.ljust(w)
+            for n, (c, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _row(
+    step: Step,
+    digest: str,
+    stamps: Stamps,
+    book: JobBook,
+    asked: Mapping[str, Queued] | None,
+    here: bool,
+) -> Row:
+    submitted = book.jobs.get(step.name)
+    job = None if submitted is None else submitted.job
+    queued = None if asked is None or job is None else asked.get(job)
+    written = [s for task in _tasks(step) if (s := stamps.read(step, task)) is not None]
+    latest = max(written, key=lambda stamp: stamp.start, default=None)
+    state, reason = str(stamps.state(step, digest)), None
+    if queued is not None:
+        state = "running" if queued.runs else "queued"
+        reason = None if queued.runs else queued.reason
+    elif asked is not None and job is not None:
+        state = _ended(state, latest)
+    elif state == State.RUNNING and latest is not None and latest.job is None and not here:
+        state = str(State.STOPPED)  # the pipeline that wrote the stamp is gone
+    requeues = [stamp.attempt - 1 for stamp in written if stamp.job is not None]
+    if queued is not None:
+        requeues.append(queued.restarts)
+    return Row(
+        step=step.name,
+        job=job,
+        state=state,
+        reason=reason,
+        requeued=max(requeues, default=0),
+        progress=_progress(step, digest, stamps),
+        seconds=_seconds(latest, state),
+        log=_log(step, stamps),
+    )
+
+
+def _tasks(step: Step) -> list[int | None]:
+    return [None, *range(len(step.array))]
+
+
+def _ended(state: str, latest: Stamp | None) -> str:
+    """State of a step whose job Slurm no longer knows: it had no chance to say so itself if it was
+    cancelled while it waited, or killed."""
+    if state in (State.DONE, State.FAILED, State.STALE):
+        return state
+    by_job = latest is None or latest.job is not None
+    return "cancelled" if by_job else state
+
+
+def _progress(step: Step, digest: str, stamps: Stamps) -> str | None:
+    if step.array:
+        found = [stamps.read(step, task) for task in range(len(step.array))]
+        whole = stamps.state(step, digest) is State.DONE
+        done = sum(s is not None and s.digest == digest and s.state is State.DONE for s in found)
+        return f"{len(found) if whole else done}/{len(found)} tasks"
+    if step.command[1] != "train" or step.output is None:
+        return None
+    try:
+        total = int(read_json(Path(step.output) / "state.json")["steps"])
+    except (DataError, KeyError, TypeError, ValueError):
+        return None  # it has not begun
+    record = _last_record(Path(step.output) / "metrics.jsonl")
+    if record is None:
+        return f"step 0/{total}"
+    loss = f", loss {record['train/loss']:.4f}" if "train/loss" in record else ""
+    return f"step {record['step']}/{total}{loss}"
+
+
+def _last_record(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a metrics file that has a training loss; its end alone is read."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().split(b"\n")
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # the last line may be half written, the first one half read
+        if isinstance(record, dict) and "step" in record and "train/loss" in record:
+            return record
+    return None
+
+
+def _seconds(latest: Stamp | None, state: str) -> float | None:
+    if latest is None:
+        return None
+    if latest.end is None:
+        return time.time() - latest.start if state == State.RUNNING else None
+    return latest.seconds
+
+
+def _log(step: Step, stamps: Stamps) -> str | None:
+    # A step's name may be the beginning of another's, so the pattern names what follows it.
+    found = list(stamps.folder.glob(f"{step.name}-[0-9]*.slurm.log"))
+    found = [
+        p for p in found if p.name[len(step.name) + 1 :].split(".")[0].replace("_", "").isdigit()
+    ]
+    if stamps.log(step).is_file():
+        found.append(stamps.log(step))
+    return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None

@@ -1,0 +1,103 @@
+"""``tnr launch``: one training job on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb and its sub-verb."""
+    parser = subparsers.add_parser("launch", help="submit one training job to Slurm")
+    verbs = parser.add_subparsers(dest="scheduler", metavar="SCHEDULER", required=True)
+    slurm = verbs.add_parser(
+        "slurm",
+        help="submit one training job to Slurm",
+        description=(
+            "Submit `tnr train RECIPE ...` as a Slurm job that is requeued until it is done. The "
+            "recipe and its batch arithmetic are checked first. Options stand before RECIPE; what "
+            "follows it are settings. Script, stamp and logs go to the folder 'launch' in run.dir. "
+            "Started again while the job is queued or runs, it submits nothing."
+        ),
+        epilog=(
+            "example: tnr launch slurm --nodes 2 --processes 4 --gpus 4 --cpus 32 --minutes 1440 "
+            "--cluster cluster.yaml post_train --data.articles data/articles --run.dir runs/one "
+            "--run.deepspeed zero2"
+        ),
+    )
+    slurm.add_argument("--nodes", type=int, default=1, help="machines (%(default)s)")
+    slurm.add_argument("--processes", type=int, default=1, help="ranks on each (%(default)s)")
+    slurm.add_argument("--gpus", type=int, default=0, help="GPUs on each (%(default)s)")
+    slurm.add_argument("--cpus", type=int, default=4, help="CPU cores on each (%(default)s)")
+    slurm.add_argument("--minutes", type=int, default=60, help="time limit (%(default)s)")
+    slurm.add_argument("--name", default="train", help="name of the job (%(default)s)")
+    slurm.add_argument(
+        "--cluster", metavar="FILE", help="cluster file, as launchers/templates/cluster.yaml"
+    )
+    slurm.add_argument("--print", action="store_true", help="show the script and submit nothing")
+    slurm.add_argument("recipe", metavar="RECIPE", help="a recipe's name or path")
+    slurm.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="--section.key value",
+        help="settings over the recipe's",
+    )
+    slurm.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Submit the job, or show its script.
+
+    Raises:
+        ConfigError: The recipe, the arithmetic or an option is wrong.
+        TinyNewsRecError: It cannot be submitted.
+    """
+    from pathlib import Path
+
+    from launchers.jobs import JobBook, ask_squeue
+    from launchers.slurm import ClusterConfig, load_cluster, make_jobs, render, submit
+    from launchers.steps import Resources, Step, digests
+    from trainer.config.load import load_config
+    from trainer.config.validate import check_batch
+
+    _check_options(arguments)
+    config = load_config(arguments.recipe, arguments.overrides)
+    check_batch(config, arguments.nodes * arguments.processes)
+    cluster = load_cluster(arguments.cluster) if arguments.cluster else ClusterConfig()
+    step = Step(
+        name=arguments.name,
+        command=("tnr", "train", arguments.recipe, *arguments.overrides),
+        resources=Resources(
+            nodes=arguments.nodes,
+            processes=arguments.processes,
+            gpus=arguments.gpus,
+            cpus=arguments.cpus,
+            minutes=arguments.minutes,
+        ),
+    )
+    folder = Path(config.run.dir) / "launch"
+    jobs = make_jobs([step], cluster, folder, digests([step]))
+    if arguments.print:
+        print(render(jobs, folder))
+        return 0
+    book = JobBook(folder)
+    queued = book.queued((ask_squeue() or {}) if book.jobs else {})
+    for number in submit(jobs, folder, book, queued).values():
+        print(f"{number}  {step.name}: script and logs in {folder}")
+    if step.name in queued:
+        print(f"{step.name} is queued already as job {queued[step.name]}; nothing was submitted")
+    return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    from trainer.errors import ConfigError
+
+    least = {"nodes": 1, "processes": 1, "gpus": 0, "cpus": 1, "minutes": 1}
+    for name, value in least.items():
+        if getattr(arguments, name) < value:
+            raise ConfigError(f"--{name} is {getattr(arguments, name)}; expected at least {value}")
+    if not arguments.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ConfigError(f"--name is {arguments.name!r}; expected letters, digits, -, _ and .")
+    own = {f"--{name}" for name in (*least, "name", "cluster", "print")}
+    for word in arguments.overrides:
+        if word.split("=")[0] in own:
+            raise ConfigError(f"{word} stands after the recipe; options of launch come before it")
