@@ -43,7 +43,7 @@ class Row:
     seconds: float | None
     """Of the last attempt, up to now if it runs."""
     log: str | None
-    """The log that was written last."""
+    """The log of the newest job, else of the run here."""
 
     def to_dict(self) -> dict[str, Any]:
         """As it is written to JSON."""
@@ -182,11 +182,14 @@ def _seconds(latest: Stamp | None, state: str) -> float | None:
 
 
 def _log(step: Step, stamps: Stamps) -> str | None:
-    # A step's name may be the beginning of another's, so the pattern names what follows it.
-    found = list(stamps.folder.glob(f"{step.name}-[0-9]*.slurm.log"))
-    found = [
-        p for p in found if p.name[len(step.name) + 1 :].split(".")[0].replace("_", "").isdigit()
-    ]
-    if stamps.log(step).is_file():
-        found.append(stamps.log(step))
-    return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
+    """The log of the newest job (ids rise), else that of a run on this machine."""
+    # A step's name may be the beginning of another's, so what follows it must be an id alone.
+    found = {}
+    for path in stamps.folder.glob(f"{step.name}-[0-9]*.slurm.log"):
+        ids = path.name[len(step.name) + 1 :].split(".")[0].split("_")
+        if all(part.isdigit() for part in ids):
+            found[tuple(map(int, ids))] = path
+    if found:
+        return str(found[max(found)])
+    here = stamps.log(step)
+    return str(here) if here.is_file() else None
