@@ -14,6 +14,7 @@ from helpers.launch import metrics
 from helpers.toy_clicks import ClickToyData, make_task
 
 from trainer.checkpoint.hashed import HashedFile
+from trainer.checkpoint.store import CheckpointStore
 from trainer.errors import CheckpointError, TinyNewsRecError
 from trainer.export.folder import export_model, load_export
 
@@ -151,9 +152,16 @@ def test_a8_disk_refuses_and_the_run_stops_with_what_it_had(
 
 
 def train_with_little_room(run: Path) -> None:
-    """The system's own limit on the size of a file, smaller than the checkpoint's."""
+    """The system's own limit on the size of a file, smaller than the checkpoint's, once it is
+    written: the run's other files may be larger."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
+    real = CheckpointStore.save
+
+    def save(self, *arguments):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
+        return real(self, *arguments)
+
+    CheckpointStore.save = save  # type: ignore[method-assign]
     try:
         train(run, run__log_every=1000)
     except CheckpointError as error:
