@@ -50,6 +50,7 @@ NOT_COMPARED = (
     "data.cache_",
     "data.fetch_",
     "data.workers",
+    "data.articles",
     "data.clicks",
     "data.tokens",
 )
