@@ -87,8 +87,8 @@ def column_against_loader(
         tokens.batch("body", rows, BODY)
 
     def grouped(rows: np.ndarray) -> None:
-        tokens.groups("title", rows, TITLE, 8192)
-        tokens.groups("body", rows, BODY, 8192)
+        tokens.view(("title", TITLE)).groups(rows, 8192)
+        tokens.view(("body", BODY)).groups(rows, 8192)
 
     def in_loader(rows: np.ndarray) -> None:
         samples = [articles.sample(row) for row in rows.tolist()]

@@ -9,8 +9,8 @@ from helpers.launch import metrics
 from helpers.tnr import tnr
 from helpers.world import TINY_MODEL, TinyWorld, make_world
 
+from shards.length_groups import length_groups, most_groups
 from shards.stream import Stream
-from shards.tokens import length_groups, most_groups
 from trainer.tasks.build import build
 from trainer.tasks.texts import Grouping, encode_texts, grouping_of
 

@@ -63,12 +63,11 @@ def test_encoding_in_batches_by_length_equals_one_by_one(world: TinyWorld, recom
     model = load_export(recommender).load_model()
     _, _, _, expected = by_hand(world, recommender)
     rows = np.random.default_rng(0).permutation(world.articles.num_rows)
+    titles = world.tokens.view(("title", 10))
     for batch_tokens in (1, 40, 100_000):
-        found = encode_articles(
-            model, world.tokens, rows, "title", 10, batch_tokens=batch_tokens, progress=True
-        )
+        found = encode_articles(model, titles, rows, batch_tokens=batch_tokens, progress=True)
         np.testing.assert_allclose(found, expected[rows], rtol=1e-4, atol=1e-5)
-    assert encode_articles(model, world.tokens, rows[:0], "title", 10).shape == (0, 12)
+    assert encode_articles(model, titles, rows[:0]).shape == (0, 12)
 
 
 def test_batches_keep_within_the_token_budget(world: TinyWorld):
@@ -82,12 +81,12 @@ def test_batches_keep_within_the_token_budget(world: TinyWorld):
             return torch.zeros(len(ids), 2)
 
     rows = np.arange(world.articles.num_rows)
-    encode_articles(Spy(), world.tokens, rows, "body", 20, batch_tokens=64)
+    encode_articles(Spy(), world.tokens.view(("body", 20)), rows, batch_tokens=64)
     assert all(n * length <= 64 for (n, length), _ in seen)
     assert sum(n for (n, _), _ in seen) == len(rows)
     assert [length for (_, length), _ in seen] == sorted((s[0][1] for s in seen), reverse=True)
     seen.clear()
-    encode_articles(Spy(), world.tokens, rows, "title", 10, batch_tokens=64, pad_to_max=True)
+    encode_articles(Spy(), world.tokens.view(("title", 10)), rows, batch_tokens=64, pad_to_max=True)
     assert {length for (_, length), _ in seen} == {10}
 
 

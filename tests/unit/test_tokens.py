@@ -15,9 +15,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from shards.columns import list_columns, verify_columns
 from shards.errors import ColumnError, DataError, UsageError
+from shards.length_groups import length_groups, most_groups
 from shards.tokenize import TextEncoder, cuts_at_spaces, safe_cut, tokenize_set
 from shards.tokenizer import load_tokenizer, tokenizer_sha256, train_tokenizer
-from shards.tokens import TokenColumn, length_groups, most_groups
+from shards.tokens import TokenColumn
 
 ALPHABET = "abcdeéÉßΣσçñĳﬁ½ñ̃ ̃ \u00a0\u200b\t\n   .,!?'’“”-—…()[]12३日本語한국Привет🙂▁"
 texts = st.text(st.sampled_from(ALPHABET), max_size=160) | st.text(max_size=60)
@@ -345,7 +346,7 @@ def test_groups_are_the_batch_with_less_padding(tokens, data, field, budget):
     rows = np.array(data.draw(st.lists(st.integers(0, 59), min_size=1, max_size=20)))
     limit = data.draw(st.integers(3, 10 if field == "title" else 30))
     ids, mask = tokens.batch(field, rows, limit)
-    groups = tokens.groups(field, rows, limit, budget, data.draw(st.none() | st.just(60)))
+    groups = tokens.view((field, limit)).groups(rows, budget, data.draw(st.none() | st.just(60)))
     seen = set()
     for group in groups:
         assert group.ids.shape == group.mask.shape
@@ -359,4 +360,4 @@ def test_groups_are_the_batch_with_less_padding(tokens, data, field, budget):
 
 
 def test_groups_of_no_rows(tokens):
-    assert tokens.groups("title", np.zeros(0, dtype=np.int64), 9, 30) == []
+    assert tokens.view(("title", 9)).groups(np.zeros(0, dtype=np.int64), 30) == []

@@ -14,19 +14,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from shards.length_groups import length_groups
 from shards.progress import Progress
-from shards.tokens import length_groups
 
 if TYPE_CHECKING:
-    from shards.tokens import TokenColumn
+    from shards.texts import TextView
 
 
 def encode_articles(
     model: nn.Module,
-    tokens: TokenColumn,
+    texts: TextView,
     rows: np.ndarray,
-    field: str,
-    max_tokens: int,
     *,
     pad_to_max: bool = False,
     batch_tokens: int = 16384,
@@ -35,7 +33,7 @@ def encode_articles(
     progress: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Encode one text field of some articles.
+    """Encode the texts of some articles.
 
     Texts are sorted by length, the longest first (so that a batch that does not fit in memory is
     the first one), and cut into batches of at most ``batch_tokens`` tokens, padding included. The
@@ -43,11 +41,9 @@ def encode_articles(
 
     Args:
         model: A ``NewsEncoder`` or a ``Recommender``, already on ``device``.
-        tokens: Token column of the article set.
+        texts: What the model reads of an article.
         rows: int64[N] article rows, in any order.
-        field: ``title`` or ``body``.
-        max_tokens: Longest text in tokens, special tokens included.
-        pad_to_max: Pad every text to ``max_tokens``: for models whose pooling reads the padding.
+        pad_to_max: Pad every text to ``texts.max_tokens``: for models whose pooling reads padding.
         batch_tokens: Tokens of a forward pass; one text is always allowed.
         device: Where the batches go.
         precision: ``fp32``, or ``bf16`` for autocast.
@@ -62,15 +58,15 @@ def encode_articles(
     encode = getattr(model, "encode_news", model)
     vectors_NE: np.ndarray | None = None
     if pad_to_max:
-        lengths = np.full(len(rows), max_tokens, dtype=np.int64)
+        lengths = np.full(len(rows), texts.max_tokens, dtype=np.int64)
     else:
-        lengths = tokens.lengths(field, rows, max_tokens)
+        lengths = texts.lengths(rows)
     batches = length_groups(lengths, batch_tokens)
     if not batches:
         return np.zeros((0, int(getattr(model.config, "news_dim", 0))), dtype=np.float32)
-    with inference(model), autocast(device, precision), _bar(len(rows), field, progress) as bar:
+    with inference(model), autocast(device, precision), _bar(len(rows), progress) as bar:
         for places in batches:
-            ids_UL, mask_UL = tokens.batch(field, rows[places], max_tokens, pad_to_max)
+            ids_UL, mask_UL = texts.batch(rows[places], pad_to_max)
             out_UE = encode(
                 torch.from_numpy(ids_UL).to(device), torch.from_numpy(mask_UL).to(device)
             )
@@ -109,7 +105,7 @@ def pick_device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _bar(total: int, field: str, show: bool) -> Progress:
+def _bar(total: int, show: bool) -> Progress:
     if show:
-        return Progress(total, f"encode {field}s", "articles")
+        return Progress(total, "encode articles", "articles")
     return Progress(total, "", "articles", stream=io.StringIO())  # counts, and shows it to nobody

@@ -137,6 +137,7 @@ def score_log(
         )
     info, device = export.info, pick_device(options.device)
     tokens = export.tokens(log.articles)
+    texts = export.news_texts(tokens)
     model = export.load_model().to(device)  # type: ignore[arg-type]
     how: dict[str, Any] = {
         "pad_to_max": bool(info.get("pad_to_max", False)),
@@ -153,9 +154,7 @@ def score_log(
             file=sys.stderr,
         )
     start = time.perf_counter()
-    vectors = encode_articles(
-        model, tokens, used, "title", info["max_title_tokens"], progress=options.progress, **how
-    )
+    vectors = encode_articles(model, texts, used, progress=options.progress, **how)
     encode_s = time.perf_counter() - start
     news_NE = np.zeros((log.articles.num_rows, vectors.shape[1]), dtype=np.float32)
     news_NE[used] = vectors
@@ -173,9 +172,7 @@ def score_log(
     if options.speed_s > 0:
         from trainer.evaluate.speed import articles_per_second
 
-        rate = articles_per_second(
-            model, tokens, used, info["max_title_tokens"], budget_s=options.speed_s, **how
-        )
+        rate = articles_per_second(model, texts, used, budget_s=options.speed_s, **how)
         speed["articles_per_s"] = round(rate, 1)
     return scored, model, speed
 

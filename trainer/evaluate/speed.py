@@ -11,7 +11,7 @@ from torch import nn
 from trainer.evaluate.encode import encode_articles
 
 if TYPE_CHECKING:
-    from shards.tokens import TokenColumn
+    from shards.texts import TextView
 
 SAMPLE_ARTICLES = 1024
 MAX_PASSES = 9
@@ -19,20 +19,18 @@ MAX_PASSES = 9
 
 def articles_per_second(
     model: nn.Module,
-    tokens: TokenColumn,
+    texts: TextView,
     rows: np.ndarray,
-    max_tokens: int,
     *,
     budget_s: float = 1.0,
     **options: object,
 ) -> float:
-    """Titles encoded a second: median over passes of a fixed sample, after one that is not counted.
+    """Articles encoded a second: median over passes of a fixed sample, after one not counted.
 
     Args:
         model: A news encoder or recommender.
-        tokens: Token column.
+        texts: What the model reads of an article.
         rows: int64[N] article rows to take the sample from, evenly.
-        max_tokens: Longest title in tokens.
         budget_s: Time for the counted passes; at least one is made.
         options: As for :func:`trainer.evaluate.encode.encode_articles`.
 
@@ -45,7 +43,7 @@ def articles_per_second(
     taken: list[float] = []
     for passes in range(MAX_PASSES + 1):
         start = time.perf_counter()
-        encode_articles(model, tokens, sample, "title", max_tokens, **options)  # type: ignore[arg-type]
+        encode_articles(model, texts, sample, **options)  # type: ignore[arg-type]
         if passes:  # the first pass warms caches and thread pools
             taken.append(time.perf_counter() - start)
             if sum(taken) >= budget_s:

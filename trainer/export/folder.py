@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from shards.reader import ShardSet
+    from shards.texts import TextView
     from shards.tokens import TokenColumn
 
 FORMAT = 1
@@ -78,6 +79,22 @@ class Export:
             f"({self.info['tokenizer_sha256'][:12]}…); found: {', '.join(found) or 'none'}. "
             f"Make it: tnr shards tokenize {articles.location} --tokenizer {self.folder}"
         )
+
+    def news_texts(self, tokens: "TokenColumn") -> "TextView":
+        """What this model reads of an article in recommendation.
+
+        Raises:
+            ColumnError: The column stores less than the model reads.
+        """
+        return tokens.view(("title", self.info["max_title_tokens"]))
+
+    def body_texts(self, tokens: "TokenColumn") -> "TextView":
+        """The bodies that this model was post-trained on.
+
+        Raises:
+            ColumnError: The column stores less than the model reads.
+        """
+        return tokens.view(("body", self.info["max_body_tokens"]))
 
 
 def load_export(folder: str | Path) -> Export:

@@ -69,6 +69,7 @@ class ClickData:
         self.grouping = grouping
         self.clicks = clicks
         self.tokens = tokens
+        self.news = tokens.view(("title", config.max_title_tokens))
         self.config = config
         self.seed = seed
         self.empty_slots = empty_slots
@@ -122,10 +123,9 @@ class ClickData:
         news_U, index = np.unique(used, return_inverse=True)
         num_history = len(used) - candidates_BC.size
         titles = collate_texts(
-            self.tokens,
+            self.news,
             "title",
             news_U,
-            config.max_title_tokens,
             pad_to_max=config.pad_to_max,
             grouping=self.grouping,
             most_texts=len(history_BH) * config.history_length + candidates_BC.size,

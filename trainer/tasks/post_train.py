@@ -68,6 +68,8 @@ class PostTrainData:
     ) -> None:
         self.grouping = grouping
         self.tokens = tokens
+        self.titles = tokens.view(("title", config.max_title_tokens))
+        self.bodies = tokens.view(("body", config.max_body_tokens))
         self.config = config
         self.seed = seed
         self.signals = signals
@@ -100,13 +102,11 @@ class PostTrainData:
         if not config.in_batch_negatives:
             titles_BC = np.concatenate([titles_BC, self._negatives(batch)], axis=1)
         titles_U, index = np.unique(titles_BC, return_inverse=True)
-        lay_out = partial(
-            collate_texts, self.tokens, pad_to_max=config.pad_to_max, grouping=self.grouping
-        )
+        lay_out = partial(collate_texts, pad_to_max=config.pad_to_max, grouping=self.grouping)
         arrays: Batch = {
             "title_index": index.reshape(titles_BC.shape),
-            **lay_out("title", titles_U, config.max_title_tokens, most_texts=titles_BC.size),
-            **lay_out("body", batch.rows, config.max_body_tokens, most_texts=len(batch)),
+            **lay_out(self.titles, "title", titles_U, most_texts=titles_BC.size),
+            **lay_out(self.bodies, "body", batch.rows, most_texts=len(batch)),
         }
         if self.signals is not None:
             arrays |= self.signals.read({"title": titles_U, "body": batch.rows})

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards.tokens import TokenColumn, most_groups
+from shards.length_groups import most_groups
+from shards.texts import TextView
 from trainer.config.schema import TrainConfig
 from trainer.engine.deepspeed_file import read_deepspeed_file, stage_of
 from trainer.tasks.base import Batch
@@ -54,10 +55,9 @@ def grouping_of(config: TrainConfig, *, empty_slots: bool) -> Grouping:
 
 
 def collate_texts(
-    tokens: TokenColumn,
+    texts: TextView,
     field: str,
     rows_U: np.ndarray,
-    max_tokens: int,
     *,
     pad_to_max: bool,
     grouping: Grouping,
@@ -66,11 +66,10 @@ def collate_texts(
     """Token ids of the texts of a micro-batch.
 
     Args:
-        tokens: Token column of the article set.
-        field: ``title`` or ``body``.
+        texts: What is read of an article.
+        field: Name that the texts go by in the batch, ``title`` or ``body``.
         rows_U: Articles, int64[U].
-        max_tokens: Longest text in tokens, special tokens included.
-        pad_to_max: Pad every text to ``max_tokens``.
+        pad_to_max: Pad every text to ``texts.max_tokens``.
         grouping: How they are cut into sub-batches.
         most_texts: The most texts that a micro-batch of the run can have.
 
@@ -80,12 +79,12 @@ def collate_texts(
         among the sub-batches laid end to end.
     """
     if not grouping.batch_tokens:
-        ids_UL, mask_UL = tokens.batch(field, rows_U, max_tokens, pad_to_max)
+        ids_UL, mask_UL = texts.batch(rows_U, pad_to_max)
         return {f"{field}_ids": ids_UL, f"{field}_mask": mask_UL}
     budget, exactly = grouping.batch_tokens, None
     if grouping.is_fixed:
-        exactly = most_groups(most_texts, max_tokens, budget)
-    groups = tokens.groups(field, rows_U, max_tokens, budget, exactly)
+        exactly = most_groups(most_texts, texts.max_tokens, budget)
+    groups = texts.groups(rows_U, budget, exactly)
     order = np.concatenate([group.places for group in groups])
     place_U = np.empty(len(rows_U), dtype=np.int64)
     place_U[order] = np.arange(len(order))
@@ -98,8 +97,8 @@ def collate_texts(
 def encode_texts(encode: Encode, batch: Mapping[str, Tensor], field: str) -> Tensor:
     """Vectors [U, E] of the texts that :func:`collate_texts` laid out, in their order.
 
-    A text that a group repeats (see :func:`shards.tokens.length_groups`) is left out here: its
-    gradient is zero, yet its forward and backward happen as on the other ranks.
+    A text that a group repeats (see :func:`shards.length_groups.length_groups`) is left out here:
+    its gradient is zero, yet its forward and backward happen as on the other ranks.
     """
     if f"{field}_place" not in batch:
         return encode(batch[f"{field}_ids"], batch[f"{field}_mask"])

@@ -11,6 +11,7 @@ from torch import nn
 
 from shards.clicks import ClickColumn
 from shards.reader import ShardSet
+from shards.texts import TextView
 from trainer.evaluate.encode import encode_articles, inference
 from trainer.export.folder import Export
 from trainer.models import Recommender
@@ -52,15 +53,15 @@ class TeacherModel:
 
     def titles(self, rows: np.ndarray, count: Count | None = None) -> np.ndarray:
         """Title vectors, float32 [n, E], of article rows."""
-        return self._encode(rows, "title", self.export.info["max_title_tokens"], count)
+        return self._encode(rows, self.export.news_texts(self.tokens), count)
 
     def bodies(self, rows: np.ndarray, count: Count | None = None) -> np.ndarray:
         """Body vectors, float32 [n, E], of article rows."""
-        return self._encode(rows, "body", self.export.info["max_body_tokens"], count)
+        return self._encode(rows, self.export.body_texts(self.tokens), count)
 
     def empty_title(self) -> np.ndarray:
         """Vector [E] of a title of padding alone, which the released code reads as a title."""
-        length = self.export.info["max_title_tokens"]
+        length = self.export.news_texts(self.tokens).max_tokens
         ids = torch.full((1, length), self.tokens.pad_id, device=self.device)
         encode = getattr(self.model, "encode_news", self.model)
         with torch.inference_mode():
@@ -139,15 +140,11 @@ class TeacherModel:
         assert isinstance(self.model, Recommender)
         return self.model
 
-    def _encode(
-        self, rows: np.ndarray, field: str, max_tokens: int, count: Count | None
-    ) -> np.ndarray:
+    def _encode(self, rows: np.ndarray, texts: TextView, count: Count | None) -> np.ndarray:
         return encode_articles(
             self.model,
-            self.tokens,
+            texts,
             rows,
-            field,
-            max_tokens,
             pad_to_max=self.export.info["pad_to_max"],
             batch_tokens=self.batch_tokens,
             device=self.device,

@@ -97,12 +97,13 @@ def _work(teacher: Export, target: Target) -> list[int]:
     if target.name == identity.CLICKS:
         return [max(int(rows), 1) for rows in np.diff(starts)]
     tokens = teacher.tokens(target.shard_set)
-    fields = ("title", "body") if target.name == identity.TEXT else ("title",)
+    texts = [teacher.news_texts(tokens)]
+    if target.name == identity.TEXT:
+        texts.append(teacher.body_texts(tokens))
     work = []
     for begin, end in pairwise(starts.tolist()):
         rows = np.arange(begin, end)
-        lengths = [tokens.lengths(f, rows, teacher.info[f"max_{f}_tokens"]).sum() for f in fields]
-        work.append(max(int(sum(lengths)), 1))
+        work.append(max(int(sum(view.lengths(rows).sum() for view in texts)), 1))
     return work
 
 
