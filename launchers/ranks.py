@@ -1,22 +1,27 @@
 """torchrun, with two things added that a scheduler and a pipeline need.
 
 ``python -m launchers.ranks <torchrun options> -m trainer.cli.main train ...`` starts the ranks. A
-USR1 or USR2 that arrives here goes on to the ranks, which checkpoint and stop at the next step
-(torchrun itself would die of it); and if any rank ended with 75, stopped with a checkpoint, so does
-this process, so that the caller knows to start it again.
+signal to stop that arrives here goes on to the ranks, which checkpoint and stop at the next step
+(torchrun itself would die of USR1 and USR2, and on TERM and INT give the ranks 30 s and report a
+failure); and if any rank ended with 75, stopped with a checkpoint, so does this process, so that
+the caller knows to start it again. So it does where the signal came before there was anything to
+save: no rank yet, or one that died of it while Python was starting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from trainer.engine.rendezvous import check_endpoint
 from trainer.errors import EXIT_FAILED, EXIT_REQUEUE, TrainingError
+
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+"""Signals that go on to the ranks."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,10 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     except TrainingError as error:
         print(f"tnr: error: {error}", file=sys.stderr)
         return EXIT_FAILED
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, _pass_on)
+    passed_on: set[int] = set()
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _: _pass_on(number, passed_on))
     before = sys.argv
-    sys.argv = ["torchrun", *words]
+    # Of the signals that torchrun would handle, those that are left to it.
+    sys.argv = ["torchrun", "--signals-to-handle=SIGHUP,SIGQUIT", *words]
     try:
         # By name, not by import: this package must not load torch on its own account.
         runpy.run_module("torch.distributed.run", run_name="__main__")
@@ -45,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILED if stop.code else 0
     except Exception as error:
         codes = _exit_codes(error)
-        if EXIT_REQUEUE in codes:
+        # A rank that died of the signal was still starting: it had caught none yet.
+        if EXIT_REQUEUE in codes or any(-code in passed_on for code in codes):
             return EXIT_REQUEUE
         print(f"tnr: error: ranks ended with {codes or error}", file=sys.stderr)
         return EXIT_FAILED
@@ -74,12 +82,18 @@ def children(parent: int) -> list[int]:
     return found
 
 
-def _pass_on(number: int, _: FrameType | None) -> None:
-    for child in children(os.getpid()):
-        try:
-            os.kill(child, number)
-        except ProcessLookupError:
-            continue
+def _pass_on(number: int, passed_on: set[int]) -> None:
+    ranks = children(os.getpid())
+    if not ranks:
+        # No exception: one that is raised inside an import may be taken for a missing package.
+        said = f"{signal.Signals(number).name}: stopped before the ranks started\n"
+        with contextlib.suppress(OSError):
+            os.write(2, said.encode())
+        os._exit(EXIT_REQUEUE)
+    passed_on.add(number)
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, number)
 
 
 def _exit_codes(error: BaseException) -> list[int]:

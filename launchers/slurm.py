@@ -51,6 +51,7 @@ _TASK = """trap : USR1 USR2 TERM
 @{ranks}
 code=0
 @{run} || code=$?
+if [[ $code -eq 138 || $code -eq 140 ]]; then code=75; fi
 if [[ $code -eq 75 ]]; then : > "$STOPPED"; fi
 exit $code"""
 

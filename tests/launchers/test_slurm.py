@@ -194,6 +194,13 @@ def test_a_checkpointed_stop_is_requeued_within_the_budget(slurm: Path):
     assert stamp(slurm, "a")["state"] == "stopped"
 
 
+def test_a_command_that_dies_of_the_signal_while_it_starts_is_requeued(slurm: Path):
+    done = run_script(Step(name="a", command=("tnr", "fail", "140")), slurm)  # 128 + USR2
+    assert done.returncode == 75, done.stderr
+    assert (slurm / "scontrol").read_text() == "requeue 7\n"
+    assert stamp(slurm, "a")["state"] == "stopped"
+
+
 def test_a_job_that_slurm_does_not_requeue_is_stamped_as_stopped(slurm: Path):
     (slurm / "no-requeue").touch()
     done = run_script(Step(name="a", command=("tnr", "fail", "75")), slurm)

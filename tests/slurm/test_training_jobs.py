@@ -103,6 +103,10 @@ class Jobs:
 
     def ranks(self, number: str, node: str) -> list[int]:
         """Process ids of a job's ranks on one node, from their environments."""
+        return self.processes(number, node, "LOCAL_RANK=")
+
+    def processes(self, number: str, node: str, variable: str) -> list[int]:
+        """Process ids of a job on one node whose environment has a variable (``NAME=``)."""
         wanted = {f"SLURM_JOB_ID={number}", f"SLURMD_NODENAME={node}"}
         found = []
         for folder in Path("/proc").iterdir():
@@ -112,7 +116,7 @@ class Jobs:
                 variables = set((folder / "environ").read_text(errors="replace").split("\0"))
             except OSError:
                 continue  # it ended while we looked
-            if wanted <= variables and any(v.startswith("LOCAL_RANK=") for v in variables):
+            if wanted <= variables and any(v.startswith(variable) for v in variables):
                 found.append(int(folder.name))
         return found
 
@@ -160,14 +164,27 @@ def test_a_preempted_job_requeues_itself_and_ends_with_the_same_losses(
     jobs: Jobs, losses: dict[int, float]
 ):
     (number,) = jobs.submit(jobs.training("preempted"))
+    nodes = ("node0", "node1")
+    jobs.wait(
+        lambda: all(jobs.processes(number, node, "SLURM_PROCID=") for node in nodes),
+        START_S,
+        "both tasks were started",
+    )
+    jobs.cluster.run("scancel", "--signal=USR2", number)  # while Python is being started
+    jobs.wait(lambda: jobs.cluster.job(number)["Restarts"] == "1", 60, "it was requeued")
+    assert jobs.last_step("preempted") == 0
     jobs.wait_for_step("preempted", 20)
     jobs.cluster.run("scancel", "--signal=USR2", number)  # as --signal does before the time limit
-    jobs.wait(lambda: jobs.cluster.job(number)["Restarts"] == "1", 60, "it was requeued")
-    assert jobs.last_step("preempted") < STEPS, "it ended before the signal"
+    jobs.wait(lambda: jobs.cluster.job(number)["Restarts"] == "2", 60, "it was requeued again")
+    reached = jobs.last_step("preempted")
+    jobs.wait_for_step("preempted", reached + 20)
+    jobs.cluster.run("scancel", "--signal=TERM", number)  # the tasks alone, not the job
+    jobs.wait(lambda: jobs.cluster.job(number)["Restarts"] == "3", 60, "and a third time")
+    assert reached + 20 <= jobs.last_step("preempted") < STEPS, "it ended before the signal"
     jobs.wait_for_state(number, "COMPLETED", START_S + END_S)
     assert metrics(jobs.folder / "preempted") == pytest.approx(losses, abs=1e-6)
     stamp = jobs.stamp("preempted")
-    assert (stamp["state"], stamp["job"], stamp["attempt"]) == ("done", number, 2)
+    assert (stamp["state"], stamp["job"], stamp["attempt"]) == ("done", number, 4)
     assert stamp["nodes"] == "node[0-1]"
 
 
@@ -228,7 +245,7 @@ def test_a_drained_node_keeps_its_job_and_a_lost_one_has_it_requeued(
 
 
 def test_a_killed_task_of_an_array_is_requeued_and_each_teacher_is_stored_once(jobs: Jobs):
-    models = [jobs.world.teacher("post_train", seed) for seed in (1, 2)]
+    models = [jobs.world.teacher("post_train", seed) for seed in (1, 2, 3, 4)]
     articles = str(jobs.world.articles.path)
     step = Step(
         name="cache",
@@ -245,9 +262,9 @@ def test_a_killed_task_of_an_array_is_requeued_and_each_teacher_is_stored_once(j
             jobs.cluster.state(f"{number}_{task}") == "COMPLETED" for task in range(len(models))
         ),
         START_S + 60,
-        "both tasks completed",
+        "all tasks completed",
     )
-    assert [jobs.stamp(f"cache.task-{task}")["attempt"] for task in range(2)] == [2, 1]
+    assert [jobs.stamp(f"cache.task-{task}")["attempt"] for task in range(4)] == [2, 1, 1, 1]
     columns = list((jobs.world.articles.path / "columns").glob("teacher-text-*"))
     assert len(columns) == len(models)
     assert all((column / "column.json").is_file() for column in columns)
