@@ -3,11 +3,15 @@
     TNR_TEST_DATA=... TNR_TEST_ENCODERS=... python tests/benchmarks/first_step.py
 
 Elapsed and processor seconds until the run says that step 1 is done, plainly and with DeepSpeed
-ZeRO-2, in turns; then the same start in one process phase by phase. One start of each comes first
+ZeRO-2, in turns; then the same start in one process phase by phase, to the end of the run: after
+its one step come a checkpoint and an export. Last, the same run as the second step of a pipeline,
+whose steps are forked from a process that has imported everything. One start of each comes first
 and is not counted.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import resource
@@ -21,8 +25,28 @@ from pathlib import Path
 
 from doj import ROOT, make_articles, settings, spread
 
+sys.path.insert(0, str(ROOT))
+
+from launchers.local import LocalOptions, run_steps
+from launchers.stamps import Stamps
+from launchers.steps import Step
+
 WAYS: dict[str, dict[str, str]] = {"plain": {}, "ZeRO-2": {"run__deepspeed": "zero2"}}
-PHASES = ("import torch", "import the engine", "import the models", "start", "build", "first step")
+PHASES = (
+    "import torch",
+    "import the engine",
+    "import the models",
+    "start",
+    "build",
+    "step, checkpoint",
+)
+    "import torch",
+    "import the engine",
+    "import the models",
+    "start",
+    "build",
+    "step, checkpoint",
+)
 
 
 def words_of(articles: Path, folder: Path, way: str) -> list[str]:
@@ -56,6 +80,20 @@ def until_first_step(words: list[str]) -> tuple[float, float]:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return took, spent
+
+
+def in_a_pipeline(words: list[str], again: list[str], folder: Path) -> float:
+    """Seconds from the start of a step of a pipeline to its first log line; the step before it has
+    started the process that steps are forked from."""
+    commands = {"before": words, "timed": again}
+    steps = [Step(name=name, command=("tnr", "train", *w)) for name, w in commands.items()]
+    with contextlib.redirect_stdout(io.StringIO()):
+        run_steps(steps, folder / "pipeline", LocalOptions(quiet=True))
+    stamp = Stamps(folder / "pipeline").read(steps[1])
+    assert stamp is not None
+    run = Path(again[again.index("--run.dir") + 1])
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    return float(first["time"]) - stamp.start
 
 
 def phases(words: list[str]) -> list[float]:
@@ -102,7 +140,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         articles = make_articles(Path(work), 256)
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        in_pipeline: list[float] = []
         for repeat in range(options.repeats + 1):
+            pair = [words_of(articles, Path(work) / f"step-{repeat}-{n}", "plain") for n in (0, 1)]
+            took_s = in_a_pipeline(*pair, Path(work) / f"pipeline-{repeat}")
+            in_pipeline += [took_s] if repeat else []
             for way in WAYS:
                 took = until_first_step(words_of(articles, Path(work) / f"{way}-{repeat}", way))
                 words = words_of(articles, Path(work) / f"{way}-{repeat}-phases", way)
@@ -119,6 +161,7 @@ def main() -> None:
               f"processor {spread(list(spent))} s in all")  # fmt: skip
         for name, values in zip(PHASES, zip(*parts[way], strict=True), strict=True):
             print(f"  {name:<18} {statistics.median(values):.2f} s")
+    print(f"as a step of a pipeline: first step after {spread(in_pipeline)} s")
 
 
 if __name__ == "__main__":
