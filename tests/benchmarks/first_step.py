@@ -40,13 +40,6 @@ PHASES = (
     "build",
     "step, checkpoint",
 )
-    "import torch",
-    "import the engine",
-    "import the models",
-    "start",
-    "build",
-    "step, checkpoint",
-)
 
 
 def words_of(articles: Path, folder: Path, way: str) -> list[str]:
