@@ -260,6 +260,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--deepspeed", default=None, help="a DeepSpeed file's name; DDP without")
     options = parser.parse_args()
+    # As an exception, so that being stopped ends the run's processes too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     seed = random.randrange(10**6) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
