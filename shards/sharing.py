@@ -32,13 +32,16 @@ class Sharing:
     """Titles that a micro-batch names in filled history slots and as candidates."""
     distinct: float
     """Different ones among them."""
+    most_distinct: float
+    """The same of the rank that has the most, for which the others wait."""
     distinct_over_ranks: float
     """Different ones among the micro-batches of all ranks together."""
 
     @property
     def kept_over_ranks(self) -> float:
-        """Titles that all ranks encode where they share them, as a share of those where not."""
-        return self.distinct_over_ranks / (self.ranks * self.distinct)
+        """Titles that a rank encodes where ranks share them, as a part of those of the rank that
+        has the most where they do not."""
+        return self.distinct_over_ranks / (self.ranks * self.most_distinct)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -52,9 +55,8 @@ class Sharing:
         over_ranks = ""
         if self.ranks > 1:
             over_ranks = (
-                f"; those of {self.ranks} ranks together name {self.distinct_over_ranks:,.0f} "
-                f"distinct ones, {100 * self.kept_over_ranks:.0f}% of what they encode each for "
-                "themselves"
+                f"; of {self.ranks} ranks the one with the most has {self.most_distinct:,.0f}, and "
+                f"would have {100 * self.kept_over_ranks:.0f}% of them if all shared theirs"
             )
         return (
             f"titles: a micro-batch of {self.micro_batch:,} clicks of {self.users:,.1f} users "
@@ -92,11 +94,13 @@ def measure_sharing(
         epochs_RB = epochs.reshape(ranks, -1)[:, :micro_batch]
         batch = read_clicks(clicks, rule, units_RB.ravel(), epochs_RB.ravel())
         parts = [batch.part(rank * micro_batch, micro_batch) for rank in range(ranks)]
+        distinct = [len(np.unique(part.named())) for part in parts]
         counts.append(
             (
                 np.mean([len(np.unique(clicks.user(part.impression_B))) for part in parts]),
                 np.mean([len(part.named()) for part in parts]),
-                np.mean([len(np.unique(part.named())) for part in parts]),
+                np.mean(distinct),
+                max(distinct),
                 len(np.unique(batch.named())),
             )
         )
@@ -132,7 +136,7 @@ def sharing_table(
     ]
     if ranks > 1:
         lines.append(
-            f"over ranks: distinct titles of {ranks:,} ranks together, as a share of what they "
-            "encode each for themselves"
+            f"over ranks: what each of {ranks:,} ranks encodes if they share titles, as a part of "
+            "what the one with the most does if not"
         )
     return "\n".join(lines)

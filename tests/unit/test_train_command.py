@@ -45,7 +45,7 @@ def test_dry_run_says_what_blocks_of_a_users_clicks_and_ranks_share(
     plain = dry_run(world, capsys, "finetune", **given)
     blocks = dry_run(world, capsys, "finetune", data__user_block=4, **given)
     said = re.compile(
-        r"# titles: .* of ([\d.]+) users names \d+, (\d+) .* 2 ranks .* (\d+)% of what"
+        r"# titles: .* of ([\d.]+) users names \d+, (\d+) .* 2 ranks .* (\d+)% of them"
     )
     (users, titles, over_ranks), (fewer_users, fewer_titles, _) = (
         map(float, said.search(out).groups()) for out in (plain, blocks)

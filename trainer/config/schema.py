@@ -119,8 +119,9 @@ class DataConfig:
     (``rank``); or the distinct titles that the clicks of all ranks name at the same time are dealt
     out, each is encoded on one rank, and the vectors are gathered with their gradients (``all``):
     the same losses and gradients without dropout, fewer titles, as many of like lengths on every
-    rank, for two exchanges of vectors a forward pass. ``auto`` shares where that leaves at most 90%
-    of the titles, counted at the start in batches of the first epoch."""
+    rank, for two exchanges of vectors a forward pass. It pays with many ranks and popular titles:
+    ``--dry-run`` says how many are left. ``auto`` shares where at most 90% are, counted in batches
+    of the first epoch."""
     window_shards: int = 4
     """Rows are shuffled within windows of this many shards: larger mixes better, smaller reads
     nearer (``--dry-run`` and ``tnr shards stats --order`` measure both)."""
