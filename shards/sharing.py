@@ -87,7 +87,7 @@ def measure_sharing(
     """
     number = -(-order.num_units // global_batch)
     kept = min(max_batches, number)
-    counts = []
+    counts: list[list[float]] = []
     for start in global_batch * (np.arange(kept) * number // kept):
         units, epochs = order.span(int(start), int(start) + global_batch)
         units_RB = units.reshape(ranks, -1)[:, :micro_batch]
@@ -96,13 +96,13 @@ def measure_sharing(
         parts = [batch.part(rank * micro_batch, micro_batch) for rank in range(ranks)]
         distinct = [len(np.unique(part.named())) for part in parts]
         counts.append(
-            (
-                np.mean([len(np.unique(clicks.user(part.impression_B))) for part in parts]),
-                np.mean([len(part.named()) for part in parts]),
-                np.mean(distinct),
+            [
+                float(np.mean([len(np.unique(clicks.user(part.impression_B))) for part in parts])),
+                float(np.mean([len(part.named()) for part in parts])),
+                float(np.mean(distinct)),
                 max(distinct),
                 len(np.unique(batch.named())),
-            )
+            ]
         )
     return Sharing(micro_batch, ranks, *(float(mean) for mean in np.mean(counts, axis=0)))
 
