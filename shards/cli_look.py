@@ -13,6 +13,17 @@ from shards.remote import set_argument
 if TYPE_CHECKING:
     from shards.reader import ShardSet
 
+_AT_LEAST_ONE = (
+    "window_shards",
+    "global_batch",
+    "user_block",
+    "history_length",
+    "num_negatives",
+    "ranks",
+)
+_BLOCK = 8
+"""Clicks of a user in a block, where none is asked for: what is shown beside a plain shuffle."""
+
 
 def register(verbs: Any) -> None:
     """Add both to the verbs of ``tnr shards``."""
@@ -59,6 +70,35 @@ def _register_stats(verbs: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="with --order (default: %(default)s)"
     )
+    parser.add_argument(
+        "--user-block",
+        type=int,
+        metavar="N",
+        help="with --order, of a click log: only blocks of so many clicks of a user "
+        "(data.user_block)",
+    )
+    parser.add_argument(
+        "--history-length",
+        type=int,
+        default=50,
+        metavar="N",
+        help="with --order, of a click log: clicks of a user that are read (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-negatives",
+        type=int,
+        default=4,
+        metavar="N",
+        help="with --order, of a click log: negatives a click (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --order, of a click log: ranks that a batch is cut for, to see how many of its "
+        "titles are named on several (data.share_titles)",
+    )
     parser.set_defaults(run=_stats)
 
 
@@ -87,15 +127,19 @@ def _order(arguments: argparse.Namespace) -> int:
     from shards.order import EpochOrder
     from shards.reader import ShardSet
 
-    for option in ("window_shards", "global_batch"):
+    for option in _AT_LEAST_ONE:
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise UsageError(f"--{option.replace('_', '-')} is {value}, expected at least 1")
     shard_set = ShardSet.open(arguments.set)
-    counts, unit = _units(shard_set)
     windows = [arguments.window_shards] if arguments.window_shards else [1, 2, 4, 8, 16, 32]
     if not arguments.window_shards:
         windows = [n for n in windows if n < shard_set.num_shards] + [shard_set.num_shards]
+    if shard_set.kind != ARTICLES:
+        return _order_of_clicks(arguments, shard_set, windows)
+    if arguments.user_block is not None:
+        raise UsageError(f"--user-block is for click logs; {arguments.set} holds articles")
+    counts = [shard.samples for shard in shard_set.shards]
     sizes = [shard.bytes for shard in shard_set.shards]
     measured = [
         measure_mixing(
@@ -108,17 +152,49 @@ def _order(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([each.to_dict() for each in measured], indent=2))
     else:
-        print(mixing_table(measured, str(shard_set.path), unit))
+        print(mixing_table(measured, str(shard_set.path), "articles"))
     return 0
 
 
-def _units(shard_set: "ShardSet") -> tuple[list[int], str]:
-    """What training visits of a set, shard by shard: articles, or clicks."""
+def _order_of_clicks(
+    arguments: argparse.Namespace, shard_set: "ShardSet", windows: list[int]
+) -> int:
+    """Orders of a click log: shuffled click by click, and in blocks of a user's clicks."""
+    from shards.click_batch import ClickRule, click_order
     from shards.clicks import ClickColumn
+    from shards.mixing import measure_mixing, mixing_table
+    from shards.sharing import measure_sharing, sharing_table
 
-    if shard_set.kind == ARTICLES:
-        return [shard.samples for shard in shard_set.shards], "articles"
-    return ClickColumn.open(shard_set).clicks_per_shard, "clicks"
+    clicks = ClickColumn.open(shard_set)
+    rule = ClickRule(arguments.seed, arguments.num_negatives, arguments.history_length)
+    batch, ranks = arguments.global_batch, arguments.ranks
+    if batch % ranks:
+        raise UsageError(f"--global-batch {batch} cannot be shared by --ranks {ranks}")
+    sizes = [shard.bytes for shard in shard_set.shards]
+    blocks = [1, _BLOCK] if arguments.user_block is None else [arguments.user_block]
+    mixing, sharing = [], []
+    for window in windows:
+        for block in blocks:
+            order = click_order(clicks, arguments.seed, window, block)
+            mixing.append(measure_mixing(order, batch, sizes))
+            sharing.append(measure_sharing(order, clicks, rule, batch // ranks, batch, ranks))
+    numbers = [(window, block) for window in windows for block in blocks]
+    if arguments.json:
+        both = zip(numbers, mixing, sharing, strict=True)
+        print(
+            json.dumps(
+                [
+                    {**mixed.to_dict(), "user_block": block, "titles": shared.to_dict()}
+                    for (_, block), mixed, shared in both
+                ],
+                indent=2,
+            )
+        )
+    else:
+        print(mixing_table(mixing[:: len(blocks)], str(shard_set.path), "clicks"))
+        print()
+        print(sharing_table(numbers, mixing, sharing))
+    return 0
 
 
 def _register_show(verbs: Any) -> None:

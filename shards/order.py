@@ -71,6 +71,21 @@ class Position:
 
 
 @dataclass(frozen=True)
+class PeerRows:
+    """The units that all ranks read at the same time, rank by rank.
+
+    Attributes:
+        rows: int64[W, n], of W ranks in their order.
+        epochs: int64[W, n], the epoch each of them belongs to.
+        rank: which of them is this one.
+    """
+
+    rows: np.ndarray
+    epochs: np.ndarray
+    rank: int
+
+
+@dataclass(frozen=True)
 class BatchRows:
     """The units of one batch.
 
@@ -78,11 +93,13 @@ class BatchRows:
         rows: int64[n], unit numbers (rows of articles, or click units).
         epochs: int64[n], the epoch each of them belongs to.
         position: the place reached once the *global* batch these rows were cut from is consumed.
+        peers: what the other ranks read meanwhile; None where there is no other.
     """
 
     rows: np.ndarray
     epochs: np.ndarray
     position: Position
+    peers: PeerRows | None = None
 
     def __len__(self) -> int:
         """Number of units n."""
@@ -97,24 +114,29 @@ class BatchRows:
         if micro_batch < 1:
             raise ValueError(f"micro_batch is {micro_batch}, expected at least 1")
         starts = range(0, len(self.rows), micro_batch)
-        return [
-            BatchRows(
-                self.rows[s : s + micro_batch], self.epochs[s : s + micro_batch], self.position
-            )
-            for s in starts
-        ]
+        return [self._part(slice(s, s + micro_batch)) for s in starts]
+
+    def _part(self, part: slice) -> "BatchRows":
+        peers = self.peers
+        if peers is not None:
+            peers = PeerRows(peers.rows[:, part], peers.epochs[:, part], peers.rank)
+        return BatchRows(self.rows[part], self.epochs[part], self.position, peers)
 
 
-def keyed_permutation(key: Sequence[Any], n: int) -> np.ndarray:
-    """A permutation of ``range(n)``, int64[n], that is a pure function of ``key`` and ``n``.
+def keyed_draws(key: Sequence[Any], n: int) -> np.ndarray:
+    """``n`` random numbers, uint64[n], that are a pure function of ``key``.
 
     The raw stream of a bit generator is the part of NumPy's random numbers that is promised never
-    to change between versions; ``Generator.permutation`` is not. Hence sorting raw draws.
+    to change between versions; ``Generator.permutation`` is not.
     """
     digest = hashlib.sha256(json.dumps(list(key)).encode()).digest()
     words = np.frombuffer(digest, dtype="<u4").tolist()
-    draws = np.random.Philox(np.random.SeedSequence(words)).random_raw(n)
-    return np.argsort(draws, kind="stable").astype(np.int64, copy=False)
+    return np.random.Philox(np.random.SeedSequence(words)).random_raw(n)
+
+
+def keyed_permutation(key: Sequence[Any], n: int) -> np.ndarray:
+    """A permutation of ``range(n)``, int64[n], that is a pure function of ``key`` and ``n``."""
+    return np.argsort(keyed_draws(key, n), kind="stable").astype(np.int64, copy=False)
 
 
 def _with_skipped(fingerprint: str, skipped: np.ndarray) -> str:
@@ -189,16 +211,24 @@ class EpochOrder:
         sizes = [int(self.kept_counts[window].sum()) for window in windows]
         return windows, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
-    def _make_window(self, epoch: int, window: int) -> np.ndarray:
-        """Units of one window of the epoch in their order, int64[size]."""
+    def _units_of_window(self, epoch: int, window: int) -> np.ndarray:
+        """Units of one window of the epoch before they are permuted, int64[size]."""
         shards = self._plan(epoch)[0][window]
         units = np.concatenate(
             [np.arange(self.shard_starts[s], self.shard_starts[s + 1]) for s in shards]
         )
         if len(self.skipped):
             units = units[~np.isin(units, self.skipped, assume_unique=True)]
-        key = ["units", self.fingerprint, self.seed, epoch, window]
-        return units[keyed_permutation(key, len(units))]
+        return units
+
+    def _make_window(self, epoch: int, window: int) -> np.ndarray:
+        """Units of one window of the epoch in their order, int64[size]."""
+        units = self._units_of_window(epoch, window)
+        return units[keyed_permutation(self._key("units", epoch, window), len(units))]
+
+    def _key(self, what: str, epoch: int, window: int) -> list[Any]:
+        """The key of the random numbers of one window."""
+        return [what, self.fingerprint, self.seed, epoch, window]
 
     def window_starts(self, epoch: int) -> np.ndarray:
         """Where each window of the epoch begins in it, and the end, int64[W + 1]."""

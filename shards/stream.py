@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from shards.errors import DataError
-from shards.order import BatchRows, EpochOrder, Position
+from shards.order import BatchRows, EpochOrder, PeerRows, Position
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -89,11 +89,14 @@ class Stream:
 
     def __next__(self) -> BatchRows:
         """This rank's slice of the next global batch."""
-        share = self.global_batch // self.world_size
-        start = self._total + self.rank * share
-        rows, epochs = self.order.span(start, start + share)
+        rows, epochs = self.order.span(self._total, self._total + self.global_batch)
         self._total += self.global_batch
-        return BatchRows(rows, epochs, self.position)
+        if self.world_size == 1:
+            return BatchRows(rows, epochs, self.position)
+        peers = PeerRows(
+            rows.reshape(self.world_size, -1), epochs.reshape(self.world_size, -1), self.rank
+        )
+        return BatchRows(peers.rows[self.rank], peers.epochs[self.rank], self.position, peers)
 
 
 class _Failure:

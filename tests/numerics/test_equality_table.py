@@ -5,6 +5,8 @@ reference is the same task (with the same frozen layers and negatives) on one pr
 one micro-batch, without sub-batches. The gradient is that of step 1 by parameter name, gathered
 whole; both agree to 1e-5.
 
+Titles shared among ranks are held to the same reference, where every rank encodes its own.
+
 Which rows: every task meets every number of ranks, ZeRO stage, micro-batch, checkpointing of
 activations, frozen layers, offloading. Every ZeRO stage meets each of the four pairs of
 (checkpointed or not, frozen or not), in-batch negatives gathered over ranks, several micro-batches
@@ -46,10 +48,11 @@ class Row:
     frozen: bool = False
     in_batch: bool = False
     sub_batches: bool = False
+    shared: bool = False
 
     @property
     def name(self) -> str:
-        flags = ("checkpointed", "frozen", "in_batch", "sub_batches")
+        flags = ("checkpointed", "frozen", "in_batch", "sub_batches", "shared")
         words = [flag for flag in flags if getattr(self, flag)]
         return "-".join([self.task, f"{self.ranks}x{self.micro}", self.mode, *words])
 
@@ -67,6 +70,7 @@ def rows_on_one_rank() -> list[Row]:
         mode = ("zero0", "zero1", "zero2", "zero3")[t]
         rows.append(Row(task, mode=mode, micro=4, checkpointed=True, frozen=True))
         rows.append(Row(task, checkpointed=True))
+    rows.append(Row("finetune", micro=4, shared=True))
     return rows
 
 
@@ -84,7 +88,24 @@ def rows_on_two_ranks() -> list[Row]:
         Row("post_train", 2, mode, 4, checkpointed=s % 2 == 0, in_batch=True)
         for s, mode in enumerate(STAGES)
     ]
-    return rows
+    return rows + rows_of_shared_titles(2)
+
+
+def rows_of_shared_titles(ranks: int) -> list[Row]:
+    """Titles dealt out to ranks: on two at every stage, on four at three; ZeRO-3 with either
+    task."""
+    rows = [
+        Row("finetune", 2, "torch", 4, checkpointed=True, sub_batches=True, shared=True),
+        Row("finetune_distill", 2, "zero0", 2, frozen=True, shared=True),
+        Row("finetune", 2, "zero1", 4, checkpointed=True, frozen=True, shared=True),
+        Row("finetune_distill", 2, "zero2", 4, sub_batches=True, shared=True),
+        Row("finetune", 2, "zero3", 2, frozen=True, sub_batches=True, shared=True),
+        Row("finetune_distill", 2, "zero3", 4, checkpointed=True, shared=True),
+        Row("finetune_distill", 4, "torch", 1, frozen=True, sub_batches=True, shared=True),
+        Row("finetune", 4, "zero2", 2, checkpointed=True, shared=True),
+        Row("finetune_distill", 4, "zero3", 2, sub_batches=True, shared=True),
+    ]
+    return [row for row in rows if row.ranks == ranks]
 
 
 def rows_on_four_ranks() -> list[Row]:
@@ -97,7 +118,7 @@ def rows_on_four_ranks() -> list[Row]:
             rows.append(Row(task, 4, mode, micro, checkpointed, frozen, sub_batches=micro == 2))
     rows.append(Row("finetune_distill", 4, "zero3_hpz", 1, checkpointed=True))
     rows += [Row("post_train", 4, mode, 2, in_batch=True) for mode in ("torch", "zero3")]
-    return rows
+    return rows + rows_of_shared_titles(4)
 
 
 ROWS = rows_on_one_rank() + rows_on_two_ranks() + rows_on_four_ranks()
@@ -121,6 +142,13 @@ def test_the_table_keeps_its_rule() -> None:
         assert any(row.in_batch for row in met)
         assert any(row.micro * row.ranks < GLOBAL_BATCH for row in met)
         assert any(row.sub_batches for row in met)
+        shared = [row for row in met if row.shared]
+        assert shared, f"{stage} must meet shared titles"
+    for flag in ("checkpointed", "frozen", "sub_batches"):
+        assert {getattr(row, flag) for row in ROWS if row.shared} == {True, False}
+    assert {(row.task, row.ranks) for row in ROWS if row.shared and row.ranks > 1} == {
+        (task, ranks) for task in ("finetune", "finetune_distill") for ranks in (2, 4)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +164,7 @@ def settings_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], dic
             **TINY_MODEL,
             "data.batch_tokens": 128 if row.sub_batches else 0,
             "data.in_batch_negatives": row.in_batch,
+            "data.share_titles": "all" if row.shared else "rank",
             "model.backbone.hidden_dropout": 0.0,
             "model.backbone.attention_dropout": 0.0,
             "model.trainable_layers": 1 if row.frozen else None,

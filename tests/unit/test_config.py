@@ -124,3 +124,28 @@ def test_negatives_from_the_window_are_for_post_training_alone(task, more, said)
     words = ["--data.articles", "a", "--run.dir", "r", "--data.negatives-from", "window"]
     with pytest.raises(ConfigError, match=said):
         load_config(task, [*words, *more])
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "said"),
+    [
+        ("post_train", ["--data.user-block", "4"], "data.user_block is 4"),
+        ("post_train_distill", ["--data.share-titles", "auto"], "leave it at rank"),
+        ("finetune", ["--data.user-block", "0"], "at least 1"),
+        (
+            "finetune",
+            ["--data.share-titles", "all", "--model.history-padding", "learned"],
+            "data.share_titles all does not go with empty history slots",
+        ),
+        (
+            "finetune",
+            ["--data.share-titles", "auto", "--model.pooling-mask", "false"],
+            "set data.pad_to_max",
+        ),
+    ],
+)
+def test_what_clicks_share_is_for_the_click_tasks_and_for_settled_vectors(task, more, said):
+    words = ["--data.articles", "a", "--data.clicks", "c", "--run.dir", "r"]
+    words += ["--teachers.models", "t"] if task.endswith("distill") else []
+    with pytest.raises(ConfigError, match=said):
+        load_config(task, [*words, *more])

@@ -132,8 +132,35 @@ def test_order_of_a_set_by_window(news, folder, capsys):
     assert rows == ["1", "2", "4"]
     (one,) = json.loads(run(capsys, "stats", news.path, "--order", "--window-shards", 3, "--json"))
     assert (one["window_shards"], one["units"], one["global_batch"]) == (3, 50, 32)
-    log = make_impressions(folder / "ordered", news)
-    assert " clicks in 3 shards" in run(capsys, "stats", log.path, "--order")
+
+
+def test_order_of_a_click_log_says_what_blocks_of_a_users_clicks_share(news, folder, capsys):
+    log = make_impressions(folder / "ordered", news, 200)
+    out = run(capsys, "stats", log.path, "--order", "--ranks", 2)
+    assert " clicks in 13 shards" in out
+    rows = re.findall(r"^ +(\d+) +([18]) +[\d.]+% +([\d.]+) +\d+ +(\d+) +\d+%$", out, flags=re.M)
+    assert [(window, block) for window, block, *_ in rows][-2:] == [("13", "1"), ("13", "8")]
+    (_, _, users, titles), (_, _, fewer_users, fewer_titles) = rows[-2:]
+    assert float(fewer_users) < float(users) and int(fewer_titles) < int(titles)
+    words = ("--order", "--window-shards", 13, "--user-block", 8, "--json")
+    (one,) = json.loads(run(capsys, "stats", log.path, *words))
+    assert (one["user_block"], one["titles"]["micro_batch"], one["titles"]["ranks"]) == (8, 32, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--user-block", "0"], "--user-block is 0"),
+        (["--ranks", "5"], "cannot be shared by --ranks 5"),
+    ],
+)
+def test_orders_of_clicks_that_cannot_be(news, folder, capsys, words, said):
+    log = make_impressions(folder / f"log{len(said)}", news)
+    assert main(["shards", "stats", str(log.path), "--order", *words]) == 2
+    assert said in capsys.readouterr().err
+    if words[0] == "--user-block":
+        assert main(["shards", "stats", str(news.path), "--order", "--user-block", "2"]) == 2
+        assert "holds articles" in capsys.readouterr().err
 
 
 def test_show_an_article_by_id_with_its_tokens_and_what_is_cut(news, folder, capsys):

@@ -1,5 +1,7 @@
 """`tnr train --dry-run`: the resolved run, its arithmetic and its order, without training."""
 
+import re
+
 import pytest
 from helpers.world import TINY_MODEL, TinyWorld, make_world
 
@@ -32,6 +34,23 @@ def test_dry_run_says_how_the_order_mixes_and_what_a_window_takes(world, capsys)
 def test_dry_run_of_a_click_task_counts_clicks(world, capsys) -> None:
     out = dry_run(world, capsys, "finetune", data__clicks=world.impressions.path)
     assert "windows of 4 of 4 shards" in out
+    assert "# titles: a micro-batch of 8 clicks of" in out and "ranks" not in out.split("# ")[-2]
+
+
+def test_dry_run_says_what_blocks_of_a_users_clicks_and_ranks_share(
+    world, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = {"data__clicks": world.impressions.path, "run__micro_batch": 4}
+    plain = dry_run(world, capsys, "finetune", **given)
+    blocks = dry_run(world, capsys, "finetune", data__user_block=4, **given)
+    said = re.compile(
+        r"# titles: .* of ([\d.]+) users names \d+, (\d+) .* 2 ranks .* (\d+)% of them"
+    )
+    (users, titles, over_ranks), (fewer_users, fewer_titles, _) = (
+        map(float, said.search(out).groups()) for out in (plain, blocks)
+    )
+    assert fewer_users < users and fewer_titles < titles and over_ranks < 100
 
 
 def test_negatives_from_the_window_stay_in_it(world) -> None:

@@ -34,6 +34,7 @@ MAY_CHANGE = frozenset(
         # How batches are fetched and computed, not what is in them.
         "data.workers",
         "data.batch_tokens",
+        "data.share_titles",
         # Data may have moved: what they are is checked by fingerprint.
         "data.articles",
         "data.clicks",

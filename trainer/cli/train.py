@@ -99,15 +99,22 @@ def _dry_run(config: "TrainConfig") -> int:
     from trainer.config.load import to_dict
     from trainer.plan.batches import plan_batches, plan_steps
     from trainer.tasks.build import open_data, open_sources
+    from trainer.tasks.clicks import ClickData
 
-    batches = plan_batches(config, 1, int(os.environ.get("WORLD_SIZE", "1")))
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    batches = plan_batches(config, 1, ranks)
     sources = open_sources(config)
-    order = open_data(config, sources).order
+    data = open_data(config, sources)
+    order = data.order
     shards = (sources.impressions or sources.articles).shards
     mixing = measure_mixing(order, config.run.global_batch, [shard.bytes for shard in shards])
     units, copies = plan_steps(config, order.num_units).lines()
+    lines = [batches.line(), units, mixing.line()]
+    if isinstance(data, ClickData):
+        run = config.run
+        lines.append(data.sharing(run.micro_batch, run.global_batch, ranks).line())
     print(yaml.safe_dump(_plain(to_dict(config)), sort_keys=False), end="")
-    for line in (batches.line(), units, mixing.line(), copies):
+    for line in (*lines, copies):
         print(f"# {line}")
     return 0
 

@@ -107,6 +107,21 @@ class DataConfig:
     """Post-training only: the titles of the other samples of the global batch are the negatives."""
     history_length: int = 50
     """Most recent clicks of a user that are read."""
+    user_block: int = 1
+    """Click tasks only: so many clicks of one user at most come together, in one batch, as far as
+    ``window_shards`` holds them; 1 shuffles every click by itself. They share the user's history,
+    so a batch names fewer distinct titles and costs less; but a batch of n clicks in blocks of k
+    tells of about n / k users, so its gradient is noisier. Every click still comes once an epoch.
+    ``--dry-run`` says how many users and distinct titles a batch has. Clicks of one user are
+    usually spread over the whole log: ``window_shards`` must then hold all of it."""
+    share_titles: Literal["rank", "all", "auto"] = "rank"
+    """Click tasks over several ranks: each rank encodes the titles that its own clicks name
+    (``rank``); or the distinct titles that the clicks of all ranks name at the same time are dealt
+    out, each is encoded on one rank, and the vectors are gathered with their gradients (``all``):
+    the same losses and gradients without dropout, fewer titles, as many of like lengths on every
+    rank, for two exchanges of vectors a forward pass. It pays with many ranks and popular titles:
+    ``--dry-run`` says how many are left. ``auto`` shares where at most 90% are, counted in batches
+    of the first epoch."""
     window_shards: int = 4
     """Rows are shuffled within windows of this many shards: larger mixes better, smaller reads
     nearer (``--dry-run`` and ``tnr shards stats --order`` measure both)."""

@@ -53,6 +53,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "data.max_body_tokens": (data.max_body_tokens, 3),
         "data.num_negatives": (data.num_negatives, 1),
         "data.history_length": (data.history_length, 1),
+        "data.user_block": (data.user_block, 1),
         "data.window_shards": (data.window_shards, 1),
         "data.workers": (data.workers, 0),
         "data.batch_tokens": (data.batch_tokens, 0),
@@ -133,6 +134,10 @@ def _check_run(config: TrainConfig) -> None:
         raise ConfigError(f"data.in_batch_negatives is for task post_train, not {config.task}")
     if config.data.negatives_from == "window":
         _check_window_negatives(config)
+    if not click_task:
+        _check_not_clicks(config)
+    if config.data.share_titles != "rank":
+        _check_shared_titles(config)
     distills = config.task.endswith("distill")
     if distills and not config.teachers.models:
         raise ConfigError(
@@ -146,6 +151,33 @@ def _check_run(config: TrainConfig) -> None:
         raise ConfigError("run.copies.rule is list, but run.copies.steps is empty")
     _check_kept(config.run)
     _accumulation(config, world_size=1)
+
+
+def _check_not_clicks(config: TrainConfig) -> None:
+    """Settings of the click tasks are at their defaults in the others."""
+    defaults = {"user_block": 1, "share_titles": "rank"}
+    for name, default in defaults.items():
+        value = getattr(config.data, name)
+        if value != default:
+            raise ConfigError(
+                f"data.{name} is {value}, but task {config.task} reads no clicks: leave it at "
+                f"{default}"
+            )
+
+
+def _check_shared_titles(config: TrainConfig) -> None:
+    """Ranks share vectors only where one does not depend on the texts beside it."""
+    wanted = f"data.share_titles {config.data.share_titles}"
+    if config.loss.padded_slots or config.model.history_padding == "learned":
+        raise ConfigError(
+            f"{wanted} does not go with empty history slots that are encoded (loss.padded_slots, "
+            "model.history_padding learned): leave it at rank"
+        )
+    if not config.model.pooling_mask and not config.data.pad_to_max:
+        raise ConfigError(
+            f"{wanted} without model.pooling_mask would change the vectors, which then depend on "
+            "the longest text beside them: set data.pad_to_max, or leave it at rank"
+        )
 
 
 def _check_follow(config: TrainConfig) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shards.click_batch import ClickBatch, ClickRule, click_order, read_clicks
 from shards.clicks import ClickColumn
-from shards.order import EpochOrder
 from shards.reader import ShardSet
+from shards.sharing import Sharing, measure_sharing
 from shards.stream import BatchRows
 from shards.tokens import TokenColumn
 from trainer.config.schema import DataConfig, LossConfig
@@ -36,14 +37,17 @@ from trainer.tasks.distill import (
     weight_histograms,
     weight_report,
 )
+from trainer.tasks.shared_titles import Share, encode_shared
 from trainer.tasks.texts import (
     NO_GROUPING,
     Grouping,
     collate_texts,
-    encode_texts,
     reported,
 )
 from trainer.teacher_server.signals import TeacherSignals
+
+WORTH_SHARING = 0.9
+"""``data.share_titles auto``: ranks share titles where that leaves at most this part of them."""
 
 
 class ClickData:
@@ -51,7 +55,9 @@ class ClickData:
 
     Every distinct title of a micro-batch is encoded once, and empty history slots not at all,
     unless ``empty_slots`` asks for them (the released code's way): then slot ``U - 1`` is the
-    empty title.
+    empty title. Where ranks share titles (``data.share_titles``) the same holds for the
+    micro-batches of all ranks together: each rank encodes a share of their titles, see
+    :mod:`trainer.tasks.shared_titles`.
     """
 
     def __init__(
@@ -71,16 +77,19 @@ class ClickData:
         self.tokens = tokens
         self.news = tokens.view(("title", config.max_title_tokens))
         self.config = config
-        self.seed = seed
         self.empty_slots = empty_slots
         self.signals = signals
-        self.order = EpochOrder(
-            clicks.clicks_per_shard,
-            impressions.fingerprint,
+        self.rule = ClickRule(
+            seed, config.num_negatives, config.history_length, config.static_negatives
+        )
+        self.order = click_order(
+            clicks,
             seed,
             config.window_shards,
+            config.user_block,
             clicks.units_with(tokens.skipped_rows),
         )
+        self._kept_over_ranks: dict[tuple[int, int, int], float] = {}
         said = [] if signals is None else list(signals.columns)
         self.fingerprint = data_fingerprint(
             clicks=impressions, tokens=tokens.reader, **numbered("teacher_column", said)
@@ -93,57 +102,75 @@ class ClickData:
             The U titles as :func:`trainer.tasks.texts.collate_texts` lays them out;
             ``history_index`` and ``history_mask`` [B, H]; ``candidate_index`` [B, C] into U with
             the clicked one first; with teachers also ``teacher.m.news`` [U, E], ``teacher.m.user``
-            [B, E] and ``teacher.m.scores`` [B, C].
+            [B, E] and ``teacher.m.scores`` [B, C]. Where ranks share titles, those laid out are
+            this rank's share, and ``title_shared`` [U] says where the U titles that its clicks name
+            are among all shares.
         """
-        config = self.config
-        impression_B, position_B = self.clicks.click(batch.rows)
-        epochs = np.zeros_like(batch.epochs) if config.static_negatives else batch.epochs
-        negative_BS = self.clicks.sample_negatives(
-            self.seed, batch.rows, epochs, config.num_negatives
-        )
-        positions_BC = np.concatenate([position_B[:, None], negative_BS], axis=1)
-        values, offsets = self.clicks.candidates(impression_B)
-        candidates_BC = values[offsets[:-1, None] + positions_BC]
-        history_BH, mask_BH = self.clicks.history(impression_B, config.history_length)
-        if not (config.pad_to_max or self.empty_slots):
-            longest = max(int(mask_BH.sum(axis=1).max()), 1)
-            history_BH, mask_BH = history_BH[:, -longest:], mask_BH[:, -longest:]
-        arrays = self._titles(history_BH, mask_BH, candidates_BC)
-        news_U = arrays.pop("news_rows")
-        if self.signals is not None:
-            arrays |= self.signals.read({"news": news_U, "user": impression_B}, positions_BC)
-        arrays |= reported(arrays)
-        return arrays
-
-    def _titles(
-        self, history_BH: np.ndarray, mask_BH: np.ndarray, candidates_BC: np.ndarray
-    ) -> Batch:
-        config = self.config
-        used = np.concatenate([history_BH[mask_BH], candidates_BC.ravel()])
-        news_U, index = np.unique(used, return_inverse=True)
-        num_history = len(used) - candidates_BC.size
-        titles = collate_texts(
+        clicks, share = self._read(batch)
+        if not (self.config.pad_to_max or self.empty_slots):
+            clicks = clicks.trimmed()
+        news_U, index = np.unique(clicks.named(), return_inverse=True)
+        arrays = collate_texts(
             self.news,
             "title",
-            news_U,
-            pad_to_max=config.pad_to_max,
+            news_U if share is None else share.rows_S,
+            pad_to_max=self.config.pad_to_max,
             grouping=self.grouping,
-            most_texts=len(history_BH) * config.history_length + candidates_BC.size,
+            most_texts=len(clicks) * self.config.history_length + clicks.candidates_BC.size,
         )
-        if self.empty_slots:  # then there is no grouping
+        if share is not None:
+            arrays["title_shared"] = share.places(news_U)
+        if self.empty_slots:  # then there is neither grouping nor sharing
             news_U = np.append(news_U, -1)
-            ids, mask = titles["title_ids"], titles["title_mask"]
-            titles["title_ids"] = np.vstack([ids, np.full_like(ids[:1], self.tokens.pad_id)])
-            titles["title_mask"] = np.vstack([mask, np.ones_like(mask[:1])])
-        history_index = np.full(history_BH.shape, len(news_U) - 1, dtype=np.int64)
-        history_index[mask_BH] = index[:num_history]
-        return {
-            "news_rows": news_U,
-            **titles,
-            "history_index": history_index,
-            "history_mask": mask_BH,
-            "candidate_index": index[num_history:].reshape(candidates_BC.shape),
-        }
+            ids, mask = arrays["title_ids"], arrays["title_mask"]
+            arrays["title_ids"] = np.vstack([ids, np.full_like(ids[:1], self.tokens.pad_id)])
+            arrays["title_mask"] = np.vstack([mask, np.ones_like(mask[:1])])
+        arrays |= _slots(clicks, index, empty=len(news_U) - 1)
+        if self.signals is not None:
+            asked = {"news": news_U, "user": clicks.impression_B}
+            arrays |= self.signals.read(asked, clicks.positions_BC)
+        return arrays | reported(arrays)
+
+    def sharing(self, micro_batch: int, global_batch: int, ranks: int) -> Sharing:
+        """Distinct titles of a forward pass, see :func:`shards.sharing.measure_sharing`."""
+        return measure_sharing(self.order, self.clicks, self.rule, micro_batch, global_batch, ranks)
+
+    def _read(self, batch: BatchRows) -> tuple[ClickBatch, Share | None]:
+        """This rank's clicks, and its share of the titles that all ranks name."""
+        if batch.peers is None or not self._shares_titles(batch):
+            return read_clicks(self.clicks, self.rule, batch.rows, batch.epochs), None
+        rows_RB, epochs_RB, rank = batch.peers.rows, batch.peers.epochs, batch.peers.rank
+        of_all = read_clicks(self.clicks, self.rule, rows_RB.ravel(), epochs_RB.ravel())
+        share = Share.of(of_all.named(), self.news.lengths, len(rows_RB), rank)
+        return of_all.part(rank * len(batch), len(batch)), share
+
+    def _shares_titles(self, batch: BatchRows) -> bool:
+        """Whether ranks share titles: the same on every rank, as it follows from the run alone."""
+        if self.config.share_titles != "auto" or batch.peers is None:
+            return self.config.share_titles == "all"
+        ranks = len(batch.peers.rows)
+        key = (len(batch), batch.position.global_batch or ranks * len(batch), ranks)
+        if key not in self._kept_over_ranks:
+            self._kept_over_ranks[key] = self.sharing(*key).kept_over_ranks
+        return self._kept_over_ranks[key] <= WORTH_SHARING
+
+
+def _slots(clicks: ClickBatch, index: np.ndarray, empty: int) -> Batch:
+    """Which text is in each history slot and which each candidate is.
+
+    Args:
+        clicks: B clicks.
+        index: int64[k], the text of each article of :meth:`ClickBatch.named`.
+        empty: what stands in empty slots.
+    """
+    history_BH = np.full(clicks.history_BH.shape, empty, dtype=np.int64)
+    num_history = len(index) - clicks.candidates_BC.size
+    history_BH[clicks.mask_BH] = index[:num_history]
+    return {
+        "history_index": history_BH,
+        "history_mask": clicks.mask_BH,
+        "candidate_index": index[num_history:].reshape(clicks.candidates_BC.shape),
+    }
 
 
 class FinetuneTask(nn.Module):
@@ -218,7 +245,7 @@ class FinetuneDistillTask(nn.Module):
 
 def score_clicks(model: Recommender, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """News vectors [U, E], user vectors [B, E] and candidate scores [B, C] of a micro-batch."""
-    news_UE = encode_texts(model.encode_news, batch, "title")
+    news_UE = encode_shared(model.encode_news, batch, "title")
     users_BE = model.encode_users(news_UE[batch["history_index"]], batch["history_mask"])
     scores_BC = model.score(news_UE[batch["candidate_index"]], users_BE)
     return news_UE, users_BE, scores_BC

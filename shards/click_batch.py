@@ -1,0 +1,145 @@
+"""The articles that some clicks name: their users' histories and their candidates.
+
+Shapes: B clicks, H history slots, C = 1 + S candidates, the clicked one first.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.block_order import BlockOrder
+from shards.clicks import ClickColumn
+from shards.order import EpochOrder
+
+
+@dataclass(frozen=True)
+class ClickRule:
+    """What a click is read with.
+
+    Attributes:
+        seed: the run's seed.
+        num_negatives: S, unclicked candidates a click.
+        history_length: H, most recent clicks of the user that are read.
+        static_negatives: draw them once for all epochs instead of anew in every epoch.
+    """
+
+    seed: int
+    num_negatives: int
+    history_length: int
+    static_negatives: bool = False
+
+
+@dataclass(frozen=True)
+class ClickBatch:
+    """What B clicks name.
+
+    Attributes:
+        impression_B: rows of their impressions.
+        positions_BC: places of the candidates within their impressions.
+        history_BH: article rows, right-aligned, -1 where there is none.
+        mask_BH: True where there is one.
+        candidates_BC: article rows.
+    """
+
+    impression_B: np.ndarray
+    positions_BC: np.ndarray
+    history_BH: np.ndarray
+    mask_BH: np.ndarray
+    candidates_BC: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of clicks B."""
+        return len(self.impression_B)
+
+    def part(self, first: int, count: int) -> "ClickBatch":
+        """``count`` of the clicks from ``first`` on."""
+        kept = slice(first, first + count)
+        return ClickBatch(
+            self.impression_B[kept],
+            self.positions_BC[kept],
+            self.history_BH[kept],
+            self.mask_BH[kept],
+            self.candidates_BC[kept],
+        )
+
+    def trimmed(self) -> "ClickBatch":
+        """Without the history slots that are empty in all clicks, but for one."""
+        longest = max(int(self.mask_BH.sum(axis=1).max(initial=0)), 1)
+        return ClickBatch(
+            self.impression_B,
+            self.positions_BC,
+            self.history_BH[:, -longest:],
+            self.mask_BH[:, -longest:],
+            self.candidates_BC,
+        )
+
+    def named(self) -> np.ndarray:
+        """Article rows of the history slots that are not empty, then of the candidates, int64[k].
+
+        An article comes as often as it is named.
+        """
+        return np.concatenate([self.history_BH[self.mask_BH], self.candidates_BC.ravel()])
+
+
+def read_clicks(
+    clicks: ClickColumn, rule: ClickRule, units: np.ndarray, epochs: np.ndarray
+) -> ClickBatch:
+    """Read some clicks of an epoch, with their negatives.
+
+    Args:
+        clicks: the click log.
+        rule: what they are read with.
+        units: int64[B], unit numbers.
+        epochs: int64[B], the epoch of each.
+
+    Raises:
+        IndexError: there is no such click.
+        DataError: the log has no labels.
+    """
+    impression_B, position_B = clicks.click(units)
+    drawn_in = np.zeros_like(epochs) if rule.static_negatives else epochs
+    negative_BS = clicks.sample_negatives(rule.seed, units, drawn_in, rule.num_negatives)
+    positions_BC = np.concatenate([position_B[:, None], negative_BS], axis=1)
+    values, offsets = clicks.candidates(impression_B)
+    history_BH, mask_BH = clicks.history(impression_B, rule.history_length)
+    candidates_BC = values[offsets[:-1, None] + positions_BC]
+    return ClickBatch(impression_B, positions_BC, history_BH, mask_BH, candidates_BC)
+
+
+def click_order(
+    clicks: ClickColumn,
+    seed: int,
+    window_shards: int = 4,
+    user_block: int = 1,
+    skipped: np.ndarray | None = None,
+) -> EpochOrder:
+    """The order in which training visits the clicks of a log.
+
+    Args:
+        clicks: the click log.
+        seed: the run's seed.
+        window_shards: clicks are shuffled within windows of this many shards.
+        user_block: clicks of one user of a window that come together at most; with 1 each click is
+            shuffled by itself.
+        skipped: clicks that never come, int64[k].
+
+    Raises:
+        DataError: there is no click.
+        ValueError: ``window_shards`` or ``user_block`` is below 1.
+    """
+    counts, fingerprint = clicks.clicks_per_shard, clicks.reader.shard_set.fingerprint
+    if user_block == 1:
+        return EpochOrder(counts, fingerprint, seed, window_shards, skipped)
+
+    def users(units: np.ndarray) -> np.ndarray:
+        return clicks.user(clicks.click(units)[0])
+
+    return BlockOrder(
+        counts,
+        f"{fingerprint} by user",
+        seed,
+        window_shards,
+        skipped,
+        groups=users,
+        block_units=user_block,
+    )
