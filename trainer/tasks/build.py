@@ -73,7 +73,9 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
     else:
         recommender = build_recommender(config.model, **sizes)
         if config.model.frozen_states != "off":
-            states = frozen_texts(config, recommender.news_encoder, _news_texts(config, opened))
+            states = frozen_texts(
+                config, recommender.news_encoder, news_texts(config, opened.tokens)
+            )
         if signals is None:
             module = FinetuneTask(recommender)
         else:
@@ -108,9 +110,9 @@ def open_data(
     )
 
 
-def _news_texts(config: TrainConfig, opened: Sources) -> TextView:
+def news_texts(config: TrainConfig, tokens: TokenColumn) -> TextView:
     """What a click task reads of an article."""
-    return opened.tokens.view(("title", config.data.max_title_tokens))
+    return tokens.view(("title", config.data.max_title_tokens))
 
 
 def exporter(config: TrainConfig, tokens: TokenColumn) -> Exporter:
