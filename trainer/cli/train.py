@@ -98,6 +98,7 @@ def _dry_run(config: "TrainConfig") -> int:
     from shards.mixing import measure_mixing
     from trainer.config.load import to_dict
     from trainer.plan.batches import plan_batches, plan_steps
+    from trainer.plan.frozen import frozen_column, width_of
     from trainer.tasks.build import open_data, open_sources
     from trainer.tasks.clicks import ClickData
 
@@ -113,9 +114,14 @@ def _dry_run(config: "TrainConfig") -> int:
     if isinstance(data, ClickData):
         run = config.run
         lines.append(data.sharing(run.micro_batch, run.global_batch, ranks).line())
+    column = None
+    if config.model.frozen_states != "off":
+        column = frozen_column(config, width_of(config), sources, None)
     print(yaml.safe_dump(_plain(to_dict(config)), sort_keys=False), end="")
     for line in (*lines, copies):
         print(f"# {line}")
+    if column is not None:
+        print(f"# {column.bytes / 1e6:,.1f} MB in {column.where}: {column.what}")
     return 0
 
 

@@ -86,7 +86,9 @@ def forward_flops(size: TaskSize, work: Work) -> float:
     return size.backbone.layers * layer_flops(size, work) + _head_flops(size, work)
 
 
-def training_flops(size: TaskSize, work: Work, *, is_checkpointed: bool = False) -> float:
+def training_flops(
+    size: TaskSize, work: Work, *, is_checkpointed: bool = False, from_states: bool = False
+) -> float:
     """Forward and backward pass.
 
     Args:
@@ -94,10 +96,14 @@ def training_flops(size: TaskSize, work: Work, *, is_checkpointed: bool = False)
         work: What it is given.
         is_checkpointed: Whether trained layers are computed twice
             (``run.activation_checkpointing``).
+        from_states: Whether frozen layers are read from a column (``model.frozen_states``).
     """
     trained = size.trained_layers * layer_flops(size, work)
     again = trained if is_checkpointed else 0.0
-    return forward_flops(size, work) + 2 * (trained + _head_flops(size, work)) + again
+    forward = forward_flops(size, work)
+    if from_states:
+        forward = trained + _head_flops(size, work)
+    return forward + 2 * (trained + _head_flops(size, work)) + again
 
 
 def _head_flops(size: TaskSize, work: Work) -> float:

@@ -19,6 +19,7 @@ from trainer.plan.batches import BatchPlan, StepPlan, plan_batches, plan_steps
 from trainer.plan.compute import MicroWork, Work, longest_work, training_flops
 from trainer.plan.data import Counts, counts_of, open_if_there
 from trainer.plan.disk import DiskItem, rooms, run_items, teacher_columns, token_column
+from trainer.plan.frozen import frozen_column
 from trainer.plan.memory import RankMemory, checkpoint_bytes, rank_memory, way_of
 from trainer.plan.sizes import BackboneSize, TaskSize, bert_size, task_size
 from trainer.tasks.sources import Sources
@@ -105,6 +106,7 @@ def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: boo
         size,
         micro.mean.times(batches.accumulation * batches.ranks),
         is_checkpointed=config.run.activation_checkpointing,
+        from_states=config.model.frozen_states != "off",
     )
     kept = functools.partial(_kept, config, size, micro.largest, options.device)
     advice = None
@@ -132,7 +134,7 @@ def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: boo
         is_checkpointed=config.run.activation_checkpointing,
         checkpoint=checkpoint_bytes(size, moments=moments),
         advice=advice,
-        disk=_disk(config, size, steps, counts, moments=moments, is_built=sources is not None),
+        disk=_disk(config, size, steps, counts, sources, moments=moments),
         notes=notes,
     )
 
@@ -252,9 +254,9 @@ def _disk(
     size: TaskSize,
     steps: StepPlan | None,
     counts: Counts | None,
+    sources: Sources | None,
     *,
     moments: int,
-    is_built: bool,
 ) -> list[DiskItem]:
     """Everything that the run and what belongs to it write."""
     items = run_items(config, size, steps, moments=moments)
@@ -266,7 +268,9 @@ def _disk(
         items.append(DiskItem(what=what, bytes=int(data.cache_gib * GIB), where=folder))
     if counts is None:
         return items
-    if not is_built:
+    column = frozen_column(config, size.backbone.width, sources, counts)
+    items += [] if column is None else [column]
+    if sources is None:
         held = token_column(counts.articles, data.max_title_tokens + data.max_body_tokens)
         items.append(DiskItem(what="token column, at most", bytes=held, where=where))
     teachers = len(config.teachers.models) or (len(steps.copies) if steps else 0)

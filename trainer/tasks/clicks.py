@@ -17,6 +17,7 @@ from shards.sharing import Sharing, measure_sharing
 from shards.stream import BatchRows
 from shards.tokens import TokenColumn
 from trainer.config.schema import DataConfig, LossConfig
+from trainer.frozen.states import StateView
 from trainer.losses.contrastive import contrastive
 from trainer.losses.embedding import weighted_distance
 from trainer.models import Recommender
@@ -42,6 +43,7 @@ from trainer.tasks.texts import (
     NO_GROUPING,
     Grouping,
     collate_texts,
+    has_states,
     reported,
 )
 from trainer.teacher_server.signals import TeacherSignals
@@ -55,8 +57,9 @@ class ClickData:
 
     Every distinct title of a micro-batch is encoded once, and empty history slots not at all,
     unless ``empty_slots`` asks for them (the released code's way): then slot ``U - 1`` is the
-    empty title. Where ranks share titles (``data.share_titles``) the same holds for the
-    micro-batches of all ranks together: each rank encodes a share of their titles, see
+    empty title. With ``states`` the titles are what frozen layers say about them, not token ids.
+    Where ranks share titles (``data.share_titles``) the same holds for the micro-batches of all
+    ranks together: each rank encodes a share of their titles, see
     :mod:`trainer.tasks.shared_titles`.
     """
 
@@ -71,6 +74,7 @@ class ClickData:
         empty_slots: bool = False,
         signals: TeacherSignals | None = None,
         grouping: Grouping = NO_GROUPING,
+        states: StateView | None = None,
     ) -> None:
         self.grouping = grouping
         self.clicks = clicks
@@ -91,8 +95,10 @@ class ClickData:
         )
         self._kept_over_ranks: dict[tuple[int, int, int], float] = {}
         said = [] if signals is None else list(signals.columns)
+        self.states = states
+        frozen = {} if states is None else {"frozen_states": states.reader}
         self.fingerprint = data_fingerprint(
-            clicks=impressions, tokens=tokens.reader, **numbered("teacher_column", said)
+            clicks=impressions, tokens=tokens.reader, **numbered("teacher_column", said), **frozen
         )
 
     def collate(self, batch: BatchRows) -> Batch:
@@ -111,7 +117,7 @@ class ClickData:
             clicks = clicks.trimmed()
         news_U, index = np.unique(clicks.named(), return_inverse=True)
         arrays = collate_texts(
-            self.news,
+            self.states or self.news,
             "title",
             news_U if share is None else share.rows_S,
             pad_to_max=self.config.pad_to_max,
@@ -245,7 +251,8 @@ class FinetuneDistillTask(nn.Module):
 
 def score_clicks(model: Recommender, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """News vectors [U, E], user vectors [B, E] and candidate scores [B, C] of a micro-batch."""
-    news_UE = encode_shared(model.encode_news, batch, "title")
+    encode = model.encode_states if has_states(batch, "title") else model.encode_news
+    news_UE = encode_shared(encode, batch, "title")
     users_BE = model.encode_users(news_UE[batch["history_index"]], batch["history_mask"])
     scores_BC = model.score(news_UE[batch["candidate_index"]], users_BE)
     return news_UE, users_BE, scores_BC

@@ -1,0 +1,59 @@
+"""What the column of frozen layers' states takes on the disk."""
+
+from pathlib import Path
+
+import numpy as np
+
+from trainer.config.schema import TrainConfig
+from trainer.frozen.fill import column_bytes
+from trainer.plan.data import Counts
+from trainer.plan.disk import DiskItem
+from trainer.plan.meta import backbone_size
+from trainer.tasks.sources import Sources
+
+
+def frozen_column(
+    config: TrainConfig, width: int, sources: Sources | None, counts: Counts | None
+) -> DiskItem | None:
+    """The column that a run reads, whether it is there or not; None of one that reads none.
+
+    Args:
+        config: The run.
+        width: Of the language model.
+        sources: Its data, where they are there: then the tokens are counted.
+        counts: Rows otherwise: then every text is as long as it may be.
+    """
+    if config.model.frozen_states == "off" or (sources is None and counts is None):
+        return None
+    if sources is not None:
+        from trainer.tasks.build import news_texts
+
+        articles = sources.articles.num_rows
+        lengths = news_texts(config, sources.tokens).lengths(np.arange(articles))
+        tokens, told, where = int(lengths.sum()), "", str(sources.articles.columns_dir)
+    else:
+        assert counts is not None
+        articles = counts.articles
+        tokens, told, where = articles * config.data.max_title_tokens, ", at most", "."
+    each = np.dtype(config.model.frozen_states).itemsize
+    return DiskItem(
+        what=(
+            f"column of frozen layers' states{told} ({tokens:,} tokens x {width} x {each} bytes; "
+            "made once for all runs with these layers)"
+        ),
+        bytes=column_bytes(tokens, articles, width, config.model.frozen_states),
+        where=where,
+    )
+
+
+def width_of(config: TrainConfig) -> int:
+    """Width of a run's language model; only configurations are read.
+
+    Raises:
+        ModelError: There is no such model on this machine.
+    """
+    model = config.model
+    is_there = model.init is not None and (Path(model.init) / "config.json").is_file()
+    if model.backbone.name == "random" and not is_there:
+        return model.backbone.hidden_size
+    return backbone_size(model).width
