@@ -267,7 +267,9 @@ def _disk(
     if counts is None:
         return items
     if not is_built:
-        held = token_column(counts.articles, data.max_title_tokens + data.max_body_tokens)
+        stored = {"title": data.max_title_tokens, "body": data.max_body_tokens}
+        stored |= dict(data.news_parts)
+        held = token_column(counts.articles, sum(stored.values()), len(stored))
         items.append(DiskItem(what="token column, at most", bytes=held, where=where))
     teachers = len(config.teachers.models) or (len(steps.copies) if steps else 0)
     if teachers:
