@@ -50,12 +50,14 @@ class TokenizerSection:
     """A Hugging Face name or a folder; None trains a SentencePiece model."""
     vocab_size: int = 8000
     """Pieces of a trained tokenizer."""
+    fields: tuple[str, ...] = ("title", "body")
+    """What is stored of an article; ``data.news_text`` of click tasks names some of it."""
     title_tokens: int = 32
     """Tokens of a title that are stored."""
     body_tokens: int = 512
-    """Tokens of a body that are stored."""
+    """Tokens of a body that are stored, where ``fields`` has it."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Further options of ``tnr shards tokenize``."""
+    """Further options of ``tnr shards tokenize``, such as ``abstract-tokens: 96``."""
     train_options: Mapping[str, Any] = field(default_factory=dict)
     """Further options of ``tnr shards train-tokenizer``."""
 

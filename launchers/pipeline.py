@@ -145,8 +145,11 @@ class _Plan:
             self._add("train-tokenizer", words, needs, proof=proof, output=folder)
             needs = (*needs, "train-tokenizer")
         words = ("shards", "tokenize", self.articles, "--tokenizer", name)
-        words += ("--title-tokens", str(section.title_tokens))
-        words += ("--body-tokens", str(section.body_tokens), *options(section.options))
+        if section.fields != ("title", "body"):
+            words += ("--fields", ",".join(section.fields))
+        for each, limit in (("title", section.title_tokens), ("body", section.body_tokens)):
+            words += (f"--{each}-tokens", str(limit)) if each in section.fields else ()
+        words += options(section.options)
         proof = (Path(self.articles) / "columns" / "tokens-*" / "column.json",)
         self._add("tokenize", words, needs, proof=proof)
         self.ready["articles"] = ("tokenize",)

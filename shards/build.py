@@ -40,6 +40,10 @@ from shards.sources import (
 )
 from shards.writer import ShardWriter
 
+OLDEST_FIRST, NEWEST_FIRST = "oldest-first", "newest-first"
+HISTORY_ORDERS = (OLDEST_FIRST, NEWEST_FIRST)
+"""How a click log may have the histories of its users; MIND has them oldest first."""
+
 
 def build_articles(
     inputs: Sequence[str | Path],
@@ -128,6 +132,7 @@ def build_impressions(
     article_set: ShardSet | str | Path,
     out: str | Path,
     *,
+    history_order: str = OLDEST_FIRST,
     samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD,
     max_refused: float = DEFAULT_MAX_REFUSED,
     force: bool = False,
@@ -139,6 +144,8 @@ def build_impressions(
             accepted; the manifest then says ``labelled: false``.
         article_set: The set whose rows the impressions are to name.
         out: The set's folder.
+        history_order: How the log has its histories, of :data:`HISTORY_ORDERS`; the set has them
+            oldest first.
         samples_per_shard: Impressions in every shard but the last.
         max_refused: Largest share of rows, 0 to 1, that may be refused.
         force: Replace a shard set that is there, and its columns.
@@ -154,7 +161,11 @@ def build_impressions(
     if not isinstance(article_set, ShardSet):
         article_set = ShardSet.open(article_set, kind=ARTICLES)
     files = [_click_input(Path(path)) for path in clicks]
+    if history_order not in HISTORY_ORDERS:
+        raise UsageError(f"history order {history_order!r} is none of {', '.join(HISTORY_ORDERS)}")
     options = {"articles": article_set.fingerprint, "samples_per_shard": samples_per_shard}
+    if history_order != OLDEST_FIRST:  # sets of MIND's order are what they were before the option
+        options["history_order"] = history_order
     source = describe(IMPRESSIONS, files, options)
     check_options(files, samples_per_shard, max_refused)
     if former := same_set(Path(out), source, force):
@@ -178,7 +189,8 @@ def build_impressions(
         rows.update(read_duplicates(article_set))
         labelled: bool | None = None
         for file in files:
-            labelled = _read_behaviors(intake, writer, file, rows, labelled)
+            newest_first = history_order == NEWEST_FIRST
+            labelled = _read_behaviors(intake, writer, file, rows, labelled, newest_first)
         writer.source["labelled"] = bool(labelled)
         intake.check(writer.num_rows)
         shard_set = writer.finish()
@@ -192,6 +204,7 @@ def _read_behaviors(
     file: InputFile,
     rows: Mapping[str, int],
     labelled: bool | None,
+    newest_first: bool,
 ) -> bool | None:
     """Read one click log; return whether logs have labels, as far as that is known by now."""
     ids: set[int | str] = set()
@@ -199,7 +212,7 @@ def _read_behaviors(
         if labelled is None:
             labelled = has_labels(row.record, rows)
         try:
-            impression = parse_behavior(row.record, rows, labelled is not False)
+            impression = parse_behavior(row.record, rows, labelled is not False, newest_first)
             key = _compact(impression.id)
             if key in ids:
                 raise RowError("duplicate id")

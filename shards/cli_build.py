@@ -67,6 +67,12 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="with --clicks: the article set whose articles the log names",
     )
     parser.add_argument(
+        "--history-order",
+        choices=("oldest-first", "newest-first"),
+        help="with --clicks: how the log has its histories (default: oldest-first, as MIND has"
+        " them); the set has them oldest first, and who reads fewer clicks reads the newest",
+    )
+    parser.add_argument(
         "--samples-per-shard",
         type=int,
         default=DEFAULT_SAMPLES_PER_SHARD,
@@ -134,6 +140,8 @@ def _build(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{unfit[0]} belongs to --articles, not to --clicks")
         if article_set is None:
             raise UsageError("--clicks needs --article-set: the articles that the log names")
+    elif arguments.history_order is not None:
+        raise UsageError("--history-order belongs to --clicks, not to --articles")
     elif article_set is not None:
         raise UsageError("--article-set belongs to --clicks, not to --articles")
 
@@ -145,6 +153,8 @@ def _build(arguments: argparse.Namespace) -> int:
         "force": arguments.force,
     }
     if article_set is not None:
+        if arguments.history_order is not None:
+            options["history_order"] = arguments.history_order
         result = build_impressions(arguments.clicks, article_set, arguments.out, **options)
     else:
         result = build_articles(

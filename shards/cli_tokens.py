@@ -3,9 +3,13 @@
 import argparse
 from typing import Any
 
+from shards.errors import UsageError
+from shards.text_fields import DEFAULT_FIELDS, DEFAULT_TOKENS, TEXT_FIELDS, listed, parse_fields
+
 _TOKENIZE_EXAMPLE = """example:
   tnr shards tokenize data/articles --tokenizer sentence-transformers/all-MiniLM-L6-v2
   tnr shards tokenize data/articles --tokenizer data/tokenizer --title-tokens 24 --body-tokens 512
+  tnr shards tokenize data/mind --tokenizer data/tokenizer --fields title,abstract,category
 """
 _TRAIN_EXAMPLE = """example:
   tnr shards train-tokenizer data/articles --out data/tokenizer --vocab-size 30000
@@ -22,10 +26,11 @@ def register(subparsers: Any) -> None:
 def _register_tokenize(subparsers: Any) -> None:
     tokenize = subparsers.add_parser(
         "tokenize",
-        help="store the token ids of every title and body",
+        help="store the token ids of every article's texts",
         description=(
-            "Store the token ids of every title and body beside an article set, with the\n"
-            "tokenizer. Finished shards are skipped: an interrupted run is simply run again."
+            "Store the token ids of every article's title and body, or of other fields, beside an\n"
+            "article set, with the tokenizer. Finished shards are skipped: an interrupted run is\n"
+            "simply run again."
         ),
         epilog=_TOKENIZE_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -38,19 +43,21 @@ def _register_tokenize(subparsers: Any) -> None:
         help="folder or Hugging Face name of a fast tokenizer",
     )
     tokenize.add_argument(
-        "--title-tokens",
-        type=int,
-        default=32,
-        metavar="N",
-        help="longest title in tokens, special tokens included (default: %(default)s)",
+        "--fields",
+        default=",".join(DEFAULT_FIELDS),
+        metavar="F,F",
+        help=f"what is stored, of {listed(TEXT_FIELDS)} (default: %(default)s); category is the"
+        " words of category and subcategory. Click tasks read what data.news_text names,"
+        " post-training reads title and body",
     )
-    tokenize.add_argument(
-        "--body-tokens",
-        type=int,
-        default=512,
-        metavar="N",
-        help="longest body in tokens, special tokens included (default: %(default)s)",
-    )
+    for field in TEXT_FIELDS:
+        tokenize.add_argument(
+            f"--{field}-tokens",
+            type=int,
+            metavar="N",
+            help=f"longest {field} in tokens, special tokens included"
+            f" (default: {DEFAULT_TOKENS[field]})",
+        )
     tokenize.add_argument(
         "--processes",
         type=int,
@@ -116,32 +123,45 @@ def _tokenize(args: argparse.Namespace) -> None:
 
     from shards.damage import REPORT_NAME
     from shards.reader import ShardSet
-    from shards.tokenize import FIELDS, tokenize_set
+    from shards.tokenize import tokenize_set
     from shards.tokens import TokenColumn
 
+    fields = parse_fields(args.fields, "--fields")
+    given = {field: getattr(args, f"{field}_tokens") for field in TEXT_FIELDS}
+    lengths = {field: tokens for field, tokens in given.items() if tokens is not None}
+    for field in lengths:
+        if field not in fields:
+            raise UsageError(
+                f"--{field}-tokens is given, but --fields {args.fields} does not store the {field}"
+            )
     # With samples that may be skipped, a shard of another size is no reason to stop at once.
     shard_set = ShardSet.open(args.set, check_files=args.skip_damaged <= 0)
     reader = tokenize_set(
         shard_set,
         args.tokenizer,
-        title_tokens=args.title_tokens,
-        body_tokens=args.body_tokens,
+        fields=fields,
+        **{f"{field}_tokens": tokens for field, tokens in lengths.items()},
         processes=args.processes,
         progress=True,
         skip_damaged=args.skip_damaged,
     )
-    special = len(reader.made_from["prefix_ids"]) + len(reader.made_from["suffix_ids"])
+    column = TokenColumn(reader)
     rows = np.arange(shard_set.num_rows)
     print(f"{reader.folder}")
-    for field in FIELDS:
-        lengths = reader.lengths(field, rows) + special
-        limit = reader.made_from[f"{field}_tokens"]
+    for field, limit in column.limits.items():
+        stored = column.lengths(field, rows, limit)
         print(
-            f"  {field}: {lengths.sum():,} tokens in {len(rows):,} articles, "
-            f"{lengths.mean():.1f} each, "
-            f"{100 * (lengths == limit).mean():.1f}% as long as the limit of {limit}"
+            f"  {field}: {stored.sum():,} tokens in {len(rows):,} articles, "
+            f"{stored.mean():.1f} each, "
+            f"{100 * (stored == limit).mean():.1f}% as long as the limit of {limit}"
         )
-    num_skipped = len(TokenColumn(reader).skipped_rows)
+    repeated = shard_set.manifest.counts.get("body_from_abstract", 0)
+    if repeated and {"abstract", "body"} <= set(fields):
+        print(
+            f"  {repeated:,} articles without a body have their abstract as body: who reads both"
+            " reads it twice"
+        )
+    num_skipped = len(column.skipped_rows)
     if num_skipped:
         print(
             f"  {num_skipped:,} damaged articles are skipped and left out of training, each listed"

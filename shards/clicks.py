@@ -9,9 +9,11 @@ The column set ``clicks`` of an impression set, row for row with it:
 - ``user`` int32, numbered by first appearance; ``time`` int64, seconds since 1970 UTC, -1 if
 unknown.
 
-A training unit is one click, in the order of the log. A click whose impression has no unclicked
-candidate has nothing to be told apart from, so it is no unit (``num_left_out`` counts them); where
-there are fewer unclicked candidates than negatives asked for, they come again in their order.
+A training unit is one click, in the order of the log. Its negatives are candidates of the same
+impression whose article was not clicked in it: an article that is shown twice and clicked once is
+none at either place. A click whose impression has no such candidate has nothing to be told apart
+from, so it is no unit (``num_left_out`` counts them); where there are fewer than are asked for,
+they come again in their order.
 """
 
 from collections.abc import Mapping
@@ -111,19 +113,33 @@ def _tensors(
                 f"impression {row}: its clicks must be 0 or 1, one a candidate; build the set again"
             )
         tensors |= {"clicked.values": clicked, "clicked.offsets": offsets}
-        tensors["units.values"], tensors["units.offsets"] = _units(clicked, offsets)
+        tensors["units.values"], tensors["units.offsets"] = _units(candidates, clicked, offsets)
     return tensors
 
 
-def _units(clicked: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _units(
+    candidates: np.ndarray, clicked: np.ndarray, offsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(places of the trainable clicks among the candidates int32[k], offsets int64[n + 1])."""
     places = np.flatnonzero(clicked)
     rows = row_of_value(offsets, places)
-    num_clicked = np.bincount(rows, minlength=len(offsets) - 1)
-    keep = num_clicked[rows] < np.diff(offsets)[rows]
+    negatives = row_of_value(offsets, _negative_places(candidates, clicked, offsets))
+    keep = np.bincount(negatives, minlength=len(offsets) - 1)[rows] > 0
     kept_rows = rows[keep]
     lengths = np.bincount(kept_rows, minlength=len(offsets) - 1)
     return (places[keep] - offsets[kept_rows]).astype(np.int32), offsets_from_lengths(lengths)
+
+
+def _negative_places(
+    candidates: np.ndarray, clicked: np.ndarray, offsets: np.ndarray
+) -> np.ndarray:
+    """Places in the values whose article was clicked nowhere in its impression, int64[k]."""
+    unclicked = np.flatnonzero(clicked == 0)
+    if not len(unclicked):
+        return unclicked
+    impressions = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    pairs = impressions * (int(candidates.max()) + 1) + candidates
+    return unclicked[np.isin(pairs[unclicked], pairs[clicked != 0], invert=True)]
 
 
 class ClickColumn:
@@ -269,10 +285,10 @@ class ClickColumn:
     def sample_negatives(
         self, seed: int, click_units: np.ndarray, epochs: np.ndarray, count: int
     ) -> np.ndarray:
-        """Unclicked candidates of the same impression for every click.
+        """Candidates of the same impression for every click, of articles not clicked in it.
 
-        Distinct where the impression has enough of them, else they come again in the order drawn.
-        Keyed by (seed, epoch, click unit) alone.
+        Distinct places where the impression has enough of them, else they come again in the order
+        drawn. Keyed by (seed, epoch, click unit) alone.
 
         Args:
             seed: the run's seed.
@@ -285,14 +301,20 @@ class ClickColumn:
 
         Raises:
             IndexError: there is no such click.
-            DataError: the log has no labels.
+            DataError: the log has no labels, or its column is of a version that took an article
+                which is shown again for a negative of itself.
         """
         click_units = np.asarray(click_units, dtype=np.int64)
         rows, _ = self.click(click_units)
         clicked, offsets = self._clicked(rows)
-        unclicked = np.flatnonzero(clicked == 0)
-        sample = row_of_value(offsets, unclicked)
-        sizes = np.bincount(sample, minlength=len(rows))
+        unclicked = _negative_places(self.candidates(rows)[0], clicked, offsets)
+        sizes = np.bincount(row_of_value(offsets, unclicked), minlength=len(rows))
+        if (sizes == 0).any():
+            row = int(rows[np.argmin(sizes)])
+            raise DataError(
+                f"impression {row} of {self.reader.shard_set.path} has no candidate that was not "
+                "clicked; build the set again with --force"
+            )
         keys = sample_keys(_CANDIDATES, seed, np.asarray(epochs), click_units)
         drawn = draw_distinct(keys, sizes, count)
         starts = offsets_from_lengths(sizes)[:-1]

@@ -121,7 +121,9 @@ def has_labels(columns: Sequence[str], rows: Mapping[str, int]) -> bool | None:
     return with_label >= bare if bare or with_label else None
 
 
-def parse_behavior(columns: Sequence[str], rows: Mapping[str, int], labelled: bool) -> Impression:
+def parse_behavior(
+    columns: Sequence[str], rows: Mapping[str, int], labelled: bool, newest_first: bool = False
+) -> Impression:
     """Parse one line of ``behaviors.tsv``.
 
     Articles of the history that ``rows`` does not have are left out and counted, since logs may
@@ -131,6 +133,7 @@ def parse_behavior(columns: Sequence[str], rows: Mapping[str, int], labelled: bo
         columns: The line, split at tabs.
         rows: Row number of each article id.
         labelled: Whether candidates carry ``-0`` or ``-1``.
+        newest_first: Whether the line has its history so; it is turned round.
 
     Raises:
         RowError: If the line must be refused.
@@ -143,6 +146,8 @@ def parse_behavior(columns: Sequence[str], rows: Mapping[str, int], labelled: bo
     if not user:
         raise RowError("missing user")
     history = columns[3].split()
+    if newest_first:
+        history.reverse()
     known = [rows[item] for item in history if item in rows]
     items = columns[4].split()
     if not items:

@@ -10,7 +10,8 @@ import numpy as np
 from shards.columns import ColumnReader, list_columns
 from shards.errors import ColumnError, UsageError
 from shards.reader import ShardSet
-from shards.tokenize import FIELDS, TOKENS
+from shards.text_fields import field_text
+from shards.tokenize import TOKENS
 from shards.tokens import TokenColumn
 
 _REST = 60
@@ -66,10 +67,10 @@ def _column_lines(column: TokenColumn, sample: dict[str, Any], row: int) -> Iter
     tokenizer = Tokenizer.from_file(str(column.tokenizer_dir / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
-    for field in FIELDS:
-        limit = column.stored_tokens(field)
+    for field, limit in column.limits.items():
+        text = field_text(sample, field)
         ids = column.batch(field, np.array([row]), limit)[0][0].tolist()
-        whole = tokenizer.encode(sample[field], add_special_tokens=False)
+        whole = tokenizer.encode(text, add_special_tokens=False)
         stored = len(ids) - column.num_special
         cut = len(whole.ids) - stored
         yield f"  {field}: {len(ids):,} tokens of at most {limit:,}" + (
@@ -78,7 +79,7 @@ def _column_lines(column: TokenColumn, sample: dict[str, Any], row: int) -> Iter
         yield from _wrapped("pieces", (str(tokenizer.id_to_token(i)) for i in ids))
         yield from _wrapped("ids", map(str, ids))
         if cut > 0:
-            rest = sample[field][whole.offsets[stored][0] :]
+            rest = text[whole.offsets[stored][0] :]
             more = " …" if len(rest) > _REST else ""
             yield f"    cut     {len(rest):,} characters: {' '.join(rest[:_REST].split())}{more}"
 

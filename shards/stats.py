@@ -15,6 +15,7 @@ from shards.lengths import KEPT, WHOLE, Lengths
 from shards.manifest import ARTICLES
 from shards.progress import progress
 from shards.reader import ShardSet
+from shards.text_fields import TEXT_FIELDS
 
 _CATEGORIES_SHOWN = 10
 _NOT_DRAWN = ("clicks",)
@@ -212,7 +213,6 @@ class _ImpressionCounter(_Counter):
 def token_lengths(shard_set: ShardSet) -> tuple[dict[str, Lengths], dict[str, int]]:
     """Lengths in tokens, special tokens included, by what is counted, and where each was cut; both
     empty where the set has no complete token column, or more than one."""
-    from shards.tokenize import FIELDS
     from shards.tokens import TokenColumn
 
     try:
@@ -220,10 +220,10 @@ def token_lengths(shard_set: ShardSet) -> tuple[dict[str, Lengths], dict[str, in
     except ColumnError:
         return {}, {}
     rows = np.arange(shard_set.num_rows)
-    limits = {f"{field} tokens": tokens.stored_tokens(field) for field in FIELDS}
+    limits = {f"{field} tokens": limit for field, limit in tokens.limits.items()}
     lengths = {
-        f"{field} tokens": Lengths.of(tokens.lengths(field, rows, tokens.stored_tokens(field)))
-        for field in FIELDS
+        f"{field} tokens": Lengths.of(tokens.lengths(field, rows, limit))
+        for field, limit in tokens.limits.items()
     }
     return lengths, limits
 
@@ -232,11 +232,8 @@ def suggestions(lengths: dict[str, Lengths], limits: dict[str, int]) -> list[str
     """Lines that say how much text maximum lengths would keep."""
     unit = "tokens" if limits else "words"
     lines: list[str] = []
-    for name, setting in (
-        (f"title {unit}", "data.max_title_tokens"),
-        (f"body {unit}", "data.max_body_tokens"),
-        ("history", "data.history_length"),
-    ):
+    settings = {f"{field} {unit}": f"data.max_{field}_tokens" for field in TEXT_FIELDS}
+    for name, setting in {**settings, "history": "data.history_length"}.items():
         if name not in lengths:
             continue
         counted = lengths[name]

@@ -1,4 +1,6 @@
-"""Token columns: the ids of every title and body, made once, read in every epoch by every run.
+"""Token columns: the ids of an article's texts, made once, read in every epoch by every run.
+
+Titles and bodies unless more fields are asked for (:mod:`shards.text_fields`).
 
 Stored without special tokens and cut to what may be asked for. Most of a long body lies behind the
 cut, and tokenizers truncate only after having tokenized all of it; so the text is cut first, at a
@@ -10,7 +12,7 @@ are tokenized as the text they are.
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,13 +27,13 @@ from shards.damage import Skip, SkipBudget
 from shards.errors import ColumnError, DamageError, DataError, UsageError
 from shards.ragged import join
 from shards.reader import ShardSet
+from shards.text_fields import DEFAULT_FIELDS, DEFAULT_TOKENS, check_fields, field_text, in_order
 from shards.tokenizer import TokenizerFacts, load_tokenizer, publish_tokenizer, tokenizer_facts
 
 TOKENS = "tokens"
 SKIPPED = "skipped"
 """Tensor uint8[rows] of the cells with damaged samples alone: 1 where a sample was skipped."""
 TOKENIZER_FOLDER = "tokenizer"
-FIELDS = ("title", "body")
 _FORMAT = 1
 _BATCH = 256
 _CHARS_PER_TOKEN = 6  # a generous first guess for news: the cut is repeated where it was too short
@@ -161,14 +163,18 @@ class TextEncoder:
         return out
 
 
-def made_from(facts: TokenizerFacts, title_tokens: int, body_tokens: int) -> dict[str, Any]:
-    """Everything that decides the ids of a token column (the shard set is added by the column)."""
+def made_from(facts: TokenizerFacts, limits: Mapping[str, int]) -> dict[str, Any]:
+    """Everything that decides the ids of a token column (the shard set is added by the column).
+
+    Args:
+        facts: of the tokenizer.
+        limits: fields in their order, each with its longest text, special tokens included.
+    """
     return {
         "format": _FORMAT,
         "tokenizer_sha256": facts.sha256,
-        "title_tokens": title_tokens,
-        "body_tokens": body_tokens,
-        "fields": list(FIELDS),
+        **{f"{field}_tokens": tokens for field, tokens in limits.items()},
+        "fields": list(limits),
         "prefix_ids": list(facts.prefix_ids),
         "suffix_ids": list(facts.suffix_ids),
         "pad_id": facts.pad_id,
@@ -180,17 +186,20 @@ def tokenize_set(
     shard_set: ShardSet,
     tokenizer: str | os.PathLike[str],
     *,
-    title_tokens: int = 32,
-    body_tokens: int = 512,
+    fields: Sequence[str] = DEFAULT_FIELDS,
+    title_tokens: int = DEFAULT_TOKENS["title"],
+    abstract_tokens: int = DEFAULT_TOKENS["abstract"],
+    body_tokens: int = DEFAULT_TOKENS["body"],
+    category_tokens: int = DEFAULT_TOKENS["category"],
     processes: int = 1,
     progress: bool = False,
     skip_damaged: int = 0,
 ) -> ColumnReader:
     """Fill the ``tokens`` column of an article set; cells that are committed are skipped.
 
-    Ragged ``title`` and ``body``: ids without special tokens (uint16 where the vocabulary allows,
-    else uint32), so many that with the special tokens they have at most ``title_tokens`` and
-    ``body_tokens``. The tokenizer itself is saved in the column's folder.
+    Ragged, by the name of the field: ids without special tokens (uint16 where the vocabulary
+    allows, else uint32), so many that with the special tokens they have at most ``title_tokens``,
+    ``body_tokens`` and so on. The tokenizer itself is saved in the column's folder.
 
     Damaged samples that may be skipped get empty texts and are marked in their cell, named on
     standard error and listed in ``skipped.jsonl`` in the column's folder. Cells with such samples
@@ -199,8 +208,11 @@ def tokenize_set(
     Args:
         shard_set: a set of articles.
         tokenizer: folder or name of a fast Hugging Face tokenizer.
+        fields: what is stored, of :data:`shards.text_fields.TEXT_FIELDS` in any order.
         title_tokens: longest title, special tokens included.
-        body_tokens: longest body, special tokens included.
+        abstract_tokens: longest abstract, where ``fields`` names it.
+        body_tokens: longest body, where ``fields`` names it.
+        category_tokens: longest category, where ``fields`` names it.
         processes: how many work at once, a shard each; one already uses all cores.
         progress: show rate and time left on standard error.
         skip_damaged: damaged samples that may be skipped; 0 stops at the first.
@@ -210,29 +222,37 @@ def tokenize_set(
 
     Raises:
         DataError: the set does not hold articles, or the tokenizer cannot be used.
-        UsageError: a length leaves no room beside the special tokens.
+        UsageError: a field is unknown, or a length leaves no room beside the special tokens.
         ColumnError: the column cannot be written.
         DamageError: more samples are damaged than may be skipped.
     """
     budget = SkipBudget(skip_damaged)
     if shard_set.kind != "articles":
         raise DataError(f"{shard_set.path} holds {shard_set.kind}; articles have texts to tokenize")
+    check_fields(fields, "--fields")
+    asked = {
+        "title": title_tokens,
+        "abstract": abstract_tokens,
+        "body": body_tokens,
+        "category": category_tokens,
+    }
+    limits = {field: asked[field] for field in in_order(fields)}
     loaded = load_tokenizer(tokenizer)
     facts = tokenizer_facts(loaded)
     special = len(facts.prefix_ids) + len(facts.suffix_ids)
-    for option, tokens in (("title-tokens", title_tokens), ("body-tokens", body_tokens)):
+    for field, tokens in limits.items():
         if tokens <= special:
             raise UsageError(
-                f"--{option} is {tokens}; the tokenizer adds {special} special tokens, "
+                f"--{field}-tokens is {tokens}; the tokenizer adds {special} special tokens, "
                 f"so it must be at least {special + 1}"
             )
     if processes < 1:
         raise UsageError(f"--processes is {processes}, expected at least 1")
-    source = made_from(facts, title_tokens, body_tokens)
+    source = made_from(facts, limits)
     writer = ColumnWriter(shard_set, TOKENS, source)
     publish_tokenizer(loaded, writer.folder / TOKENIZER_FOLDER)
-    limits = (title_tokens - special, body_tokens - special)
-    job = _Job(writer, facts.backend, limits, _id_dtype(facts.vocab_size))
+    rooms = {field: tokens - special for field, tokens in limits.items()}
+    job = _Job(writer, facts.backend, rooms, _id_dtype(facts.vocab_size))
     open_shards = sorted({*writer.missing(), *writer.committed_with(SKIPPED)})
     try:
         _fill(job, open_shards, min(processes, max(1, len(open_shards))), progress, budget)
@@ -249,11 +269,12 @@ class _Job:
     """What it takes to fill a cell, in any process."""
 
     def __init__(
-        self, writer: ColumnWriter, backend: str, limits: tuple[int, ...], dtype: np.dtype
+        self, writer: ColumnWriter, backend: str, rooms: Mapping[str, int], dtype: np.dtype
     ) -> None:
+        """``rooms``: the most ids of each field, without special tokens."""
         self.writer = writer
         self.backend = backend
-        self.limits = limits
+        self.rooms = dict(rooms)
         self.dtype = dtype
         self._encoder: TextEncoder | None = None
 
@@ -261,17 +282,18 @@ class _Job:
         """Fill one cell; yields how many more articles are tokenized."""
         if self._encoder is None:
             self._encoder = TextEncoder(self.backend)
-        rows: list[list[list[int]]] = [[] for _ in FIELDS]
+        rows: dict[str, list[list[int]]] = {field: [] for field in self.rooms}
         stream = budget.samples(self.writer.shard_set, shard)
         skipped: list[bool] = []
         while batch := list(islice(stream, _BATCH)):
             samples = [sample or {} for _, sample in batch]
             skipped += [sample is None for _, sample in batch]
-            for field, limit, ids in zip(FIELDS, self.limits, rows, strict=True):
-                ids += self._encoder.encode((sample.get(field) or "" for sample in samples), limit)
+            for field, room in self.rooms.items():
+                texts = (field_text(sample, field) for sample in samples)
+                rows[field] += self._encoder.encode(texts, room)
             yield len(samples)
         tensors = {}
-        for field, ids in zip(FIELDS, rows, strict=True):
+        for field, ids in rows.items():
             values, offsets = join(ids, self.dtype)
             tensors[f"{field}.values"] = values
             tensors[f"{field}.offsets"] = offsets

@@ -8,8 +8,9 @@ import numpy as np
 from shards.columns import ColumnReader, repair_command
 from shards.errors import ColumnError
 from shards.reader import ShardSet
+from shards.text_fields import DEFAULT_FIELDS, DEFAULT_TOKENS, TEXT_FIELDS, in_order, listed
 from shards.texts import TextView
-from shards.tokenize import FIELDS, SKIPPED, TOKENIZER_FOLDER, TOKENS
+from shards.tokenize import SKIPPED, TOKENIZER_FOLDER, TOKENS
 
 
 class TokenColumn:
@@ -22,8 +23,7 @@ class TokenColumn:
         pad_id: id of padding.
         prefix_ids: ids before each text ([CLS]).
         suffix_ids: ids after each text ([SEP]).
-        title_tokens: longest title stored, special tokens included.
-        body_tokens: longest body stored, special tokens included.
+        limits: fields that are stored, each with its longest text, special tokens included.
         tokenizer_dir: folder of the tokenizer, for ``AutoTokenizer.from_pretrained``.
     """
 
@@ -39,8 +39,9 @@ class TokenColumn:
         self.pad_id: int = made_from["pad_id"]
         self.prefix_ids: list[int] = made_from["prefix_ids"]
         self.suffix_ids: list[int] = made_from["suffix_ids"]
-        self.title_tokens: int = made_from["title_tokens"]
-        self.body_tokens: int = made_from["body_tokens"]
+        self.limits: dict[str, int] = {
+            field: made_from[f"{field}_tokens"] for field in made_from["fields"]
+        }
         self.tokenizer_dir: Path = reader.folder / TOKENIZER_FOLDER
 
     @classmethod
@@ -86,10 +87,13 @@ class TokenColumn:
         return len(self.prefix_ids) + len(self.suffix_ids)
 
     def stored_tokens(self, field: str) -> int:
-        """Longest text of ``field`` that can be asked for, special tokens included."""
-        if field not in FIELDS:
-            raise ColumnError(f"texts are {' and '.join(FIELDS)}, not {field!r}")
-        return self.title_tokens if field == "title" else self.body_tokens
+        """Longest text of ``field`` that can be asked for, special tokens included.
+
+        Raises:
+            ColumnError: it is not stored.
+        """
+        self.check(field)
+        return self.limits[field]
 
     def view(self, *parts: tuple[str, int]) -> TextView:
         """Texts of (field, longest text in tokens) as one model reads them; several are joined."""
@@ -105,18 +109,52 @@ class TokenColumn:
         """:meth:`shards.texts.TextView.batch` of one field."""
         return self.view((field, max_tokens)).batch(rows, pad_to_max)
 
-    def check(self, field: str, max_tokens: int) -> None:
-        """Raise ColumnError where less of a field is stored than is asked for."""
-        stored = self.stored_tokens(field)
-        if max_tokens > stored:
-            shard_set = self.reader.shard_set
-            raise ColumnError(
+    def check(self, field: str, max_tokens: int | None = None) -> None:
+        """Refuse what the column cannot give.
+
+        Args:
+            field: which texts.
+            max_tokens: the longest one in tokens, special tokens included; None asks for no length.
+
+        Raises:
+            ColumnError: the field is not stored, or less of it than is asked for; the message has
+                the command that makes a column which stores it.
+        """
+        if (problem := self.problem(field, max_tokens)) is not None:
+            raise ColumnError(problem)
+
+    def problem(self, field: str, max_tokens: int | None = None) -> str | None:
+        """Why :meth:`check` refuses it, or None."""
+        if field not in TEXT_FIELDS:
+            return f"texts are {listed(TEXT_FIELDS)}, not {field!r}"
+        if field not in self.limits:
+            return (
+                f"the column {self.folder.name} stores {listed(list(self.limits))}, not the "
+                f"{field}; run `{self._command(field, max_tokens or DEFAULT_TOKENS[field])}`, "
+                "which makes a column beside it"
+            )
+        if max_tokens is None:
+            return None
+        if max_tokens > self.limits[field]:
+            return (
                 f"{max_tokens} tokens of each {field} are asked for, the column {self.folder.name} "
-                f"stores {stored}; lower data.max_{field}_tokens, or run "
-                f"`{repair_command(shard_set, TOKENS)} --{field}-tokens {max_tokens}`"
+                f"stores {self.limits[field]}; lower data.max_{field}_tokens, or run "
+                f"`{self._command(field, max_tokens)}`, which makes a column beside it"
             )
         if max_tokens <= self.num_special:
-            raise ColumnError(
+            return (
                 f"{max_tokens} tokens of each {field} leave no room beside {self.num_special} "
                 "special tokens"
             )
+        return None
+
+    def _command(self, field: str, tokens: int) -> str:
+        """What makes a column that stores all that this one does, and this of ``field``."""
+        limits = self.limits | {field: tokens}
+        fields = in_order(limits)
+        words = ["tnr shards tokenize", self.reader.shard_set.location]
+        words += ["--tokenizer", str(self.tokenizer_dir)]
+        if fields != DEFAULT_FIELDS:
+            words += ["--fields", ",".join(fields)]
+        words += [f"--{each}-tokens {limits[each]}" for each in fields]
+        return " ".join(map(str, words))

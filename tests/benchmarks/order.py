@@ -62,8 +62,8 @@ def first_tokens(folder: str, share: float) -> None:
     order = EpochOrder(counts, articles.fingerprint, 0)
     position = order.position_at(int(share * order.num_units) // BATCH * BATCH)
     rows = next(Stream(order, BATCH, position=position)).rows
-    tokens.view(("title", tokens.title_tokens)).groups(rows, 8192)
-    tokens.view(("body", tokens.body_tokens)).groups(rows, 8192)
+    tokens.view(("title", tokens.limits["title"])).groups(rows, 8192)
+    tokens.view(("body", tokens.limits["body"])).groups(rows, 8192)
 
 
 def reach(counts: list[int], batches: int = 200) -> None:

@@ -176,6 +176,36 @@ def test_clicks_without_an_unclicked_candidate_are_left_out_and_counted(articles
     assert clicks.clicked(np.arange(4)).tolist() == [1, 1, 0, 1, 1, 1, 0, 1]
 
 
+def test_an_article_that_is_clicked_at_one_place_is_a_negative_at_none(articles, tmp_path):
+    samples = [
+        impression([1, 2, 1, 3, 4], [1, 0, 0, 1, 0]),  # 1 is shown again: its negatives are 2, 4
+        impression([5, 5, 6], [0, 1, 1]),  # nothing is left beside what was clicked
+        impression([7, 7, 8, 8], [1, 1, 0, 0]),  # two clicks of one article, a negative shown twice
+    ]
+    clicks = make_clicks(tmp_path / "i", articles, samples=samples)
+    assert clicks.num_clicks == 4 and clicks.num_left_out == 2
+    rows, positions = clicks.click(np.arange(4))
+    assert rows.tolist() == [0, 0, 2, 2] and positions.tolist() == [0, 3, 0, 1]
+    epochs = np.arange(50)
+    for unit, allowed in ((0, {1, 4}), (1, {1, 4}), (2, {2, 3}), (3, {2, 3})):
+        drawn = clicks.sample_negatives(0, epochs * 0 + unit, epochs, 2)
+        assert {frozenset(places) for places in drawn.tolist()} == {frozenset(allowed)}
+    # The labels stay what the log says, for evaluation.
+    assert clicks.clicked(np.array([0])).tolist() == [1, 0, 0, 1, 0]
+
+
+def test_negatives_of_columns_from_before_that_are_refused(articles, tmp_path, monkeypatch):
+    sample = impression([5, 5], [0, 1])
+    monkeypatch.setattr(
+        "shards.clicks._negative_places", lambda values, clicked, offsets: np.array([0])
+    )
+    clicks = make_clicks(tmp_path / "i", articles, samples=[sample])
+    assert clicks.num_clicks == 1
+    monkeypatch.undo()
+    with pytest.raises(DataError, match=r"impression 0 of .* no candidate .* --force"):
+        clicks.sample_negatives(0, np.array([0]), np.array([0]), 2)
+
+
 def test_log_without_labels(articles, tmp_path):
     clicks = make_clicks(tmp_path / "i", articles, labelled=False)
     assert not clicks.labelled and clicks.num_clicks == 0 and clicks.num_left_out == 0

@@ -1,18 +1,19 @@
-"""User encoders: empty slots, empty histories, the released code's way, NRMS."""
+"""User encoders: empty slots, empty histories, the released code's way, NRMS, the last clicks."""
 
+import numpy as np
 import pytest
 import torch
 from helpers.tiny_models import PAD_ID, VOCAB_SIZE, texts, tiny_model
 
 from trainer.errors import ModelError
-from trainer.models import RecommenderConfig, build_recommender
+from trainer.models import RecommenderConfig, build_recommender, load_model
 
-KINDS = ["additive", "nrms"]
+KINDS = ["additive", "nrms", "last_k_mean"]
 
 
-def recommender_of(kind="additive", padding="mask"):
+def recommender_of(kind="additive", padding="mask", **changes):
     torch.manual_seed(2)
-    config = tiny_model(user_encoder=kind, history_padding=padding)
+    config = tiny_model(user_encoder=kind, history_padding=padding, **changes)
     return build_recommender(config, vocab_size=VOCAB_SIZE, pad_id=PAD_ID)
 
 
@@ -47,13 +48,17 @@ def test_masked_training_and_use_are_the_same(kind):
     torch.testing.assert_close(trained, used)
 
 
-def test_a_user_without_history_is_the_learned_vector():
-    model = recommender_of()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_user_without_history_is_the_learned_vector(kind):
+    model = recommender_of(kind)
+    expected = model.user_encoder.pad_doc
+    if kind == "nrms":  # attention to one slot alone is its value
+        expected = model.user_encoder.self_attention.value(expected)
     with torch.no_grad():
         users = model.encode_users(*history([0, 3], slots=4))
         none_at_all = model.encode_users(*history([0, 0], slots=0))
-    torch.testing.assert_close(users[0], model.user_encoder.pad_doc)
-    assert (users[1] - model.user_encoder.pad_doc).abs().max() > 0.1
+    torch.testing.assert_close(users[0], expected)
+    assert (users[1] - expected).abs().max() > 0.1
     torch.testing.assert_close(none_at_all, users[:1].expand(2, -1))
 
 
@@ -104,6 +109,50 @@ def test_nrms_attends_with_every_head_to_its_own_part():
             torch.testing.assert_close(found[:, part], weights @ value[:, part])
 
 
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_the_mean_of_the_last_clicks_is_numpys(k):
+    model = recommender_of("last_k_mean", user_last_k=k).eval()
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(40, 12, 16)).astype(np.float32)
+    filled = generator.random((40, 12)) < 0.4  # wherever they lie
+    filled[:2] = False
+    with torch.no_grad():
+        users = model.encode_users(torch.from_numpy(vectors), torch.from_numpy(filled))
+    for row in range(40):
+        clicked = vectors[row][filled[row]]
+        cold = model.user_encoder.pad_doc.detach().numpy()
+        expected = clicked[-k:].mean(axis=0) if len(clicked) else cold
+        np.testing.assert_allclose(users[row].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_learned_padding_fills_up_the_last_clicks_while_training():
+    model = recommender_of("last_k_mean", "learned", user_last_k=4).train()
+    vectors, mask = history([2, 6, 0], slots=6)
+    with torch.no_grad():
+        users = model.encode_users(vectors, mask)
+    pad_doc = model.user_encoder.pad_doc.detach()
+    torch.testing.assert_close(users[0], (2 * pad_doc + vectors[0, -2:].sum(0)) / 4)
+    torch.testing.assert_close(users[1], vectors[1, -4:].mean(0))
+    torch.testing.assert_close(users[2], pad_doc)
+
+
+def test_the_mean_has_no_parameters_and_survives_a_round_trip(tmp_path):
+    model = recommender_of("last_k_mean", user_last_k=3).eval()
+    assert [name for name, _ in model.user_encoder.named_parameters()] == ["pad_doc"]
+    model.save_pretrained(tmp_path / "export")
+    loaded = load_model(tmp_path / "export").eval()
+    assert loaded.config.user_last_k == 3
+    with torch.no_grad():
+        found, expected = (m.encode_users(*history([5, 2, 0], slots=6)) for m in (loaded, model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    again = tiny_model(init=str(tmp_path / "export"), user_encoder="last_k_mean", user_last_k=2)
+    started = build_recommender(again, vocab_size=VOCAB_SIZE, pad_id=PAD_ID)
+    torch.testing.assert_close(started.user_encoder.pad_doc, model.user_encoder.pad_doc)
+    with pytest.raises(ModelError, match="user_encoder is 'additive'"):
+        other = tiny_model(init=str(tmp_path / "export"))
+        build_recommender(other, vocab_size=VOCAB_SIZE, pad_id=PAD_ID)
+
+
 def test_nrms_needs_heads_that_divide_the_width():
     with pytest.raises(ModelError, match="news_dim 16 is not a multiple of user_heads 3"):
         config = tiny_model(user_encoder="nrms", user_heads=3)
@@ -111,7 +160,13 @@ def test_nrms_needs_heads_that_divide_the_width():
 
 
 @pytest.mark.parametrize(
-    "field", [{"user_encoder": "gru"}, {"history_padding": "none"}, {"query_dim": 0}]
+    "field",
+    [
+        {"user_encoder": "gru"},
+        {"history_padding": "none"},
+        {"query_dim": 0},
+        {"user_last_k": 0},
+    ],
 )
 def test_unknown_settings_are_refused(field):
     with pytest.raises(ModelError, match=next(iter(field))):

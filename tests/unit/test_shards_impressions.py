@@ -1,12 +1,15 @@
 """Building impression sets from MIND's click logs."""
 
+import numpy as np
 import pytest
 from helpers.corpora import articles, refusals, write_json_lines, write_mind_folder, zip_folder
 
 from shards.build import build_articles, build_impressions
 from shards.clicks import ClickColumn
-from shards.errors import DataError
+from shards.errors import DataError, UsageError
 from shards.mind import has_labels, iso_time
+from shards.reader import ShardSet
+from trainer.cli.main import main
 
 
 @pytest.fixture
@@ -64,6 +67,40 @@ def test_ids_become_rows_of_the_article_set(tmp_path, article_set):
     assert manifest.articles_fingerprint == article_set.fingerprint
     assert manifest.counts["unknown_history"] == 2
     assert manifest.refused == {}
+
+
+def test_histories_that_are_newest_first_are_turned_round(tmp_path, article_set, capsys):
+    old = [f"1\tU1\t{TIME}\tN3 N99 N0 N4\tN5-0 N7-1", f"2\tU2\t{TIME}\t\tN1-1 N2-0"]
+    new = [f"1\tU1\t{TIME}\tN4 N0 N99 N3\tN5-0 N7-1", f"2\tU2\t{TIME}\t\tN1-1 N2-0"]
+    first = build_impressions([write_log(tmp_path / "a.tsv", old)], article_set, tmp_path / "a")
+    log = write_log(tmp_path / "b.tsv", new)
+    words = ["--clicks", log, "--article-set", article_set.path, "--out", tmp_path / "b"]
+    words = [str(word) for word in ["shards", "build", *words, "--history-order", "newest-first"]]
+    assert main(words) == 0
+    second = ShardSet.open(tmp_path / "b")
+    assert list(first.shard_set) == list(second)
+    # Who reads fewer clicks reads the newest, which both logs agree on.
+    for built in (first.shard_set, second):
+        assert ClickColumn.open(built).history(np.array([0, 1]), 2)[0].tolist() == [
+            [0, 4],
+            [-1] * 2,
+        ]
+    assert main(words) == 0 and "is already built" in capsys.readouterr().out
+    assert main(words[:-2]) == 1  # the same log read the other way is another set
+    assert "with other options" in capsys.readouterr().err
+
+
+def test_sets_of_minds_order_are_what_they_were_before_the_option(tmp_path, article_set):
+    log = write_log(tmp_path / "a.tsv", [f"1\tU1\t{TIME}\tN3\tN5-0 N7-1"])
+    built = build_impressions(
+        [log], article_set, tmp_path / "a", history_order="oldest-first", samples_per_shard=7
+    )
+    options = {"articles": article_set.fingerprint, "samples_per_shard": 7}
+    assert built.shard_set.manifest.source["options"] == options
+    with pytest.raises(UsageError, match="'random' is none of oldest-first, newest-first"):
+        build_impressions([log], article_set, tmp_path / "b", history_order="random")
+    articles_alone = ["shards", "build", "--articles", str(log), "--out", str(tmp_path / "c")]
+    assert main([*articles_alone, "--history-order", "newest-first"]) == 2
 
 
 def test_bad_impressions_are_refused_one_by_one(tmp_path, article_set):

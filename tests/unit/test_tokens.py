@@ -165,7 +165,7 @@ def test_what_the_column_says(tokens):
     tokenizer = load_tokenizer(tokens.tokenizer_dir)
     assert tokens.tokenizer_sha256 == tokenizer_sha256(tokenizer)
     assert (tokens.prefix_ids, tokens.suffix_ids, tokens.pad_id) == ([2], [3], 0)
-    assert (tokens.title_tokens, tokens.body_tokens) == (10, 30)
+    assert tokens.limits == {"title": 10, "body": 30}
     assert tokens.vocab_size == len(tokenizer)
     assert tokens.reader.tensors["title.values"][0] == np.uint16
     assert verify_columns(tokens.reader) == []
@@ -187,9 +187,11 @@ def test_no_room_beside_the_special_tokens(articles, tokens):
         tokenize_set(articles, str(tokens.tokenizer_dir), title_tokens=2)
 
 
-def test_field_that_is_no_text(tokens):
-    with pytest.raises(ColumnError, match="title and body"):
+def test_field_that_is_not_stored(tokens):
+    with pytest.raises(ColumnError, match="stores title and body, not the abstract"):
         tokens.batch("abstract", np.arange(2), 5)
+    with pytest.raises(ColumnError, match="texts are title, abstract, body and category"):
+        tokens.batch("url", np.arange(2), 5)
 
 
 def test_tokenizing_again_writes_nothing_and_other_lengths_go_beside(tmp_path, tokens):
@@ -205,7 +207,7 @@ def test_tokenizing_again_writes_nothing_and_other_lengths_go_beside(tmp_path, t
     assert other.folder != first.folder
     with pytest.raises(ColumnError, match="say which one"):
         TokenColumn.open(shard_set)
-    assert TokenColumn.open(shard_set, other.folder.name).title_tokens == 11
+    assert TokenColumn.open(shard_set, other.folder.name).limits["title"] == 11
 
 
 def test_processes_give_the_same_bytes(tmp_path, tokens):

@@ -26,7 +26,7 @@ def test_train_then_tokenize(tmp_path, capsys):
     run("tokenize", articles.path, "--tokenizer", folder, "--title-tokens", 9, "--body-tokens", 20)
     out = capsys.readouterr().out
     tokens = TokenColumn.open(articles)
-    assert (tokens.title_tokens, tokens.body_tokens) == (9, 20)
+    assert tokens.limits == {"title": 9, "body": 20}
     assert str(tokens.folder) in out
     assert "title:" in out and "limit of 9" in out and "in 30 articles" in out
 

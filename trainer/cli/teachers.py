@@ -136,9 +136,20 @@ def _add_adopt(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     adopt.add_argument(
         "--pooling", choices=("mean", "cls"), default="mean", help="default %(default)s"
     )
-    for field, tokens in (("title", 24), ("body", 512)):
+    adopt.add_argument(
+        "--news-text",
+        default="title",
+        metavar="F,F",
+        help="what it reads, joined in this order, where its student reads titles: of title, "
+        "abstract, body and category (default %(default)s)",
+    )
+    for field, tokens in (("title", 24), ("abstract", 64), ("body", 512), ("category", 10)):
         adopt.add_argument(
-            f"--max-{field}-tokens", type=int, default=tokens, help="default %(default)s"
+            f"--max-{field}-tokens",
+            type=int,
+            default=tokens,
+            metavar="N",
+            help=f"longest {field} in tokens (default %(default)s)",
         )
     adopt.set_defaults(run=run_adopt)
 
@@ -321,18 +332,25 @@ def run_prune(arguments: argparse.Namespace) -> int:
 
 def run_adopt(arguments: argparse.Namespace) -> int:
     """Write the teacher."""
+    from shards.text_fields import DEFAULT_FIELDS, in_order, parse_fields
     from trainer.teacher_server.teachers import adopt
 
+    fields = parse_fields(arguments.news_text, "--news-text")
     made = adopt(
         arguments.encoder,
         arguments.out,
         pooling=arguments.pooling,
+        news_text=fields,
         max_title_tokens=arguments.max_title_tokens,
+        max_abstract_tokens=arguments.max_abstract_tokens,
         max_body_tokens=arguments.max_body_tokens,
+        max_category_tokens=arguments.max_category_tokens,
     )
     width = made.info["model_settings"]["news_dim"]
+    stored = in_order((*DEFAULT_FIELDS, *fields))
+    more = "" if stored == DEFAULT_FIELDS else f" --fields {','.join(stored)}"
     print(
         f"{made.folder}: a stage 1 teacher of width {width}; its tokens: "
-        f"tnr shards tokenize SET --tokenizer {made.folder}"
+        f"tnr shards tokenize SET --tokenizer {made.folder}{more}"
     )
     return 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 TaskName = Literal["post_train", "post_train_distill", "finetune", "finetune_distill"]
+TextField = Literal["title", "abstract", "body", "category"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +56,20 @@ class ModelConfig:
     """Width of the queries of additive attention, in the news and the user encoder."""
     news_dim: int = 256
     """Width of news and user vectors."""
-    user_encoder: Literal["additive", "nrms"] = "additive"
-    """Additive attention over the history (the paper's), or self-attention before it (NRMS)."""
+    user_encoder: Literal["additive", "nrms", "last_k_mean"] = "additive"
+    """How clicked articles become a user: additive attention over the history (the paper's), the
+    same after self-attention among the articles (NRMS), or the mean of the last ``user_last_k``
+    clicked articles, which learns nothing but the vector of a user without any."""
     user_heads: int = 16
     """Self-attention heads of the NRMS user encoder; each is ``news_dim / user_heads`` wide."""
+    user_last_k: int = 10
+    """Most recent clicks that ``last_k_mean`` takes the mean of, at most ``data.history_length``.
+    Earlier ones are not read, nor encoded."""
     history_padding: Literal["mask", "learned"] = "mask"
     """Empty history slots: left out, or a learned vector that takes part while training (released
-    code). With ``mask`` the learned vector stands for a user without any history, in training and
-    in use."""
+    code). A user without any history is the learned vector with ``mask``, in training and in use
+    alike; with ``learned`` it is that vector in training, and zero in use, where all candidates
+    score 0."""
     trainable_layers: int | None = None
     """Train only this many top layers of the backbone (0: none of it); None trains all of it.
     Whenever it is a number, the embeddings are frozen too, as in the paper."""
@@ -86,10 +93,19 @@ class DataConfig:
     """Impression shard set to train on (click tasks)."""
     tokens: str | None = None
     """Folder name of the token column; may be left out where the set has exactly one."""
+    news_text: tuple[TextField, ...] = ("title",)
+    """Click tasks: what the encoder reads of an article, joined into one text in this order, each
+    field cut to its own length (``max_..._tokens``); one that an article lacks is left out. The
+    token column must store them (``tnr shards tokenize --fields``). ``category`` is the words of
+    category and subcategory. Post-training matches titles with bodies whatever is set here."""
     max_title_tokens: int = 24
     """Longest title in tokens, special tokens included."""
+    max_abstract_tokens: int = 64
+    """Longest abstract in tokens, special tokens included."""
     max_body_tokens: int = 512
     """Longest body in tokens, special tokens included."""
+    max_category_tokens: int = 10
+    """Longest category in tokens, special tokens included."""
     pad_to_max: bool = False
     """Pad every text to its longest length instead of the longest of its sub-batch."""
     batch_tokens: int = 4096
@@ -100,8 +116,9 @@ class DataConfig:
     padding takes part in a text's vector (``pad_to_max``, no ``model.pooling_mask``, a learned
     vector or the released code's way with empty history slots)."""
     num_negatives: int = 9
-    """Negatives a sample: titles of the whole corpus in post-training, unclicked candidates in
-    finetuning."""
+    """Negatives a sample: titles of the whole corpus in post-training, in finetuning candidates of
+    the same impression whose article was not clicked in it. Each click of an impression is a sample
+    with negatives of its own."""
     negatives_from: Literal["corpus", "window"] = "corpus"
     """Post-training only: draw negatives from the whole corpus, or from the ``window_shards``
     shards that the sample is in. The window needs no other shard at hand, but is less diverse: at
@@ -114,7 +131,8 @@ class DataConfig:
     in_batch_negatives: bool = False
     """Post-training only: the titles of the other samples of the global batch are the negatives."""
     history_length: int = 50
-    """Most recent clicks of a user that are read."""
+    """Most recent clicks of a user that are read; sets keep them oldest first (``tnr shards build
+    --history-order``)."""
     user_block: int = 1
     """Click tasks only: so many clicks of one user at most come together, in one batch, as far as
     ``window_shards`` holds them; 1 shuffles every click by itself. They share the user's history,
@@ -145,6 +163,11 @@ class DataConfig:
     """Sets at a URL: shards whose bodies are brought over beyond the window that is read."""
     fetch_attempts: int = 8
     """Sets at a URL: tries a file before the run ends with an error, with growing waits between."""
+
+    @property
+    def news_parts(self) -> tuple[tuple[str, int], ...]:
+        """Fields of ``news_text``, each with its longest length in tokens."""
+        return tuple((name, int(getattr(self, f"max_{name}_tokens"))) for name in self.news_text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,3 +339,10 @@ class TrainConfig:
     """Adam."""
     run: RunConfig = field(default_factory=RunConfig)
     """Batches, length, checkpoints."""
+
+    @property
+    def clicks_read(self) -> int:
+        """Most recent clicks of a user that the user encoder of a click task reads."""
+        if self.model.user_encoder == "last_k_mean":
+            return min(self.model.user_last_k, self.data.history_length)
+        return self.data.history_length

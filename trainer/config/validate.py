@@ -50,7 +50,9 @@ def _check_ranges(config: TrainConfig) -> None:
     data, run, loss, optimizer = config.data, config.run, config.loss, config.optimizer
     at_least: dict[str, tuple[float, float]] = {
         "data.max_title_tokens": (data.max_title_tokens, 3),
+        "data.max_abstract_tokens": (data.max_abstract_tokens, 3),
         "data.max_body_tokens": (data.max_body_tokens, 3),
+        "data.max_category_tokens": (data.max_category_tokens, 3),
         "data.num_negatives": (data.num_negatives, 1),
         "data.history_length": (data.history_length, 1),
         "data.user_block": (data.user_block, 1),
@@ -59,6 +61,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "data.batch_tokens": (data.batch_tokens, 0),
         "data.fetch_ahead": (data.fetch_ahead, 0),
         "data.fetch_attempts": (data.fetch_attempts, 1),
+        "model.user_last_k": (config.model.user_last_k, 1),
         "run.global_batch": (run.global_batch, 1),
         "run.micro_batch": (run.micro_batch, 1),
         "run.checkpoint_every": (run.checkpoint_every, 1),
@@ -132,6 +135,7 @@ def _check_run(config: TrainConfig) -> None:
         raise ConfigError(f"data.clicks is not set: task {config.task} reads an impression set")
     if config.data.in_batch_negatives and config.task != "post_train":
         raise ConfigError(f"data.in_batch_negatives is for task post_train, not {config.task}")
+    _check_texts(config, click_task)
     if config.data.negatives_from == "window":
         _check_window_negatives(config)
     if not click_task:
@@ -216,6 +220,50 @@ def _check_frozen_states(config: TrainConfig) -> None:
             raise ConfigError(
                 f"{asked}{setting} lets padding or empty slots be encoded, whose states are not "
                 "stored; change it, or leave model.frozen_states off"
+            )
+
+
+def _check_texts(config: TrainConfig, click_task: bool) -> None:
+    """What is read of an article, and how many articles of a user."""
+    data, model = config.data, config.model
+    if not data.news_text:
+        raise ConfigError("data.news_text is empty: name at least one field, such as title")
+    if len(set(data.news_text)) < len(data.news_text):
+        raise ConfigError(f"data.news_text {' '.join(data.news_text)} names a field twice")
+    last_k = click_task and model.user_encoder == "last_k_mean"
+    if last_k and model.user_last_k > data.history_length:
+        raise ConfigError(
+            f"model.user_last_k {model.user_last_k} is more than data.history_length "
+            f"{data.history_length}, the clicks that are read at all: raise the one or lower the "
+            "other"
+        )
+    if model.init is None and model.backbone.name == "random":
+        check_positions(config, model.backbone.max_positions)
+
+
+def check_positions(config: TrainConfig, positions: int | None, num_first: int = 1) -> None:
+    """Refuse texts that a backbone cannot read, before the first long one ends the run.
+
+    Args:
+        config: The run.
+        positions: Longest text in tokens that its backbone reads; None where nothing limits it.
+        num_first: Special tokens at the start of a text, which joined fields share.
+
+    Raises:
+        ConfigError: Naming the settings and their sum.
+    """
+    data = config.data
+    texts: list[tuple[tuple[str, int], ...]] = [data.news_parts]
+    if config.task.startswith("post_train"):
+        texts = [(("title", data.max_title_tokens),), (("body", data.max_body_tokens),)]
+    for parts in texts:
+        tokens = sum(limit for _, limit in parts) - num_first * (len(parts) - 1)
+        if positions is not None and tokens > positions:
+            settings = " + ".join(f"data.max_{field}_tokens {limit}" for field, limit in parts)
+            verb = "makes" if len(parts) == 1 else "make"
+            raise ConfigError(
+                f"{settings} {verb} texts of up to {tokens} tokens, but the backbone reads at most "
+                f"{positions}: lower them, or take a backbone with more positions"
             )
 
 

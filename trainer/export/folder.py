@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.files import read_json, sha256_file, write_json_atomic
-from trainer.errors import ModelError
+from trainer.errors import ColumnError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,24 +61,46 @@ class Export:
         return load_model(self.folder).eval()
 
     def tokens(self, articles: "ShardSet") -> "TokenColumn":
-        """The token column of an article set that was made with this model's tokenizer.
+        """The token column of an article set that was made with this model's tokenizer and stores
+        what the model reads.
 
         Raises:
-            ModelError: The set has no such column; the message has the command that makes one.
+            ModelError: The set has none of its tokenizer; the message has the command that makes
+                one.
+            ColumnError: Those of its tokenizer store less than it reads; so has this message.
         """
         from shards.tokens import TokenColumn
 
-        found = []
+        found, too_little = [], None
         for folder in sorted(articles.columns_dir.glob("tokens-*")):
             column = TokenColumn.open(articles, folder.name)
-            if column.tokenizer_sha256 == self.info["tokenizer_sha256"]:
+            if column.tokenizer_sha256 != self.info["tokenizer_sha256"]:
+                found.append(f"{folder.name} (tokenizer {column.tokenizer_sha256[:12]}…)")
+                continue
+            problem = next(filter(None, (column.problem(*part) for part in self._parts_read)), None)
+            if problem is None:
                 return column
-            found.append(f"{folder.name} (tokenizer {column.tokenizer_sha256[:12]}…)")
+            too_little = too_little or problem
+        if too_little is not None:
+            raise ColumnError(f"{self.folder} does not fit the token column: {too_little}")
         raise ModelError(
             f"{articles.location} has no token column of the tokenizer of {self.folder} "
             f"({self.info['tokenizer_sha256'][:12]}…); found: {', '.join(found) or 'none'}. "
             f"Make it: tnr shards tokenize {articles.location} --tokenizer {self.folder}"
         )
+
+    @property
+    def news_parts(self) -> tuple[tuple[str, int], ...]:
+        """Fields of an article that it reads in recommendation, in their order, each with its
+        longest length in tokens: the title alone where an older export does not say."""
+        said = self.info.get("news_text") or [("title", self.info["max_title_tokens"])]
+        return tuple((str(field), int(tokens)) for field, tokens in said)
+
+    @property
+    def _parts_read(self) -> list[tuple[str, int]]:
+        """Everything that it may be asked to encode."""
+        body = self.info.get("max_body_tokens")
+        return [*self.news_parts, *([("body", int(body))] if body else [])]
 
     def news_texts(self, tokens: "TokenColumn") -> "TextView":
         """What this model reads of an article in recommendation.
@@ -86,7 +108,7 @@ class Export:
         Raises:
             ColumnError: The column stores less than the model reads.
         """
-        return tokens.view(("title", self.info["max_title_tokens"]))
+        return tokens.view(*self.news_parts)
 
     def body_texts(self, tokens: "TokenColumn") -> "TextView":
         """The bodies that this model was post-trained on.

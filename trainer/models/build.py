@@ -77,14 +77,15 @@ def build_recommender(config: ModelConfig, *, vocab_size: int, pad_id: int) -> R
             news_encoder=encoder.config,
             user_encoder=config.user_encoder,
             user_heads=config.user_heads,
+            user_last_k=config.user_last_k,
             query_dim=config.query_dim,
             history_padding=config.history_padding,
         ),
         encoder,
     )
     if isinstance(exported, Recommender):
-        heads = ["user_heads"] if config.user_encoder == "nrms" else []
-        _check_same(config, exported.config, ["user_encoder", "query_dim", *heads])
+        sizes = {"additive": ["query_dim"], "nrms": ["query_dim", "user_heads"], "last_k_mean": []}
+        _check_same(config, exported.config, ["user_encoder", *sizes[config.user_encoder]])
         recommender.user_encoder.load_state_dict(exported.user_encoder.state_dict())
     return recommender
 

@@ -13,7 +13,7 @@ from transformers.configuration_utils import SubConfigSpec
 from trainer.errors import ModelError
 
 POOLINGS = ("attention", "mean", "cls")
-USER_ENCODERS = ("additive", "nrms")
+USER_ENCODERS = ("additive", "nrms", "last_k_mean")
 HISTORY_PADDINGS = ("mask", "learned")
 
 
@@ -70,8 +70,9 @@ class RecommenderConfig(PreTrainedConfig):
 
     Attributes:
         news_encoder: Configuration of the news encoder.
-        user_encoder: ``additive`` (the paper's) or ``nrms``.
+        user_encoder: ``additive`` (the paper's), ``nrms`` or ``last_k_mean``.
         user_heads: Self-attention heads of ``nrms``.
+        user_last_k: Most recent clicks that ``last_k_mean`` takes the mean of.
         query_dim: Width of the queries of additive attention over the history.
         history_padding: ``mask`` or ``learned``, see
             :class:`trainer.models.user_encoder.UserEncoder`.
@@ -85,6 +86,7 @@ class RecommenderConfig(PreTrainedConfig):
     news_encoder: NewsEncoderConfig | dict | None = None
     user_encoder: str = "additive"
     user_heads: int = 16
+    user_last_k: int = 10
     query_dim: int = 200
     history_padding: str = "mask"
 
@@ -99,7 +101,7 @@ class RecommenderConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         _check_choice("user_encoder", self.user_encoder, USER_ENCODERS)
         _check_choice("history_padding", self.history_padding, HISTORY_PADDINGS)
-        _check_positive(self, "user_heads", "query_dim")
+        _check_positive(self, "user_heads", "user_last_k", "query_dim")
         if self.user_encoder == "nrms" and self.news_dim % self.user_heads:
             raise ModelError(
                 f"news_dim {self.news_dim} is not a multiple of user_heads {self.user_heads}: "

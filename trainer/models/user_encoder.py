@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.configuration import RecommenderConfig
-from trainer.models.pooling import AttentionPooling
+from trainer.models.pooling import AttentionPooling, MeanPooling
 
 
 class HistorySelfAttention(nn.Module):
@@ -49,13 +49,30 @@ class HistorySelfAttention(nn.Module):
         return attended.transpose(1, 2).reshape(batch, slots, width)
 
 
+class LastKMean(nn.Module):
+    """Mean of the last K slots that count, which are the most recent clicks. No parameters."""
+
+    def __init__(self, last_k: int):
+        """Make the layer; ``last_k`` is K."""
+        super().__init__()
+        self.last_k = last_k
+        self.mean = MeanPooling()
+
+    def forward(self, history_BHE: Tensor, mask_BH: Tensor) -> Tensor:
+        """Pool ``[B, H, E]`` to ``[B, E]``, fp32 or wider; at least one True in ``mask_BH``'s
+        rows."""
+        from_end_BH = mask_BH.flip(1).cumsum(dim=1).flip(1)  # 1 in the last slot that counts
+        return self.mean(history_BHE, mask_BH & (from_end_BH <= self.last_k))
+
+
 class UserEncoder(nn.Module):
-    """Additive attention over the history (the paper's), after self-attention for NRMS.
+    """Additive attention over the history (the paper's), after self-attention for NRMS; or the mean
+    of the last clicked articles, which has no parameters but ``pad_doc``.
 
     Empty history slots, ``history_padding``:
 
-    - ``mask``: left out. A user without any history is the learned vector ``pad_doc`` alone, in
-      training and in use, so cold users get a trained vector.
+    - ``mask``: left out. A user without any history is encoded as one click on the learned vector
+      ``pad_doc``, in training and in use, so cold users get a trained vector.
     - ``learned`` (released code): while training, ``pad_doc`` fills the empty slots and takes
       part; in use they are left out, and a user without any history is the zero vector. The
       released code reads its *teachers* the training way: pass ``mask_history=False``.
@@ -70,7 +87,11 @@ class UserEncoder(nn.Module):
         self.self_attention: HistorySelfAttention | None = None
         if config.user_encoder == "nrms":
             self.self_attention = HistorySelfAttention(width, config.user_heads)
-        self.pooling = AttentionPooling(width, config.query_dim)
+        self.pooling: nn.Module
+        if config.user_encoder == "last_k_mean":
+            self.pooling = LastKMean(config.user_last_k)
+        else:
+            self.pooling = AttentionPooling(width, config.query_dim)
 
     def forward(
         self, history_BHE: Tensor, mask_BH: Tensor, mask_history: bool | None = None

@@ -61,7 +61,8 @@ def longest_work(config: TrainConfig) -> MicroWork:
     data, size = config.data, config.run.micro_batch
     title, body = data.max_title_tokens, data.max_body_tokens
     if config.task.startswith("finetune"):
-        titles, bodies = size * (data.history_length + 1 + data.num_negatives), 0
+        titles, bodies = size * (config.clicks_read + 1 + data.num_negatives), 0
+        title = sum(limit for _, limit in data.news_parts) - (len(data.news_parts) - 1)
     else:
         titles = size * (1 if data.in_batch_negatives else 1 + data.num_negatives)
         bodies = size

@@ -101,15 +101,16 @@ def teacher_columns(
     return teachers * (values * value_bytes + 8 * impressions)
 
 
-def token_column(articles: int, tokens_each: float, value_bytes: int = 2) -> int:
-    """Bytes of a token column: ids, and two offsets an article.
+def token_column(articles: int, tokens_each: float, fields: int = 2, value_bytes: int = 2) -> int:
+    """Bytes of a token column: ids, and an offset an article for each field.
 
     Args:
         articles: Rows.
-        tokens_each: Tokens of a title with its body, without special ones.
+        tokens_each: Tokens of all fields of an article, without special ones.
+        fields: Texts of an article that are stored, such as title and body.
         value_bytes: Of an id: 2 below 65,536 entries of a vocabulary, else 4.
     """
-    return round(articles * (tokens_each * value_bytes + 2 * 8))
+    return round(articles * (tokens_each * value_bytes + fields * 8))
 
 
 def rooms(items: list[DiskItem]) -> list[Room]:

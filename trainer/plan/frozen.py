@@ -34,7 +34,8 @@ def frozen_column(
     else:
         assert counts is not None
         articles = counts.articles
-        tokens, told, where = articles * config.data.max_title_tokens, ", at most", "."
+        longest = sum(limit for _, limit in config.data.news_parts)
+        tokens, told, where = articles * longest, ", at most", "."
     each = np.dtype(config.model.frozen_states).itemsize
     return DiskItem(
         what=(

@@ -271,7 +271,9 @@ def _disk(
     column = frozen_column(config, size.backbone.width, sources, counts)
     items += [] if column is None else [column]
     if sources is None:
-        held = token_column(counts.articles, data.max_title_tokens + data.max_body_tokens)
+        stored = {"title": data.max_title_tokens, "body": data.max_body_tokens}
+        stored |= dict(data.news_parts)
+        held = token_column(counts.articles, sum(stored.values()), len(stored))
         items.append(DiskItem(what="token column, at most", bytes=held, where=where))
     teachers = len(config.teachers.models) or (len(steps.copies) if steps else 0)
     if teachers:

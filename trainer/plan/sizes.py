@@ -133,5 +133,7 @@ def _additive(width: int, query_dim: int) -> int:
 
 
 def _user_encoder(model: ModelConfig) -> int:
+    if model.user_encoder == "last_k_mean":
+        return model.news_dim  # of a user without clicks
     attention = 3 * (model.news_dim**2 + model.news_dim) if model.user_encoder == "nrms" else 0
     return model.news_dim + attention + _additive(model.news_dim, model.query_dim)

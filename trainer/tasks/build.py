@@ -1,5 +1,6 @@
 """From a configuration to a task: open the data, build the model, join them."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from shards.texts import TextView
 from shards.tokens import TokenColumn
 from trainer.config.schema import TrainConfig
+from trainer.config.validate import check_positions
 from trainer.errors import ModelError
 from trainer.export.folder import export_model, load_export
 from trainer.frozen.states import StateView
@@ -59,6 +61,7 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
     """
     opened = sources or open_sources(config)
     _check_init(config, opened.tokens)
+    num_first = len(opened.tokens.prefix_ids)
     sizes = {"vocab_size": opened.tokens.vocab_size, "pad_id": opened.tokens.pad_id}
     signals = open_signals(config, opened)
     names = teacher_names(config.teachers.models)
@@ -66,12 +69,14 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
     states = None
     if opened.clicks is None:
         encoder = build_news_encoder(config.model, **sizes)
+        check_positions(config, encoder.backbone.max_tokens, num_first)
         if signals is None:
             module = PostTrainTask(encoder, in_batch_negatives=config.data.in_batch_negatives)
         else:
             module = PostTrainDistillTask(encoder, signals.dims, config.loss, names)
     else:
         recommender = build_recommender(config.model, **sizes)
+        check_positions(config, recommender.news_encoder.backbone.max_tokens, num_first)
         if config.model.frozen_states != "off":
             states = frozen_texts(
                 config, recommender.news_encoder, news_texts(config, opened.tokens)
@@ -101,7 +106,7 @@ def open_data(
         opened.impressions,
         opened.clicks,
         opened.tokens,
-        data,
+        dataclasses.replace(data, history_length=config.clicks_read),
         seed,
         empty_slots=empty_slots,
         signals=signals,
@@ -112,27 +117,33 @@ def open_data(
 
 def news_texts(config: TrainConfig, tokens: TokenColumn) -> TextView:
     """What a click task reads of an article."""
-    return tokens.view(("title", config.data.max_title_tokens))
+    return tokens.view(*config.data.news_parts)
 
 
 def exporter(config: TrainConfig, tokens: TokenColumn) -> Exporter:
     """A function that exports a model with what its readers must know about its texts."""
     click_task = config.task.startswith("finetune")
+    data, model = config.data, config.model
+    settings = {
+        "pooling": model.pooling,
+        "pooling_mask": model.pooling_mask,
+        "query_dim": model.query_dim,
+        "news_dim": model.news_dim,
+        "user_encoder": model.user_encoder if click_task else None,
+        "history_padding": model.history_padding if click_task else None,
+    }
+    if click_task and model.user_encoder == "last_k_mean":
+        settings["user_last_k"] = model.user_last_k
+    parts = data.news_parts if click_task else (("title", data.max_title_tokens),)
     described = {
         "task": config.task,
         "tokenizer_sha256": tokens.tokenizer_sha256,
-        "max_title_tokens": config.data.max_title_tokens,
-        "max_body_tokens": None if click_task else config.data.max_body_tokens,
-        "history_length": config.data.history_length if click_task else None,
-        "pad_to_max": config.data.pad_to_max,
-        "model_settings": {
-            "pooling": config.model.pooling,
-            "pooling_mask": config.model.pooling_mask,
-            "query_dim": config.model.query_dim,
-            "news_dim": config.model.news_dim,
-            "user_encoder": config.model.user_encoder if click_task else None,
-            "history_padding": config.model.history_padding if click_task else None,
-        },
+        "news_text": [list(part) for part in parts],
+        "max_title_tokens": data.max_title_tokens,
+        "max_body_tokens": None if click_task else data.max_body_tokens,
+        "history_length": config.clicks_read if click_task else None,
+        "pad_to_max": data.pad_to_max,
+        "model_settings": settings,
     }
 
     def export(model: nn.Module, folder: Path, info: dict[str, Any]) -> object:

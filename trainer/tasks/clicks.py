@@ -79,7 +79,7 @@ class ClickData:
         self.grouping = grouping
         self.clicks = clicks
         self.tokens = tokens
-        self.news = tokens.view(("title", config.max_title_tokens))
+        self.news = tokens.view(*config.news_parts)
         self.config = config
         self.empty_slots = empty_slots
         self.signals = signals

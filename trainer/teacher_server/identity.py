@@ -24,9 +24,15 @@ EXACT = "teacher-news-exact"
 
 def teacher_identity(teacher: Export) -> dict[str, Any]:
     """The fields that tell one teacher's outputs from another's, whatever they are computed
-    over."""
+    over.
+
+    What it reads of an article is among them only where that is more than the title, so that
+    columns that were filled before there was a choice stay what they are.
+    """
     info = teacher.info
-    return {
+    title_alone = (("title", info["max_title_tokens"]),)
+    more = [list(part) for part in teacher.news_parts]
+    return ({} if teacher.news_parts == title_alone else {"news_text": more}) | {
         "format": FORMAT,
         "teacher_weights_sha256": teacher.weights_sha256,
         "teacher_kind": info["kind"],

@@ -52,7 +52,8 @@ class TeacherModel:
         return int(self.model.config.news_dim)
 
     def titles(self, rows: np.ndarray, count: Count | None = None) -> np.ndarray:
-        """Title vectors, float32 [n, E], of article rows."""
+        """Vectors, float32 [n, E], of article rows: of their titles, or of what else this teacher
+        reads of an article (``data.news_text`` of its run)."""
         return self._encode(rows, self.export.news_texts(self.tokens), count)
 
     def bodies(self, rows: np.ndarray, count: Count | None = None) -> np.ndarray:

@@ -7,12 +7,18 @@ name like any other.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from trainer.errors import ModelError, UsageError
 from trainer.export.folder import INFO, Export, export_model, load_export
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from trainer.models.news_encoder import NewsEncoder
 
 _COPIES = "copies"
 
@@ -66,8 +72,11 @@ def adopt(
     out: Path,
     *,
     pooling: str = "mean",
+    news_text: Sequence[str] = ("title",),
     max_title_tokens: int = 24,
+    max_abstract_tokens: int = 64,
     max_body_tokens: int = 512,
+    max_category_tokens: int = 10,
 ) -> Export:
     """Make a stage I teacher of a plain encoder: its vectors are its pooled states.
 
@@ -77,51 +86,84 @@ def adopt(
         name: Hugging Face name on this machine, or a folder.
         out: Folder to write; must not exist.
         pooling: ``mean`` or ``cls``.
+        news_text: Fields that it reads, joined in this order, where its student reads titles.
         max_title_tokens: Longest title that it reads, special tokens included.
+        max_abstract_tokens: Longest abstract, where ``news_text`` names it.
         max_body_tokens: Longest body that it reads.
+        max_category_tokens: Longest category, where ``news_text`` names it.
 
     Raises:
-        UsageError: ``out`` exists, or a length is more than the encoder can read.
+        UsageError: ``out`` exists, a field is unknown, or texts are more than the encoder can read.
         ModelError: The encoder cannot be loaded.
         DataError: It has no fast tokenizer.
     """
     import tempfile
 
-    from shards.tokenizer import load_tokenizer, tokenizer_sha256
+    from shards.text_fields import check_fields
+    from shards.tokenizer import load_tokenizer, tokenizer_facts
     from trainer.models.backbone import max_tokens
-    from trainer.models.configuration import NewsEncoderConfig
-    from trainer.models.loading import load_language_model, load_language_model_config
-    from trainer.models.news_encoder import NewsEncoder
+    from trainer.models.loading import load_language_model_config
 
     if out.exists():
         raise UsageError(f"{out} exists already; name another folder or remove it")
+    check_fields(news_text, "--news-text")
+    limits = {
+        "title": max_title_tokens,
+        "abstract": max_abstract_tokens,
+        "body": max_body_tokens,
+        "category": max_category_tokens,
+    }
+    parts = [(field, limits[field]) for field in news_text]
     config = load_language_model_config(name)
-    most = max_tokens(config)
-    for option, tokens in (("title", max_title_tokens), ("body", max_body_tokens)):
-        if most is not None and tokens > most:
-            raise UsageError(
-                f"--max-{option}-tokens is {tokens}, but {name} reads at most {most} tokens"
-            )
-    width = int(config.hidden_size)
+    tokenizer = load_tokenizer(name)
+    facts = tokenizer_facts(tokenizer)
+    for read in (parts, [("body", max_body_tokens)]):
+        _check_readable(read, max_tokens(config), len(facts.prefix_ids), name)
+    model = _pooled_states(name, config, pooling)
+    info = {
+        "task": "adopted",
+        "run": name,
+        "tokenizer_sha256": facts.sha256,
+        "news_text": [list(part) for part in parts],
+        "max_title_tokens": max_title_tokens,
+        "max_body_tokens": max_body_tokens,
+        "history_length": None,
+        "pad_to_max": False,
+        "model_settings": {
+            "pooling": pooling,
+            "pooling_mask": True,
+            "news_dim": model.config.news_dim,
+        },
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return export_model(model, out, Path(folder), info)
+
+
+def _pooled_states(name: str, config: "PreTrainedConfig", pooling: str) -> "NewsEncoder":
+    """A news encoder whose Linear is the identity."""
+    from trainer.models.configuration import NewsEncoderConfig
+    from trainer.models.loading import load_language_model
+    from trainer.models.news_encoder import NewsEncoder
+
     model = NewsEncoder(
-        NewsEncoderConfig(backbone=config, pooling=pooling, news_dim=width),
+        NewsEncoderConfig(backbone=config, pooling=pooling, news_dim=int(config.hidden_size)),
         load_language_model(name, config),
     )
     with torch.no_grad():
         nn.init.eye_(model.dense.weight)
         nn.init.zeros_(model.dense.bias)
-    tokenizer = load_tokenizer(name)
-    settings = {"pooling": pooling, "pooling_mask": True, "news_dim": width}
-    info = {
-        "task": "adopted",
-        "run": name,
-        "tokenizer_sha256": tokenizer_sha256(tokenizer),
-        "max_title_tokens": max_title_tokens,
-        "max_body_tokens": max_body_tokens,
-        "history_length": None,
-        "pad_to_max": False,
-        "model_settings": settings,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return export_model(model.eval(), out, Path(folder), info)
+    return model.eval()
+
+
+def _check_readable(
+    parts: Sequence[tuple[str, int]], most: int | None, num_first: int, name: str
+) -> None:
+    """Refuse texts of these fields, joined, that an encoder cannot read."""
+    tokens = sum(limit for _, limit in parts) - num_first * (len(parts) - 1)
+    if most is not None and tokens > most:
+        options = " and ".join(f"--max-{field}-tokens {limit}" for field, limit in parts)
+        verb = "makes" if len(parts) == 1 else "make"
+        raise UsageError(
+            f"{options} {verb} texts of up to {tokens} tokens, but {name} reads at most {most}"
+        )
