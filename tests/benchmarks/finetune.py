@@ -136,9 +136,11 @@ class Plain:
             some = self.encode(batch["ids"][filled], batch["mask"][filled])
             news = some.new_zeros(*filled.shape, some.shape[-1])
             news[filled] = some
-        history, read = news[:, :HISTORY], filled[:, :HISTORY].clone()
+        history, read = news[:, :HISTORY], filled[:, :HISTORY]
         history = torch.where(read[..., None], history, self.no_history)
-        read[:, -1] |= ~read.any(dim=1)  # who has read nothing is one learned vector
+        # Who has read nothing is one learned vector.
+        last = torch.arange(HISTORY) == HISTORY - 1
+        read = read | (last & ~read.any(dim=1, keepdim=True))
         users = attend(self.user_attention, history, read)
         scores = torch.einsum("bce,be->bc", news[:, HISTORY:], users)
         return nn.functional.cross_entropy(scores, torch.zeros(BATCH, dtype=torch.long))
