@@ -89,6 +89,8 @@ def repair_command(shard_set: ShardSet, name: str) -> str:
         return f"tnr shards tokenize {shard_set.location} --tokenizer TOKENIZER"
     if name == "clicks":
         return f"tnr shards build --clicks LOG --article-set SET --out {shard_set.location} --force"
+    if name == "frozen-states":
+        return "tnr train RECIPE --model.frozen_states TYPE"
     return "tnr teachers cache"
 
 

@@ -90,6 +90,7 @@ def check_same_run(
 _WHAT = {
     "articles": "data.articles (its shards)",
     "clicks": "data.clicks (its shards)",
+    "frozen_states": "model.frozen_states (the frozen weights, layers and texts of the column)",
     "tokens": "data.tokens (tokenizer and lengths of the token column)",
 }
 

@@ -142,10 +142,49 @@ def _check_run(config: TrainConfig) -> None:
         raise ConfigError(f"teachers.models is set, but task {config.task} has no teachers")
     if config.teachers.follow:
         _check_follow(config)
+    if config.model.frozen_states != "off":
+        _check_frozen_states(config)
     if config.run.copies.rule == "list" and not config.run.copies.steps:
         raise ConfigError("run.copies.rule is list, but run.copies.steps is empty")
     _check_kept(config.run)
     _accumulation(config, world_size=1)
+
+
+def _check_frozen_states(config: TrainConfig) -> None:
+    model, backbone = config.model, config.model.backbone
+    asked = f"model.frozen_states is {model.frozen_states}, but "
+    if not config.task.startswith("finetune"):
+        raise ConfigError(
+            f"{asked}task is {config.task}: the column holds what click tasks read of an article; "
+            "leave it off"
+        )
+    if model.trainable_layers is None:
+        raise ConfigError(
+            f"{asked}model.trainable_layers is none: every layer is trained, none is frozen; set "
+            "it to how many top layers are trained, or leave model.frozen_states off"
+        )
+    layers = None
+    if backbone.layers is not None:
+        layers = len(backbone.layers)
+    elif backbone.name == "random" and model.init is None:
+        layers = backbone.num_layers
+    if layers is not None and model.trainable_layers >= layers:
+        raise ConfigError(
+            f"{asked}model.trainable_layers {model.trainable_layers} leaves none of the backbone's "
+            f"{layers} layers frozen; lower it, or leave model.frozen_states off"
+        )
+    takes_padding = {
+        "data.pad_to_max true": config.data.pad_to_max,
+        "model.pooling_mask false": not model.pooling_mask,
+        "model.history_padding learned": model.history_padding == "learned",
+        "loss.padded_slots true": config.loss.padded_slots,
+    }
+    for setting, is_set in takes_padding.items():
+        if is_set:
+            raise ConfigError(
+                f"{asked}{setting} lets padding or empty slots be encoded, whose states are not "
+                "stored; change it, or leave model.frozen_states off"
+            )
 
 
 def _check_follow(config: TrainConfig) -> None:

@@ -10,6 +10,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from trainer.errors import ModelError
 from trainer.models.layers import pooler_arguments
 from trainer.models.relative_position import RelativePositionBias
+from trainer.models.split import LayerSplit
 
 BIAS_KEY = "rel_pos_bias.weight"
 """Name of the bias table in a backbone folder (see :mod:`trainer.models.unilmv2`)."""
@@ -56,6 +57,7 @@ class Backbone(nn.Module):
             language_model = AutoModel.from_config(config, **pooler_arguments(config))
         self.language_model = language_model
         self.max_tokens = max_tokens(config)
+        self.split: LayerSplit | None = None
         self.rel_pos_bias: RelativePositionBias | None = None
         if relative_position_bias:
             if config.model_type not in _TAKES_A_BIAS:
@@ -79,18 +81,55 @@ class Backbone(nn.Module):
         Raises:
             ModelError: L is more than the language model can read.
         """
-        length = input_ids_UL.shape[1]
+        mask = self._prepared(attention_mask_UL)
+        output = self.language_model(input_ids=input_ids_UL, attention_mask=mask)
+        return output.last_hidden_state
+
+    def cut(self, num_below: int) -> None:
+        """Make :meth:`below` and :meth:`above` possible; :meth:`forward` stays as it is.
+
+        Args:
+            num_below: Layers below the cut.
+
+        Raises:
+            ModelError: See :class:`trainer.models.split.LayerSplit`.
+        """
+        self.split = LayerSplit(self.language_model, num_below)
+
+    def below(self, input_ids_UL: Tensor, attention_mask_UL: Tensor) -> Tensor:
+        """States ``[U, L, D]`` at the cut; arguments and errors as of :meth:`forward`."""
+        assert self.split is not None
+        return self.split.below(input_ids_UL, self._prepared(attention_mask_UL))
+
+    def above(self, states_ULD: Tensor, attention_mask_UL: Tensor) -> Tensor:
+        """States of the last layer from those at the cut.
+
+        Args:
+            states_ULD: ``[U, L, D]``, of :meth:`below`; anything finite where the mask is False.
+            attention_mask_UL: bool ``[U, L]``.
+
+        Returns:
+            ``[U, L, D]``.
+        """
+        assert self.split is not None
+        return self.split.above(states_ULD, self._prepared(attention_mask_UL))
+
+    def _prepared(self, mask_UL: Tensor) -> Tensor:
+        """The mask as the language model takes it: with the bias, where there is one.
+
+        Raises:
+            ModelError: L is more than the language model can read.
+        """
+        length = mask_UL.shape[1]
         if self.max_tokens is not None and length > self.max_tokens:
             raise ModelError(
                 f"a text of {length} tokens is longer than the {self.max_tokens} that the "
                 "backbone can read: "
                 "lower data.max_title_tokens or data.max_body_tokens"
             )
-        mask = attention_mask_UL
-        if self.rel_pos_bias is not None:
-            mask = self._bias_and_padding(self.rel_pos_bias(length), attention_mask_UL)
-        output = self.language_model(input_ids=input_ids_UL, attention_mask=mask)
-        return output.last_hidden_state
+        if self.rel_pos_bias is None:
+            return mask_UL
+        return self._bias_and_padding(self.rel_pos_bias(length), mask_UL)
 
     @staticmethod
     def _bias_and_padding(bias_ALL: Tensor, mask_UL: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """News encoder: language model, pooling, Linear. The same one reads titles and bodies.
 
+With a backbone that is cut (:meth:`trainer.models.backbone.Backbone.cut`) it can also start from
+the states at the cut.
+
 Shape legend: U texts, L tokens, D width of the language model, E news width.
 """
 
@@ -65,7 +68,23 @@ class NewsEncoder(StrictModel):
             mask_UL = mask_UL | (empty_U1 & first_L)
         else:
             mask_UL = mask_UL | empty_U1
-        states_ULD = self.backbone(input_ids_UL, mask_UL)
+        return self._pooled(self.backbone(input_ids_UL, mask_UL), mask_UL)
+
+    def encode_states(self, states_ULD: Tensor, attention_mask_UL: Tensor) -> Tensor:
+        """Encode texts from the states of their tokens at the backbone's cut.
+
+        Args:
+            states_ULD: ``[U, L, D]`` of any floating type; anything finite where there is no token.
+            attention_mask_UL: ``[U, L]``, nonzero where there is a token; at least one a text.
+
+        Returns:
+            As :meth:`forward` of the same texts.
+        """
+        mask_UL = attention_mask_UL.bool()
+        given_ULD = states_ULD.to(self.dense.weight.dtype)
+        return self._pooled(self.backbone.above(given_ULD, mask_UL), mask_UL)
+
+    def _pooled(self, states_ULD: Tensor, mask_UL: Tensor) -> Tensor:
         pooled_UD = self.pooling(states_ULD, mask_UL if self.config.pooling_mask else None)
         with torch.autocast(device_type=pooled_UD.device.type, enabled=False):
             vectors_UE = self.dense(pooled_UD.to(self.dense.weight.dtype))

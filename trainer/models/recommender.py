@@ -1,6 +1,7 @@
 """News encoder and user encoder together: scores of candidate articles for a user.
 
-Shape legend: B users, H history slots, C candidates, U texts, L tokens, E news width.
+Shape legend: B users, H history slots, C candidates, U texts, L tokens,
+D width of the language model, E news width.
 """
 
 from torch import Tensor, nn
@@ -42,6 +43,10 @@ class Recommender(StrictModel):
     def encode_news(self, input_ids_UL: Tensor, attention_mask_UL: Tensor) -> Tensor:
         """Vectors ``[U, E]`` of texts; see :meth:`NewsEncoder.forward`."""
         return self.news_encoder(input_ids_UL, attention_mask_UL)
+
+    def encode_states(self, states_ULD: Tensor, attention_mask_UL: Tensor) -> Tensor:
+        """Vectors ``[U, E]`` of texts; see :meth:`NewsEncoder.encode_states`."""
+        return self.news_encoder.encode_states(states_ULD, attention_mask_UL)
 
     def encode_users(
         self, history_BHE: Tensor, mask_BH: Tensor, mask_history: bool | None = None

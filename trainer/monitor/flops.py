@@ -88,7 +88,9 @@ def text_flops(model: nn.Module) -> TextFlops | None:
         p.requires_grad for p in encoder.backbone.parameters() if id(p) not in in_layers
     )
     per_token = per_square = 0.0
-    for layer in layers:
+    # Layers below the cut were computed once for all steps.
+    split = encoder.backbone.split
+    for layer in list(layers)[0 if split is None else split.num_below :]:
         weights = sum(_matrix(module) for module in layer.modules())
         is_trained = any(p.requires_grad for p in layer.parameters())
         is_reached = is_reached or is_trained

@@ -8,10 +8,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from shards.texts import TextView
 from shards.tokens import TokenColumn
 from trainer.config.schema import TrainConfig
 from trainer.errors import ModelError
 from trainer.export.folder import export_model, load_export
+from trainer.frozen.states import StateView
+from trainer.frozen.texts import frozen_texts
 from trainer.models import build_news_encoder, build_recommender
 from trainer.tasks.base import TaskData
 from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
@@ -60,6 +63,7 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
     signals = open_signals(config, opened)
     names = teacher_names(config.teachers.models)
     module: nn.Module
+    states = None
     if opened.clicks is None:
         encoder = build_news_encoder(config.model, **sizes)
         if signals is None:
@@ -68,18 +72,24 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
             module = PostTrainDistillTask(encoder, signals.dims, config.loss, names)
     else:
         recommender = build_recommender(config.model, **sizes)
+        if config.model.frozen_states != "off":
+            states = frozen_texts(config, recommender.news_encoder, _news_texts(config, opened))
         if signals is None:
             module = FinetuneTask(recommender)
         else:
             module = FinetuneDistillTask(recommender, signals.dims, config.loss, names)
-    task_data = open_data(config, opened, signals)
+    task_data = open_data(config, opened, signals, states)
     return BuiltTask(module, task_data, exporter(config, opened.tokens))
 
 
 def open_data(
-    config: TrainConfig, opened: Sources, signals: TeacherSignals | None = None
+    config: TrainConfig,
+    opened: Sources,
+    signals: TeacherSignals | None = None,
+    states: StateView | None = None,
 ) -> TaskData:
-    """The data half of a task; without what teachers say, enough for a dry run."""
+    """The data half of a task; without what teachers and frozen layers say, enough for a dry
+    run."""
     data, seed = config.data, config.run.seed
     if opened.impressions is None or opened.clicks is None:
         grouping = grouping_of(config, empty_slots=False)
@@ -94,7 +104,13 @@ def open_data(
         empty_slots=empty_slots,
         signals=signals,
         grouping=grouping_of(config, empty_slots=empty_slots),
+        states=states,
     )
+
+
+def _news_texts(config: TrainConfig, opened: Sources) -> TextView:
+    """What a click task reads of an article."""
+    return opened.tokens.view(("title", config.data.max_title_tokens))
 
 
 def exporter(config: TrainConfig, tokens: TokenColumn) -> Exporter:

@@ -16,6 +16,7 @@ from shards.reader import ShardSet
 from shards.stream import BatchRows
 from shards.tokens import TokenColumn
 from trainer.config.schema import DataConfig, LossConfig
+from trainer.frozen.states import StateView
 from trainer.losses.contrastive import contrastive
 from trainer.losses.embedding import weighted_distance
 from trainer.models import Recommender
@@ -41,6 +42,7 @@ from trainer.tasks.texts import (
     Grouping,
     collate_texts,
     encode_texts,
+    has_states,
     reported,
 )
 from trainer.teacher_server.signals import TeacherSignals
@@ -51,7 +53,7 @@ class ClickData:
 
     Every distinct title of a micro-batch is encoded once, and empty history slots not at all,
     unless ``empty_slots`` asks for them (the released code's way): then slot ``U - 1`` is the
-    empty title.
+    empty title. With ``states`` the titles are what frozen layers say about them, not token ids.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class ClickData:
         empty_slots: bool = False,
         signals: TeacherSignals | None = None,
         grouping: Grouping = NO_GROUPING,
+        states: StateView | None = None,
     ) -> None:
         self.grouping = grouping
         self.clicks = clicks
@@ -82,8 +85,10 @@ class ClickData:
             clicks.units_with(tokens.skipped_rows),
         )
         said = [] if signals is None else list(signals.columns)
+        self.states = states
+        frozen = {} if states is None else {"frozen_states": states.reader}
         self.fingerprint = data_fingerprint(
-            clicks=impressions, tokens=tokens.reader, **numbered("teacher_column", said)
+            clicks=impressions, tokens=tokens.reader, **numbered("teacher_column", said), **frozen
         )
 
     def collate(self, batch: BatchRows) -> Batch:
@@ -123,7 +128,7 @@ class ClickData:
         news_U, index = np.unique(used, return_inverse=True)
         num_history = len(used) - candidates_BC.size
         titles = collate_texts(
-            self.news,
+            self.states or self.news,
             "title",
             news_U,
             pad_to_max=config.pad_to_max,
@@ -218,7 +223,8 @@ class FinetuneDistillTask(nn.Module):
 
 def score_clicks(model: Recommender, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """News vectors [U, E], user vectors [B, E] and candidate scores [B, C] of a micro-batch."""
-    news_UE = encode_texts(model.encode_news, batch, "title")
+    encode = model.encode_states if has_states(batch, "title") else model.encode_news
+    news_UE = encode_texts(encode, batch, "title")
     users_BE = model.encode_users(news_UE[batch["history_index"]], batch["history_mask"])
     scores_BC = model.score(news_UE[batch["candidate_index"]], users_BE)
     return news_UE, users_BE, scores_BC

@@ -2,10 +2,11 @@
 
 With a budget of tokens a forward, texts are sorted by length and cut into sub-batches, each padded
 to its own longest text; their vectors are put back in order. Losses and gradients are those of one
-batch. Shapes: U texts, L tokens, E news width.
+batch. A text is its token ids, or the states that frozen layers gave for it. Shapes: U texts,
+L tokens, D width of the language model, E news width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from shards.length_groups import most_groups
-from shards.texts import TextView
+from shards.texts import TextGroup, TextView
 from trainer.config.schema import TrainConfig
 from trainer.engine.deepspeed_file import read_deepspeed_file, stage_of
+from trainer.frozen.states import StateGroup, StateView
 from trainer.tasks.base import Batch
 
 FIELDS = ("title", "body")
@@ -55,7 +57,7 @@ def grouping_of(config: TrainConfig, *, empty_slots: bool) -> Grouping:
 
 
 def collate_texts(
-    texts: TextView,
+    texts: TextView | StateView,
     field: str,
     rows_U: np.ndarray,
     *,
@@ -63,10 +65,10 @@ def collate_texts(
     grouping: Grouping,
     most_texts: int,
 ) -> Batch:
-    """Token ids of the texts of a micro-batch.
+    """Token ids, or stored states, of the texts of a micro-batch.
 
     Args:
-        texts: What is read of an article.
+        texts: What is read of an article, as token ids or as states.
         field: Name that the texts go by in the batch, ``title`` or ``body``.
         rows_U: Articles, int64[U].
         pad_to_max: Pad every text to ``texts.max_tokens``.
@@ -76,36 +78,52 @@ def collate_texts(
     Returns:
         Without grouping ``<field>_ids`` and ``<field>_mask`` [U, L]; with it ``<field>_ids.g`` and
         ``<field>_mask.g`` for every sub-batch g, and ``<field>_place`` [U]: where each text is
-        among the sub-batches laid end to end.
+        among the sub-batches laid end to end. Of stored states, ``<field>_states`` [U, L, D] stand
+        in the places of the ids.
     """
     if not grouping.batch_tokens:
+        if isinstance(texts, StateView):
+            states_ULD, mask_UL = texts.batch(rows_U)
+            return {f"{field}_states": states_ULD, f"{field}_mask": mask_UL}
         ids_UL, mask_UL = texts.batch(rows_U, pad_to_max)
         return {f"{field}_ids": ids_UL, f"{field}_mask": mask_UL}
     budget, exactly = grouping.batch_tokens, None
     if grouping.is_fixed:
         exactly = most_groups(most_texts, texts.max_tokens, budget)
-    groups = texts.groups(rows_U, budget, exactly)
+    groups: Sequence[TextGroup | StateGroup] = texts.groups(rows_U, budget, exactly)
     order = np.concatenate([group.places for group in groups])
     place_U = np.empty(len(rows_U), dtype=np.int64)
     place_U[order] = np.arange(len(order))
     arrays: Batch = {f"{field}_place": place_U}
     for g, group in enumerate(groups):
-        arrays |= {f"{field}_ids.{g}": group.ids, f"{field}_mask.{g}": group.mask}
+        if isinstance(group, StateGroup):
+            arrays[f"{field}_states.{g}"] = group.states
+        else:
+            arrays[f"{field}_ids.{g}"] = group.ids
+        arrays[f"{field}_mask.{g}"] = group.mask
     return arrays
 
 
 def encode_texts(encode: Encode, batch: Mapping[str, Tensor], field: str) -> Tensor:
     """Vectors [U, E] of the texts that :func:`collate_texts` laid out, in their order.
 
+    Where states were laid out (:func:`has_states`), ``encode`` is given these instead of ids.
+
     A text that a group repeats (see :func:`shards.length_groups.length_groups`) is left out here:
     its gradient is zero, yet its forward and backward happen as on the other ranks.
     """
+    kind = "states" if has_states(batch, field) else "ids"
     if f"{field}_place" not in batch:
-        return encode(batch[f"{field}_ids"], batch[f"{field}_mask"])
+        return encode(batch[f"{field}_{kind}"], batch[f"{field}_mask"])
     parts: list[Tensor] = []
-    while (name := f"{field}_ids.{len(parts)}") in batch:
+    while (name := f"{field}_{kind}.{len(parts)}") in batch:
         parts.append(encode(batch[name], batch[f"{field}_mask.{len(parts)}"]))
     return torch.cat(parts)[batch[f"{field}_place"]]
+
+
+def has_states(batch: Mapping[str, Tensor], field: str) -> bool:
+    """Whether the texts of a batch are laid out as states of frozen layers."""
+    return f"{field}_states" in batch or f"{field}_states.0" in batch
 
 
 def reported(batch: Batch) -> Batch:

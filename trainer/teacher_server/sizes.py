@@ -135,8 +135,8 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def check_room(needs: Iterable[Need]) -> None:
-    """Refuse to start what would fill a disk.
+def check_room(needs: Iterable[Need], remedy: str = "make room, or name fewer teachers") -> None:
+    """Refuse to start what would fill a disk; ``remedy`` is what the user is told to do.
 
     Raises:
         DataError: A file system has less room than will be written and a margin.
@@ -154,8 +154,7 @@ def check_room(needs: Iterable[Need]) -> None:
         if total and free < total + margin:
             raise DataError(
                 f"{of_disk[0].folder}: {mb(total)} are still to be written and {mb(margin)} should "
-                f"stay free, but {mb(free)} are free; make room, or name fewer teachers (nothing "
-                "was computed)"
+                f"stay free, but {mb(free)} are free; {remedy} (nothing was computed)"
             )
 
 
