@@ -1,15 +1,13 @@
 """What the finetuning benchmarks share: click logs as shard sets, and runs over them.
 
 ``log`` is the real one of ``TNR_TEST_DATA`` (short titles, short histories). ``mind`` is made up
-with the sizes that are published of MIND: histories of median 19, mean 32.9, 95th percentile 110
-and at most 801 clicks, 2.2% of them empty; candidates of median 24, mean 37.4, 95th percentile 119
-and at most 300; 101,527 news with titles of 11.5 words. Both lengths are lognormal through the
-median and the 95th percentile, which meets the means.
+with what is published of MIND: lengths of histories (the last 50 clicks are kept) and numbers of
+candidates as :mod:`shards.world.shape` draws them, 101,527 news, titles of 11.5 words. One click an
+impression, every impression of another user.
 
 How popular MIND's news are is not published, and decides how many titles of a batch are the same.
-Here the article of rank r is drawn with weight r^-0.7 (the first is 1% of all clicks), histories
-and candidates over ranks of their own, so that what is popular in one is not in the other. News
-sites are usually more skewed (r^-1 would make the first 8%): a real log should share more titles.
+Popularity is drawn as in :mod:`shards.world.shape`, anew for histories and for candidates, so that
+what is popular in one is not in the other; within one history or impression nothing comes twice.
 """
 
 import gzip
@@ -21,9 +19,17 @@ from typing import Any
 import numpy as np
 from doj import data_folder, tnr
 
+from shards.world.shape import (
+    POPULARITY_SKEW,
+    candidate_counts,
+    history_lengths,
+    popularity,
+)
+
 NUM_NEWS = 101_527
-SKEW = 0.7
+SKEW = POPULARITY_SKEW
 TITLE_TOKENS = 30
+HISTORY = 50
 
 
 def real_log(folder: Path, encoder: Path) -> tuple[Path, Path]:
@@ -37,17 +43,14 @@ def mind_like_log(folder: Path, encoder: Path, impressions: int, skew: float) ->
     source = folder / "mind"
     source.mkdir(parents=True)
     rng = np.random.default_rng(1)
-    histories = _lognormal(rng, impressions, 19, 110, (1, 801))
-    histories[rng.random(impressions) < 0.022] = 0
-    candidates = _lognormal(rng, impressions, 24, 119, (2, 300))
-    weights = np.arange(1, NUM_NEWS + 1) ** -skew
-    popular = np.cumsum(weights / weights.sum())
-    ranks = [rng.permutation(NUM_NEWS) for _ in range(2)]
+    histories = history_lengths(rng, impressions, longest=801).clip(max=HISTORY)
+    candidates = candidate_counts(rng, impressions, most=300)
+    shares = [np.cumsum(popularity(rng, NUM_NEWS, skew)) for _ in range(2)]
     used: set[int] = set()
     with (source / "behaviors.tsv").open("w") as file:
         for number, (past, shown) in enumerate(zip(histories, candidates, strict=True)):
-            read = ranks[0][_distinct(rng, popular, past)].tolist()
-            offered = ranks[1][_distinct(rng, popular, shown)].tolist()
+            read = _distinct(rng, shares[0], past)
+            offered = _distinct(rng, shares[1], shown)
             used.update(read, offered)
             history = " ".join(f"N{news}" for news in read)
             labels = " ".join(f"N{news}-{int(place == 0)}" for place, news in enumerate(offered))
@@ -83,20 +86,12 @@ def _build(folder: Path, news: Path, behaviors: Path, encoder: Path) -> tuple[Pa
     return articles, clicks
 
 
-def _lognormal(
-    rng: np.random.Generator, count: int, median: float, p95: float, ends: tuple[int, int]
-) -> np.ndarray:
-    """Whole numbers from a lognormal distribution with this median and 95th percentile."""
-    sigma = np.log(p95 / median) / 1.6449
-    return np.rint(rng.lognormal(np.log(median), sigma, count)).astype(int).clip(*ends)
-
-
-def _distinct(rng: np.random.Generator, cumulative: np.ndarray, count: int) -> np.ndarray:
-    """``count`` different ranks by popularity, in the order drawn (of a few very long histories
-    somewhat fewer)."""
-    drawn = np.searchsorted(cumulative, rng.random(2 * count + 16)).clip(max=len(cumulative) - 1)
-    _, first = np.unique(drawn, return_index=True)
-    return drawn[np.sort(first)][:count]
+def _distinct(rng: np.random.Generator, cumulative: np.ndarray, count: int) -> list[int]:
+    """``count`` different articles by popularity, in the order drawn."""
+    drawn: dict[int, None] = {}
+    while len(drawn) < count:
+        drawn[int(np.searchsorted(cumulative, rng.random())) % len(cumulative)] = None
+    return list(drawn)
 
 
 def _titles(rng: np.random.Generator, count: int) -> list[str]:
