@@ -14,9 +14,14 @@ ROOT = Path(__file__).parents[2]
 ENCODER = "all-MiniLM-L6-v2"
 
 
-def encoder_folder() -> Path:
-    """The pre-trained encoder in ``TNR_TEST_ENCODERS``."""
-    return _folder_from("TNR_TEST_ENCODERS") / ENCODER
+def encoder_folder(name: str = ENCODER) -> Path:
+    """A pre-trained encoder in ``TNR_TEST_ENCODERS``."""
+    return _folder_from("TNR_TEST_ENCODERS") / name
+
+
+def data_folder() -> Path:
+    """The real data: ``TNR_TEST_DATA``."""
+    return _folder_from("TNR_TEST_DATA")
 
 
 def _folder_from(variable: str) -> Path:
@@ -27,7 +32,7 @@ def _folder_from(variable: str) -> Path:
 
 def make_articles(folder: Path, count: int) -> Path:
     """An article set of the first press releases of ``TNR_TEST_DATA``, with a token column."""
-    source = _folder_from("TNR_TEST_DATA") / "news-doj" / "doj.jsonl.gz"
+    source = data_folder() / "news-doj" / "doj.jsonl.gz"
     with gzip.open(source, "rt") as lines, (folder / "doj.jsonl").open("w") as file:
         file.writelines(itertools.islice(lines, count))
     articles = folder / "articles"

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from shards.columns import list_columns, verify_columns
 from shards.errors import ColumnError, DataError, UsageError
-from shards.length_groups import length_groups, most_groups
+from shards.length_groups import WORTH, length_groups, most_groups
 from shards.tokenize import TextEncoder, cuts_at_spaces, safe_cut, tokenize_set
 from shards.tokenizer import load_tokenizer, tokenizer_sha256, train_tokenizer
 from shards.tokens import TokenColumn
@@ -320,7 +320,7 @@ def test_length_groups_hold_every_text_once_within_the_budget(lengths, budget, m
         saved = [
             (lengths[group[0]] - lengths[group[k]]) * (len(group) - k) for k in range(len(group))
         ]
-        assert max(saved) < max(budget // 8, 1)
+        assert max(saved) < max(budget // WORTH, 1)
     exactly = most_groups(len(lengths), 40, budget) + more
     fixed = length_groups(lengths, budget, exactly)
     assert len(fixed) == exactly
