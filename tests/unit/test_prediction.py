@@ -197,11 +197,11 @@ def test_predict_then_score_gives_the_metrics_of_the_model(tmp_path: Path, capsy
 
     from trainer.evaluate.evaluate import EvaluateOptions, evaluate_model
 
-    record = evaluate_model(
+    evaluation = evaluate_model(
         export, world.articles.path, world.impressions.path, EvaluateOptions(speed_s=0)
     )
     for label, name in (("MRR", "mrr"), ("nDCG@5", "ndcg5"), ("nDCG@10", "ndcg10"), ("AUC", "auc")):
-        assert float(printed[label]) == pytest.approx(record["metrics"][name], abs=6e-5)
+        assert float(printed[label]) == pytest.approx(evaluation.record["metrics"][name], abs=6e-5)
 
 
 def test_a_log_without_labels_can_be_predicted(tmp_path: Path):

@@ -34,9 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Predict and write the zip."""
     from pathlib import Path
 
-    from trainer.evaluate.evaluate import EvaluateOptions, score_log
+    from trainer.evaluate.evaluate import EvaluateOptions, make_ready
     from trainer.evaluate.pairs import open_click_log
     from trainer.evaluate.prediction import write_prediction
+    from trainer.evaluate.sharded import score_all, start_ranks
     from trainer.export.folder import load_export
 
     options = EvaluateOptions(
@@ -47,7 +48,19 @@ def run(arguments: argparse.Namespace) -> int:
         progress=True,
     )
     log = open_click_log(arguments.articles, arguments.clicks)
-    scored, _, _ = score_log(load_export(arguments.export), log, options)
+    with start_ranks() as ranks:
+        ready = make_ready(load_export(arguments.export), log, options, ranks)
+        scored = score_all(
+            ready.model,
+            ready.news_NE,
+            log.clicks,
+            ranks,
+            history_length=ready.history_length,
+            device=ready.device,
+            progress=True,
+        )
+    if scored is None:  # rank 0 writes
+        return 0
     ids = [str(sample["id"]) for sample in log.impressions]
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
