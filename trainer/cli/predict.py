@@ -61,16 +61,17 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if scored is None:  # rank 0 writes
         return 0
-    ids = [str(sample["id"]) for sample in log.impressions]
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_prediction(out, ids, scored.scores, scored.offsets)
-    print(f"{out}: {len(ids):,} impressions, {len(scored.scores):,} candidates, checked")
+    write_prediction(out, log.ids(), scored.scores, scored.offsets, progress=True)
+    num = log.clicks.num_impressions
+    print(f"{out}: {num:,} impressions, {len(scored.scores):,} candidates, checked")
     refused = sum(log.impressions.manifest.refused.values())
     if refused:
         print(
-            f"tnr: warning: {refused:,} lines of the log were refused when {log.impressions.path} "
-            "was built and have no line in the prediction; MIND's scoring asks for all of them",
+            f"tnr: warning: {refused:,} of the log's {num + refused:,} lines were refused when "
+            f"{log.impressions.path} was built and have no line in the prediction, but MIND's "
+            "scoring asks for every line; refused.jsonl in that folder names them",
             file=sys.stderr,
         )
     return 0

@@ -140,7 +140,7 @@ def evaluate_model(
         return None
     if options.speed_s > 0:
         speed["articles_per_s"] = _articles_per_second(ready, opened, options)
-    record = _record(options.name or _run_name(opened.folder), metrics, log, options)
+    record = make_record(options.name or _run_name(opened.folder), metrics, log, options)
     record |= {
         "export": str(opened.folder),
         "weights_sha256": opened.weights_sha256,
@@ -172,7 +172,7 @@ def evaluate_baseline(
         for part in log_parts(log.clicks)
     ]
     metrics = Metrics.join(parts)
-    record = _record(options.name or kind, metrics, log, options)
+    record = make_record(options.name or kind, metrics, log, options)
     return Evaluation(record | {"role": "baseline"}, metrics, log)
 
 
@@ -238,7 +238,21 @@ def _articles_per_second(ready: Ready, export: Export, options: EvaluateOptions)
     return round(rate, 1)
 
 
-def _record(name: str, metrics: Metrics, log: ClickLog, options: EvaluateOptions) -> dict[str, Any]:
+def make_record(
+    name: str, metrics: Metrics, log: ClickLog, options: EvaluateOptions
+) -> dict[str, Any]:
+    """What a record says of any evaluation, of a model or of a baseline.
+
+    Args:
+        name: In reports.
+        metrics: Of all impressions of the log, in its order.
+        log: The evaluated log.
+        options: How, and under which role.
+
+    Raises:
+        UsageError: There is no such role.
+        DataError: No impression counts, or the training log is of other articles.
+    """
     if options.role not in ROLES:
         raise UsageError(f"--role is {options.role!r}; there is {', '.join(ROLES)}")
     train = None

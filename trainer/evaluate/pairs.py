@@ -68,6 +68,14 @@ class ClickLog:
                 "'tnr predict' writes its prediction file"
             )
 
+    def ids(self) -> Iterator[str]:
+        """Ids of the impressions in the order of the log, read from the shards one by one.
+
+        Raises:
+            DamageError: A sample's bytes are not the ones that were written.
+        """
+        return (str(sample["id"]) for sample in self.impressions)
+
     def used_articles(self, history_length: int) -> np.ndarray:
         """Sorted article rows that a candidate list or the read part of a history names, int64."""
         used = np.zeros(self.articles.num_rows, dtype=bool)
