@@ -192,7 +192,8 @@ def make_model() -> Any:
 
     torch.manual_seed(0)
     backbone = BackboneConfig(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=16)
-    return build_recommender(ModelConfig(backbone=backbone, news_dim=WIDTH), 30, 0).eval()
+    config = ModelConfig(backbone=backbone, news_dim=WIDTH)
+    return build_recommender(config, vocab_size=30, pad_id=0).eval()
 
 
 def child_dev(folder: Path) -> dict[str, float]:

@@ -115,7 +115,8 @@ def start_ranks() -> Iterator[Ranks]:
     """Join the processes that torchrun or ``accelerate launch`` started, if one did.
 
     Yields:
-        This process among them. It leaves the process group at the end of the block.
+        This process among them. It leaves the process group at the end of the block, unless it was
+        in one before.
 
     Raises:
         UsageError: The launcher's variables contradict each other.
@@ -131,11 +132,15 @@ def start_ranks() -> Iterator[Ranks]:
     from trainer.teacher_server.ranks import place, share_cores
 
     here = place()
+    ranks = Ranks(here.rank, here.world_size, here.local_rank)
+    if dist.is_initialized():
+        yield ranks
+        return
     check_master_port()
     share_cores(here)
     dist.init_process_group("gloo")
     try:
-        yield Ranks(here.rank, here.world_size, here.local_rank)
+        yield ranks
     finally:
         close_group()
 
