@@ -12,6 +12,7 @@ Its metadata are ``format`` and ``clicks``, the fingerprint of the impression se
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -47,5 +48,15 @@ def write_impressions(
     tensors |= {name: values[f"{name}_n"][rows] for name in METRIC_NAMES}
     path = record.with_suffix(".impressions.safetensors")
     with atomic_file(path) as file:
-        file.write(save(tensors, {"format": FORMAT, "clicks": clicks}))
+        file.write(_sorted_metadata(save(tensors, {"format": FORMAT, "clicks": clicks})))
     return {FILE_KEY: path.name, HASH_KEY: sha256_file(path)}
+
+
+def _sorted_metadata(data: bytes) -> bytes:
+    """A safetensors file whose metadata come in the order of their names; safetensors itself writes
+    them in any, and equal evaluations are to be equal bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return data[:8] + text.ljust(end - 8) + data[end:]
