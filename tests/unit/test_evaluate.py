@@ -12,6 +12,8 @@ from helpers.world import TinyWorld, make_world
 
 from shards.clicks import ClickColumn
 from shards.errors import DataError, UsageError
+from shards.reader import ShardSet
+from shards.writer import ShardWriter
 from trainer.cli import evaluate as evaluate_cli
 from trainer.errors import ModelError
 from trainer.evaluate.baselines import make_baseline
@@ -20,7 +22,12 @@ from trainer.evaluate.evaluate import EvaluateOptions, evaluate_baseline, evalua
 from trainer.evaluate.metrics import ranking_metrics
 from trainer.evaluate.pairs import open_click_log
 from trainer.evaluate.scoring import encode_users, score_impressions
-from trainer.evaluate.segments import cold_segments, history_segments
+from trainer.evaluate.segments import (
+    category_segments,
+    cold_segments,
+    history_segments,
+    segments,
+)
 from trainer.export.folder import load_export
 
 FAST = EvaluateOptions(speed_s=0.0, device="cpu")
@@ -167,6 +174,62 @@ def test_segments_by_history_and_by_news_seen_before(world: TinyWorld, tmp_path:
     assert cold["clicked_all_seen"] == history["0"] | {"impressions": 1}
     assert cold["clicked_all_cold"]["impressions"] == 2
     assert cold["clicked_all_cold"]["auc"] == 0.5
+
+
+def test_segments_by_category_and_hour(tmp_path: Path, monkeypatch):
+    categories = ["news", "sports", "", "sports", "rare"]
+    with ShardWriter(tmp_path / "articles", "articles", samples_per_shard=2) as writer:
+        for row, category in enumerate(categories):
+            article = {"id": f"N{row}", "title": "t", "body": ""}
+            writer.add(article | ({"category": category} if category else {}))
+        articles = writer.finish()
+
+    def sample(time: str, clicked: list[int]) -> dict:
+        labels = [int(row in clicked) for row in range(5)]
+        shown = {"history": [], "candidates": list(range(5)), "clicks": labels}
+        return {"id": "1", "user": "U", "time": time} | shown
+
+    logged = [
+        sample("2019-11-15T08:59:59", [0]),
+        sample("2019-11-15T09:00:00", [1]),
+        sample("2019-11-16T08:00:00", [1, 3]),  # two clicks of one category count once
+        sample("", [0, 2]),
+        sample("2019-11-15T23:00:00", [4]),
+        sample("2019-11-15T23:00:00", [0, 1, 2, 3, 4]),  # nothing unclicked: counts nowhere
+    ]
+    make_impressions(tmp_path / "clicks", articles, samples=logged)
+    log = open_click_log(articles.path, tmp_path / "clicks")
+    labels = log.clicks.clicked(log.rows())
+    scores = np.tile(np.arange(5.0), len(logged))
+    metrics = ranking_metrics(scores, labels, np.arange(len(logged) + 1) * 5)
+    found = segments(metrics, log, None)
+    assert {name: part["impressions"] for name, part in found["hour"].items()} == {
+        "08": 2,
+        "09": 1,
+        "23": 1,
+        "unknown": 1,
+    }
+    assert found["hour"]["08"]["auc"] == pytest.approx((0 + 3 / 6) / 2)
+    assert {name: part["impressions"] for name, part in found["category"].items()} == {
+        "(none)": 1,
+        "news": 2,
+        "rare": 1,
+        "sports": 2,
+    }
+    assert found["category"]["sports"]["auc"] == pytest.approx((1 / 4 + 3 / 6) / 2)
+    assert found["category"]["rare"]["mrr"] == 1.0
+    monkeypatch.setattr("trainer.evaluate.segments.MOST_CATEGORIES", 2)
+    few = category_segments(metrics, log.clicks, articles)
+    assert {name: part["impressions"] for name, part in few.items()} == {
+        "news": 2,
+        "sports": 2,
+        "(other)": 2,
+    }
+    with (articles.path / articles.shards[2].name).open("r+b") as file:
+        file.seek(520)
+        file.write(b"####")  # of the last article, "rare"
+    damaged = category_segments(metrics, log.clicks, ShardSet.open(articles.path))
+    assert "rare" not in damaged
 
 
 def test_popularity_counts_clicks_of_the_training_log(world: TinyWorld):
