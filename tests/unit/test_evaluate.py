@@ -12,15 +12,22 @@ from helpers.world import TinyWorld, make_world
 
 from shards.clicks import ClickColumn
 from shards.errors import DataError, UsageError
+from shards.reader import ShardSet
+from shards.writer import ShardWriter
 from trainer.cli import evaluate as evaluate_cli
 from trainer.errors import ModelError
-from trainer.evaluate.baselines import baseline_scores
+from trainer.evaluate.baselines import make_baseline
 from trainer.evaluate.encode import encode_articles
 from trainer.evaluate.evaluate import EvaluateOptions, evaluate_baseline, evaluate_model, summary
 from trainer.evaluate.metrics import ranking_metrics
 from trainer.evaluate.pairs import open_click_log
-from trainer.evaluate.scoring import score_impressions
-from trainer.evaluate.segments import cold_segments, history_segments
+from trainer.evaluate.scoring import encode_users, score_impressions
+from trainer.evaluate.segments import (
+    category_segments,
+    cold_segments,
+    history_segments,
+    segments,
+)
 from trainer.export.folder import load_export
 
 FAST = EvaluateOptions(speed_s=0.0, device="cpu")
@@ -94,15 +101,18 @@ def test_scores_users_and_metrics_equal_those_by_hand(world: TinyWorld, recommen
     scores, labels, users, vectors = by_hand(world, recommender)
     model = load_export(recommender).load_model()
     clicks = ClickColumn.open(world.impressions)
-    found = score_impressions(model, vectors, clicks, history_length=5, batch_impressions=7)
+    found = score_impressions(model, vectors, clicks, history_length=5)
     np.testing.assert_allclose(found.scores, np.concatenate(scores), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.users, users, rtol=1e-4, atol=1e-5)
     some = np.array([3, 0, 17])
     part = score_impressions(model, vectors, clicks, rows=some, history_length=5)
-    np.testing.assert_allclose(part.users, users[some], rtol=1e-4, atol=1e-5)
+    wanted = np.concatenate([scores[row] for row in some])
+    np.testing.assert_allclose(part.scores, wanted, rtol=1e-4, atol=1e-5)
     assert list(np.diff(part.offsets)) == [len(scores[row]) for row in some]
+    history, mask = clicks.history(np.arange(60), 5)
+    encoded = encode_users(model.eval(), torch.from_numpy(vectors), history, mask).detach().numpy()
+    np.testing.assert_allclose(encoded, users, rtol=1e-4, atol=1e-5)
 
-    record = evaluate_model(recommender, world.articles.path, world.impressions.path, FAST)
+    record = evaluate_model(recommender, world.articles.path, world.impressions.path, FAST).record
     flat = np.concatenate([np.array(one) for one in labels])
     offsets = np.cumsum([0, *(len(one) for one in labels)])
     expected = ranking_metrics(np.concatenate(scores), flat, offsets)
@@ -115,25 +125,13 @@ def test_scores_users_and_metrics_equal_those_by_hand(world: TinyWorld, recommen
     json.dumps(record, allow_nan=False)
 
 
-def test_a_teacher_with_learned_padding_is_read_as_in_training(world: TinyWorld):
-    export = world.teacher("finetune", 2, **{"model.history_padding": "learned"})
-    model = load_export(export).load_model()
-    clicks = ClickColumn.open(world.impressions)
-    vectors = np.random.default_rng(0).normal(size=(40, 12)).astype(np.float32)
-    used = score_impressions(model, vectors, clicks, history_length=5)
-    taught = score_impressions(model, vectors, clicks, history_length=5, as_teacher=True)
-    assert np.abs(used.users - taught.users).max() > 1e-3
-    plain = load_export(world.teacher("finetune", 1)).load_model()
-    one = score_impressions(plain, vectors, clicks, history_length=5)
-    other = score_impressions(plain, vectors, clicks, history_length=5, as_teacher=True)
-    np.testing.assert_array_equal(one.users, other.users)
-
-
 def test_speed_and_cold_segments_are_in_the_record(world: TinyWorld, recommender: str, capsys):
     options = EvaluateOptions(
         speed_s=0.01, device="cpu", train_clicks=str(world.impressions.path), name="tiny"
     )
-    record = evaluate_model(recommender, world.articles.path, world.impressions.path, options)
+    record = evaluate_model(
+        recommender, world.articles.path, world.impressions.path, options
+    ).record
     assert record["speed"]["articles_per_s"] > 0
     assert record["segments"]["cold"]["cold_candidates_share"] == 0.0
     assert record["segments"]["cold"]["clicked_all_seen"]["impressions"] == 60
@@ -178,16 +176,74 @@ def test_segments_by_history_and_by_news_seen_before(world: TinyWorld, tmp_path:
     assert cold["clicked_all_cold"]["auc"] == 0.5
 
 
+def test_segments_by_category_and_hour(tmp_path: Path, monkeypatch):
+    categories = ["news", "sports", "", "sports", "rare"]
+    with ShardWriter(tmp_path / "articles", "articles", samples_per_shard=2) as writer:
+        for row, category in enumerate(categories):
+            article = {"id": f"N{row}", "title": "t", "body": ""}
+            writer.add(article | ({"category": category} if category else {}))
+        articles = writer.finish()
+
+    def sample(time: str, clicked: list[int]) -> dict:
+        labels = [int(row in clicked) for row in range(5)]
+        shown = {"history": [], "candidates": list(range(5)), "clicks": labels}
+        return {"id": "1", "user": "U", "time": time} | shown
+
+    logged = [
+        sample("2019-11-15T08:59:59", [0]),
+        sample("2019-11-15T09:00:00", [1]),
+        sample("2019-11-16T08:00:00", [1, 3]),  # two clicks of one category count once
+        sample("", [0, 2]),
+        sample("2019-11-15T23:00:00", [4]),
+        sample("2019-11-15T23:00:00", [0, 1, 2, 3, 4]),  # nothing unclicked: counts nowhere
+    ]
+    make_impressions(tmp_path / "clicks", articles, samples=logged)
+    log = open_click_log(articles.path, tmp_path / "clicks")
+    labels = log.clicks.clicked(log.rows())
+    scores = np.tile(np.arange(5.0), len(logged))
+    metrics = ranking_metrics(scores, labels, np.arange(len(logged) + 1) * 5)
+    found = segments(metrics, log, None)
+    assert {name: part["impressions"] for name, part in found["hour"].items()} == {
+        "08": 2,
+        "09": 1,
+        "23": 1,
+        "unknown": 1,
+    }
+    assert found["hour"]["08"]["auc"] == pytest.approx((0 + 3 / 6) / 2)
+    assert {name: part["impressions"] for name, part in found["category"].items()} == {
+        "(none)": 1,
+        "news": 2,
+        "rare": 1,
+        "sports": 2,
+    }
+    assert found["category"]["sports"]["auc"] == pytest.approx((1 / 4 + 3 / 6) / 2)
+    assert found["category"]["rare"]["mrr"] == 1.0
+    monkeypatch.setattr("trainer.evaluate.segments.MOST_CATEGORIES", 2)
+    few = category_segments(metrics, log.clicks, articles)
+    assert {name: part["impressions"] for name, part in few.items()} == {
+        "news": 2,
+        "sports": 2,
+        "(other)": 2,
+    }
+    with (articles.path / articles.shards[2].name).open("r+b") as file:
+        file.seek(520)
+        file.write(b"####")  # of the last article, "rare"
+    damaged = category_segments(metrics, log.clicks, ShardSet.open(articles.path))
+    assert "rare" not in damaged
+
+
 def test_popularity_counts_clicks_of_the_training_log(world: TinyWorld):
     train = ClickColumn.open(world.impressions)
     expected = np.zeros(40)
     for sample in impression_samples(60, 40):
         for row, click in zip(sample["candidates"], sample["clicks"], strict=True):
             expected[row] += click
-    found = baseline_scores("popularity", np.arange(40), 40, train=train)
+    found = make_baseline("popularity", 40, train=train)(np.arange(40))
     np.testing.assert_array_equal(found, expected)
     options = EvaluateOptions(train_clicks=str(world.impressions.path))
-    record = evaluate_baseline("popularity", world.articles.path, world.impressions.path, options)
+    record = evaluate_baseline(
+        "popularity", world.articles.path, world.impressions.path, options
+    ).record
     assert record["metrics"]["auc"] > 0.6  # it has seen the very clicks
     assert record["role"] == "baseline"
 
@@ -195,7 +251,9 @@ def test_popularity_counts_clicks_of_the_training_log(world: TinyWorld):
 def test_random_baseline_follows_its_seed(world: TinyWorld):
     def auc(seed: int) -> float:
         sets = (world.articles.path, world.impressions.path)
-        return evaluate_baseline("random", *sets, EvaluateOptions(seed=seed))["metrics"]["auc"]
+        return evaluate_baseline("random", *sets, EvaluateOptions(seed=seed)).record["metrics"][
+            "auc"
+        ]
 
     assert auc(1) == auc(1) != auc(2)
 

@@ -116,6 +116,22 @@ def test_equals_the_slow_loop(seed: int, ties: bool):
         assert getattr(result, name) == pytest.approx(np.mean([e[name] for e in expected]))
 
 
+def test_parts_of_any_size_give_the_same(monkeypatch):
+    rng = np.random.default_rng(8)
+    impressions = []
+    for size in [*rng.integers(1, 60, 40), 0, 0, 5]:
+        labels = (rng.random(size) < 0.4).astype(int)
+        impressions.append((list(rng.integers(0, 5, size).astype(float)), list(labels)))
+    expected = ranking_metrics(*ragged(impressions))
+    for comparisons in (1, 50, 10**9):
+        monkeypatch.setattr("trainer.evaluate.metrics._COMPARISONS", comparisons)
+        found = ranking_metrics(*ragged(impressions))
+        for name in METRIC_NAMES:
+            np.testing.assert_array_equal(
+                getattr(found, f"{name}_n"), getattr(expected, f"{name}_n")
+            )
+
+
 def test_ranks_are_a_permutation_and_keep_the_metrics_of_the_scores():
     rng = np.random.default_rng(3)
     scores, labels, offsets = ragged(

@@ -10,18 +10,29 @@ import numpy as np
 import pytest
 from helpers.sets import impression_samples, make_impressions
 from helpers.world import make_world
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from shards.errors import DataError
 from trainer.cli import predict as predict_cli
 from trainer.cli import score as score_cli
-from trainer.evaluate.prediction import (
+from trainer.evaluate.lines import (
+    Line,
+    labels_of_line,
+    one_by_one,
+    parse_labels,
+    parse_ranks,
+    ranks_of_line,
     read_lines,
+)
+from trainer.evaluate.metrics import ranking_metrics
+from trainer.evaluate.prediction import (
+    prediction_file,
     score_prediction,
     validate_prediction,
     write_prediction,
 )
-from trainer.evaluate.truth import read_truth
 
 SCORES = np.array([0.1, 0.9, 0.5, 2.0, 2.0, -1.0])
 OFFSETS = np.array([0, 3, 6])
@@ -83,7 +94,8 @@ def test_validation_names_the_line(tmp_path: Path, text: str, message: str):
 def test_a_good_file_passes_validation(tmp_path: Path):
     write_prediction(tmp_path / "p.zip", ["7", "8"], SCORES, OFFSETS)
     validate_prediction(tmp_path / "p.zip", ["7", "8"], [3, 3])
-    assert list(read_lines(tmp_path / "p.zip")) == ["7 [3,1,2]", "8 [2,1,3]"]
+    lines = read_lines(prediction_file(tmp_path / "p.zip"))
+    assert list(lines) == [(1, b"7 [3,1,2]"), (2, b"8 [2,1,3]")]
 
 
 def mind_numbers(truth: list[tuple[str, list[int]]], lines: list[str]) -> tuple[float, ...]:
@@ -112,7 +124,19 @@ def mind_numbers(truth: list[tuple[str, list[int]]], lines: list[str]) -> tuple[
     return tuple(sums / count)
 
 
-def test_scoring_treats_ties_gaps_and_empty_impressions_as_mind_does(tmp_path: Path):
+def labelled(folder: Path, truth: list[tuple[str, list[int]]]) -> Path:
+    """A ``behaviors.tsv`` with these ids and labels."""
+    path = folder / "behaviors.tsv"
+    lines = []
+    for one, labels in truth:
+        items = " ".join(f"N{place}-{label}" for place, label in enumerate(labels))
+        lines.append(f"{one}\tU1\t11/15/2019 8:55:22 AM\tN1 N2\t{items}\n")
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("odd", [False, True], ids=["plain", "line by line"])
+def test_scoring_treats_ties_gaps_and_empty_impressions_as_mind_does(tmp_path: Path, odd: bool):
     rng = np.random.default_rng(5)
     truth: list[tuple[str, list[int]]] = []
     lines: list[str] = []
@@ -121,25 +145,59 @@ def test_scoring_treats_ties_gaps_and_empty_impressions_as_mind_does(tmp_path: P
         labels = [0] * size
         labels[int(rng.integers(size))] = 1
         ranks = rng.integers(1, 5, size).tolist()  # with ties
-        if number == 4:
-            labels = []
+        if odd and number % 3 == 0:
+            ranks = [rank + 0.5 for rank in ranks]  # a rank need not be whole for MIND's procedure
+        if number in (4, 27):
+            labels = []  # the line of the first is there, and is consumed without a look at it
+            ranks = "nonsense" if number == 4 else ranks
         truth.append((f"I{number}", labels))
-        lines.append(f"I{number} [{','.join(map(str, ranks))}]")
-    lines = lines[:25]  # the last five are missing
+        inside = ",".join(map(str, ranks))
+        lines.append(f"I{number} [{inside}]" if number != 4 else "no line at all")
+    lines = lines[:25]  # the last five are missing, one of which nobody asks for
     path = tmp_path / "prediction.txt"
     path.write_text("\n".join(lines) + "\n")
-    found = score_prediction(path, truth)
-    assert found.num_impressions == 29
+    found = score_prediction(path, labelled(tmp_path, truth))
+    assert (found.metrics.num_impressions, found.num_missing, found.has_more) == (28, 4, False)
     expected = mind_numbers(truth, lines)
-    assert tuple(found.to_dict().values()) == pytest.approx(expected, abs=1e-12)
+    assert tuple(found.metrics.to_dict().values()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_scoring_goes_through_more_than_a_block(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("trainer.evaluate.prediction.BLOCK_LINES", 4)
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(2, 9, 20)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    labels = [[1] + [0] * (size - 1) for size in sizes]
+    scores = rng.normal(size=offsets[-1])
+    path = tmp_path / "prediction.zip"
+    write_prediction(path, (f"I{n}" for n in range(20)), scores, offsets)
+    truth = labelled(tmp_path, [(f"I{n}", one) for n, one in enumerate(labels)])
+    expected = ranking_metrics(scores, np.concatenate(labels), offsets)
+    assert score_prediction(path, truth).metrics.to_dict() == expected.to_dict()
+    text = zipfile.ZipFile(path).read("prediction.txt").decode()
+    (tmp_path / "prediction.txt").write_text(text.replace("I13 ", "I14 "))
+    with pytest.raises(DataError, match="line 14 is for impression I14, expected I13"):
+        score_prediction(tmp_path / "prediction.txt", truth)
+    with pytest.raises(DataError, match="line 14 is for impression I14, expected I13"):
+        ids = [f"I{n}" for n in range(20)]
+        validate_prediction(tmp_path / "prediction.txt", ids, sizes)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("9 [1,2]", "is for impression 9, expected 1"),
-        ("1 [1,2,3]", "3 ranks for 2 candidates"),
-        ("1 [0,1]", "rank 0 is below 1"),
+        ("9 [1,2]", "line 1 is for impression 9, expected 1"),
+        ("1 [1,2,3]", "line 1, impression 1: 3 ranks for 2 candidates"),
+        ("1 [0,1]", "line 1, impression 1: rank 0 is not 1 or more"),
+        ("1 [-1,1]", "rank -1 is not 1 or more"),
+        ("1 [0.5,1]", "rank 0.5 is not 1 or more"),
+        ("1 [NaN,1]", "rank nan is not 1 or more"),
+        ("1 [1" + "0" * 400 + ",1]", "beyond any number"),
+        ("1 [01,2]", "line 1 is"),
+        ("1 [1, 2]", "3 fields separated by spaces"),
+        ("1 [1,,2]", "line 1 is"),
+        ("1 1,2", "line 1 is"),
+        ("1 " + "[" * 100_000, "line 1 is"),
         ("", "line 1 is ''"),
     ],
 )
@@ -147,7 +205,68 @@ def test_scoring_refuses_what_mind_refuses(tmp_path: Path, line: str, message: s
     path = tmp_path / "prediction.txt"
     path.write_text(f"{line}\n")
     with pytest.raises(DataError, match=message):
-        score_prediction(path, [("1", [0, 1])])
+        score_prediction(path, labelled(tmp_path, [("1", [0, 1])]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2**20), st.lists(st.integers(0, 1200), max_size=6))),
+    st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from("0159-., []\t\rNé")), max_size=2),
+)
+def test_a_block_reads_as_its_lines_do_one_by_one(lines, damage):
+    for parse, form in (
+        (parse_ranks, lambda ranks: f"[{','.join(map(str, ranks))}]"),
+        (parse_labels, lambda ranks: "U\t\t\t" + " ".join(f"N{r}-{r % 2}" for r in ranks)),
+    ):
+        between = " " if parse is parse_ranks else "\t"
+        texts = [f"{one}{between}{form(ranks)}" for one, ranks in lines]
+        for place, letter in damage if texts else ():
+            text = texts[place % len(texts)]
+            at = place % (len(text) + 1)
+            texts[place % len(texts)] = text[:at] + letter + text[at:]
+        block = [Line(number, text.encode()) for number, text in enumerate(texts, 1)]
+        alone, failed = [], False
+        try:
+            alone = [parse([line], "name") for line in block]
+        except DataError:
+            failed = True
+        if failed:
+            with pytest.raises(DataError):
+                parse(block, "name")
+            continue
+        found = parse(block, "name")
+        assert found.ids == [one for part in alone for one in part.ids]
+        assert np.diff(found.offsets).tolist() == [len(part.values) for part in alone]
+        assert found.values.tolist() == [v for part in alone for v in part.values.tolist()]
+        slow = one_by_one(block, ranks_of_line if parse is parse_ranks else labels_of_line, "", "")
+        assert (slow.ids, slow.values.tolist()) == (found.ids, found.values.tolist())
+        assert slow.offsets.tolist() == found.offsets.tolist()
+
+
+def test_a_zip_is_read_where_it_is(tmp_path: Path, monkeypatch):
+    truth = labelled(tmp_path, [("1", [0, 1])])
+
+    def zipped(*names: str) -> Path:
+        path = tmp_path / "p.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, "1 [2,1]\n")
+        return path
+
+    inside = (["prediction.txt"], ["res/prediction.txt", "__MACOSX/res/prediction.txt"])
+    for names in (*inside, ["prediction.txt", "old/prediction.txt"], ["../../prediction.txt"]):
+        assert score_prediction(zipped(*names), truth).metrics.auc == 1.0
+    # Nothing is unpacked, so a path cannot leave the folder.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["behaviors.tsv", "p.zip"]
+    with pytest.raises(DataError, match=r"a/prediction.txt, b/prediction.txt; expected one"):
+        score_prediction(zipped("a/prediction.txt", "b/prediction.txt"), truth)
+    # A member may say anything of its size: what is held of it is a row at most.
+    monkeypatch.setattr("shards.sources.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("trainer.evaluate.lines.MAX_ROW_BYTES", 1000)
+    with zipfile.ZipFile(tmp_path / "p.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("prediction.txt", b"1 [2,1" + b" " * 10_000_000)
+    with pytest.raises(DataError, match=r"prediction.txt, line 1 has more than 1,000 bytes"):
+        score_prediction(tmp_path / "p.zip", truth)
 
 
 def test_files_that_are_no_prediction(tmp_path: Path):
@@ -171,17 +290,39 @@ def behaviors(folder: Path, samples: list[dict]) -> Path:
     return path
 
 
-def test_truth_is_read_from_behaviors(tmp_path: Path):
+def test_labels_are_read_from_behaviors(tmp_path: Path):
     samples = impression_samples(12, 20)
     path = behaviors(tmp_path, samples)
-    assert list(read_truth(path)) == [(one["id"], one["clicks"]) for one in samples]
-    assert list(read_truth(tmp_path)) == list(read_truth(path))
-    path.write_text("1\tU\t\tN1\tN2 N3\n")
-    with pytest.raises(DataError, match="line 1: a candidate has no label"):
-        list(read_truth(path))
-    path.write_text("1\tU\tN2-1\n")
-    with pytest.raises(DataError, match="line 1 has 3 columns"):
-        list(read_truth(path))
+    for source in (path, tmp_path):
+        prediction = tmp_path / "prediction.txt"
+        prediction.write_text("")
+        found = score_prediction(prediction, source)
+        assert found.num_missing == 12
+    for text, message in (
+        ("1\tU\t\tN1\tN2 N3\n", "behaviors.tsv, line 1 is .*a candidate has no label"),
+        ("\n1\tU\tN2-1\n", "behaviors.tsv, line 2 is .*3 columns"),
+        ("1\tU\t\t\tN1-0  N2-2\n", "a candidate has no label"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            score_prediction(prediction, path)
+
+
+def test_what_scoring_passes_over_is_said(tmp_path: Path, capsys):
+    path = tmp_path / "prediction.txt"
+    path.write_text("1 [2,1]\n2 [1]\n3 [1,2]\n4 [1]\n")
+    log = labelled(tmp_path, [("1", [0, 1]), ("2", [1])])
+    assert command(score_cli, "score", [str(path), str(log)]) == 0
+    said = capsys.readouterr()
+    assert said.out == "AUC:1.0000\nMRR:1.0000\nnDCG@5:1.0000\nnDCG@10:1.0000\n"
+    assert "1 impressions have only clicked" in said.err
+    assert "goes on behind the log's last" in said.err
+    path.write_text("1 [2,1]\n")
+    log = labelled(tmp_path, [("1", [0, 1]), ("2", [1, 0])])
+    command(score_cli, "score", [str(path), str(log)])
+    assert "the last 1 impressions have no line" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no impression with a clicked and an unclicked"):
+        command(score_cli, "score", [str(path), str(labelled(tmp_path, [("1", [1])]))])
 
 
 def test_predict_then_score_gives_the_metrics_of_the_model(tmp_path: Path, capsys):
@@ -197,11 +338,11 @@ def test_predict_then_score_gives_the_metrics_of_the_model(tmp_path: Path, capsy
 
     from trainer.evaluate.evaluate import EvaluateOptions, evaluate_model
 
-    record = evaluate_model(
+    evaluation = evaluate_model(
         export, world.articles.path, world.impressions.path, EvaluateOptions(speed_s=0)
     )
     for label, name in (("MRR", "mrr"), ("nDCG@5", "ndcg5"), ("nDCG@10", "ndcg10"), ("AUC", "auc")):
-        assert float(printed[label]) == pytest.approx(record["metrics"][name], abs=6e-5)
+        assert float(printed[label]) == pytest.approx(evaluation.record["metrics"][name], abs=6e-5)
 
 
 def test_a_log_without_labels_can_be_predicted(tmp_path: Path):

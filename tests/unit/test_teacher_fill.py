@@ -19,6 +19,7 @@ from helpers.world import TinyWorld, make_world
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader, ColumnWriter, describe
 from shards.files import write_json_atomic
+from shards.histories import distinct, holders
 from trainer.cli.main import main
 from trainer.errors import ColumnError, DataError, ModelError, UsageError
 from trainer.export.folder import load_export
@@ -26,7 +27,6 @@ from trainer.teacher_server import fill as fill_module
 from trainer.teacher_server import ranks
 from trainer.teacher_server import sizes as sizes_module
 from trainer.teacher_server.fill import fill
-from trainer.teacher_server.histories import distinct, holders
 from trainer.teacher_server.identity import EXACT
 from trainer.teacher_server.live import LiveClickSignals
 from trainer.teacher_server.outputs import TeacherModel

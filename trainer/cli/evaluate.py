@@ -12,7 +12,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="AUC, MRR, nDCG@5 and nDCG@10 of a model or a baseline",
         description=(
             "Encode the articles that a labelled click log names, score its impressions and "
-            "measure the ranking as MIND does: per impression, then the mean over impressions."
+            "measure the ranking as MIND does: per impression, then the mean over impressions. "
+            "Several processes (torchrun, accelerate launch) share articles and impressions."
         ),
         epilog=(
             "example: tnr evaluate runs/student/export --articles data/articles --clicks data/dev "
@@ -28,7 +29,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="measure this instead of a model; popularity counts clicks in --train-clicks",
     )
     add_log_options(parser)
-    parser.add_argument("--out", metavar="FILE", help="also write the whole record as JSON")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="also write the whole record as JSON, and beside it the metrics of every impression",
+    )
     parser.add_argument(
         "--train-clicks",
         metavar="SET",
@@ -80,7 +85,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print the four metrics and write the record."""
     from pathlib import Path
 
-    from shards.files import write_json_atomic
     from trainer.errors import UsageError
     from trainer.evaluate.evaluate import (
         EvaluateOptions,
@@ -88,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         evaluate_model,
         summary,
     )
+    from trainer.evaluate.sharded import start_ranks
 
     if (arguments.export is None) == (arguments.baseline is None):
         raise UsageError("name either an exported model or a --baseline, and not both")
@@ -102,16 +107,23 @@ def run(arguments: argparse.Namespace) -> int:
         speed_s=arguments.speed_seconds,
         progress=True,
     )
-    if arguments.baseline is not None:
-        record = evaluate_baseline(
-            arguments.baseline, arguments.articles, arguments.clicks, options
-        )
-    else:
-        record = evaluate_model(arguments.export, arguments.articles, arguments.clicks, options)
-    summary(record)
+    with start_ranks() as ranks:
+        if arguments.baseline is None:
+            found = evaluate_model(
+                arguments.export, arguments.articles, arguments.clicks, options, ranks
+            )
+        elif ranks.is_main:  # nothing in it is worth sharing
+            found = evaluate_baseline(
+                arguments.baseline, arguments.articles, arguments.clicks, options
+            )
+        else:
+            found = None
+    if found is None:
+        return 0
+    summary(found.record)
     if arguments.out:
         out = Path(arguments.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(out, record)
+        found.write(out)
         print(f"  record: {out}")
     return 0

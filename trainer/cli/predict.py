@@ -34,9 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Predict and write the zip."""
     from pathlib import Path
 
-    from trainer.evaluate.evaluate import EvaluateOptions, score_log
+    from trainer.evaluate.evaluate import EvaluateOptions, make_ready
     from trainer.evaluate.pairs import open_click_log
     from trainer.evaluate.prediction import write_prediction
+    from trainer.evaluate.sharded import score_all, start_ranks
     from trainer.export.folder import load_export
 
     options = EvaluateOptions(
@@ -47,17 +48,30 @@ def run(arguments: argparse.Namespace) -> int:
         progress=True,
     )
     log = open_click_log(arguments.articles, arguments.clicks)
-    scored, _, _ = score_log(load_export(arguments.export), log, options)
-    ids = [str(sample["id"]) for sample in log.impressions]
+    with start_ranks() as ranks:
+        ready = make_ready(load_export(arguments.export), log, options, ranks)
+        scored = score_all(
+            ready.model,
+            ready.news_NE,
+            log.clicks,
+            ranks,
+            history_length=ready.history_length,
+            device=ready.device,
+            progress=True,
+        )
+    if scored is None:  # rank 0 writes
+        return 0
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_prediction(out, ids, scored.scores, scored.offsets)
-    print(f"{out}: {len(ids):,} impressions, {len(scored.scores):,} candidates, checked")
+    write_prediction(out, log.ids(), scored.scores, scored.offsets, progress=True)
+    num = log.clicks.num_impressions
+    print(f"{out}: {num:,} impressions, {len(scored.scores):,} candidates, checked")
     refused = sum(log.impressions.manifest.refused.values())
     if refused:
         print(
-            f"tnr: warning: {refused:,} lines of the log were refused when {log.impressions.path} "
-            "was built and have no line in the prediction; MIND's scoring asks for all of them",
+            f"tnr: warning: {refused:,} of the log's {num + refused:,} lines were refused when "
+            f"{log.impressions.path} was built and have no line in the prediction, but MIND's "
+            "scoring asks for every line; refused.jsonl in that folder names them",
             file=sys.stderr,
         )
     return 0

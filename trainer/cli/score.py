@@ -27,18 +27,33 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the four metrics to four decimals."""
+    from trainer.errors import DataError
     from trainer.evaluate.prediction import score_prediction
-    from trainer.evaluate.truth import read_truth
 
-    metrics = score_prediction(arguments.prediction, read_truth(arguments.behaviors))
+    scored = score_prediction(arguments.prediction, arguments.behaviors)
+    metrics = scored.metrics
+    if not metrics.num_impressions:
+        raise DataError(
+            f"{arguments.behaviors} has no impression with a clicked and an unclicked candidate, "
+            "so no metric is defined"
+        )
     print(f"AUC:{metrics.auc:.4f}")
     print(f"MRR:{metrics.mrr:.4f}")
     print(f"nDCG@5:{metrics.ndcg5:.4f}")
     print(f"nDCG@10:{metrics.ndcg10:.4f}")
     if metrics.num_skipped:
-        print(
-            f"tnr: warning: {metrics.num_skipped:,} impressions have only clicked or only "
-            "unclicked candidates and were skipped",
-            file=sys.stderr,
+        _warn(
+            f"{metrics.num_skipped:,} impressions have only clicked or only unclicked candidates "
+            "and were skipped; MIND's own procedure fails on them"
         )
+    if scored.num_missing:
+        _warn(
+            f"the last {scored.num_missing:,} impressions have no line; they count as all ranks 1"
+        )
+    if scored.has_more:
+        _warn("the prediction goes on behind the log's last impression; that was not read")
     return 0
+
+
+def _warn(what: str) -> None:
+    print(f"tnr: warning: {what}", file=sys.stderr)

@@ -133,14 +133,9 @@ class Distributed:
 
     def close(self) -> None:
         """Leave the process group and reset Accelerate's state, so that another run may start."""
-        import torch.distributed as dist
         from accelerate.state import AcceleratorState
 
-        if dist.is_available() and dist.is_initialized():
-            global _left_group
-            _left_group = True
-            with ends_within(CLOSE_S):
-                dist.destroy_process_group()
+        close_group()
         AcceleratorState._reset_state(reset_partial_state=True)
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
@@ -205,6 +200,17 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
     finally:
         for name in alone:
             os.environ.pop(name, None)
+
+
+def close_group() -> None:
+    """Leave the process group, if there is one; the process then ends by :func:`leave`."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        global _left_group
+        _left_group = True
+        with ends_within(CLOSE_S):
+            dist.destroy_process_group()
 
 
 def leave(code: int) -> NoReturn:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +32,7 @@ def encode_articles(
     precision: str = "fp32",
     progress: bool = False,
     on_batch: Callable[[int], None] | None = None,
+    batches: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Encode the texts of some articles.
 
@@ -50,34 +51,47 @@ def encode_articles(
         progress: Show a bar or progress lines.
         on_batch: Called after each batch with the number of its tokens, padding left out; what it
             raises ends the work.
+        batches: Encode only these of :func:`article_batches`; the other vectors are zeros.
 
     Returns:
         float32[N, E] on the CPU.
     """
     rows = np.asarray(rows, dtype=np.int64)
     encode = getattr(model, "encode_news", model)
+    if batches is None:
+        batches = article_batches(texts, rows, pad_to_max=pad_to_max, batch_tokens=batch_tokens)
+    total = sum(len(places) for places in batches)
     vectors_NE: np.ndarray | None = None
-    if pad_to_max:
-        lengths = np.full(len(rows), texts.max_tokens, dtype=np.int64)
-    else:
-        lengths = texts.lengths(rows)
-    batches = length_groups(lengths, batch_tokens)
-    if not batches:
-        return np.zeros((0, int(getattr(model.config, "news_dim", 0))), dtype=np.float32)
-    with inference(model), autocast(device, precision), _bar(len(rows), progress) as bar:
+    with (
+        inference(model),
+        autocast(device, precision),
+        bar(total, "encode articles", "articles", progress) as shown,
+    ):
         for places in batches:
             ids_UL, mask_UL = texts.batch(rows[places], pad_to_max)
             out_UE = encode(
                 torch.from_numpy(ids_UL).to(device), torch.from_numpy(mask_UL).to(device)
             )
             if vectors_NE is None:
-                vectors_NE = np.empty((len(rows), out_UE.shape[1]), dtype=np.float32)
+                vectors_NE = np.zeros((len(rows), out_UE.shape[1]), dtype=np.float32)
             vectors_NE[places] = out_UE.float().cpu().numpy()
-            bar.update(len(places))
+            shown.update(len(places))
             if on_batch is not None:
                 on_batch(int(mask_UL.sum()))
-    assert vectors_NE is not None
+    if vectors_NE is None:
+        return np.zeros((len(rows), int(getattr(model.config, "news_dim", 0))), dtype=np.float32)
     return vectors_NE
+
+
+def article_batches(
+    texts: TextView, rows: np.ndarray, *, pad_to_max: bool = False, batch_tokens: int = 16384
+) -> list[np.ndarray]:
+    """The batches of :func:`encode_articles`: places in ``rows``, int64[u] each."""
+    if pad_to_max:
+        lengths = np.full(len(rows), texts.max_tokens, dtype=np.int64)
+    else:
+        lengths = texts.lengths(rows)
+    return length_groups(lengths, batch_tokens)
 
 
 @contextlib.contextmanager
@@ -98,14 +112,16 @@ def autocast(device: str | torch.device, precision: str) -> torch.autocast:
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def pick_device(name: str) -> str:
-    """``auto`` becomes ``cuda`` where there is one, else ``cpu``; other names stay."""
+def pick_device(name: str, local_rank: int = 0) -> str:
+    """``auto`` becomes this process's GPU where there is one, else ``cpu``; other names stay."""
     if name != "auto":
         return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    gpus = torch.cuda.device_count()
+    return f"cuda:{local_rank % gpus}" if gpus else "cpu"
 
 
-def _bar(total: int, show: bool) -> Progress:
+def bar(total: int, what: str, unit: str, show: bool) -> Progress:
+    """Progress that is shown, or only counted."""
     if show:
-        return Progress(total, "encode articles", "articles")
-    return Progress(total, "", "articles", stream=io.StringIO())  # counts, and shows it to nobody
+        return Progress(total, what, unit)
+    return Progress(total, "", unit, stream=io.StringIO())  # counts, and shows it to nobody

@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shards.files import write_json_atomic
 from trainer.errors import DataError, ModelError, UsageError
-from trainer.evaluate.metrics import Metrics, ranking_metrics
-from trainer.evaluate.pairs import ClickLog, open_click_log
+from trainer.evaluate.impressions import write_impressions
+from trainer.evaluate.metrics import Metrics, impression_metrics
+from trainer.evaluate.pairs import ClickLog, log_parts, open_click_log
+from trainer.evaluate.segments import segments
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from trainer.evaluate.scoring import ImpressionScores
+    from shards.texts import TextView
+    from trainer.evaluate.sharded import Ranks
     from trainer.export.folder import Export
 
 FORMAT = 1
@@ -55,9 +59,47 @@ class EvaluateOptions:
     """Show progress on stderr."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    record: dict[str, Any]
+    """What ``tnr report`` reads; every value is a JSON value."""
+    metrics: Metrics
+    """With the values of every impression."""
+    log: ClickLog
+
+    def write(self, path: Path) -> None:
+        """Write the record, and the metrics of single impressions beside it."""
+        users = self.log.clicks.user(self.log.rows())
+        clicks = self.log.impressions.fingerprint
+        named = write_impressions(path, self.metrics, users, clicks)
+        write_json_atomic(path, self.record | named)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A recommender with the vectors of all articles that a log names."""
+
+    model: Any
+    news_NE: np.ndarray
+    """float32[N, E] by article row; zeros where the log does not name the article."""
+    history_length: int
+    device: str
+    speed: dict[str, Any]
+    """What was measured on the way."""
+    texts: TextView
+    used: np.ndarray
+    """int64, the articles that were encoded."""
+
+
 def evaluate_model(
-    export: str | Path, articles: str | Path, clicks: str | Path, options: EvaluateOptions
-) -> dict[str, Any]:
+    export: str | Path,
+    articles: str | Path,
+    clicks: str | Path,
+    options: EvaluateOptions,
+    ranks: Ranks | None = None,
+) -> Evaluation | None:
     """Encode the articles that a log names, score its impressions and measure the ranking.
 
     Args:
@@ -65,69 +107,83 @@ def evaluate_model(
         articles: Article set with a token column of the model's tokenizer.
         clicks: Labelled impression set over these articles.
         options: How, and under which name.
+        ranks: This process among those that evaluate together; None: it is alone.
 
     Returns:
-        The record; every value is a JSON value.
+        The evaluation on rank 0, None on the others. Apart from times, its record does not depend
+        on the number of ranks.
 
     Raises:
         ModelError: The export has no user encoder, or does not fit the tokens.
         DataError: The sets do not belong together, or have no labels.
     """
+    from trainer.evaluate.sharded import Ranks, measure
     from trainer.export.folder import load_export
 
+    ranks = ranks or Ranks()
     log = open_click_log(articles, clicks)
-    labels, _ = log.labels()
+    log.check_labelled()
     opened = load_export(export)
-    scored, model, speed = score_log(opened, log, options)
-    metrics = ranking_metrics(scored.scores, labels, scored.offsets)
-    record = _record(options.name or _run_name(opened.folder), metrics, log, options)
+    ready = make_ready(opened, log, options, ranks)
+    start = time.perf_counter()
+    metrics = measure(
+        ready.model,
+        ready.news_NE,
+        log.clicks,
+        ranks,
+        history_length=ready.history_length,
+        device=ready.device,
+        progress=options.progress,
+    )
+    speed = ready.speed | {"score_s": round(time.perf_counter() - start, 4)}
+    if not ranks.is_main:
+        return None
+    if options.speed_s > 0:
+        speed["articles_per_s"] = _articles_per_second(ready, opened, options)
+    record = make_record(options.name or _run_name(opened.folder), metrics, log, options)
     record |= {
         "export": str(opened.folder),
         "weights_sha256": opened.weights_sha256,
-        "layers": _num_layers(model),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": _num_layers(ready.model),
+        "parameters": sum(p.numel() for p in ready.model.parameters()),
         "speed": speed,
         "precision": options.precision,
     }
-    return record
+    return Evaluation(record, metrics, log)
 
 
 def evaluate_baseline(
     kind: str, articles: str | Path, clicks: str | Path, options: EvaluateOptions
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure a baseline that needs no model; the record has no layers, parameters or speed.
 
     Raises:
         UsageError: Unknown baseline, or popularity without ``train_clicks``.
         DataError: The sets do not belong together, or have no labels.
     """
-    from trainer.evaluate.baselines import baseline_scores
+    from trainer.evaluate.baselines import make_baseline
 
     log = open_click_log(articles, clicks)
-    labels, offsets = log.labels()
-    candidates, _ = log.clicks.candidates(np.arange(log.clicks.num_impressions, dtype=np.int64))
+    log.check_labelled()
     train = open_click_log(articles, options.train_clicks).clicks if options.train_clicks else None
-    scores = baseline_scores(
-        kind, candidates, log.articles.num_rows, seed=options.seed, train=train
-    )
-    metrics = ranking_metrics(scores, labels, offsets)
-    record = _record(options.name or kind, metrics, log, options)
-    return record | {"role": "baseline"}
+    scores = make_baseline(kind, log.articles.num_rows, seed=options.seed, train=train)
+    parts = [
+        impression_metrics(scores(part.candidates), log.clicks.clicked(part.rows), part.offsets)
+        for part in log_parts(log.clicks)
+    ]
+    metrics = Metrics.join(parts)
+    record = make_record(options.name or kind, metrics, log, options)
+    return Evaluation(record | {"role": "baseline"}, metrics, log)
 
 
-def score_log(
-    export: Export, log: ClickLog, options: EvaluateOptions
-) -> tuple[ImpressionScores, nn.Module, dict[str, Any]]:
-    """Scores of every candidate of a log by an exported recommender.
-
-    Returns:
-        The scores, the model, and what was measured on the way.
+def make_ready(export: Export, log: ClickLog, options: EvaluateOptions, ranks: Ranks) -> Ready:
+    """Load a recommender and encode the articles that a log names, by all ranks together.
 
     Raises:
         ModelError: The export has no user encoder, or there is no token column for it.
     """
-    from trainer.evaluate.encode import encode_articles, pick_device
-    from trainer.evaluate.scoring import score_impressions
+    from trainer.evaluate.encode import pick_device
+    from trainer.evaluate.sharded import encode_shared
 
     if not export.is_recommender:
         raise ModelError(
@@ -135,57 +191,73 @@ def score_log(
             "candidates; finetune it on clicks first: tnr train finetune --model.init "
             f"{export.folder}"
         )
-    info, device = export.info, pick_device(options.device)
+    history_length = int(export.info["history_length"])
+    device = pick_device(options.device, ranks.local_rank)
     tokens = export.tokens(log.articles)
     texts = export.news_texts(tokens)
     model = export.load_model().to(device)  # type: ignore[arg-type]
-    how: dict[str, Any] = {
-        "pad_to_max": bool(info.get("pad_to_max", False)),
-        "batch_tokens": options.batch_tokens,
-        "device": device,
-        "precision": options.precision,
-    }
-    used = log.used_articles(info["history_length"])
+    used = log.used_articles(history_length)
     damaged = int(np.isin(used, tokens.skipped_rows).sum())
-    if damaged:
+    if damaged and ranks.is_main:
         print(
             f"{damaged:,} of {len(used):,} articles were damaged when they were tokenized, and"
             f" count as empty titles; {tokens.folder / 'skipped.jsonl'} names them",
             file=sys.stderr,
         )
     start = time.perf_counter()
-    vectors = encode_articles(model, texts, used, progress=options.progress, **how)
-    encode_s = time.perf_counter() - start
+    how = _how(export, options, device) | {"progress": options.progress}
+    vectors = encode_shared(model, texts, used, ranks, **how)
     news_NE = np.zeros((log.articles.num_rows, vectors.shape[1]), dtype=np.float32)
     news_NE[used] = vectors
-    start = time.perf_counter()
-    scored = score_impressions(
-        model, news_NE, log.clicks, history_length=info["history_length"], device=device
-    )
     speed = {
         "device": device,
+        "ranks": ranks.world_size,
         "articles_encoded": len(used),
         "articles_damaged": damaged,
-        "encode_s": round(encode_s, 4),
-        "score_s": round(time.perf_counter() - start, 4),
+        "encode_s": round(time.perf_counter() - start, 4),
     }
-    if options.speed_s > 0:
-        from trainer.evaluate.speed import articles_per_second
-
-        rate = articles_per_second(model, texts, used, budget_s=options.speed_s, **how)
-        speed["articles_per_s"] = round(rate, 1)
-    return scored, model, speed
+    return Ready(model, news_NE, history_length, device, speed, texts, used)
 
 
-def _record(name: str, metrics: Metrics, log: ClickLog, options: EvaluateOptions) -> dict[str, Any]:
+def _how(export: Export, options: EvaluateOptions, device: str) -> dict[str, Any]:
+    return {
+        "pad_to_max": bool(export.info.get("pad_to_max", False)),
+        "batch_tokens": options.batch_tokens,
+        "device": device,
+        "precision": options.precision,
+    }
+
+
+def _articles_per_second(ready: Ready, export: Export, options: EvaluateOptions) -> float:
+    from trainer.evaluate.speed import articles_per_second
+
+    how = _how(export, options, ready.device)
+    rate = articles_per_second(
+        ready.model, ready.texts, ready.used, budget_s=options.speed_s, **how
+    )
+    return round(rate, 1)
+
+
+def make_record(
+    name: str, metrics: Metrics, log: ClickLog, options: EvaluateOptions
+) -> dict[str, Any]:
+    """What a record says of any evaluation, of a model or of a baseline.
+
+    Args:
+        name: In reports.
+        metrics: Of all impressions of the log, in its order.
+        log: The evaluated log.
+        options: How, and under which role.
+
+    Raises:
+        UsageError: There is no such role.
+        DataError: No impression counts, or the training log is of other articles.
+    """
     if options.role not in ROLES:
         raise UsageError(f"--role is {options.role!r}; there is {', '.join(ROLES)}")
-    from trainer.evaluate.segments import cold_segments, history_segments
-
-    segments: dict[str, Any] = {"history": history_segments(metrics, log.clicks)}
+    train = None
     if options.train_clicks:
         train = open_click_log(log.articles.path, options.train_clicks).clicks
-        segments["cold"] = cold_segments(metrics, log.clicks, train, log.articles.num_rows)
     values = metrics.to_dict()
     if metrics.num_impressions == 0:
         raise DataError(
@@ -203,7 +275,7 @@ def _record(name: str, metrics: Metrics, log: ClickLog, options: EvaluateOptions
             "skipped": metrics.num_skipped,
             "articles": log.articles.num_rows,
         },
-        "segments": segments,
+        "segments": segments(metrics, log, train),
         "data": log.describe(),
     }
 

@@ -1,16 +1,38 @@
-"""Opening an article set and a click log that belong together."""
+"""Opening an article set and a click log that belong together, and going through the log."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shards.clicks import ClickColumn
 from shards.reader import ShardSet
 from trainer.errors import DataError
+
+_ROWS = 16384
+"""Impressions of a part: what is in memory at a time."""
+
+
+class LogPart(NamedTuple):
+    """What some consecutive impressions showed."""
+
+    rows: np.ndarray
+    """int64[B] impressions."""
+    candidates: np.ndarray
+    """int64[K] article rows."""
+    offsets: np.ndarray
+    """int64[B+1]."""
+
+
+def log_parts(clicks: ClickColumn) -> Iterator[LogPart]:
+    """Go through all impressions of a log; a log without any has no part."""
+    for start in range(0, clicks.num_impressions, _ROWS):
+        rows = np.arange(start, min(start + _ROWS, clicks.num_impressions), dtype=np.int64)
+        yield LogPart(rows, *clicks.candidates(rows))
 
 
 @dataclass(frozen=True)
@@ -30,29 +52,37 @@ class ClickLog:
             "impressions_fingerprint": self.impressions.fingerprint,
         }
 
-    def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Labels uint8[K] of all candidates and offsets int64[n+1].
+    def rows(self) -> np.ndarray:
+        """All impressions, int64[n]."""
+        return np.arange(self.clicks.num_impressions, dtype=np.int64)
+
+    def check_labelled(self) -> None:
+        """Check that the log says what was clicked.
 
         Raises:
-            DataError: The log has no labels.
+            DataError: It does not.
         """
         if not self.impressions.manifest.labelled:
             raise DataError(
                 f"{self.impressions.path} has no labels, so nothing can be measured on it; "
                 "'tnr predict' writes its prediction file"
             )
-        rows = np.arange(self.clicks.num_impressions, dtype=np.int64)
-        _, offsets = self.clicks.candidates(rows)
-        return np.asarray(self.clicks.clicked(rows)), offsets
+
+    def ids(self) -> Iterator[str]:
+        """Ids of the impressions in the order of the log, read from the shards one by one.
+
+        Raises:
+            DamageError: A sample's bytes are not the ones that were written.
+        """
+        return (str(sample["id"]) for sample in self.impressions)
 
     def used_articles(self, history_length: int) -> np.ndarray:
         """Sorted article rows that a candidate list or the read part of a history names, int64."""
-        rows = np.arange(self.clicks.num_impressions, dtype=np.int64)
         used = np.zeros(self.articles.num_rows, dtype=bool)
-        used[self.clicks.candidates(rows)[0]] = True
-        for start in range(0, len(rows), 65536):  # keeps the padded histories small
-            history, mask = self.clicks.history(rows[start : start + 65536], history_length)
-            used[history[mask.astype(bool)]] = True
+        for part in log_parts(self.clicks):
+            used[part.candidates] = True
+            read, _ = self.clicks.reader.gather_ragged("history", part.rows, last=history_length)
+            used[read] = True
         return np.flatnonzero(used)
 
 

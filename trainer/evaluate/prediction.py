@@ -3,189 +3,256 @@
 ``prediction.txt`` has one line an impression, in the order of the log: the impression's id, a
 space, and the ranks of its candidates in their own order as ``[r1,r2,...]`` without spaces, 1 =
 best. Ranks written here have no ties and are the same on every run; reading accepts what MIND's own
-scoring accepts.
+scoring accepts. Both go through the file in blocks of lines, so memory does not grow with it.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
 from shards.files import atomic_file
+from shards.mind import BEHAVIORS_NAME, find_member
+from shards.progress import Progress
+from shards.ragged import offsets_from_lengths, ranges, row_of_value
+from shards.sources import InputFile, open_zip
 from trainer.errors import DataError
-from trainer.evaluate.metrics import Metrics, ranking_metrics, ranks_without_ties
+from trainer.evaluate.encode import bar
+from trainer.evaluate.lines import (
+    BLOCK_LINES,
+    Line,
+    Lists,
+    parse_labels,
+    parse_ranks,
+    read_lines,
+    take,
+)
+from trainer.evaluate.metrics import Metrics, impression_metrics, ranks_without_ties
 
 MEMBER = "prediction.txt"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date in the zip: equal predictions are equal bytes
 
 
+class Scored(NamedTuple):
+    """What a prediction is worth."""
+
+    metrics: Metrics
+    num_missing: int
+    """Impressions without a line, counted as all ranks 1."""
+    has_more: bool
+    """Whether the file goes on behind the log's last impression; that is not read."""
+
+
 def write_prediction(
-    path: str | Path, ids: Sequence[str], scores: np.ndarray, offsets: np.ndarray
+    path: str | Path,
+    ids: Iterable[str],
+    scores: np.ndarray,
+    offsets: np.ndarray,
+    *,
+    progress: bool = False,
 ) -> None:
     """Write ``prediction.txt`` into a zip and check what was written.
 
     Args:
-        path: The zip; it appears only when it is whole.
+        path: The zip; it appears only when it is whole and checked.
         ids: Impression ids, n of them, in the order of the log.
         scores: float[K] scores of all candidates, higher is better, finite.
         offsets: int64[n+1] places of each impression's scores.
+        progress: Show progress.
 
     Raises:
         DataError: Counts differ, a score is not finite, or an id has a space in it.
     """
-    if len(ids) != len(offsets) - 1:
-        raise DataError(f"{len(ids)} impression ids for {len(offsets) - 1} impressions")
-    broken = np.flatnonzero(~np.isfinite(scores))
-    if len(broken):
-        place = int(np.searchsorted(offsets, broken[0], side="right")) - 1
-        raise DataError(
-            f"impression {ids[place]}: {len(broken)} scores are not finite; nothing was written"
-        )
-    ranks = ranks_without_ties(scores, offsets)
     member = zipfile.ZipInfo(MEMBER, _EPOCH)
     member.compress_type = zipfile.ZIP_DEFLATED
-    with atomic_file(path) as file:
+    num = len(offsets) - 1
+    num_ids, written = 0, bytearray()
+    with atomic_file(path) as file, bar(2 * num, "write and check", "lines", progress) as shown:
         with (
             zipfile.ZipFile(file, "w") as archive,
-            archive.open(member, "w", force_zip64=True) as raw,
-            io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as text,
+            archive.open(member, "w", force_zip64=True) as text,
         ):
-            for line in _lines(ids, ranks, offsets):
-                text.write(line)
-        validate_prediction(file.name, ids, np.diff(offsets))
+            source = iter(ids)
+            for start in range(0, num, BLOCK_LINES):
+                here = offsets[start : start + BLOCK_LINES + 1]
+                block = list(islice(source, len(here) - 1))
+                num_ids += len(block)
+                if len(block) < len(here) - 1:
+                    break
+                text.write(_lines(block, scores[here[0] : here[-1]], here - here[0]))
+                written += ("\n".join(block) + "\n").encode()
+                shown.update(len(block))
+            num_ids += sum(1 for _ in source)
+        if num_ids != num:
+            raise DataError(f"{num_ids} impression ids for {num} impressions")
+        _check(Path(file.name), io.BytesIO(written), np.diff(offsets), shown)
 
 
-def validate_prediction(
-    path: str | Path, ids: Sequence[str], sizes: Iterable[int] | np.ndarray
-) -> None:
+def validate_prediction(path: str | Path, ids: Iterable[str], sizes: np.ndarray) -> None:
     """Check a prediction zip against the log it is for.
 
     Args:
-        path: The zip.
+        path: The zip, or a bare ``prediction.txt``.
         ids: Impression ids in the order of the log.
-        sizes: Candidates of each impression.
+        sizes: int[n], candidates of each impression.
 
     Raises:
         DataError: Another number of lines, another id, or ranks that are not 1..n each once; names
             the line.
     """
-    expected = list(zip(ids, sizes, strict=True))
-    number = 0
-    for number, line in enumerate(read_lines(path), start=1):
-        if number > len(expected):
-            raise DataError(f"{path}: line {number} is one more than the log's {len(expected)}")
-        found, ranks = parse_line(line, number, path)
-        wanted, size = expected[number - 1]
-        if found != wanted:
-            raise DataError(f"{path}: line {number} is for impression {found}, expected {wanted}")
-        if sorted(ranks) != list(range(1, size + 1)):
-            raise DataError(
-                f"{path}: line {number}, impression {found}: ranks must be 1 to {size}, each once"
-            )
-    if number != len(expected):
-        raise DataError(f"{path}: {number} lines for the log's {len(expected)} impressions")
+    encoded = (f"{one}\n".encode() for one in ids)
+    _check(Path(path), encoded, np.asarray(sizes), bar(len(sizes), "", "lines", False))
 
 
-def score_prediction(path: str | Path, truth: Iterable[tuple[str, Sequence[int]]]) -> Metrics:
-    """Score a prediction file against labels, as MIND's own procedure does.
+def score_prediction(path: str | Path, behaviors: str | Path) -> Scored:
+    """Score a prediction file against a labelled log, as MIND's own procedure does.
 
-    A candidate's score is 1/rank, so equal ranks tie. An impression without labels is passed over,
-    its line still read. Lines that are missing at the end count as all ranks 1. One thing is
-    stricter: MIND's procedure has no answer for an impression of one class, here it is skipped and
-    counted.
+    A candidate's score is 1/rank, so equal ranks tie. An impression without candidates is passed
+    over, its line not looked at. Lines that are missing at the end count as all ranks 1. One thing
+    is stricter: MIND's procedure has no answer for an impression of one class, here it is skipped
+    and counted.
 
     Args:
         path: ``prediction.zip`` or a bare ``prediction.txt``.
-        truth: (impression id, labels) in the order of the log; labels may be empty.
+        behaviors: ``behaviors.tsv``, perhaps ``.gz``, or a folder or zip that holds it.
 
     Raises:
-        DataError: An id differs, the numbers of ranks and labels differ, or a rank is below 1.
+        DataError: A file is missing or a line is of another form, an id differs, the numbers of
+            ranks and labels differ, or a rank is below 1; names file and line.
+        DamageError: A file cannot be read to its end.
     """
-    lines = read_lines(path)
-    scores: list[float] = []
-    labels: list[int] = []
-    offsets = [0]
-    for number, (wanted, clicked) in enumerate(truth, start=1):
-        line = next(lines, None)
-        if not clicked:
-            continue
-        if line is None:
-            found, ranks = wanted, [1.0] * len(clicked)
-        else:
-            found, ranks = parse_line(line, number, path)
-        if found != wanted:
-            raise DataError(f"{path}: line {number} is for impression {found}, expected {wanted}")
-        if len(ranks) != len(clicked):
-            raise DataError(
-                f"{path}: line {number}, impression {found}: {len(ranks)} ranks for "
-                f"{len(clicked)} candidates"
-            )
-        if min(ranks) < 1:
-            raise DataError(
-                f"{path}: line {number}, impression {found}: rank {min(ranks)} is below 1"
-            )
-        scores.extend(1.0 / rank for rank in ranks)
-        labels.extend(clicked)
-        offsets.append(len(labels))
-    return ranking_metrics(np.array(scores, float), np.array(labels, np.uint8), np.array(offsets))
+    source = find_member(Path(behaviors), BEHAVIORS_NAME) or InputFile(Path(behaviors))
+    truth = (line for line in read_lines(source) if line.data)
+    predicted = read_lines(prediction_file(path))
+    parts, num_missing = [], 0
+    while block := take(truth, BLOCK_LINES):
+        labels = parse_labels(block, source.name)
+        lines = take(predicted, len(block))
+        sizes = np.diff(labels.offsets)
+        asked = np.flatnonzero(sizes > 0)
+        present = asked[asked < len(lines)]
+        num_missing += len(asked) - len(present)
+        ranks = parse_ranks([lines[place] for place in present.tolist()], str(path))
+        _check_lines(Path(path), lines, present, ranks, labels)
+        scores = np.ones(len(labels.values))
+        scores[ranges(labels.offsets[present], sizes[present])] = 1.0 / ranks.values
+        parts.append(impression_metrics(scores, labels.values, offsets_from_lengths(sizes[asked])))
+    return Scored(Metrics.join(parts), num_missing, bool(take(predicted, 1)))
 
 
-def read_lines(path: str | Path) -> Iterator[str]:
-    """Lines of ``prediction.txt``, from a zip that holds it or from the bare file, without newline.
+def prediction_file(path: str | Path) -> InputFile:
+    """The prediction in a zip, in whatever folder of it, or the bare file.
+
+    It is read where it is: nothing is ever unpacked.
 
     Raises:
-        DataError: No such file, no such member, or not UTF-8 text.
+        DataError: No such file, or a zip without a ``prediction.txt``, or with several.
     """
     source = Path(path)
     if not source.is_file():
         raise DataError(f"{source} does not exist")
-    try:
-        if not zipfile.is_zipfile(source):
-            with source.open(encoding="utf-8") as text:
-                yield from (line.rstrip("\r\n") for line in text)
-            return
-        with zipfile.ZipFile(source) as archive:
-            if MEMBER not in archive.namelist():
-                held = ", ".join(archive.namelist()[:3]) or "nothing"
-                raise DataError(f"{source} holds {held}; expected {MEMBER}")
-            with archive.open(MEMBER) as raw, io.TextIOWrapper(raw, encoding="utf-8") as text:
-                yield from (line.rstrip("\r\n") for line in text)
-    except (UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{source} cannot be read: {error}") from error
+    if not zipfile.is_zipfile(source):
+        return InputFile(source)
+    with open_zip(source) as archive:
+        held = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+    members = [name for name in held if PurePosixPath(name).name == MEMBER]
+    if MEMBER not in members and len(members) != 1:
+        names = ", ".join((members or held)[:3]) or "nothing"
+        raise DataError(f"{source} holds {names}; expected one {MEMBER}")
+    return InputFile(source, MEMBER if MEMBER in members else members[0])
 
 
-def parse_line(line: str, number: int, path: str | Path) -> tuple[str, list[float]]:
-    """Split ``<id> [r1,r2,...]`` into the id and the ranks.
-
-    Raises:
-        DataError: The line has not two fields, or the second is no list of numbers.
-    """
-    fields = line.split()
-    try:
-        if len(fields) != 2:
-            raise ValueError(f"{len(fields)} fields separated by spaces")
-        ranks = json.loads(fields[1])
-        if not isinstance(ranks, list) or not all(type(rank) in (int, float) for rank in ranks):
-            raise ValueError("the second field is no list of numbers")
-    except ValueError as error:
+def _lines(ids: list[str], scores: np.ndarray, offsets: np.ndarray) -> bytes:
+    """Lines of some impressions."""
+    finite = np.isfinite(scores)
+    if not finite.all():
+        place = int(row_of_value(offsets, np.flatnonzero(~finite)[:1])[0])
+        broken = int((~finite[offsets[place] : offsets[place + 1]]).sum())
         raise DataError(
-            f"{path}: line {number} is {line[:60]!r} ({error}); expected an impression id, one "
-            "space, and ranks as [2,1,3] without spaces inside"
-        ) from error
-    return fields[0], ranks
-
-
-def _lines(ids: Sequence[str], ranks: np.ndarray, offsets: np.ndarray) -> Iterator[str]:
-    plain = ranks.tolist()
+            f"impression {ids[place]}: {broken} scores are not finite; nothing was written"
+        )
+    words = list(map(str, ranks_without_ties(scores, offsets).tolist()))
+    ends = offsets.tolist()
+    lines = []
     for place, one in enumerate(ids):
-        if not one or one.split() != [one]:
+        if one.split() != [one]:
             raise DataError(
                 f"impression id {one!r} is empty or has a space; MIND's file cannot hold it"
             )
-        inside = ",".join(map(str, plain[offsets[place] : offsets[place + 1]]))
-        yield f"{one} [{inside}]\n"
+        lines.append(f"{one} [{','.join(words[ends[place] : ends[place + 1]])}]\n")
+    return "".join(lines).encode()
+
+
+def _check(path: Path, ids: Iterable[bytes], sizes: np.ndarray, shown: Progress) -> None:
+    """Check the lines of a prediction against ids, each with a newline, and numbers of
+    candidates."""
+    lines, wanted = read_lines(prediction_file(path)), iter(ids)
+    done = 0
+    while block := take(lines, BLOCK_LINES):
+        expected = [one[:-1] for one in islice(wanted, len(block))]
+        if len(expected) < len(block):
+            raise DataError(
+                f"{path}: line {done + len(expected) + 1} is one more than the log's {len(sizes)}"
+            )
+        here = sizes[done : done + len(block)]
+        _check_ranks(path, block, parse_ranks(block, str(path)), expected, here)
+        done += len(block)
+        shown.update(len(block))
+    if done != len(sizes):
+        raise DataError(f"{path}: {done} lines for the log's {len(sizes)} impressions")
+
+
+def _check_ranks(
+    path: Path, lines: list[Line], ranks: Lists, ids: list[bytes], sizes: np.ndarray
+) -> None:
+    """Check that every line has the id that is expected, and each rank from 1 to n once."""
+    _check_ids(path, lines, ranks.ids, ids)
+    found = np.diff(ranks.offsets)
+    owner = np.repeat(np.arange(len(lines)), found)
+    counts = (ranks.values >= 1) & (ranks.values <= found[owner]) & (ranks.values % 1 == 0)
+    taken = np.zeros(len(ranks.values), dtype=bool)  # n ranks, each once, take n places
+    taken[ranks.offsets[owner[counts]] + ranks.values[counts].astype(np.int64) - 1] = True
+    wrong = np.bincount(owner[~taken], minlength=len(lines)) + (found != sizes)
+    if wrong.any():
+        place = int(np.argmax(wrong > 0))
+        raise DataError(
+            f"{path}: line {lines[place].number}, impression {ids[place].decode()}: ranks must be "
+            f"1 to {sizes[place]}, each once"
+        )
+
+
+def _check_lines(
+    path: Path, lines: list[Line], places: np.ndarray, ranks: Lists, labels: Lists
+) -> None:
+    """Check that lines fit the impressions ``places`` of a block, as MIND's procedure does."""
+    here = [lines[place] for place in places.tolist()]
+    _check_ids(path, here, ranks.ids, [labels.ids[place] for place in places.tolist()])
+    found, sizes = np.diff(ranks.offsets), np.diff(labels.offsets)[places]
+    for place in np.flatnonzero(found != sizes)[:1].tolist():
+        raise DataError(
+            f"{path}: line {here[place].number}, impression {ranks.ids[place].decode()}: "
+            f"{found[place]} ranks for {sizes[place]} candidates"
+        )
+    for worst in np.flatnonzero(~(ranks.values >= 1))[:1]:
+        place = int(row_of_value(ranks.offsets, worst))
+        raise DataError(
+            f"{path}: line {here[place].number}, impression {ranks.ids[place].decode()}: "
+            f"rank {ranks.values[worst]:g} is not 1 or more"
+        )
+
+
+def _check_ids(path: Path, lines: list[Line], found: list[bytes], wanted: list[bytes]) -> None:
+    if found == wanted:
+        return
+    place = next(n for n, pair in enumerate(zip(found, wanted, strict=True)) if pair[0] != pair[1])
+    raise DataError(
+        f"{path}: line {lines[place].number} is for impression "
+        f"{found[place].decode('utf-8', 'backslashreplace')}, expected "
+        f"{wanted[place].decode('utf-8', 'backslashreplace')}"
+    )

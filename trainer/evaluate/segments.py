@@ -1,31 +1,69 @@
-"""Metrics over parts of a click log: by length of history, and by news seen in training or not.
+"""Metrics over parts of a click log: by length of history, news seen in training or not, category
+of what was clicked, and hour of the day.
 
-Legend: n impressions, K candidates.
+Every segment is ``{"impressions", "auc", "mrr", "ndcg5", "ndcg10"}`` over the impressions that
+count; empty ones are left out.
+
+Legend: n impressions, K candidates, P clicked candidates.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from shards.clicks import ClickColumn
+from shards.errors import DamageError
+from shards.ragged import row_of_value
+from shards.reader import ShardSet
 from trainer.evaluate.metrics import Metrics
+from trainer.evaluate.pairs import ClickLog, log_parts
 
 HISTORY_BUCKETS = ((0, 0), (1, 5), (6, 20), (21, 50), (51, None))
 """Clicks in a user's history, first and last of each bucket."""
+MOST_CATEGORIES = 30
+"""Categories that have a segment of their own; those with fewer impressions share ``(other)``."""
+
+
+def segments(metrics: Metrics, log: ClickLog, train: ClickColumn | None) -> dict[str, Any]:
+    """All segments of an evaluation, by what they are cut by.
+
+    Args:
+        metrics: Of all impressions of the log, in its order.
+        log: The evaluated log, labelled.
+        train: The training log, over the same articles; None leaves ``cold`` out.
+    """
+    found: dict[str, Any] = {"history": history_segments(metrics, log.clicks)}
+    if train is not None:
+        found["cold"] = cold_segments(metrics, log.clicks, train, log.articles.num_rows)
+    by_category = category_segments(metrics, log.clicks, log.articles)
+    if by_category:
+        found["category"] = by_category
+    found["hour"] = hour_segments(metrics, log.clicks)
+    return found
 
 
 def history_segments(metrics: Metrics, clicks: ClickColumn) -> dict[str, Any]:
-    """Metrics by how many clicks the user's history holds; empty buckets are left out."""
+    """Metrics by how many clicks the user's history holds."""
     rows = np.arange(clicks.num_impressions, dtype=np.int64)
     lengths = clicks.reader.lengths("history", rows)
-    segments = {}
+    names = {}
     for first, last in HISTORY_BUCKETS:
         chosen = (lengths >= first) & (lengths <= (np.inf if last is None else last))
         name = f"{first}+" if last is None else str(first) if first == last else f"{first}-{last}"
-        segments[name] = _segment(metrics, chosen)
-    return {name: segment for name, segment in segments.items() if segment["impressions"]}
+        names[name] = chosen
+    return _segments(metrics, names)
+
+
+def hour_segments(metrics: Metrics, clicks: ClickColumn) -> dict[str, Any]:
+    """Metrics by the hour of the day, ``00`` to ``23`` by the log's own clock (UTC where a time
+    names its zone); ``unknown`` where an impression has no time."""
+    time = clicks.time(np.arange(clicks.num_impressions, dtype=np.int64))
+    hours = np.where(time < 0, -1, time // 3600 % 24)
+    names = {f"{hour:02d}": hours == hour for hour in range(24)}
+    return _segments(metrics, names | {"unknown": hours < 0})
 
 
 def cold_segments(
@@ -40,33 +78,92 @@ def cold_segments(
         num_articles: Articles of the set.
     """
     known = seen_articles(train, num_articles)
-    rows = np.arange(clicks.num_impressions, dtype=np.int64)
-    candidates, offsets = clicks.candidates(rows)
-    clicked = np.asarray(clicks.clicked(rows)).astype(bool)
-    owner = np.repeat(rows, np.diff(offsets))[clicked]
-    num_clicked = np.bincount(owner, minlength=len(rows))
-    num_cold = np.bincount(owner, weights=~known[candidates[clicked]], minlength=len(rows))
+    owner_P, article_P = clicked_articles(clicks)
+    num_clicked = np.bincount(owner_P, minlength=clicks.num_impressions)
+    num_cold = np.bincount(owner_P, weights=~known[article_P], minlength=clicks.num_impressions)
     all_cold = (num_clicked > 0) & (num_cold == num_clicked)
-    segments = {
-        "clicked_all_cold": _segment(metrics, all_cold),
-        "clicked_some_cold": _segment(metrics, (num_cold > 0) & ~all_cold),
-        "clicked_all_seen": _segment(metrics, num_cold == 0),
+    names = {
+        "clicked_all_cold": all_cold,
+        "clicked_some_cold": (num_cold > 0) & ~all_cold,
+        "clicked_all_seen": num_cold == 0,
     }
-    segments = {name: segment for name, segment in segments.items() if segment["impressions"]}
-    share = float((~known[candidates]).mean()) if len(candidates) else 0.0
-    return {"cold_candidates_share": share, **segments}
+    shown = cold = 0
+    for part in log_parts(clicks):
+        shown += len(part.candidates)
+        cold += int((~known[part.candidates]).sum())
+    return {"cold_candidates_share": cold / max(shown, 1), **_segments(metrics, names)}
+
+
+def category_segments(metrics: Metrics, clicks: ClickColumn, articles: ShardSet) -> dict[str, Any]:
+    """Metrics by the category of the clicked article.
+
+    An impression with clicks in two categories counts in both. Articles without a category are
+    ``(none)``, damaged ones ``(damaged)``.
+
+    Args:
+        metrics: Of all impressions of ``clicks``.
+        clicks: The evaluated log, labelled.
+        articles: Its article set; only what was clicked is read of it.
+
+    Returns:
+        Nothing where the articles have no categories, or the set lies elsewhere: its tars would
+        have to be brought over for this alone.
+    """
+    if "category" not in articles.manifest.fields or articles.mirror is not None:
+        return {}
+    owner_P, article_P = clicked_articles(clicks)
+    clicked, which_P = np.unique(article_P, return_inverse=True)
+    numbers: dict[str, int] = {}
+    code = np.array(
+        [numbers.setdefault(_category(articles, row), len(numbers)) for row in clicked.tolist()],
+        dtype=np.int64,
+    )
+    # Each (impression, category) once, however many of its clicks are of the category.
+    pairs = np.unique(owner_P * max(len(numbers), 1) + code[which_P])
+    owner, code = pairs // max(len(numbers), 1), pairs % max(len(numbers), 1)
+    counts = Counter({name: int((code == number).sum()) for name, number in numbers.items()})
+    own = [name for name, _ in counts.most_common(MOST_CATEGORIES)]
+    names = {name: [numbers[name]] for name in sorted(own)}
+    names["(other)"] = [number for name, number in numbers.items() if name not in names]
+    chosen = {}
+    for name, codes in names.items():
+        chosen[name] = np.zeros(clicks.num_impressions, dtype=bool)
+        chosen[name][owner[np.isin(code, codes)]] = True
+    return _segments(metrics, chosen)
+
+
+def clicked_articles(clicks: ClickColumn) -> tuple[np.ndarray, np.ndarray]:
+    """Every click of a log: (its impression int64[P], the article int64[P])."""
+    none = np.zeros(0, dtype=np.int64)
+    owners, found = [none], [none]
+    for part in log_parts(clicks):
+        places = np.flatnonzero(clicks.clicked(part.rows))
+        owners.append(part.rows[row_of_value(part.offsets, places)])
+        found.append(part.candidates[places])
+    return np.concatenate(owners), np.concatenate(found)
 
 
 def seen_articles(train: ClickColumn, num_articles: int) -> np.ndarray:
     """Which articles a log names as candidate or in a history, bool[num_articles]."""
     seen = np.zeros(num_articles, dtype=bool)
-    for start in range(0, train.num_impressions, 65536):
-        rows = np.arange(start, min(start + 65536, train.num_impressions), dtype=np.int64)
-        seen[train.candidates(rows)[0]] = True
-        seen[train.reader.gather_ragged("history", rows)[0]] = True
+    for part in log_parts(train):
+        seen[part.candidates] = True
+        seen[train.reader.gather_ragged("history", part.rows)[0]] = True
     return seen
 
 
-def _segment(metrics: Metrics, chosen_n: np.ndarray) -> dict[str, Any]:
-    part = metrics.subset(chosen_n)
-    return {"impressions": part.num_impressions, **part.to_dict()}
+def _category(articles: ShardSet, row: int) -> str:
+    try:
+        return str(articles.sample(row).get("category") or "(none)")
+    except DamageError:
+        return "(damaged)"
+
+
+def _segments(metrics: Metrics, names: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The segments of impressions bool[n] by name, without those in which nothing counts."""
+    found = {}
+    for name, chosen in names.items():
+        part = metrics.subset(chosen)
+        if part.num_impressions:
+            found[name] = {"impressions": part.num_impressions, **part.to_dict()}
+    return found

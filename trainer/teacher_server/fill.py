@@ -23,11 +23,11 @@ from shards.cells import data_path, open_cell
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader, ColumnWriter
 from shards.files import atomic_file
+from shards.histories import holders
 from shards.ragged import offsets_from_lengths
 from shards.reader import ShardSet
 from trainer.errors import ColumnError, ModelError, StopForRequeue
 from trainer.export.folder import Export, load_export
-from trainer.teacher_server.histories import holders
 from trainer.teacher_server.identity import CLICKS, EXACT, NEWS, TEXT, news_identity
 from trainer.teacher_server.outputs import Count, TeacherModel
 from trainer.teacher_server.prune import remove_column

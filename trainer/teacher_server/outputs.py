@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from shards.clicks import ClickColumn
+from shards.histories import distinct
 from shards.reader import ShardSet
 from shards.texts import TextView
 from trainer.evaluate.encode import encode_articles, inference
 from trainer.export.folder import Export
 from trainer.models import Recommender
-from trainer.teacher_server.histories import distinct
 
 Count = Callable[[int], None]
 """Told how many tokens or impressions are done after each batch; what it raises ends the work."""

@@ -16,10 +16,10 @@ import numpy as np
 from shards.cells import data_path, read_record
 from shards.clicks import ClickColumn
 from shards.columns import ColumnWriter, describe
+from shards.histories import holders
 from trainer.errors import DataError
 from trainer.export.folder import Export
 from trainer.teacher_server import identity
-from trainer.teacher_server.histories import holders
 from trainer.teacher_server.request import FillRequest, Target, targets
 from trainer.teacher_server.storage import value_bytes, vector_bytes
 

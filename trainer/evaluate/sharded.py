@@ -1,0 +1,306 @@
+"""Evaluation shared among ranks: each encodes its part of the articles and scores its part of the
+impressions.
+
+What a part is made of does not depend on the number of ranks: articles are shared batch by batch,
+impressions block by block, and both are cut from the whole. So the numbers are those of one
+process, to the last bit where every rank computes with as many threads.
+
+Legend: N articles, n impressions, E news width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.errors import TrainingError
+from trainer.evaluate.encode import article_batches, bar, encode_articles
+from trainer.evaluate.metrics import METRIC_NAMES, Metrics, impression_metrics
+from trainer.evaluate.scoring import (
+    BLOCK_USERS,
+    HistoryGroups,
+    ImpressionScores,
+    ScoredBlock,
+    candidate_offsets,
+    group_by_history,
+    lay_scores,
+    score_blocks,
+)
+
+if TYPE_CHECKING:
+    from shards.clicks import ClickColumn
+    from shards.texts import TextView
+    from trainer.models.recommender import Recommender
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that evaluate together; without arguments it is alone."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Among the processes of this machine."""
+    group: Any = None
+    """Process group on the CPU; None for the default group."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes the files."""
+        return self.rank == 0
+
+    def all_gather(self, array: np.ndarray) -> list[np.ndarray]:
+        """The arrays of all ranks, on every rank.
+
+        Args:
+            array: Of any length; type and further dimensions are the same on all ranks.
+
+        Raises:
+            TrainingError: Another rank has ended.
+        """
+        return self._collect(array, to_all=True)
+
+    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+        """The arrays of all ranks, on rank 0; the others get an empty list.
+
+        Args:
+            array: As for :meth:`all_gather`.
+
+        Raises:
+            TrainingError: Another rank has ended.
+        """
+        return self._collect(array, to_all=False)
+
+    def _collect(self, array: np.ndarray, *, to_all: bool) -> list[np.ndarray]:
+        if self.world_size == 1:
+            return [array]
+        import torch
+        import torch.distributed as dist
+
+        own = torch.from_numpy(np.ascontiguousarray(array))
+        lengths = torch.zeros(self.world_size, dtype=torch.int64)
+        lengths[self.rank] = len(own)
+        parts = []
+        try:
+            dist.all_reduce(lengths, group=self.group)
+            for source, length in enumerate(lengths.tolist()):
+                part = own if source == self.rank else own.new_empty(length, *own.shape[1:])
+                if not length:
+                    pass
+                elif to_all:
+                    dist.broadcast(part, src=source, group=self.group)
+                elif source != 0 and self.rank == source:
+                    dist.send(part, dst=0, group=self.group)
+                elif source != 0 and self.is_main:
+                    dist.recv(part, src=source, group=self.group)
+                parts.append(part.numpy())
+        except RuntimeError as error:
+            raise TrainingError(
+                f"rank {self.rank} cannot reach another rank, whose own message says why it ended "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        return parts if to_all or self.is_main else []
+
+
+ALONE = Ranks()
+
+
+@contextlib.contextmanager
+def start_ranks() -> Iterator[Ranks]:
+    """Join the processes that torchrun or ``accelerate launch`` started, if one did.
+
+    Yields:
+        This process among them. It leaves the process group at the end of the block, unless it was
+        in one before.
+
+    Raises:
+        UsageError: The launcher's variables contradict each other.
+        TrainingError: MASTER_PORT is taken.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    import torch.distributed as dist
+
+    from trainer.engine.distributed import close_group
+    from trainer.engine.rendezvous import check_master_port
+    from trainer.teacher_server.ranks import place, share_cores
+
+    here = place()
+    ranks = Ranks(here.rank, here.world_size, here.local_rank)
+    if dist.is_initialized():
+        yield ranks
+        return
+    check_master_port()
+    share_cores(here)
+    dist.init_process_group("gloo")
+    try:
+        yield ranks
+    finally:
+        close_group()
+
+
+def encode_shared(
+    model: Any, texts: TextView, rows: np.ndarray, ranks: Ranks, **how: Any
+) -> np.ndarray:
+    """:func:`trainer.evaluate.encode.encode_articles` by all ranks together.
+
+    Args:
+        model: A ``NewsEncoder`` or a ``Recommender``, the same on every rank.
+        texts: What the model reads of an article.
+        rows: int64[N] article rows.
+        ranks: This process among the others.
+        how: As for ``encode_articles``; progress is shown by rank 0 alone, of its own part.
+
+    Returns:
+        float32[N, E], the same on every rank.
+    """
+    how["progress"] = bool(how.get("progress")) and ranks.is_main
+    cut = {name: how[name] for name in ("pad_to_max", "batch_tokens") if name in how}
+    batches = article_batches(texts, rows, **cut)  # longest first: every rank gets of all lengths
+    shares = [batches[rank :: ranks.world_size] for rank in range(ranks.world_size)]
+    vectors_NE = encode_articles(model, texts, rows, batches=shares[ranks.rank], **how)
+    if ranks.world_size > 1:
+        for places, part in zip(
+            map(_joined, shares),
+            ranks.all_gather(vectors_NE[_joined(shares[ranks.rank])]),
+            strict=True,
+        ):
+            vectors_NE[places] = part
+    return vectors_NE
+
+
+def measure(
+    model: Recommender,
+    news_NE: np.ndarray,
+    clicks: ClickColumn,
+    ranks: Ranks = ALONE,
+    *,
+    rows: np.ndarray | None = None,
+    groups: HistoryGroups | None = None,
+    history_length: int = 50,
+    device: str = "cpu",
+    progress: bool = False,
+    block_users: int = BLOCK_USERS,
+) -> Metrics:
+    """MIND's metrics of a recommender on labelled impressions, scored by all ranks together.
+
+    Scores are measured block by block and dropped, so memory does not grow with the candidates.
+
+    Args:
+        model: A recommender, the same on every rank; only its user encoder runs.
+        news_NE: float32[N, E] article vectors by row, the same on every rank.
+        clicks: Clicks of the impression set.
+        ranks: This process among the others.
+        rows: int64[n] impression rows; None takes all.
+        groups: Those of ``rows``, where they are known from an earlier call
+            (:func:`trainer.evaluate.scoring.group_by_history`).
+        history_length: Most recent clicks that are read.
+        device: Where users are encoded and scored.
+        progress: Rank 0 shows progress.
+        block_users: Distinct histories of a block.
+
+    Returns:
+        Metrics with their per-impression values in the order of ``rows``, the same on every rank.
+
+    Raises:
+        DataError: The log has no labels, or a score is not finite.
+        TrainingError: Another rank has ended.
+    """
+    groups = groups or group_by_history(clicks, history_length, rows)
+    num = len(groups.places_n)
+    places, values = [np.zeros(0, np.int64)], [np.zeros((0, len(METRIC_NAMES)))]
+    with bar(num // ranks.world_size, "score", "impressions", progress and ranks.is_main) as shown:
+        for block in score_blocks(
+            model,
+            news_NE,
+            clicks,
+            groups,
+            rows=rows,
+            history_length=history_length,
+            device=device,
+            share=(ranks.rank, ranks.world_size),
+            block_users=block_users,
+        ):
+            labels = clicks.clicked(block.places if rows is None else rows[block.places])
+            found = impression_metrics(block.scores, labels, block.offsets)
+            places.append(block.places)
+            values.append(np.stack([found[f"{name}_n"] for name in METRIC_NAMES], axis=1))
+            shown.update(len(block.places))
+    all_places = ranks.all_gather(np.concatenate(places))
+    all_values = ranks.all_gather(np.concatenate(values))
+    arrays = {f"{name}_n": np.full(num, np.nan) for name in METRIC_NAMES}
+    for where, value in zip(all_places, all_values, strict=True):
+        for column, array in enumerate(arrays.values()):
+            array[where] = value[:, column]
+    return Metrics.of(arrays)
+
+
+def score_all(
+    model: Recommender,
+    news_NE: np.ndarray,
+    clicks: ClickColumn,
+    ranks: Ranks = ALONE,
+    *,
+    history_length: int = 50,
+    device: str = "cpu",
+    progress: bool = False,
+    block_users: int = BLOCK_USERS,
+) -> ImpressionScores | None:
+    """Scores of every candidate of a log, labelled or not, by all ranks together.
+
+    Args:
+        model: As for :func:`measure`, like what follows.
+        news_NE: float32[N, E].
+        clicks: Clicks of the impression set.
+        ranks: This process among the others.
+        history_length: Most recent clicks that are read.
+        device: Where users are encoded and scored.
+        progress: Rank 0 shows progress.
+        block_users: Distinct histories of a block.
+
+    Returns:
+        On rank 0 all scores (4 bytes a candidate) in the order of the log, on the others None.
+
+    Raises:
+        TrainingError: Another rank has ended.
+    """
+    groups = group_by_history(clicks, history_length)
+    offsets = candidate_offsets(clicks)
+    num = clicks.num_impressions
+    scores = np.empty(int(offsets[-1]) if ranks.is_main else 0, dtype=np.float32)
+    blocks: list[ScoredBlock] = []
+    with bar(num // ranks.world_size, "score", "impressions", progress and ranks.is_main) as shown:
+        for block in score_blocks(
+            model,
+            news_NE,
+            clicks,
+            groups,
+            history_length=history_length,
+            device=device,
+            share=(ranks.rank, ranks.world_size),
+            block_users=block_users,
+        ):
+            shown.update(len(block.places))
+            if ranks.is_main:
+                lay_scores(scores, offsets, block.places, block.scores)
+            else:
+                blocks.append(block)
+    places = ranks.gather(_joined([block.places for block in blocks]))
+    values = ranks.gather(
+        np.concatenate([np.zeros(0, np.float32), *(block.scores for block in blocks)])
+    )
+    if not ranks.is_main:
+        return None
+    for where, value in zip(places, values, strict=True):
+        lay_scores(scores, offsets, where, value)
+    return ImpressionScores(scores, offsets)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
