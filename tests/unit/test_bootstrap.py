@@ -41,7 +41,7 @@ def test_sums_by_user_keep_the_mean_over_impressions():
 def test_resamples_are_those_of_a_loop_over_users(block: int):
     user, values = clustered(np.random.default_rng(1), 15, 6)
     names = np.unique(user)
-    drawn = np.random.default_rng(5).integers(15, size=(20, 15))
+    drawn = np.random.default_rng(5).integers(15, size=(20, 15), dtype=np.int32)
     expected = [
         [np.concatenate([column[user == names[u]] for u in one]).mean() for one in drawn]
         for column in (values, -values)

@@ -10,13 +10,11 @@ from trainer.evaluate.compare import Comparison, Resampled, comparison_notes, co
 from trainer.evaluate.markdown import align
 from trainer.evaluate.report import TITLES, Row, Spread, by_name
 
-MOST_SEGMENTS = 24
-"""Segments of one kind that are shown; of more (categories), those with the most impressions."""
 _KINDS = {
     "history": "Clicks in the user's history",
     "cold": "News not seen in training",
     "category": "Category of the clicked article",
-    "hour": "Hour of the day (UTC)",
+    "hour": "Hour of the day, by the log's clock",
 }
 _NAMES = {
     "clicked_all_cold": "all clicked are cold",
@@ -97,16 +95,15 @@ def segment_tables(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> li
                 counts.setdefault(part, count)
         if not counts:
             continue
-        most = sorted(counts, key=lambda part: -counts[part])[:MOST_SEGMENTS]
         lines = [
             [_NAMES.get(part, part), f"{counts[part]:,}"]
             + [_auc(parts.get(part)) for parts in columns.values()]
             for part in counts
-            if part in most
         ]
         text = align(["", "impressions", *columns], lines)
-        if len(counts) > len(most):
-            text += f"\n\nThe {len(most)} with the most impressions, of {len(counts)}."
+        share = next((found for found in map(_cold_share, records) if found is not None), None)
+        if kind == "cold" and share is not None:
+            text += f"\n\n{share:.1%} of the candidates are cold."
         tables.append((_KINDS.get(kind, kind.capitalize()), text))
     return tables
 
@@ -122,6 +119,11 @@ def _parts(group: Sequence[Mapping[str, Any]], kind: str) -> dict[str, tuple[int
         name: (int(parts[0]["impressions"]), Spread.of([float(p["auc"]) for p in parts]).mean)
         for name, parts in found.items()
     }
+
+
+def _cold_share(record: Mapping[str, Any]) -> float | None:
+    share = ((record.get("segments") or {}).get("cold") or {}).get("cold_candidates_share")
+    return None if share is None else float(share)
 
 
 def _auc(part: tuple[int, float] | None) -> str:
