@@ -125,8 +125,8 @@ def test_an_impression_shows_what_was_clicked(world: TinyWorld, export: str, cap
     assert command(world, export, *log, "--impression", str(row), "--from-impression") == 0
     said = capsys.readouterr().out
     assert f"user {sample['user']} in impression {sample['id']} (row {row})" in said
-    ranks = ", ".join(str(n + 1) for n, one in enumerate(clicked) if one)
-    assert f"What the user clicked in this impression has rank {ranks}." in said
+    ranks = "; ".join(str(n + 1) for n, one in enumerate(clicked) if one)
+    assert f"Rank of what the user clicked in this impression: {ranks}" in said
     lines = [line for line in said.splitlines() if "[" in line]
     assert sum("[clicked" in line for line in lines) == 2
     assert len(lines) == len(clicked)

@@ -139,8 +139,8 @@ def _text(found: Recommendations, model: str) -> str:
         cells += [line.category.ljust(widths[1])] * (widths[1] > 0) + [_short(line.title)]
         lines.append("  ".join(cells) + _marks(line))
     if found.clicked_ranks:
-        ranks = ", ".join(f"{rank:,}" for rank in found.clicked_ranks)
-        lines += ["", f"What the user clicked in this impression has rank {ranks}."]
+        ranks = "; ".join(f"{rank:,}" for rank in found.clicked_ranks)
+        lines += ["", f"Rank of what the user clicked in this impression: {ranks}"]
     if found.all_equal:
         lines += ["", "All scores are equal: the model says nothing about this user's choice."]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ Legend: N articles to rank, H history slots, E news width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,63 +111,99 @@ def recommend(
             f"finetune it on clicks first: tnr train finetune --model.init {export.folder}"
         )
     history = articles.read(reader.history)
-    same = pool is None or pool.fingerprint == articles.fingerprint
-    pool = articles if pool is None or same else pool
-    # In another set an article is known by its id alone, and what the log showed is of no use.
-    ids = {str(sample.get("id", "")) for sample in history}
-    read = reader.history if same else _values(find_articles(pool, ids))
-    shown, clicked = (reader.shown, reader.clicked) if same else (_values({}), _values({}))
-
-    rows = np.unique(shown) if only_shown else np.arange(pool.num_rows, dtype=np.int64)
-    damaged = np.isin(rows, export.tokens(pool).skipped_rows)
-    left_out = np.isin(rows, read) & ~damaged & (not (include_read or only_shown))
-    rows = rows[~damaged & ~left_out]
-    if len(rows) == 0:
-        raise UsageError(
-            f"nothing is left to rank: {left_out.sum():,} articles have been read already "
-            f"(--include-read ranks them too), and the text of {damaged.sum():,} was damaged"
-        )
+    ranked = _choose(
+        export, articles, reader, history, pool=pool, only_shown=only_shown, with_read=include_read
+    )
     device = pick_device(device)
     model: Any = export.load_model().to(device)  # type: ignore[arg-type]
-    used = reader.history[max(0, len(reader.history) - int(export.info["history_length"])) :]
+    length = int(export.info["history_length"])
+    used = reader.history[max(0, len(reader.history) - length) :]
     if vectors is None:
-        news_NE = _encode(export, model, pool, rows, device)
+        news_NE = _encode(export, model, ranked.articles, ranked.rows, device)
     else:
-        news_NE = _stored(export, model, pool, Path(vectors), device)[rows]
-    history_HE = _encode(export, model, articles, used, device)
-    scores_N = _scores(model, news_NE, history_HE, int(export.info["history_length"]))
-
+        news_NE = _stored(export, model, ranked.articles, Path(vectors), device)[ranked.rows]
+    scores_N = _scores(model, news_NE, _encode(export, model, articles, used, device), length)
     order = np.argsort(-scores_N, kind="stable")  # of equal scores, the earlier article first
+    clicked = np.isin(ranked.rows[order], ranked.clicked)
     return Recommendations(
         about=reader.about,
         history=history,
         num_history_used=len(used),
         top=[
-            Recommended(
-                rank=rank,
-                score=float(scores_N[place]),
-                read=bool(np.isin(rows[place], read)),
-                shown=bool(np.isin(rows[place], shown)),
-                clicked=bool(np.isin(rows[place], clicked)),
-                **_texts(pool, int(rows[place])),
-            )
-            for rank, place in enumerate(order[:top].tolist(), start=1)
+            ranked.line(int(place), rank, float(scores_N[place]))
+            for rank, place in enumerate(order[:top], start=1)
         ],
-        num_ranked=len(rows),
-        num_read=int(left_out.sum()),
-        num_damaged=int(damaged.sum()),
-        clicked_ranks=(np.flatnonzero(np.isin(rows[order], clicked)) + 1).tolist(),
-        all_equal=bool(len(rows) > 1 and (scores_N == scores_N[0]).all()),
+        num_ranked=len(ranked.rows),
+        num_read=ranked.num_read,
+        num_damaged=ranked.num_damaged,
+        clicked_ranks=(np.flatnonzero(clicked) + 1).tolist(),
+        all_equal=bool(len(scores_N) > 1 and (scores_N == scores_N[0]).all()),
     )
 
 
-def _values(found: dict[str, int]) -> np.ndarray:
-    return np.array(sorted(found.values()), dtype=np.int64)
+@dataclass(frozen=True, kw_only=True)
+class _Ranked:
+    """What is ranked: rows of an article set, and which of its rows the reader knows."""
+
+    articles: ShardSet
+    rows: np.ndarray
+    read: np.ndarray
+    shown: np.ndarray
+    clicked: np.ndarray
+    num_read: int
+    num_damaged: int
+
+    def line(self, place: int, rank: int, score: float) -> Recommended:
+        row = int(self.rows[place])
+        sample = self.articles.sample(row)
+        return Recommended(
+            rank=rank,
+            score=score,
+            id=str(sample.get("id", "")),
+            title=str(sample.get("title", "")),
+            category=str(sample.get("category", "")),
+            read=row in self.read,
+            shown=row in self.shown,
+            clicked=row in self.clicked,
+        )
 
 
-def _texts(articles: ShardSet, row: int) -> dict[str, str]:
-    sample = articles.sample(row)
-    return {key: str(sample.get(key, "")) for key in ("id", "title", "category")}
+def _choose(
+    export: Export,
+    articles: ShardSet,
+    reader: Reader,
+    history: Sequence[Mapping[str, Any]],
+    *,
+    pool: ShardSet | None,
+    only_shown: bool,
+    with_read: bool,
+) -> _Ranked:
+    """The articles to rank."""
+    read, shown, clicked = reader.history, reader.shown, reader.clicked
+    if pool is None or pool.fingerprint == articles.fingerprint:
+        pool = articles
+    else:
+        # In another set an article is known by its id alone, and what a log showed is of no use.
+        found = find_articles(pool, {str(sample.get("id", "")) for sample in history})
+        read = np.array(sorted(found.values()), dtype=np.int64)
+        shown = clicked = np.zeros(0, dtype=np.int64)
+    rows = np.unique(shown) if only_shown else np.arange(pool.num_rows, dtype=np.int64)
+    damaged = np.isin(rows, export.tokens(pool).skipped_rows)
+    left_out = np.isin(rows, read) & ~damaged & (not (with_read or only_shown))
+    if (damaged | left_out).all():
+        raise UsageError(
+            f"nothing is left to rank: {left_out.sum():,} articles have been read already "
+            f"(--include-read ranks them too), and the text of {damaged.sum():,} was damaged"
+        )
+    return _Ranked(
+        articles=pool,
+        rows=rows[~damaged & ~left_out],
+        read=read,
+        shown=shown,
+        clicked=clicked,
+        num_read=int(left_out.sum()),
+        num_damaged=int(damaged.sum()),
+    )
 
 
 def _encode(

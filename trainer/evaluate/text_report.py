@@ -45,7 +45,9 @@ def text_report(
         parts.append(
             f"Bootstrap over the {resampled.sums.num_users:,} users, percentiles of "
             f"{resampled.resamples:,} resamples: these trained models before other users. It does "
-            "not cover training again with another seed."
+            "not cover training again with another seed. Intervals of two models may overlap "
+            "although one is clearly better, for both have the same easy and hard users: see "
+            "`tnr report --compare`."
         )
     if comparisons:
         parts += ["", "## Comparisons"]
