@@ -1,6 +1,8 @@
 """Intervals and the paired test over users: against loops, against SciPy, and on populations whose
 truth is known."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -119,6 +121,11 @@ def test_few_users_give_the_exact_p_value_of_scipy():
     ).pvalue
     found = sign_flip_test(UserSums(np.ones(10), first - second), 1024)
     np.testing.assert_allclose(found, reference)
+    # Forty of 64 patterns reach 0.5, some of them only but for rounding.
+    tenths = np.array([-1, 4, 1, -5, 3, 3])
+    signs = np.array(list(itertools.product((-1, 1), repeat=6)))
+    assert (np.abs(signs @ tenths) >= abs(tenths.sum())).mean() == 0.625
+    assert sign_flip_test(UserSums(np.ones(6), tenths[:, None] / 10), 64) == 0.625
     # By hand: of eight patterns only the two where all signs agree reach 0.6.
     assert sign_flip_test(UserSums(np.ones(3), np.array([[0.1], [0.2], [0.3]])), 8) == 0.25
 

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from shards.errors import DamageError, DataError, UsageError
 from trainer.cli import report as report_cli
 from trainer.evaluate import compare as compare_module
+from trainer.evaluate import plot as plot_module
 from trainer.evaluate.bootstrap import RESAMPLES, UserSums, intervals, resampled_means
 from trainer.evaluate.compare import compare, per_impression_models, resample
 from trainer.evaluate.per_impression import of_record, read_per_impression
@@ -282,6 +283,38 @@ def test_segments_stand_side_by_side():
     assert cells(cold[2]) == ["all clicked are cold", "3", "0.4000"]
     assert cold[3:] == ["", "25.0% of the candidates are cold."]
     assert cells(tables["Category of the clicked article"].splitlines()[2])[:2] == ["sports", "7"]
+
+
+def test_bars_of_the_plot_are_intervals_and_spreads(files: list[str], tmp_path: Path, capsys):
+    records = read_evaluations(files)
+    for one in records:
+        one["speed"] = {"device": "cpu", "articles_per_s": 100.0}
+    bounds = resample(per_impression_models(records)[0], 200).intervals()
+    rows = make_rows(records, bounds)
+    drawn = []
+
+    class Axes:
+        def errorbar(self, x, y, **options):
+            drawn.append((y, options))
+
+    plot_module._draw_points(Axes(), rows, "o", "black", "students")
+    (_, broad), (heights, thin) = drawn
+    assert broad["yerr"] == [row.metrics["auc"].std for row in rows]
+    for place, row in enumerate(rows):
+        low, high = bounds[row.name]["auc"]
+        assert heights[place] - thin["yerr"][0][place] == pytest.approx(low)
+        assert heights[place] + thin["yerr"][1][place] == pytest.approx(high)
+        assert plot_module._reach(row) == pytest.approx((low, high))
+    assert plot_module._bars(rows) == (
+        "thin bars: 95% interval over users; broad bars: ± standard deviation over runs"
+    )
+    assert plot_module._bars(make_rows(records[:1])) == ""
+
+    pytest.importorskip("matplotlib")
+    for path, one in zip(files, records, strict=True):
+        Path(path).write_text(json.dumps(one))
+    assert command([*files, "--plot", str(tmp_path / "plot.png"), "--resamples", "50"]) == 0
+    assert "plot of 2 models" in capsys.readouterr().out
 
 
 def test_help_names_the_number_of_resamples(capsys):

@@ -209,6 +209,25 @@ def test_kept_vectors_give_the_same_list_without_encoding(
         command(world, export, *words, *kept)
 
 
+def test_a_damaged_article_is_not_ranked(world: TinyWorld, export: str, capsys, tmp_path):
+    fresh = make_articles(tmp_path / "fresh", 8)
+    shard = tmp_path / "fresh" / fresh.shards[0].name
+    data = bytearray(shard.read_bytes())
+    data[int(fresh.index(0)["offset"][3]) + 5] ^= 1
+    shard.write_bytes(data)
+    fresh = type(fresh).open(fresh.path)
+    tokens = str(world.folder / "tokenizer")
+    tokenize_set(fresh, tokens, title_tokens=12, body_tokens=40, skip_damaged=1)
+    capsys.readouterr()
+    words = ["--candidates", str(fresh.path), "--history", "N2", "--top", "99"]
+    found = told(world, export, capsys, *words)
+    assert {line["id"] for line in found["top"]} == {f"N{n}" for n in range(8)} - {"N2", "N3"}
+    assert (found["num_damaged"], found["num_read"]) == (1, 1)
+    assert command(world, export, *words) == 0
+    said = capsys.readouterr().out
+    assert "articles (left out: 1 read before, 1 damaged):" in said
+
+
 def test_mistakes_are_named(world: TinyWorld, export: str, tmp_path):
     with pytest.raises(
         UsageError, match=r"no article with the id 'n12' among its 40; did you mean N12"

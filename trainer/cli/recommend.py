@@ -172,10 +172,10 @@ def _history(found: Recommendations) -> list[str]:
 def _left_out(found: Recommendations) -> str:
     parts = []
     if found.num_read:
-        parts.append(f"{found.num_read:,} that were read are left out")
+        parts.append(f"{found.num_read:,} read before")
     if found.num_damaged:
-        parts.append(f"{found.num_damaged:,} whose text was damaged are left out")
-    return f" ({'; '.join(parts)})" if parts else ""
+        parts.append(f"{found.num_damaged:,} damaged")
+    return f" (left out: {', '.join(parts)})" if parts else ""
 
 
 def _marks(line: Recommended) -> str:

@@ -128,6 +128,7 @@ def _frame(axes: Any, rows: Sequence[Row], ceilings: Sequence[Ceiling]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     rates = [row.rate.mean for row in rows if row.rate is not None] or [1.0]
+    axes.set_autoscale_on(False)  # it would warn of points that are all equally fast
     axes.set_xlim(min(rates) / 1.8, max(rates) * 1.8)
     ends = [end for row in rows for end in _reach(row)]
     ends += [ceiling.metrics["auc"] for ceiling in ceilings]
