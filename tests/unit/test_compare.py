@@ -1,6 +1,7 @@
 """Results by impression, models before the same resampled users, and `tnr report` about them."""
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,11 @@ def test_a_file_that_is_not_the_records_is_refused(files: list[str]):
         clicks,
         **{key: value[:0] for key, value in tensors.items()},
     )
+    # Users that changed places leave the means alone; the hash tells.
+    save_file(tensors, beside, metadata=clicks)
+    good["impressions_sha256"] = hashlib.sha256(beside.read_bytes()).hexdigest()
+    assert of_record(good, path) is not None
+    refused(DamageError, "its sha256 differs", clicks, user=tensors["user"][::-1].copy())
     beside.write_bytes(b"no safetensors")
     with pytest.raises(DamageError, match="cannot be read"):
         of_record(good, path)

@@ -104,7 +104,11 @@ def test_no_history_is_the_cold_users_list(world: TinyWorld, export: str, capsys
 
 def test_an_impression_shows_what_was_clicked(world: TinyWorld, export: str, capsys, tmp_path):
     log = ["--clicks", str(world.impressions.path)]
-    row = next(n for n, s in enumerate(world.impressions) if sum(s["clicks"]) == 2 and s["history"])
+    row = next(  # with a history that leaves slots empty
+        n
+        for n, s in enumerate(world.impressions)
+        if sum(s["clicks"]) == 2 and 0 < len(s["history"]) < 5
+    )
     sample = world.impressions.sample(row)
     found = told(
         world, export, capsys, *log, "--impression", str(row), "--from-impression", "--top", "99"
@@ -112,6 +116,8 @@ def test_an_impression_shows_what_was_clicked(world: TinyWorld, export: str, cap
     scores = evaluated(world, export, sample["history"], sample["candidates"], tmp_path)
     order = np.argsort(-scores)
     assert [line["id"] for line in found["top"]] == [f"N{sample['candidates'][n]}" for n in order]
+    found_scores = [line["score"] for line in found["top"]]
+    assert found_scores == pytest.approx(list(scores[order]), abs=1e-5)
     clicked = [bool(sample["clicks"][n]) for n in order]
     assert [line["clicked"] for line in found["top"]] == clicked
     assert found["clicked_ranks"] == [n + 1 for n, one in enumerate(clicked) if one]

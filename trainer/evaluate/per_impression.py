@@ -17,12 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from shards.files import sha256_file
 from trainer.errors import DamageError, DataError
 from trainer.evaluate.metrics import METRIC_NAMES
 
 FORMAT = "1"
 IMPRESSIONS_FILE = "impressions_file"
 """The record's key for the name of the file."""
+IMPRESSIONS_SHA256 = "impressions_sha256"
+"""The record's key for its hash."""
 _TYPES = {"row": np.int64, "user": np.int32} | dict.fromkeys(METRIC_NAMES, np.float64)
 _CLOSE = 1e-9
 
@@ -128,7 +131,7 @@ def of_record(record: dict[str, Any], file: str | Path) -> PerImpression | None:
     Raises:
         MissingImpressions: The file that it names is not there.
         DataError: The file is of another log than the record.
-        DamageError: It cannot be read, or its means are not those of the record.
+        DamageError: It cannot be read, or it is not the file that was written with the record.
     """
     named = record.get(IMPRESSIONS_FILE)
     if not named:
@@ -140,6 +143,12 @@ def of_record(record: dict[str, Any], file: str | Path) -> PerImpression | None:
         raise DataError(
             f"{path} is of click log {found.clicks[:12]}…, but {file} of {wanted[:12]}…; evaluate "
             "again"
+        )
+    digest = record.get(IMPRESSIONS_SHA256)
+    if digest is not None and sha256_file(path) != digest:
+        raise DamageError(
+            f"{path} is not the file that was written with {file} (its sha256 differs): it is "
+            "damaged or of another evaluation; evaluate again"
         )
     for metric, mean in zip(METRIC_NAMES, found.values_nK.mean(axis=0), strict=True):
         if abs(mean - record["metrics"][metric]) > _CLOSE:
