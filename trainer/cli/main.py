@@ -20,6 +20,7 @@ VERBS = (
     ("trainer.cli.evaluate", "evaluate"),
     ("trainer.cli.predict", "predict"),
     ("trainer.cli.score", "score"),
+    ("trainer.cli.recommend", "recommend"),
     ("trainer.cli.export", "export"),
     ("trainer.cli.pipeline", "pipeline"),
     ("trainer.cli.plan", "plan"),

@@ -1,23 +1,29 @@
-"""``tnr report``: a table and a plot over evaluations."""
+"""``tnr report``: a table and a plot over evaluations, and comparisons of two models."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.evaluate.compare import Comparison, Resampled
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
     parser = subparsers.add_parser(
         "report",
-        help="a table over evaluations, and a plot of quality against speed",
+        help="a table over evaluations, a plot of quality against speed, comparisons of two models",
         description=(
-            "Put evaluations side by side: mean and standard deviation over those of one name, and "
-            "what each distilled student gained over the plainly finetuned model of its depth."
+            "Put evaluations side by side: mean and standard deviation over those of one name, "
+            "confidence intervals over users, and what each distilled student gained over the "
+            "plainly finetuned model of its depth. Or compare two models before the same users: "
+            "difference, its interval, and a paired test."
         ),
         epilog=(
-            "example: tnr report runs/mind/evaluations/*.json --out report.md "
-            "--plot quality_speed.png"
+            "examples: tnr report runs/mind/evaluations/*.json --out report.md "
+            "--plot quality_speed.png; tnr report student.json plain.json --compare"
         ),
     )
     parser.add_argument(
@@ -32,33 +38,51 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="FILE",
         help="truth.json of a synthesized world: adds the best reachable metrics",
     )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--compare",
+        action="store_true",
+        help="compare the two models that the evaluations are of: the first given minus the other",
+    )
+    which.add_argument(
+        "--against", metavar="NAME", help="compare every other model with the one of this name"
+    )
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        metavar="N",
+        help="draws of the users for intervals and tests; 0: none (default: 2000)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table; write the report and the plot where asked."""
+    """Print the table and the comparisons; write the report and the plot where asked."""
     from pathlib import Path
 
     from shards.files import atomic_file
+    from trainer.evaluate.compare import comparison_notes, comparison_text, tell_apart
     from trainer.evaluate.plot import PlotUnavailable, plot_quality_speed
-    from trainer.evaluate.report import (
-        make_rows,
-        read_ceilings,
-        read_evaluations,
-        table,
-        text_report,
-    )
+    from trainer.evaluate.report import make_rows, read_ceilings, read_evaluations, table
+    from trainer.evaluate.text_report import text_report
 
     records = read_evaluations(arguments.evaluations)
+    if arguments.compare:
+        records = tell_apart(records)
     ceilings = read_ceilings(arguments.ceiling) if arguments.ceiling else []
-    rows = make_rows(records)
+    resampled, comparisons = _resample(records, arguments)
+    rows = make_rows(records, resampled.intervals() if resampled is not None else None)
     shown = table(rows, ceilings)
     print(shown)
+    for comparison in comparisons:
+        print(f"\n{comparison_text(comparison)}")
+    if comparisons:
+        print("\n" + "\n".join(comparison_notes(comparisons)))
     if arguments.out:
         out = Path(arguments.out)
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out, "w") as file:
-            file.write(text_report(rows, records, shown))
+            file.write(text_report(rows, records, shown, resampled, comparisons))
         print(f"report: {out}")
     if arguments.plot:
         try:
@@ -69,3 +93,45 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(f"plot of {drawn} models: {arguments.plot}")
     return 0
+
+
+def _resample(
+    records: list[dict[str, Any]], arguments: argparse.Namespace
+) -> tuple[Resampled | None, list[Comparison]]:
+    """Draw users for the models that have results by impression, and compare what was asked for."""
+    from trainer.errors import UsageError
+    from trainer.evaluate.bootstrap import RESAMPLES
+    from trainer.evaluate.compare import (
+        check_can_compare,
+        compare,
+        pairs_to_compare,
+        per_impression_models,
+        resample,
+    )
+
+    resamples = RESAMPLES if arguments.resamples is None else arguments.resamples
+    comparing = arguments.compare or arguments.against is not None
+    if resamples < (1 if comparing else 0):
+        raise UsageError(
+            f"--resamples is {resamples}; a comparison needs at least 1, and thousands to say much"
+            if comparing
+            else f"--resamples is {resamples}, expected 0 (no intervals) or more"
+        )
+    pairs = pairs_to_compare(records, arguments.against) if comparing else []
+    if not resamples:
+        return None, []
+    models, lacking = per_impression_models(records)
+    for line in lacking:
+        print(f"tnr: warning: {line}", file=sys.stderr)
+    check_can_compare(pairs, models)
+    if models and not comparing and models[0].num_users < 2:
+        print(
+            "tnr: warning: no intervals: all impressions are of one user, and intervals are over "
+            "users",
+            file=sys.stderr,
+        )
+        return None, []
+    if not models:
+        return None, []
+    resampled = resample(models, resamples)
+    return resampled, [compare(resampled, records, *pair) for pair in pairs]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import TinyNewsRecError
+from trainer.evaluate.bootstrap import CONFIDENCE
 from trainer.evaluate.report import Ceiling, Row
 
 _STYLE = {
@@ -61,20 +62,7 @@ def plot_quality_speed(
     for role, (marker, color, label) in _STYLE.items():
         chosen = [row for row in drawn if row.role == role]
         if chosen:
-            axes.errorbar(
-                [row.rate.mean for row in chosen if row.rate is not None],
-                [row.metrics["auc"].mean for row in chosen],
-                yerr=[row.metrics["auc"].std for row in chosen],
-                fmt=marker,
-                color=color,
-                markersize=8,
-                markeredgecolor="white",
-                markeredgewidth=0.8,
-                elinewidth=1.2,
-                capsize=3,
-                label=label,
-                zorder=3,
-            )
+            _draw_points(axes, chosen, marker, color, label)
     for ceiling, style in zip(ceilings, ("--", ":"), strict=False):
         auc = ceiling.metrics["auc"]
         axes.axhline(auc, color="#3a3a3a", linestyle=style, linewidth=1.2, zorder=1)
@@ -86,13 +74,63 @@ def plot_quality_speed(
     return len(drawn)
 
 
+def _draw_points(axes: Any, rows: Sequence[Row], marker: str, color: str, label: str) -> None:
+    """Markers with a thin capped bar for the interval over users, a broad one for runs."""
+    x = [row.rate.mean for row in rows if row.rate is not None]
+    y = [row.metrics["auc"].mean for row in rows]
+    ends = [_interval(row) for row in rows]
+    # A percentile interval need not hold the mean, and matplotlib takes no negative length.
+    below = [max(mean - low, 0.0) for mean, (low, _) in zip(y, ends, strict=True)]
+    above = [max(high - mean, 0.0) for mean, (_, high) in zip(y, ends, strict=True)]
+    spread = [row.metrics["auc"].std for row in rows]
+    if any(spread):
+        axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=color, elinewidth=5, alpha=0.3)
+    axes.errorbar(
+        x,
+        y,
+        yerr=[below, above],
+        fmt=marker,
+        color=color,
+        markersize=8,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        elinewidth=1.2,
+        capsize=3 if any(row.intervals is not None for row in rows) else 0,
+        label=label,
+        zorder=3,
+    )
+
+
+def _interval(row: Row) -> tuple[float, float]:
+    """Interval of the AUC over users; without one, the mean twice: a bar of no length."""
+    mean = row.metrics["auc"].mean
+    return (mean, mean) if row.intervals is None else row.intervals["auc"]
+
+
+def _reach(row: Row) -> tuple[float, float]:
+    """Lowest and highest AUC that the bars of a model touch."""
+    low, high = _interval(row)
+    auc = row.metrics["auc"]
+    return min(low, auc.mean - auc.std), max(high, auc.mean + auc.std)
+
+
+def _bars(rows: Sequence[Row]) -> str:
+    """What the bars are, for the axis."""
+    kinds = []
+    if any(row.intervals is not None for row in rows):
+        kinds.append(f"thin bars: {CONFIDENCE:.0%} interval over users")
+    if any(row.metrics["auc"].std for row in rows):
+        kinds.append("broad bars: ± standard deviation over runs")
+    return "; ".join(kinds)
+
+
 def _frame(axes: Any, rows: Sequence[Row], ceilings: Sequence[Ceiling]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     rates = [row.rate.mean for row in rows if row.rate is not None] or [1.0]
+    axes.set_autoscale_on(False)  # it would warn of points that are all equally fast
     axes.set_xlim(min(rates) / 1.8, max(rates) * 1.8)
-    heights = [row.metrics["auc"] for row in rows]
-    ends = [s.mean + sign * s.std for s in heights for sign in (1, -1)]
+    ends = [end for row in rows for end in _reach(row)]
     ends += [ceiling.metrics["auc"] for ceiling in ceilings]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
     room = max(high - low, 0.01)
@@ -103,6 +141,7 @@ def _frame(axes: Any, rows: Sequence[Row], ceilings: Sequence[Ceiling]) -> None:
     axes.set_xlabel("articles encoded per second (log scale)")
     axes.set_ylabel("AUC (mean over impressions)")
     axes.set_title("Quality against speed", loc="left", fontweight="bold")
+    axes.set_title(_bars(rows), loc="right", fontsize=8.5, color="#3a3a3a")
     axes.grid(True, color="#e3e3e3", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -128,10 +167,10 @@ def _label_points(
         assert row.rate is not None
         auc = row.metrics["auc"]
         x, y = axes.transData.transform((row.rate.mean, auc.mean))
-        _, top = axes.transData.transform((row.rate.mean, auc.mean + auc.std))
+        low, high = (axes.transData.transform((row.rate.mean, end))[1] for end in _reach(row))
         half = 5.0 * scale
-        reach = max(top - y, half)
-        taken.append(Bbox.from_extents(x - half, y - reach, x + half, y + reach))
+        bottom, top = min(low, y - half), max(high, y + half)
+        taken.append(Bbox.from_extents(x - half, bottom, x + half, top))
     for ceiling in ceilings:
         label = axes.annotate(
             f"{ceiling.name} {ceiling.metrics['auc']:.3f}",

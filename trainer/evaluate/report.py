@@ -1,23 +1,27 @@
 """A table over evaluations: mean and spread over repetitions, and what distillation gained.
 
 Records of one name are repetitions of one model. Students and teachers are compared with the
-plainly finetuned model of as many layers: students seed by seed where both have the seed.
+plainly finetuned model of as many layers: students seed by seed where both have the seed. The
+spread is over training; the interval, where results by impression are at hand, is over users.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.files import read_json
 from trainer.errors import DataError
+from trainer.evaluate.bootstrap import CONFIDENCE, Interval
+from trainer.evaluate.markdown import align
 from trainer.evaluate.metrics import METRIC_NAMES
 
 TITLES = {"auc": "AUC", "mrr": "MRR", "ndcg5": "nDCG@5", "ndcg10": "nDCG@10"}
+AUC_INTERVAL = f"AUC, {CONFIDENCE:.0%} interval"
 ROLE_ORDER = ("student", "plain", "teacher", "other", "baseline")
 
 
@@ -56,6 +60,8 @@ class Row:
     gain: Spread | None
     """AUC over the plainly finetuned model of the same depth; None where there is none."""
     runs: int
+    intervals: Mapping[str, Interval] | None = None
+    """Of each metric, over users; None where no results by impression are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +73,7 @@ class Ceiling:
 
 
 def read_evaluations(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """The records in JSON files of ``tnr evaluate``.
+    """The records in JSON files of ``tnr evaluate``, each with its path as ``file``.
 
     Raises:
         DataError: A file is missing or is no such record, or the records are of different logs.
@@ -82,7 +88,7 @@ def read_evaluations(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
             raise DataError(f"{path} is no record of 'tnr evaluate'")
         if not all(isinstance(values[name], int | float) for name in METRIC_NAMES):
             raise DataError(f"{path}: a metric is no number")
-        records.append(record)
+        records.append(record | {"file": str(path)})
     logs = {str(record.get("data", {}).get("impressions_fingerprint")) for record in records}
     if len(logs) > 1:
         raise DataError(
@@ -116,12 +122,26 @@ def read_ceilings(path: str | Path) -> list[Ceiling]:
     return ceilings
 
 
-def make_rows(records: Sequence[dict[str, Any]]) -> list[Row]:
-    """One row a name, students first, each role from the fewest layers to the most."""
+def by_name(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Evaluations by name, in the order in which the names come first."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         groups.setdefault(str(record["name"]), []).append(record)
-    rows = [_row(name, group, records) for name, group in groups.items()]
+    return groups
+
+
+def make_rows(
+    records: Sequence[dict[str, Any]],
+    intervals: Mapping[str, Mapping[str, Interval]] | None = None,
+) -> list[Row]:
+    """One row a name, students first, each role from the fewest layers to the most.
+
+    Args:
+        records: Evaluations.
+        intervals: Of each metric, by name, where known.
+    """
+    known = intervals or {}
+    rows = [_row(name, group, records, known.get(name)) for name, group in by_name(records).items()]
     return sorted(rows, key=lambda row: (_rank(row.role), row.layers or 0, row.name))
 
 
@@ -129,12 +149,16 @@ def table(rows: Sequence[Row], ceilings: Sequence[Ceiling] = ()) -> str:
     """The rows as a Markdown table that also reads well as plain text."""
     several = any(row.runs > 1 for row in rows)
     gains = any(row.gain is not None for row in rows)
+    bounds = any(row.intervals is not None for row in rows)
     head = ["model", "layers", "parameters", *TITLES.values()]
-    head += ["vs. plain (AUC)"] * gains + ["articles/s"] + ["runs"] * several
+    head += [AUC_INTERVAL] * bounds + ["vs. plain (AUC)"] * gains
+    head += ["articles/s"] + ["runs"] * several
     lines = []
     for row in rows:
         line = [row.name, _number(row.layers), _millions(row.parameters)]
         line += [row.metrics[name].text() for name in TITLES]
+        if bounds:
+            line.append("" if row.intervals is None else row.intervals["auc"].text())
         if gains:
             line.append("" if row.gain is None else row.gain.text(sign=True))
         line.append("" if row.rate is None else f"{row.rate.mean:,.0f}")
@@ -142,39 +166,15 @@ def table(rows: Sequence[Row], ceilings: Sequence[Ceiling] = ()) -> str:
     for ceiling in ceilings:
         line = [ceiling.name, "", "", *(f"{ceiling.metrics[name]:.4f}" for name in TITLES)]
         lines.append(line + [""] * (len(head) - len(line)))
-    return _align(head, lines)
+    return align(head, lines)
 
 
-def text_report(rows: Sequence[Row], records: Sequence[dict[str, Any]], shown: str) -> str:
-    """The whole report: the table and what it rests on."""
-    counts = records[0].get("counts", {})
-    data = records[0].get("data", {})
-    parts = [
-        "# Evaluation",
-        "",
-        shown,
-        "",
-        f"Click log: {data.get('impressions', 'unknown')}, {counts.get('impressions', 0):,} "
-        f"impressions ({counts.get('skipped', 0):,} skipped), {counts.get('articles', 0):,} "
-        "articles. Every metric is the mean over impressions.",
-    ]
-    if any(row.runs > 1 for row in rows):
-        parts.append(
-            "Several runs of a name: mean ± sample standard deviation; of the teacher, over its M "
-            "copies."
-        )
-    if any(row.gain is not None for row in rows):
-        parts.append(
-            "vs. plain: AUC over the model of the same depth finetuned without teachers; of "
-            "students seed by seed where both have the seed."
-        )
-    devices = sorted({str(r["speed"]["device"]) for r in records if "speed" in r})
-    if devices:
-        parts.append(f"articles/s: titles encoded a second on {', '.join(devices)}.")
-    return "\n".join(parts) + "\n"
-
-
-def _row(name: str, group: list[dict[str, Any]], records: Sequence[dict[str, Any]]) -> Row:
+def _row(
+    name: str,
+    group: list[dict[str, Any]],
+    records: Sequence[dict[str, Any]],
+    intervals: Mapping[str, Interval] | None,
+) -> Row:
     first = group[0]
     rates = [r.get("speed", {}).get("articles_per_s") for r in group]
     known = [float(rate) for rate in rates if rate]
@@ -189,6 +189,7 @@ def _row(name: str, group: list[dict[str, Any]], records: Sequence[dict[str, Any
         rate=Spread.of(known) if known else None,
         gain=_gain(group, records),
         runs=len(group),
+        intervals=intervals,
     )
 
 
@@ -225,15 +226,3 @@ def _millions(value: int | None) -> str:
     if value is None or not math.isfinite(value):
         return ""
     return f"{value / 1e6:.2f} M"
-
-
-def _align(head: list[str], lines: list[list[str]]) -> str:
-    widths = [max(len(line[n]) for line in [head, *lines]) for n in range(len(head))]
-
-    def row(cells: list[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([row(head), row(rule), *map(row, lines)])

@@ -1,0 +1,188 @@
+"""``tnr recommend``: what a history would be shown, with titles, for a person to look at."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shards.reader import ShardSet
+    from trainer.evaluate.readers import Reader
+    from trainer.evaluate.recommend import Recommendations, Recommended
+
+_LONGEST_TITLE = 100
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "recommend",
+        help="what a history, a user or an impression would be shown, with titles",
+        description=(
+            "Rank articles for one user and print the history and the best of them with their "
+            "titles. The user is a list of article ids (oldest first), an impression of a click "
+            "log, or a user of a log at his or her latest impression; without any of these, a user "
+            "who has read nothing. Articles that were read are left out."
+        ),
+        epilog=(
+            "examples: tnr recommend runs/student/export --articles data/articles --history N12 N7"
+            "; tnr recommend runs/student/export --articles data/articles --clicks data/dev "
+            "--impression 0 --from-impression"
+        ),
+    )
+    parser.add_argument("export", metavar="EXPORT", help="folder of an exported, finetuned model")
+    parser.add_argument("--articles", required=True, metavar="SET", help="article shard set")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
+        "--history", nargs="+", metavar="ID", default=[], help="articles read, oldest first"
+    )
+    who.add_argument(
+        "--impression", type=int, metavar="ROW", help="row of an impression of --clicks, from 0"
+    )
+    who.add_argument("--user", metavar="ID", help="a user of --clicks")
+    parser.add_argument("--clicks", metavar="SET", help="impression shard set")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--candidates", metavar="SET", help="another article set to rank (default: --articles)"
+    )
+    what.add_argument(
+        "--from-impression",
+        action="store_true",
+        help="rank what the impression showed, all of it, as tnr evaluate does",
+    )
+    parser.add_argument(
+        "--top", type=int, default=10, metavar="K", help="how many to print (default %(default)s)"
+    )
+    parser.add_argument(
+        "--include-read", action="store_true", help="rank what was read already, too"
+    )
+    parser.add_argument(
+        "--vectors",
+        metavar="FILE",
+        help="keep the vectors of the ranked set here: the next list then needs no encoding",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Rank and print."""
+    import json
+
+    from shards.reader import ShardSet
+    from trainer.evaluate.recommend import recommend
+    from trainer.export.folder import load_export
+
+    _check(arguments)
+    export = load_export(arguments.export)
+    # Damage is found by the reads that meet it, and most articles are read as tokens alone.
+    articles = ShardSet.open(arguments.articles, kind="articles", check_files=False)
+    pool = None
+    if arguments.candidates is not None:
+        pool = ShardSet.open(arguments.candidates, kind="articles", check_files=False)
+    found = recommend(
+        export,
+        articles,
+        _reader(articles, arguments),
+        pool=pool,
+        only_shown=arguments.from_impression,
+        top=arguments.top,
+        include_read=arguments.include_read,
+        vectors=arguments.vectors,
+        device=arguments.device,
+    )
+    if arguments.json:
+        told = {"export": str(export.folder), "articles": articles.location} | found.to_dict()
+        print(json.dumps(told, ensure_ascii=False, indent=2))
+    else:
+        print(_text(found, str(export.folder)))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from trainer.errors import UsageError
+
+    if arguments.top < 1:
+        raise UsageError(f"--top is {arguments.top}, expected at least 1")
+    of_log = arguments.impression is not None or arguments.user is not None
+    if of_log and arguments.clicks is None:
+        raise UsageError("--impression and --user are of a click log: name it with --clicks")
+    if arguments.clicks is not None and not of_log:
+        raise UsageError("--clicks needs --impression ROW or --user ID to say whose list it is")
+    if arguments.from_impression and not of_log:
+        raise UsageError("--from-impression needs an impression: --clicks SET --impression ROW")
+
+
+def _reader(articles: ShardSet, arguments: argparse.Namespace) -> Reader:
+    from trainer.evaluate.pairs import open_click_log
+    from trainer.evaluate.readers import last_impression_of, reader_of_ids, reader_of_impression
+
+    if arguments.clicks is None:
+        return reader_of_ids(articles, arguments.history)
+    log = open_click_log(arguments.articles, arguments.clicks)
+    row = arguments.impression
+    return reader_of_impression(
+        log, last_impression_of(log, arguments.user) if row is None else row
+    )
+
+
+def _text(found: Recommendations, model: str) -> str:
+    """The history and the list, for a terminal."""
+    lines = [f"{model} for {found.about}", "", *_history(found), ""]
+    lines.append(f"The best {len(found.top):,} of {found.num_ranked:,} articles{_left_out(found)}:")
+    widths = [max(len(getattr(line, key)) for line in found.top) for key in ("id", "category")]
+    for line in found.top:
+        cells = [f"{line.rank:>4}", f"{line.score:>9.4f}", line.id.ljust(widths[0])]
+        cells += [line.category.ljust(widths[1])] * (widths[1] > 0) + [_short(line.title)]
+        lines.append("  ".join(cells) + _marks(line))
+    if found.clicked_ranks:
+        ranks = "; ".join(f"{rank:,}" for rank in found.clicked_ranks)
+        lines += ["", f"Rank of what the user clicked in this impression: {ranks}"]
+    if found.all_equal:
+        lines += ["", "All scores are equal: the model says nothing about this user's choice."]
+    return "\n".join(lines)
+
+
+def _history(found: Recommendations) -> list[str]:
+    if not found.history:
+        return ["No history: this is what the model shows a user who has read nothing."]
+    samples = [
+        {key: str(s.get(key, "")) for key in ("id", "category", "title")} for s in found.history
+    ]
+    unread = len(samples) - found.num_history_used
+    lines = [f"History of {len(samples):,}, oldest first:"]
+    if unread:
+        lines = [
+            f"History of {len(samples):,}, oldest first; the model reads the last "
+            f"{found.num_history_used:,} of them, and these are shown:"
+        ]
+    kept: list[dict[str, Any]] = samples[unread:]
+    widths = [max(len(sample[key]) for sample in kept) for key in ("id", "category")]
+    for sample in kept:
+        cells = [sample["id"].ljust(widths[0])] + [sample["category"].ljust(widths[1])] * (
+            widths[1] > 0
+        )
+        lines.append("  " + "  ".join([*cells, _short(sample["title"])]))
+    return lines
+
+
+def _left_out(found: Recommendations) -> str:
+    parts = []
+    if found.num_read:
+        parts.append(f"{found.num_read:,} read before")
+    if found.num_damaged:
+        parts.append(f"{found.num_damaged:,} damaged")
+    return f" (left out: {', '.join(parts)})" if parts else ""
+
+
+def _marks(line: Recommended) -> str:
+    marks = ["clicked"] if line.clicked else ["shown"] if line.shown else []
+    marks += ["read before"] * line.read
+    return f"  [{', '.join(marks)}]" if marks else ""
+
+
+def _short(title: str) -> str:
+    return title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + "…"
