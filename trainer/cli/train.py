@@ -86,7 +86,7 @@ def _train(config: "TrainConfig", stop: "StopRequest") -> int:
 
     with start(config) as distributed:
         task = build(config)
-        Trainer(config, task.module, task.data, task.export, distributed).fit(stop)
+        Trainer(config, task.module, task.data, task.export, distributed, task.validation).fit(stop)
     return 0
 
 
@@ -97,17 +97,24 @@ def _dry_run(config: "TrainConfig") -> int:
 
     from shards.mixing import measure_mixing
     from trainer.config.load import to_dict
+    from trainer.engine.validation import check_patience
     from trainer.plan.batches import plan_batches, plan_steps
-    from trainer.tasks.build import open_data, open_sources
+    from trainer.tasks.build import open_data, open_sources, open_validation
 
     batches = plan_batches(config, 1, int(os.environ.get("WORLD_SIZE", "1")))
     sources = open_sources(config)
-    order = open_data(config, sources).order
+    data = open_data(config, sources)
+    validation, order = open_validation(config, sources, data), data.order
     shards = (sources.impressions or sources.articles).shards
     mixing = measure_mixing(order, config.run.global_batch, [shard.bytes for shard in shards])
-    units, copies = plan_steps(config, order.num_units).lines()
+    plan = plan_steps(config, order.num_units)
+    units, copies = plan.lines()
+    notes = list(data.notes)
+    if validation is not None:
+        check_patience(config.validation, plan.steps)
+        notes += validation.notes
     print(yaml.safe_dump(_plain(to_dict(config)), sort_keys=False), end="")
-    for line in (batches.line(), units, mixing.line(), copies):
+    for line in (batches.line(), units, mixing.line(), copies, *notes):
         print(f"# {line}")
     return 0
 

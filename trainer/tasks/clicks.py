@@ -36,6 +36,7 @@ from trainer.tasks.distill import (
     weight_histograms,
     weight_report,
 )
+from trainer.tasks.left_out import clicks_left_out, training_period
 from trainer.tasks.texts import (
     NO_GROUPING,
     Grouping,
@@ -74,16 +75,22 @@ class ClickData:
         self.seed = seed
         self.empty_slots = empty_slots
         self.signals = signals
+        left_out = clicks_left_out(clicks, tokens.skipped_rows, config)
+        self.notes = left_out.notes
         self.order = EpochOrder(
             clicks.clicks_per_shard,
             impressions.fingerprint,
             seed,
             config.window_shards,
-            clicks.units_with(tokens.skipped_rows),
+            left_out.units,
         )
         said = [] if signals is None else list(signals.columns)
+        period = training_period(config)
         self.fingerprint = data_fingerprint(
-            clicks=impressions, tokens=tokens.reader, **numbered("teacher_column", said)
+            clicks=impressions,
+            tokens=tokens.reader,
+            **({"clicks_period": period} if period.is_bounded else {}),
+            **numbered("teacher_column", said),
         )
 
     def collate(self, batch: BatchRows) -> Batch:
