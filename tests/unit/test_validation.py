@@ -6,19 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from helpers.launch import metrics
 from helpers.sets import impression_samples, make_articles, make_impressions
 from helpers.world import TinyWorld, make_world
 from safetensors.torch import load_file
 
+from trainer.config.schema import ValidationConfig
 from trainer.config.validate import validate
-from trainer.engine.distributed import start
+from trainer.engine.distributed import Distributed, start
 from trainer.engine.trainer import Trainer
-from trainer.engine.validation import Progress
+from trainer.engine.validation import Progress, Validator
 from trainer.errors import CheckpointError, TinyNewsRecError, TrainingError
 from trainer.evaluate.evaluate import EvaluateOptions, evaluate_model
-from trainer.evaluate.metrics import METRIC_NAMES
+from trainer.evaluate.metrics import METRIC_NAMES, ranking_metrics
 from trainer.tasks.build import build
 
 DAY = "2019-11-14"
@@ -190,6 +193,10 @@ def test_patience_ends_the_run_at_one_step_however_often_it_was_interrupted(worl
 def test_another_period_or_other_impressions_are_another_run(worlds):
     with pytest.raises(TrainingError):
         worlds.train("other", crash_at=6)
+    checkpoints = worlds.world.folder / "runs" / "other" / "checkpoints"
+    for step in (4, 5):  # step 5 is saved, but was not validated: it must not pass for the best
+        said = json.loads((checkpoints / f"step_{step:08d}" / "state.json").read_text())
+        assert (said["metric"]["value"] is None) == (step == 5)
     with pytest.raises(CheckpointError, match=r"data.clicks_until was '2019-11-14' and is now"):
         worlds.train("other", data__clicks_until="2019-11-13")
     with pytest.raises(CheckpointError, match=r"validation.since was '2019-11-14' and is now"):
@@ -265,6 +272,28 @@ def test_a_part_of_the_impressions_is_even_and_always_the_same(worlds):
     assert len(chosen) == 13 and set(chosen) < set(everything) and chosen == rows(13)
     places = [everything.index(row) for row in chosen]
     assert max(b - a for a, b in itertools.pairwise(places)) <= len(everything) / 13 + 1
+
+
+def test_a_long_validation_gives_signs_of_life_and_cannot_be_taken_for_a_hang():
+    class Slow:
+        fingerprint, notes = "x", ()
+
+        def measure(self, model, ranks, *, on_part, **_):
+            for _ in range(3):
+                on_part(1)
+            return ranking_metrics(np.array([1.0, 0.0]), np.array([1, 0]), np.array([0, 2]))
+
+    ticks, said = [], []
+    alone = Distributed(
+        accelerator=None, rank=0, world_size=1, device="cpu", accumulation=1, deepspeed=None
+    )
+    settings = ValidationConfig(clicks="x", every=3, metric="mrr")
+    validator = Validator(settings, Slow(), alone, 7, tick=lambda: ticks.append(1), say=said.append)
+    model = torch.nn.Linear(1, 1)
+    assert [step for step in range(1, 8) if validator.run(step, lambda: model)] == [3, 6, 7]
+    assert len(ticks) == 3 * 4
+    assert "validation of step 3: auc 1.0000  mrr 1.0000" in said[0]
+    assert "the best mrr so far" in said[0] and "the best mrr is 1.0000 of step 3" in said[1]
 
 
 def test_progress_counts_by_min_delta_but_keeps_whatever_was_best():
