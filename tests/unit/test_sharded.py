@@ -5,10 +5,9 @@ import pytest
 from helpers.world import TinyWorld, make_world
 
 from shards.clicks import ClickColumn
-from trainer.errors import DataError
 from trainer.evaluate.metrics import METRIC_NAMES, ranking_metrics
 from trainer.evaluate.scoring import score_impressions
-from trainer.evaluate.sharded import Alone, encode_shared, measure_shared, metrics_of
+from trainer.evaluate.sharded import ALONE, Ranks, encode_shared, measure
 from trainer.export.folder import load_export
 
 
@@ -16,32 +15,28 @@ class Caught(Exception):
     """Ends one rank's work where the others would be waited for."""
 
 
-class OneOf:
-    """One rank of several: keeps what it would give to the sum."""
+class OneOf(Ranks):
+    """One rank of several: hands out what it would give to the others."""
 
-    def __init__(self, rank: int, world_size: int, flag: int = 0) -> None:
-        self.rank, self.world_size, self.flag = rank, world_size, flag
-        self.share = np.zeros(0)
-
-    def sum(self, array: np.ndarray) -> np.ndarray:
-        self.share = array
-        raise Caught
-
-    def maximum(self, values: list[int]) -> list[int]:
-        return [max(value, self.flag) for value in values]
+    def all_gather(self, array: np.ndarray) -> list[np.ndarray]:
+        raise Caught(array)
 
 
-def over_ranks(world_size: int, work) -> np.ndarray:
-    """The sum of what every rank gives."""
-    shares = []
-    for rank in range(world_size):
-        ranks = OneOf(rank, world_size)
-        with pytest.raises(Caught):
-            work(ranks)
-        shares.append(ranks.share)
-    owners = sum((np.nan_to_num(share, nan=1.0) != 0).astype(int) for share in shares)
-    assert owners.max() == 1, "something is done twice"
-    return np.sum(shares, axis=0)
+class AllOf(Ranks):
+    """The last rank of several that are known to have given these."""
+
+    def all_gather(self, array: np.ndarray) -> list[np.ndarray]:
+        return [*self.group, array]
+
+
+def over_ranks(world_size: int, work):
+    """The result on the last rank, after what each of the others gave."""
+    given = []
+    for rank in range(world_size - 1):
+        with pytest.raises(Caught) as caught:
+            work(OneOf(rank, world_size))
+        given.append(caught.value.args[0])
+    return work(AllOf(world_size - 1, world_size, group=given))
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +56,9 @@ def test_metrics_are_those_of_one_rank_to_the_bit(world, model, world_size):
     rows = np.sort(np.random.default_rng(1).permutation(60)[:41])
     scored = score_impressions(model, news_NE, clicks, rows=rows, history_length=5)
     expected = ranking_metrics(scored.scores, clicks.clicked(rows), scored.offsets)
-    how = {"history_length": 5}
-    alone = measure_shared(model, news_NE, clicks, rows, Alone(), **how)
-    values = over_ranks(
-        world_size, lambda ranks: measure_shared(model, news_NE, clicks, rows, ranks, **how)
-    )
-    found = metrics_of(values)
+    how = {"rows": rows, "history_length": 5}
+    alone = measure(model, news_NE, clicks, **how)
+    found = over_ranks(world_size, lambda ranks: measure(model, news_NE, clicks, ranks, **how))
     assert found.to_dict() == alone.to_dict()
     # Sums over other batches of users may round otherwise; ranks hardly ever notice.
     assert alone.to_dict() == pytest.approx(expected.to_dict(), abs=1e-9)
@@ -79,20 +71,8 @@ def test_metrics_are_those_of_one_rank_to_the_bit(world, model, world_size):
 def test_vectors_are_those_of_one_rank(world, model, world_size):
     texts = world.tokens.view(("title", 10))
     rows = np.random.default_rng(0).permutation(40)[:31]
-    alone = encode_shared(model, texts, rows, Alone())
+    alone = encode_shared(model, texts, rows, ALONE)
     found = over_ranks(
         world_size, lambda ranks: encode_shared(model, texts, rows, ranks, batch_tokens=64)
     )
     np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-6)
-
-
-def test_scores_that_are_not_finite_on_one_rank_are_an_error_on_all(world, model):
-    clicks = ClickColumn.open(world.impressions)
-    rows = np.arange(60)
-    news_NE = np.ones((40, 12), dtype=np.float32)
-    news_NE[clicks.candidates(rows[:1])[0]] = np.nan
-    with pytest.raises(DataError, match="not finite"):
-        measure_shared(model, news_NE, clicks, rows[:30], OneOf(0, 2), history_length=5)
-    with pytest.raises(DataError, match="of another rank"):
-        news_NE[:] = 1.0
-        measure_shared(model, news_NE, clicks, rows[:30], OneOf(1, 2, flag=1), history_length=5)

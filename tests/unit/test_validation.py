@@ -285,7 +285,12 @@ def test_a_long_validation_gives_signs_of_life_and_cannot_be_taken_for_a_hang():
 
     ticks, said = [], []
     alone = Distributed(
-        accelerator=None, rank=0, world_size=1, device="cpu", accumulation=1, deepspeed=None
+        accelerator=None,
+        rank=0,
+        world_size=1,
+        device=torch.device("cpu"),
+        accumulation=1,
+        deepspeed=None,
     )
     settings = ValidationConfig(clicks="x", every=3, metric="mrr")
     validator = Validator(settings, Slow(), alone, 7, tick=lambda: ticks.append(1), say=said.append)

@@ -32,7 +32,6 @@ from trainer.engine.watchdog import collective_timeout_s, ends_within
 from trainer.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from accelerate import Accelerator
 
@@ -98,17 +97,6 @@ class Distributed:
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, group=self.control)
         return [float(value) for value in tensor / self.world_size]
-
-    def sum(self, array: "np.ndarray") -> "np.ndarray":
-        """The element-wise sum over all ranks, in the array's precision; the array is used up."""
-        if self.world_size == 1:
-            return array
-        import torch
-        import torch.distributed as dist
-
-        tensor = torch.from_numpy(array)
-        dist.all_reduce(tensor, group=self.control)
-        return tensor.numpy()
 
     def from_main(self, function: Callable[[], T]) -> T:
         """Run a function on rank 0 and give its result to every rank; an error is raised on all of

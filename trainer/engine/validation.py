@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from trainer.config.schema import ValidationConfig
 from trainer.engine.distributed import Distributed
 from trainer.errors import ConfigError
 from trainer.evaluate.metrics import METRIC_NAMES, Metrics
+from trainer.evaluate.sharded import Ranks
 
 STATE = "validation"
 """Entry of a checkpoint's ``state.json``: :class:`Progress`."""
@@ -39,9 +39,9 @@ class Validation(Protocol):
     def measure(
         self,
         model: nn.Module,
-        ranks: Distributed,
+        ranks: Ranks,
         *,
-        device: torch.device,
+        device: str,
         on_part: Callable[[int], None],
         progress: bool = False,
     ) -> Metrics:
@@ -168,12 +168,13 @@ class Validator:
             return {}
         self._tick()
         started = time.monotonic()
+        here = self._distributed
         metrics = self._validation.measure(
-            whole_model().to(self._distributed.device),
-            self._distributed,
-            device=self._distributed.device,
+            whole_model().to(here.device),
+            Ranks(here.rank, here.world_size, group=here.control),
+            device=str(here.device),
             on_part=lambda _: self._tick(),
-            progress=self._distributed.is_main,
+            progress=True,
         )
         # Ranks on unlike processors might differ in the last bit of a mean, and then in a decision.
         found = self._distributed.from_main(metrics.to_dict)

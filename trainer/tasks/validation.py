@@ -6,10 +6,9 @@ Shapes: n impressions, U articles that they name, N articles of the set, E news 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from shards.clicks import ClickColumn
 from shards.periods import Period, check_any, moment, parse_period, rows_inside
@@ -19,7 +18,7 @@ from shards.texts import TextView
 from trainer.config.schema import TrainConfig
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.metrics import Metrics
-from trainer.evaluate.sharded import Ranks, encode_shared, measure_shared
+from trainer.evaluate.sharded import Ranks, encode_shared, measure
 from trainer.tasks.base import TaskData
 from trainer.tasks.clicks import ClickData
 from trainer.tasks.left_out import training_period
@@ -61,17 +60,17 @@ class ClickValidation:
 
     def measure(
         self,
-        model: nn.Module,
+        model: Any,
         ranks: Ranks,
         *,
-        device: torch.device,
+        device: str,
         on_part: Callable[[int], None],
         progress: bool = False,
     ) -> Metrics:
         """Measure a model; called by all ranks. Its mode and all random numbers stay as they are.
 
         Args:
-            model: The recommender, whole and with the same weights on every rank, on ``device``.
+            model: The recommender, whole and the same on every rank, on ``device``.
             ranks: The processes.
             device: Where it computes.
             on_part: Called whenever some of this rank's work is done.
@@ -81,7 +80,7 @@ class ClickValidation:
             MIND's metrics over the n impressions; the same on every rank.
 
         Raises:
-            DataError: Scores are not finite; raised on every rank.
+            DataError: Scores are not finite.
         """
         vectors_UE = encode_shared(
             model,
@@ -97,15 +96,15 @@ class ClickValidation:
         # Pages of articles that no impression names are never touched.
         news_NE = np.zeros((self.num_articles, vectors_UE.shape[1]), dtype=np.float32)
         news_NE[self.articles] = vectors_UE
-        return measure_shared(
+        on_part(0)
+        return measure(
             model,
             news_NE,
             self.clicks,
-            self.rows,
             ranks,
+            rows=self.rows,
             history_length=self.history_length,
             device=device,
-            on_part=on_part,
         )
 
 
