@@ -38,6 +38,15 @@ class DataSection:
     """An impression set that is built already, to train on."""
     dev_set: str | None = None
     """An impression set that is built already, to evaluate on."""
+    split: Literal["official", "public"] = "official"
+    """``official`` trains on the whole training log. ``public`` is for MIND's public files, whose
+    test log has no labels: click tasks train before ``validate_from``, validate on the rest of the
+    training log while they train, and export their best step. Both report on the dev log, which
+    ``public`` has then used for nothing else."""
+    validate_from: str = "2019-11-14"
+    """With ``public``: first day (or time; UTC, as the log's times are taken) that is validated on;
+    the last one of MINDlarge_train. How often, on how many impressions and with what patience are
+    overrides of ``stages``: ``validation.every: 1000``."""
     truth: str | None = None
     """``truth.json`` with the best reachable metrics; a synthesized world brings its own."""
 

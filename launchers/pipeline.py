@@ -231,6 +231,17 @@ class _Plan:
         proof = (folder / column / "column.json",)
         self._add(f"cache-{stage}", words, needs, array=array, proof=proof)
 
+    def _split(self) -> dict[str, Any]:
+        """What a click task is told of the split; the configuration may override it."""
+        data = self.config.data
+        if data.split == "official":
+            return {}
+        return {
+            "data.clicks_until": data.validate_from,
+            "validation.clicks": self.train,
+            "validation.since": data.validate_from,
+        }
+
     def _start(self, student: StudentSection) -> dict[str, Any]:
         start: dict[str, Any] = {"model.backbone.layers": list(student.layers)}
         if student.init == "teacher":
@@ -261,7 +272,7 @@ class _Plan:
         settings |= flat(section.set) | (flat(student.set) if student else {})
         settings |= {"data.articles": self.articles}
         if clicks:
-            settings["data.clicks"] = self.train
+            settings = self._split() | settings | {"data.clicks": self.train}
         settings |= {**fixed, "run.seed": seed, "run.dir": str(folder)}
         self._add(
             name,

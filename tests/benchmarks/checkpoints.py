@@ -90,12 +90,12 @@ class Bench:
         return blocked, total, size
 
     def _saver(self, background: bool) -> Saver:
-        run = from_settings(
+        config = from_settings(
             {"task": "post_train", "data.articles": "none", "run.background_saves": background},
             where="benchmark",
-        ).run
+        )
         return Saver(
-            run,
+            config,
             self._store,
             self._distributed,
             prepare=lambda: None,

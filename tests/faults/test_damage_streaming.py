@@ -400,6 +400,8 @@ def test_a_run_says_and_records_how_many_samples_are_left_out(tmp_path):
     from helpers.inprocess import train
     from helpers.toy import ToyData
 
+    from trainer.tasks.left_out import damaged
+
     class Watched(ToyData):
         seen: set[int] = set()  # noqa: RUF012
 
@@ -409,6 +411,7 @@ def test_a_run_says_and_records_how_many_samples_are_left_out(tmp_path):
 
     data = Watched(seed=3)
     data.order = EpochOrder(data.order.counts.tolist(), "toy", 3, skipped=np.array([5, 77]))
+    data.notes = tuple(damaged(data.order.skipped).notes)
     run = train(tmp_path / "run", data=data, run__max_steps=19)
     assert data.seen == set(range(150)) - {5, 77}
     assert json.loads((run / "starts.jsonl").read_text())["left_out"] == 2

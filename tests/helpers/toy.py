@@ -114,6 +114,8 @@ class ToyData:
         # A sample's own title shares tokens with its body, so there is something to learn.
         self._titles[:, 0] = self._bodies[:, :5]
 
+    notes: tuple[str, ...] = ()
+
     @property
     def fingerprint(self) -> str:
         return "toy-data"

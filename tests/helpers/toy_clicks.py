@@ -42,6 +42,7 @@ class ClickToyData:
     """Users with histories of any length, none included, as arrays that follow from the row."""
 
     fingerprint = "toy-clicks"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, seed: int, **ignored: Any) -> None:
         self.order = EpochOrder([50, 50], "toy-clicks", seed)

@@ -56,7 +56,9 @@ def train(name, settings, out):
     build_backend = session.build_backend
     with mock.patch.object(session, "build_backend", recorded), start(config) as distributed:
         task = build(config)
-        folder = Trainer(config, task.module, task.data, task.export, distributed).fit()
+        folder = Trainer(
+            config, task.module, task.data, task.export, distributed, task.validation
+        ).fit()
         is_main = distributed.is_main
     if is_main:
         lines = (folder / "metrics.jsonl").read_text().splitlines()

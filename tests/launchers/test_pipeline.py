@@ -1,5 +1,7 @@
 """The pipeline's configuration and its plan: which steps, with which commands, resting on what."""
 
+import datetime
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +113,41 @@ def test_overrides_go_from_the_whole_to_the_student_and_the_plan_wins():
     assert value("stage-1-s-s0", "model.backbone.layers") == ["0", "2"]
     assert value("stage-1-s-s0", "model.init") == ["R/runs/post-train/copies/step_00000020"]
     assert value("post-train", "run.dir") == ["R/runs/post-train"]
+
+
+PUBLIC = """\
+tnr train finetune --data.clicks_until 2019-11-14 --validation.clicks R/data/train \
+--validation.since 2019-11-14 --validation.every 50 --data.articles R/data/articles \
+--data.clicks R/data/train --model.init R/runs/post-train/copies/step_00000010 --run.seed 0 \
+--run.dir R/runs/finetune-teacher-1
+tnr train finetune_distill --data.clicks_until 2019-11-14 --validation.clicks R/data/train \
+--validation.since 2019-11-13 --data.articles R/data/articles --data.clicks R/data/train \
+--model.init R/runs/stage-1-student-1-s0/export \
+--teachers.models R/runs/finetune-teacher-1/export R/runs/finetune-teacher-2/export \
+--run.seed 0 --run.dir R/runs/stage-2-student-1-s0
+tnr train finetune --data.clicks_until 2019-11-14 --validation.clicks R/data/train \
+--validation.since 2019-11-14 --validation.every 50 --data.articles R/data/articles \
+--data.clicks R/data/train --model.backbone.layers 0 --run.seed 0 \
+--run.dir R/runs/plain-student-1-s0
+"""
+
+
+def test_public_split_holds_out_the_last_day_of_training_and_reports_on_dev():
+    sets = {
+        "finetune": {"set": {"validation.every": 50}},
+        "finetune_distill": {"set": {"validation.since": "2019-11-13"}},
+    }
+    data = SMALL["data"] | {"split": "public", "validate_from": datetime.date(2019, 11, 14)}
+    public, official = plan(data=data, stages=sets), plan()
+    names = ("finetune-teacher-1", "stage-2-student-1-s0", "plain-student-1-s0")
+    assert "".join(shlex.join(public[name].command) + "\n" for name in names) == PUBLIC
+    check_training([public[name] for name in names])
+    for name, step in public.items():
+        if name.startswith(("evaluate-", "build-", "cache-", "post-", "stage-1-")):
+            assert step == official[name]
+    assert words_after(public["evaluate-student-1-s0"], "--clicks") == ["R/data/dev"]
+    told = [word for step in official.values() for word in step.command]
+    assert not any(word.startswith(("--validation.", "--data.clicks_")) for word in told)
 
 
 def test_parts_can_be_left_out():

@@ -24,7 +24,7 @@ def test_sharded_model_comes_out_whole_again_and_again():
     model = ToyModel(0.0)
     model.scale.fill_(2.0)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
-    full = FullModel(model, is_sharded=True, is_main=True)
+    full = FullModel(model, is_sharded=True, is_wanted=True)
     backend = Halves(model)
     for _ in range(2):
         whole = full.gather(backend)
@@ -39,7 +39,7 @@ def test_sharded_model_comes_out_whole_again_and_again():
 
 
 def test_the_copy_that_waits_holds_no_weights():
-    full = FullModel(ToyModel(0.0), is_sharded=True, is_main=True)
+    full = FullModel(ToyModel(0.0), is_sharded=True, is_wanted=True)
     assert {p.device.type for p in full._empty.parameters()} == {"meta"}
 
 
@@ -47,11 +47,11 @@ def test_tied_parameters_stay_tied():
     model = nn.Module()
     model.a, model.b = nn.Linear(3, 3), nn.Linear(3, 3)
     model.b.weight = model.a.weight
-    full = FullModel(model, is_sharded=True, is_main=True)
+    full = FullModel(model, is_sharded=True, is_wanted=True)
     whole = full.gather(Halves(model))
     assert whole.a.weight is whole.b.weight
 
 
 def test_unsharded_model_is_given_out_itself():
     model = ToyModel(0.0)
-    assert FullModel(model, is_sharded=False, is_main=True).gather(None) is model
+    assert FullModel(model, is_sharded=False, is_wanted=True).gather(None) is model

@@ -107,7 +107,8 @@ def test_disk_that_refuses_is_one_clear_error(tmp_path, monkeypatch):
 
 def test_hparams_are_in_the_same_event_file_with_no_run_of_their_own(tmp_path):
     settings = {"optimizer.lr": 0.1, "run.dir": "somewhere", "run.deepspeed": None}
-    monitor = Monitor(tmp_path, 10, 0, lambda line: None, settings)
+    settings |= {"data.clicks": "somewhere", "data.clicks_until": "2019-11-14"}
+    monitor = Monitor(tmp_path, 10, 0, lambda line: None, settings, ["valid/best_auc"])
     monitor.write(Record(step=1, values={"train/loss": 2.0}))
     monitor.end()
     monitor.close()
@@ -123,9 +124,10 @@ def test_hparams_are_in_the_same_event_file_with_no_run_of_their_own(tmp_path):
     shown = start.session_start_info.hparams
     assert shown["optimizer.lr"].number_value == 0.1
     assert shown["run.deepspeed"].string_value == "none"
-    assert "run.dir" not in shown
+    assert "run.dir" not in shown and "data.clicks" not in shown
+    assert shown["data.clicks_until"].string_value == "2019-11-14"
     experiment = HParamsPluginData.FromString(tags["_hparams_/experiment"]).experiment
-    assert [info.name.tag for info in experiment.metric_infos] == ["train/loss"]
+    assert [info.name.tag for info in experiment.metric_infos] == ["valid/best_auc", "train/loss"]
 
 
 def test_histogram_has_the_counts_and_sums_of_its_bars(tmp_path):

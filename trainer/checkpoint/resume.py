@@ -17,6 +17,7 @@ MAY_CHANGE = frozenset(
         "run.keep_every",
         "run.best_metric",
         "run.best_is",
+        "run.export",
         "run.background_saves",
         "run.not_finite",
         "run.not_finite_budget",
@@ -42,6 +43,11 @@ MAY_CHANGE = frozenset(
         "data.cache_gib",
         "data.fetch_ahead",
         "data.fetch_attempts",
+        # When is measured, not on what; a longer patience lets a run that ended early go on.
+        "validation.clicks",
+        "validation.every",
+        "validation.patience",
+        "validation.min_delta",
         "teachers.follow",
         "teachers.follow_timeout_s",
     }
@@ -93,6 +99,8 @@ _WHAT = {
     "clicks": "data.clicks (its shards)",
     "frozen_states": "model.frozen_states (the frozen weights, layers and texts of the column)",
     "tokens": "data.tokens (tokenizer and lengths of the token column)",
+    "clicks_period": "data.clicks_since and data.clicks_until (the clicks that are trained on)",
+    "validation": "validation.clicks (the impressions that are validated on)",
 }
 
 

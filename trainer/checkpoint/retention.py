@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainer.config.schema import RunConfig
+from trainer.config.schema import TrainConfig
 
 METRIC = "metric"
 """Entry of a checkpoint's ``state.json``: name and value of the metric that chooses the best."""
@@ -59,11 +59,12 @@ class Retention:
         ]
 
 
-def retention_of(run: RunConfig) -> Retention:
-    """The rules that a run is configured with."""
+def retention_of(config: TrainConfig) -> Retention:
+    """The rules that a run is configured with: one that validates goes by its validation."""
+    run, validation = config.run, config.validation
+    metric, best_is = run.best_metric, run.best_is
+    if validation.clicks is not None:
+        metric, best_is = f"valid/{validation.metric}", "highest"
     return Retention(
-        newest=run.keep_checkpoints,
-        every=run.keep_every,
-        metric=run.best_metric,
-        best_is=run.best_is,
+        newest=run.keep_checkpoints, every=run.keep_every, metric=metric, best_is=best_is
     )

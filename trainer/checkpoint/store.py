@@ -103,7 +103,8 @@ class CheckpointStore:
             self._write_manifest(building, files)
             self._publish(building, final)
             self._point(LATEST, final.name)
-            best = self._point_at_best()
+            # Later ones are of a past that this run could not go on from: it may do without them.
+            best = self._point_at_best(up_to=step)
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint of step {step} could not be written to {self.folder}: "

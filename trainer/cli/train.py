@@ -86,7 +86,7 @@ def _train(config: "TrainConfig", stop: "StopRequest") -> int:
 
     with start(config) as distributed:
         task = build(config)
-        Trainer(config, task.module, task.data, task.export, distributed).fit(stop)
+        Trainer(config, task.module, task.data, task.export, distributed, task.validation).fit(stop)
     return 0
 
 
@@ -97,31 +97,36 @@ def _dry_run(config: "TrainConfig") -> int:
 
     from shards.mixing import measure_mixing
     from trainer.config.load import to_dict
+    from trainer.engine.validation import check_patience
     from trainer.plan.batches import plan_batches, plan_steps
     from trainer.plan.frozen import frozen_column, width_of
-    from trainer.tasks.build import open_data, open_sources
+    from trainer.tasks.build import open_data, open_sources, open_validation
     from trainer.tasks.clicks import ClickData
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     batches = plan_batches(config, 1, ranks)
     sources = open_sources(config)
     data = open_data(config, sources)
-    order = data.order
+    validation, order = open_validation(config, sources, data), data.order
     shards = (sources.impressions or sources.articles).shards
     mixing = measure_mixing(order, config.run.global_batch, [shard.bytes for shard in shards])
-    units, copies = plan_steps(config, order.num_units).lines()
+    plan = plan_steps(config, order.num_units)
+    units, copies = plan.lines()
     lines = [batches.line(), units, mixing.line()]
     if isinstance(data, ClickData):
         run = config.run
         lines.append(data.sharing(run.micro_batch, run.global_batch, ranks).line())
-    column = None
+    lines += [copies, *data.notes]
+    if validation is not None:
+        check_patience(config.validation, plan.steps)
+        lines += validation.notes
     if config.model.frozen_states != "off":
         column = frozen_column(config, width_of(config), sources, None)
+        if column is not None:
+            lines.append(f"{column.bytes / 1e6:,.1f} MB in {column.where}: {column.what}")
     print(yaml.safe_dump(_plain(to_dict(config)), sort_keys=False), end="")
-    for line in (*lines, copies):
+    for line in lines:
         print(f"# {line}")
-    if column is not None:
-        print(f"# {column.bytes / 1e6:,.1f} MB in {column.where}: {column.what}")
     return 0
 
 

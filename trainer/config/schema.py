@@ -91,6 +91,13 @@ class DataConfig:
     """Article shard set, with a token column."""
     clicks: str | None = None
     """Impression shard set to train on (click tasks)."""
+    clicks_since: str | None = None
+    """Train on the clicks from this date or time on (``2019-11-09``, ``2019-11-09T06:00:00``); None
+    begins with the log. UTC: MIND's times have no zone, and are taken as UTC."""
+    clicks_until: str | None = None
+    """Train on the clicks before this date or time, itself not included; None ends with the log.
+    ``2019-11-14`` leaves MINDlarge_train's last day to ``validation``. Clicks without a time are
+    left out where there is a bound."""
     tokens: str | None = None
     """Folder name of the token column; may be left out where the set has exactly one."""
     news_text: tuple[TextField, ...] = ("title",)
@@ -241,6 +248,32 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Measuring a click task on held-out impressions while it trains: the best step stays, and a
+    run that no longer improves may end early."""
+
+    clicks: str | None = None
+    """Labelled impression set over ``data.articles``; None validates nothing. It may be
+    ``data.clicks`` itself, with bounds that have no impression in common."""
+    since: str | None = None
+    """Validate on the impressions from this date or time on; see ``data.clicks_since``."""
+    until: str | None = None
+    """Validate on the impressions before this date or time, itself not included."""
+    max_impressions: int | None = None
+    """Take at most so many of them, evenly over the log and always the same ones; None takes all.
+    """
+    every: int = 500
+    """Steps between validations; the last step always has one."""
+    metric: Literal["auc", "mrr", "ndcg5", "ndcg10"] = "auc"
+    """Which of MIND's metrics, highest first, chooses the best step: its checkpoint stays, ``best``
+    names it, and ``run.export`` exports it."""
+    patience: int | None = None
+    """End the run after so many validations in a row without an improvement; None never does."""
+    min_delta: float = 0.0
+    """How much more than the last improvement is the next one; for ``patience`` alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CopiesConfig:
     """Which steps of a post-training run become teachers."""
 
@@ -293,9 +326,13 @@ class RunConfig:
     ``checkpoint_every``."""
     best_metric: str | None = None
     """The checkpoint that was best by this metric stays, and ``best`` names it: a name of
-    ``metrics.jsonl`` such as ``train/loss``, taken at the last log line before the checkpoint."""
+    ``metrics.jsonl`` such as ``train/loss``, taken at the last log line before the checkpoint. A
+    run with ``validation`` goes by that: ``valid/auc``, highest, of the very step."""
     best_is: Literal["lowest", "highest"] = "lowest"
     """Which value of ``best_metric`` is the best."""
+    export: Literal["best", "last"] = "best"
+    """Which weights a run with ``validation`` exports at its end: those of the step that validated
+    best, or the last. A run without exports the last."""
     background_saves: bool = True
     """Write checkpoints while training goes on; training waits only for the copy of the weights in
     memory, which the first process holds, with the optimizer's state, until it is written."""
@@ -306,8 +343,8 @@ class RunConfig:
     """How many steps may be left out, or how often the run may go back, before it ends."""
     hang_timeout_s: float = 1800.0
     """A rank that makes no progress within a step for longer than this ends the job, with every
-    rank's stacks in ``log/``. Start-up, the first step, exports and checkpoints may take four times
-    as long."""
+    rank's stacks in ``log/``. Start-up, the first step, validations, exports and checkpoints may
+    take four times as long."""
     log_every: int = 10
     """Steps between log lines."""
     profile_steps: tuple[int, ...] = ()
@@ -339,6 +376,8 @@ class TrainConfig:
     """Adam."""
     run: RunConfig = field(default_factory=RunConfig)
     """Batches, length, checkpoints."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Held-out impressions (click tasks)."""
 
     @property
     def clicks_read(self) -> int:

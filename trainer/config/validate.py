@@ -1,8 +1,9 @@
 """Checks of a configuration before anything is allocated: each section by itself, then the whole
 run."""
 
-from trainer.config.schema import ModelConfig, RunConfig, TrainConfig
-from trainer.errors import ConfigError
+from shards.periods import parse_period
+from trainer.config.schema import ModelConfig, RunConfig, TrainConfig, ValidationConfig
+from trainer.errors import ConfigError, UsageError
 
 
 def validate(config: TrainConfig) -> None:
@@ -77,6 +78,10 @@ def _check_ranges(config: TrainConfig) -> None:
         "loss.target": (loss.target, 0),
         "loss.distill": (loss.distill, 0),
         "loss.embedding": (loss.embedding, 0),
+        "validation.every": (config.validation.every, 1),
+        "validation.max_impressions": (_or(config.validation.max_impressions, 1), 1),
+        "validation.patience": (_or(config.validation.patience, 1), 1),
+        "validation.min_delta": (config.validation.min_delta, 0),
     }
     for name, (value, least) in at_least.items():
         if not value >= least:
@@ -156,6 +161,7 @@ def _check_run(config: TrainConfig) -> None:
     if config.run.copies.rule == "list" and not config.run.copies.steps:
         raise ConfigError("run.copies.rule is list, but run.copies.steps is empty")
     _check_kept(config.run)
+    _check_periods(config)
     _accumulation(config, world_size=1)
 
 
@@ -293,6 +299,59 @@ def _check_kept(run: RunConfig) -> None:
             f"{run.checkpoint_every}: there are no checkpoints of its steps to keep; take "
             f"{-(-run.keep_every // run.checkpoint_every) * run.checkpoint_every}"
         )
+
+
+def _check_periods(config: TrainConfig) -> None:
+    """Bounds in time and the section ``validation``, as far as they can be checked without data."""
+    data, validation, run = config.data, config.validation, config.run
+    bounds = {
+        "data.clicks_": (data.clicks_since, data.clicks_until),
+        "validation.": (validation.since, validation.until),
+    }
+    for section, (since, until) in bounds.items():
+        try:
+            parse_period(since, until, section)
+        except UsageError as error:
+            raise ConfigError(str(error)) from error
+    if not config.task.startswith("finetune"):
+        for name, value in (
+            ("data.clicks_since", data.clicks_since),
+            ("data.clicks_until", data.clicks_until),
+            ("validation.clicks", validation.clicks),
+        ):
+            if value is not None:
+                raise ConfigError(
+                    f"{name} is for tasks that read clicks, not {config.task}: leave it out"
+                )
+    if validation.clicks is None:
+        _check_unused(validation)
+        return
+    wanted = f"valid/{validation.metric}"
+    if run.best_metric not in (None, wanted):
+        raise ConfigError(
+            f"run.best_metric is {run.best_metric}, but this run validates, and the best step is "
+            f"that of {wanted}: leave it out, or choose with validation.metric"
+        )
+
+
+def _check_unused(validation: ValidationConfig) -> None:
+    """Someone who sets these believes that something is validated."""
+    unused = {
+        "since": validation.since,
+        "until": validation.until,
+        "patience": validation.patience,
+        "max_impressions": validation.max_impressions,
+    }
+    for name, value in unused.items():
+        if value is not None:
+            raise ConfigError(
+                f"validation.{name} is set, but validation.clicks is not: name the impression set "
+                "to validate on"
+            )
+
+
+def _or(value: int | None, instead: int) -> int:
+    return instead if value is None else value
 
 
 def _check_window_negatives(config: TrainConfig) -> None:

@@ -9,36 +9,36 @@ from trainer.engine.backends import Backend
 
 
 class FullModel:
-    """Gives the whole model out for an export.
+    """Gives the whole model out for an export or a validation.
 
-    Plainly, under DDP and ZeRO 0 to 2 the task's own model is whole on every rank. For ZeRO-3 rank
-    0 keeps a copy of the modules without weights, made before they are cut up, and fills it when
+    Plainly, under DDP and ZeRO 0 to 2 the task's own model is whole on every rank. For ZeRO-3 a
+    rank keeps a copy of the modules without weights, made before they are cut up, and fills it when
     asked.
 
     Args:
         model: The task's model, not yet wrapped.
         is_sharded: Whether ZeRO-3 is about to cut it up.
-        is_main: Whether this is rank 0.
+        is_wanted: Whether this rank will want it whole: rank 0, and all where all validate.
     """
 
-    def __init__(self, model: nn.Module, *, is_sharded: bool, is_main: bool) -> None:
+    def __init__(self, model: nn.Module, *, is_sharded: bool, is_wanted: bool) -> None:
         self._model = model
         self._is_sharded = is_sharded
-        self._is_main = is_main
-        self._empty = _without_weights(model) if is_sharded and is_main else None
+        self._empty = _without_weights(model) if is_sharded and is_wanted else None
 
     def gather(self, backend: Backend) -> nn.Module:
         """Collect the weights; called by all ranks.
 
         Returns:
-            On rank 0 the whole model. On other ranks of ZeRO-3 the sharded one, not to be used.
+            The whole model, of ZeRO-3 on the CPU; on ranks of ZeRO-3 that do not want it the
+            sharded one, not to be used.
         """
         if not self._is_sharded:
             return self._model
         weights: dict[str, torch.Tensor] = {}
         for name, parameter in self._model.named_parameters():
             value = backend.full_parameter(parameter)
-            if self._is_main:
+            if self._empty is not None:
                 weights[name] = value.to("cpu", copy=True)
         if self._empty is None:
             return self._model

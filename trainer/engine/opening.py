@@ -1,5 +1,6 @@
 """Opening a run folder on rank 0: what it holds, whether it is this run, and where to go on."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ def open_run(
     *,
     data: str,
     left_out: int,
+    notes: Sequence[str],
     steps: int,
     copy_steps: list[int],
     mixing: Mixing,
@@ -41,7 +43,8 @@ def open_run(
         store: Its checkpoints.
         distributed: The processes, for the record.
         data: Fingerprint of the task's data.
-        left_out: Its samples that are left out because they, or articles they name, are damaged.
+        left_out: How many of its samples are left out.
+        notes: What is said about the data and the validation.
         steps: Steps of the whole run.
         copy_steps: Steps that become teachers.
         mixing: How well its order mixes the data, for the record.
@@ -57,9 +60,9 @@ def open_run(
     stored = folder.stored_config()
     if stored is not None:
         check_same_run(stored, settings, data, data)
-    is_done = state.get("state") == "finished" and state.get("step", 0) >= steps
-    if is_done and folder.export.exists():
-        folder.say(f"{folder.path} is finished: {state['step']} steps are done")
+    if _is_done(config, state, steps) and folder.export.exists():
+        early = f" of {steps}; {state['reason']}" if state.get("reason") else ""
+        folder.say(f"{folder.path} is finished: {state['step']} steps are done{early}")
         return Opened(None, is_finished=True)
     checkpoint = store.find()
     if checkpoint is not None:
@@ -78,12 +81,18 @@ def open_run(
     folder.write_state("running", step, steps)
     folder.say(_headline(config, folder, distributed, step, steps))
     folder.say(mixing.line())
-    if left_out:
-        folder.say(
-            f"{left_out:,} samples are left out: they, or articles they name, were damaged when the"
-            " tokens were made; skipped.jsonl in the token column's folder names them"
-        )
+    for note in notes:
+        folder.say(note)
     return Opened(checkpoint, is_finished=False)
+
+
+def _is_done(config: TrainConfig, state: Mapping[str, Any], steps: int) -> bool:
+    """Whether a run came to its last step, or to the end of a patience that is no longer now."""
+    if state.get("state") != "finished":
+        return False
+    patience = config.validation.patience
+    ended_early = patience is not None and state.get("without_improvement", 0) >= patience
+    return ended_early or state.get("step", 0) >= steps
 
 
 def _check_checkpoint(checkpoint: Checkpoint, settings: dict[str, Any], data: str) -> None:

@@ -137,6 +137,7 @@ class RunFolder:
         reason: str | None = None,
         *,
         is_failed: bool = False,
+        without_improvement: int | None = None,
     ) -> None:
         """Say how far the run is, for people and for the pipeline.
 
@@ -144,14 +145,17 @@ class RunFolder:
             state: What it does.
             step: Step of its last checkpoint.
             steps: Steps of the whole run.
-            reason: Why it stopped.
+            reason: Why it stopped, or finished before its last step.
             is_failed: Whether it stopped by an error, not because it was asked to.
+            without_improvement: Validations in a row without one, where they ended the run.
         """
         entry: dict[str, Any] = {"state": state, "step": step, "steps": steps}
         if reason is not None:
             entry["reason"] = reason
         if is_failed:
             entry["is_failed"] = True
+        if without_improvement is not None:
+            entry["without_improvement"] = without_improvement
         write_json_atomic(self.path / "state.json", entry)
 
     def describe(

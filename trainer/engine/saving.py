@@ -5,10 +5,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainer.checkpoint.retention import METRIC
+from trainer.checkpoint.retention import METRIC, retention_of
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.tensors import write_tensors
-from trainer.config.schema import RunConfig
+from trainer.config.schema import TrainConfig
 from trainer.engine.distributed import Distributed
 from trainer.engine.session import Session, Tensors
 from trainer.errors import CheckpointError, ConfigError
@@ -22,7 +22,7 @@ class Saver:
     tells of :attr:`has_failed` when they agree, and then all call :meth:`raise_error`.
 
     Args:
-        run: Its ``background_saves`` and ``best_metric``.
+        config: Its ``run.background_saves`` and what chooses the best checkpoint.
         store: Where checkpoints go.
         distributed: This process among the others.
         prepare: Called on rank 0 before a checkpoint is published: makes durable what must not be
@@ -32,20 +32,22 @@ class Saver:
 
     def __init__(
         self,
-        run: RunConfig,
+        config: TrainConfig,
         store: CheckpointStore,
         distributed: Distributed,
         *,
         prepare: Callable[[], None],
         publish: Callable[[int], None],
     ) -> None:
-        self._is_background = run.background_saves
-        self._metric = run.best_metric
+        self._is_background = config.run.background_saves
+        self._metric = retention_of(config).metric
+        self._is_validated = config.validation.clicks is not None
         self._store = store
         self._distributed = distributed
         self._prepare = prepare
         self._publish = publish
         self._value: float | None = None
+        self._step = 0
         self._is_known = False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -65,7 +67,7 @@ class Saver:
         tensors = session.tensors(to_own=self._is_background)
         step, stated = session.step, dict(state)
         if self._metric is not None:
-            stated[METRIC] = {"name": self._metric, "value": self._value}
+            stated[METRIC] = {"name": self._metric, "value": self._value_at(step)}
 
         def write() -> None:
             self._write(step, stated, *tensors)
@@ -104,24 +106,33 @@ class Saver:
         """Take over the value of the best metric from the checkpoint that a run goes on from."""
         entry = state.get(METRIC) or {}
         self._value = entry.get("value") if entry.get("name") == self._metric else None
+        self._step = int(state.get("step", 0))
 
-    def note(self, values: Mapping[str, float]) -> None:
+    def note(self, step: int, values: Mapping[str, float]) -> None:
         """Remember the best metric's value in a log line (rank 0); None where it is not finite.
 
         A name that the first line does not have is a mistake, which all ranks hear of at their next
-        step.
+        step; but a validation's comes when the first is due.
         """
         if self._metric is None:
             return
         if self._metric in values:
             value = float(values[self._metric])
             self._value = value if math.isfinite(value) else None
+            self._step = step
             self._is_known = True
-        elif not self._is_known:
+        elif not self._is_known and not self._is_validated:
             self._error = ConfigError(
                 f"run.best_metric is {self._metric!r}, but this run logs no such number; there is "
                 f"{', '.join(sorted(values))}"
             )
+
+    def _value_at(self, step: int) -> float | None:
+        """The value that a checkpoint of a step is judged by.
+
+        A loss of a few steps ago will do; a validation says something of the weights it saw alone.
+        """
+        return None if self._is_validated and self._step != step else self._value
 
     def _write(self, step: int, state: dict[str, Any], model: Tensors, optimizer: Tensors) -> None:
         try:

@@ -65,7 +65,9 @@ class Session:
         task.train()
         model: Any = task.model
         self._full_model = FullModel(
-            model, is_sharded=distributed.zero_stage == 3, is_main=distributed.is_main
+            model,
+            is_sharded=distributed.zero_stage == 3,
+            is_wanted=distributed.is_main or config.validation.clicks is not None,
         )
         run = config.run
         prepare_layers(task, compiled=run.compile, checkpointed=run.activation_checkpointing)
@@ -87,6 +89,12 @@ class Session:
         self.backend.rewind(checkpoint.state.get("backend", {}), self.step)
         load_optimizer(checkpoint.folder, self.backend, self._moments)
 
+    def take_weights(self, checkpoint: Checkpoint) -> None:
+        """Have the weights of another step, and be nothing but them from now on: for an export at
+        the end of training. Called by all ranks.
+        """
+        restore_model(checkpoint.folder, self.backend, self._task)
+
     def _take_place(self, checkpoint: Checkpoint) -> None:
         self.step = checkpoint.step
         reached = checkpoint.state["position"]
@@ -104,7 +112,11 @@ class Session:
         )
 
     def full_model(self) -> nn.Module:
-        """The task's model with whole weights on rank 0; called by all ranks."""
+        """The task's model with whole weights, on rank 0; called by all ranks.
+
+        On every rank where the run validates. The training mode and the device are the task's, but
+        of ZeRO-3 it is a copy on the CPU.
+        """
         return self._full_model.gather(self.backend)
 
     def state(self, data: str) -> dict[str, Any]:

@@ -14,20 +14,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from shards.mixing import measure_mixing
-from shards.order import BatchRows, Position
-from shards.stream import Prefetch, Stream, prefetch
+from shards.stream import Prefetch
 from trainer.checkpoint.retention import retention_of
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.load import flatten, to_dict
 from trainer.config.schema import TrainConfig
 from trainer.engine.backends import StepResult
+from trainer.engine.batches import PADDING, TEXTS, MicroBatch, StepBatch, step_batches, to_device
 from trainer.engine.copies import copy_steps
 from trainer.engine.distributed import Distributed
+from trainer.engine.ending import finished_line, take_chosen, write_finished, write_stopped
 from trainer.engine.not_finite import NotFinite, Verdict, spread
 from trainer.engine.opening import Opened, open_run
 from trainer.engine.profiling import StepProfiler
@@ -38,6 +38,7 @@ from trainer.engine.session import Session
 from trainer.engine.signals import StopRequest, stop_on_signals
 from trainer.engine.step_module import check_all_take_part, seed_of
 from trainer.engine.step_report import Meter, StepReport, highest, memory_mib
+from trainer.engine.validation import Validation, Validator
 from trainer.engine.watchdog import (
     AGREE,
     CHECKPOINT,
@@ -45,6 +46,7 @@ from trainer.engine.watchdog import (
     FORWARD,
     LOG,
     STEP,
+    VALIDATE,
     Watchdog,
 )
 from trainer.errors import StopForRequeue, TrainingError
@@ -54,13 +56,6 @@ from trainer.tasks.base import TaskData
 
 Export = Callable[[nn.Module, Path, dict[str, Any]], object]
 """``export(model, folder, info)``: publish the model, with its whole fp32 weights, as a folder."""
-
-MicroBatch = dict[str, np.ndarray]
-StepBatch = tuple[list[MicroBatch], Position]
-PADDING = "padding"
-"""Entry of a micro-batch that is reported instead of passed on: its share of padding, 0 to 1."""
-TEXTS = "texts"
-"""Another: numbers of texts and tokens, see :func:`trainer.tasks.texts.reported`."""
 
 
 class Trainer:
@@ -75,6 +70,7 @@ class Trainer:
         export: Called on rank 0 for teacher copies and at the end.
         distributed: This process among the others, from :func:`trainer.engine.distributed.start`,
             which was called before the task was built.
+        validation: What the task's ``model`` is measured on while it trains; None for nothing.
     """
 
     def __init__(
@@ -84,6 +80,7 @@ class Trainer:
         data: TaskData,
         export: Export,
         distributed: Distributed,
+        validation: Validation | None = None,
     ) -> None:
         self.config = config
         self.task = task
@@ -93,9 +90,9 @@ class Trainer:
         self.steps = total_steps(config.run, data.order.num_units)
         self.copy_steps = copy_steps(config.run.copies, self.steps)
         self.folder = RunFolder(config.run.dir)
-        self._store = CheckpointStore(self.folder.checkpoints, retention_of(config.run), self._warn)
+        self._store = CheckpointStore(self.folder.checkpoints, retention_of(config), self._warn)
         self._saver = Saver(
-            config.run,
+            config,
             self._store,
             distributed,
             prepare=self._flush,
@@ -115,6 +112,15 @@ class Trainer:
             self.folder.log,
             self._note_hang,
         )
+        self._validator = Validator(
+            config.validation,
+            validation,
+            distributed,
+            self.steps,
+            tick=lambda: self._watchdog.at(VALIDATE),
+            say=self.folder.say,
+        )
+        self._fingerprint = data.fingerprint + self._validator.fingerprint
         self._monitor: Monitor | None = None
 
     def fit(self, stop: StopRequest | None = None) -> Path:
@@ -151,6 +157,7 @@ class Trainer:
         if checkpoint is not None:
             self._saver.resume(checkpoint.state)
             self._not_finite.resume(checkpoint.state)
+            self._validator.resume(checkpoint.state)
         session = Session(self.config, self.task, self.distributed, checkpoint, self.steps)
         if checkpoint is None and self.config.run.not_finite == "reload":
             self._save(session)  # Somewhere to go back to, from the first step on.
@@ -172,6 +179,7 @@ class Trainer:
             # The record of what was not finite stays: it says what to leave out this time.
             session.go_back(checkpoint)
             self._saver.resume(checkpoint.state)
+            self._validator.resume(checkpoint.state)
             self._close_monitor()
 
     def _steps(self, session: Session, stop: StopRequest) -> Verdict:
@@ -179,11 +187,18 @@ class Trainer:
         if self.distributed.is_main:
             settings = flatten(to_dict(self.config)) | {"ranks": self.distributed.world_size}
             self._monitor = Monitor(
-                self.folder.path, self.steps, session.step, self.folder.say, settings
+                self.folder.path,
+                self.steps,
+                session.step,
+                self.folder.say,
+                settings,
+                self._validator.finals,
             )
         self._meter.restart()
         with self._batches(session) as batches:
             for step in range(session.step + 1, self.steps + 1):
+                if self._validator.is_over:
+                    break
                 self._begin(step)
                 micro_batches, position = self._fetch(batches)
                 rates = session.learning_rate.set(step)
@@ -194,12 +209,13 @@ class Trainer:
                 if self._not_finite.judge(step, bad_rank, result, position) is Verdict.GO_BACK:
                     return Verdict.GO_BACK
                 session.step, session.position = step, position
-                self._log(step, report, rates, result)
+                validated = self._validator.run(step, session.full_model)
+                self._log(step, report, rates, result, validated)
                 if step in self.copy_steps:
                     self._export(session, self.folder.copy(step))
-                if signum or step == self.steps or step % self.config.run.checkpoint_every == 0:
+                if signum or self._is_saved(step):
                     self._save(session)
-                if signum and step < self.steps:
+                if signum and step < self.steps and not self._validator.is_over:
                     self._saver.join()
                     raise StopForRequeue(
                         f"{signal.Signals(signum).name}: stopped after step {step} of "
@@ -212,25 +228,17 @@ class Trainer:
 
     def _save(self, session: Session) -> None:
         self._watchdog.at(CHECKPOINT)
-        state = session.state(self.data.fingerprint)
+        state = session.state(self._fingerprint) | self._validator.state()
         self._saver.save(session, state | {"not_finite": self._not_finite.record()})
 
     def _batches(self, session: Session) -> Prefetch[StepBatch]:
-        """This rank's micro-batches, step by step, collated ahead by ``data.workers`` threads."""
-
-        def collate(rows: BatchRows) -> StepBatch:
-            parts = rows.split(self.config.run.micro_batch)
-            return [self.data.collate(part) for part in parts], rows.position
-
-        stream = Stream(
-            self.data.order,
-            self.config.run.global_batch,
-            self.distributed.rank,
-            self.distributed.world_size,
+        return step_batches(
+            self.config,
+            self.data,
+            self.distributed,
             session.position,
+            self._not_finite.leaves_out,
         )
-        kept = (rows for rows in stream if not self._not_finite.leaves_out(rows.position))
-        return prefetch(kept, collate, workers=self.config.data.workers)
 
     def _begin(self, step: int) -> None:
         self._watchdog.begin(step)
@@ -255,7 +263,7 @@ class Trainer:
             padding, texts = arrays.pop(PADDING, None), arrays.pop(TEXTS, None)
             if texts is not None:
                 self._meter.count_texts(texts)
-            batch = {name: self._to_device(array) for name, array in arrays.items()}
+            batch = to_device(arrays, self.distributed.device)
             is_last = micro == len(micro_batches) - 1
             torch.manual_seed(seed_of(run.seed, step, self.distributed.rank, micro))
             with backend.micro_step(is_last=is_last):
@@ -266,10 +274,6 @@ class Trainer:
                 backend.backward(spread(outputs["loss"]), is_last=is_last)
             report.add(outputs, None if padding is None else float(padding))
         return report
-
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        writable = array if array.flags.writeable else array.copy()
-        return torch.from_numpy(writable).to(self.distributed.device, non_blocking=True)
 
     def _agree(self, report: StepReport, stop: StopRequest) -> tuple[int, int | None]:
         """One small all-reduce: has any rank a signal to stop, a loss that is not finite, a save
@@ -291,10 +295,20 @@ class Trainer:
         return signum, bad_rank - 1 if bad_rank else None
 
     def _is_logged(self, step: int) -> bool:
-        return step in (1, self.steps) or step % self.config.run.log_every == 0
+        is_special = step in (1, self.steps) or self._validator.is_due(step)
+        return is_special or step % self.config.run.log_every == 0
+
+    def _is_saved(self, step: int) -> bool:
+        is_due = step == self.steps or step % self.config.run.checkpoint_every == 0
+        return is_due or self._validator.wants_checkpoint
 
     def _log(
-        self, step: int, report: StepReport, rates: dict[str, float], result: StepResult
+        self,
+        step: int,
+        report: StepReport,
+        rates: dict[str, float],
+        result: StepResult,
+        validated: dict[str, float],
     ) -> None:
         """Count the step; at a log step, reduce what was counted over ranks and write it down."""
         self._watchdog.at(LOG)
@@ -312,8 +326,9 @@ class Trainer:
             values["train/loss_scale"] = result.loss_scale
         if self._not_finite.faults:
             values["train/skipped_steps"] = float(len(self._not_finite.faults))
-        self._monitor.write(Record(step=step, values=values | memory, histograms=histograms))
-        self._saver.note(values)
+        values |= memory | validated
+        self._monitor.write(Record(step=step, values=values, histograms=histograms))
+        self._saver.note(step, values)
 
     def _open(self) -> Opened:
         return open_run(
@@ -321,8 +336,9 @@ class Trainer:
             self.folder,
             self._store,
             self.distributed,
-            data=self.data.fingerprint,
+            data=self._fingerprint,
             left_out=len(self.data.order.skipped),
+            notes=[*self.data.notes, *self._validator.notes],
             steps=self.steps,
             copy_steps=self.copy_steps,
             mixing=measure_mixing(self.data.order, self.config.run.global_batch),
@@ -342,21 +358,28 @@ class Trainer:
         if self.distributed.is_main:
             self.folder.say(f"WARNING: {line}")
 
-    def _export(self, session: Session, folder: Path) -> None:
+    def _export(self, session: Session, folder: Path, said: dict[str, Any] | None = None) -> None:
         self._watchdog.at(EXPORT)
         model = session.full_model()
-        info = session.info(self.folder.path, self.steps)
+        info = session.info(self.folder.path, self.steps) | (said or {})
         self.distributed.from_main(lambda: self.export(model, folder, info) and None)
 
     def _finish(self, session: Session) -> None:
-        self._export(session, self.folder.export)
+        self._watchdog.at(EXPORT)
+        validator = self._validator
+        if validator.is_over and self.distributed.is_main:
+            self.folder.say(
+                f"ended after step {session.step} of {self.steps}: {validator.ending()}"
+            )
+        chosen = take_chosen(self.config, session, self._store, validator, self.distributed)
+        self._export(session, self.folder.export, chosen)
         self.distributed.from_main(
-            lambda: self.folder.write_state("finished", session.step, self.steps)
+            lambda: write_finished(self.folder, validator, session.step, self.steps)
         )
         if self._monitor is not None:
             self._monitor.end()
         if self.distributed.is_main:
-            self.folder.say(f"finished: {self.folder.export}")
+            self.folder.say(finished_line(self.folder, chosen, session.step))
 
     def _note_stop(self, error: BaseException) -> None:
         """Leave the reason of an early end in ``state.json``, with the last checkpoint's step."""
@@ -368,17 +391,7 @@ class Trainer:
             if failed is not None and failed is not error:
                 self._warn(str(failed))
             self._close_monitor()
-        state = self.folder.state()
-        if state.get("state") == "running" and self.folder.is_open:
-            reason = str(error) or type(error).__name__
-            with contextlib.suppress(OSError):
-                self.folder.write_state(
-                    "stopped",
-                    int(state["step"]),
-                    self.steps,
-                    reason,
-                    is_failed=not isinstance(error, StopForRequeue),
-                )
+        write_stopped(self.folder, error, self.steps)
 
     def _note_hang(self, reason: str) -> None:
         """Called by the watchdog's thread, before it ends the process."""

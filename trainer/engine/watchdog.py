@@ -10,11 +10,11 @@ whether that still changes. After ``run.hang_timeout_s`` without a change it
    of this machine so that they can;
 4. ends the process with exit code 1; the launcher ends the rest.
 
-Phases that may rightly take long (start-up, the first step with its compilation, checkpoints,
-exports) have ``LONG`` times as long. The time between a change and the end of the process is at
-most the limit and ``SLACK_S``; where a rank can no longer be woken, the launcher needs its own time
-to kill it (torchrun: 30 s after asking it to end). Collectives wait longer than that
-(:func:`collective_timeout_s`), so that it is always the watchdog that speaks.
+Phases that may rightly take long (start-up, the first step with its compilation, validations,
+checkpoints, exports) have ``LONG`` times as long. The time between a change and the end of the
+process is at most the limit and ``SLACK_S``; where a rank can no longer be woken, the launcher
+needs its own time to kill it (torchrun: 30 s after asking it to end). Collectives wait longer than
+that (:func:`collective_timeout_s`), so that it is always the watchdog that speaks.
 
 A thread of Python cannot run while C code holds the interpreter's lock. For that there is
 ``faulthandler``'s timer, which needs no lock: twice the longest of these times after the watchdog
@@ -42,13 +42,14 @@ FETCH = "data wait"
 FORWARD = "forward and backward"
 AGREE = "agreement of ranks"
 STEP = "optimizer step"
+VALIDATE = "validation"
 LOG = "log"
 EXPORT = "export"
 CHECKPOINT = "checkpoint"
-PHASES = (START, FETCH, FORWARD, AGREE, STEP, LOG, EXPORT, CHECKPOINT)
+PHASES = (START, FETCH, FORWARD, AGREE, STEP, VALIDATE, LOG, EXPORT, CHECKPOINT)
 """What a rank does in a step, in order."""
 
-LONG_PHASES = (START, EXPORT, CHECKPOINT)
+LONG_PHASES = (START, VALIDATE, EXPORT, CHECKPOINT)
 LONG = 4.0
 """How many times the limit long phases and the first step may take."""
 

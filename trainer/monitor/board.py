@@ -1,7 +1,7 @@
 """TensorBoard: scalars, histograms, the run's row on the HPARAMS page, and charts that belong
 together."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ LAYOUT = {
         "learning rate": ["Multiline", ["^train/lr"]],
         "accuracy": ["Multiline", ["^train/accuracy$"]],
         "gradient norm": ["Multiline", ["^train/grad_norm$"]],
+    },
+    "Validation": {
+        "AUC": ["Multiline", ["^valid/(best_)?auc$"]],
+        "MRR and nDCG": ["Multiline", ["^valid/(best_)?(mrr|ndcg)"]],
     },
     "Teachers": {
         "weights": ["Multiline", ["^teacher/.+/weight$"]],
@@ -53,8 +57,12 @@ NOT_COMPARED = (
     "data.articles",
     "data.clicks",
     "data.tokens",
+    "run.export",
+    "validation.clicks",
 )
 """Settings, by how their names begin, that say nothing about what a run computes."""
+COMPARED = ("data.clicks_since", "data.clicks_until")
+"""Those that begin so and do."""
 
 
 class Board:
@@ -64,17 +72,25 @@ class Board:
         folder: Where they are.
         resumed_step: Later steps of an earlier attempt are hidden.
         settings: The run's settings by full name, for the HPARAMS page; empty leaves it out.
+        finals: Metrics of that page that the first record does not have yet: a validation's best.
     """
 
-    def __init__(self, folder: Path, resumed_step: int, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        resumed_step: int,
+        settings: Mapping[str, Any],
+        finals: Sequence[str] = (),
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder), purge_step=resumed_step + 1, flush_secs=30)
         self._settings = {
             name: hparam(value)
             for name, value in settings.items()
-            if not name.startswith(NOT_COMPARED)
+            if name in COMPARED or not name.startswith(NOT_COMPARED)
         }
+        self._finals = tuple(finals)
         self._is_described = False
         self._ending: Any = None
 
@@ -94,11 +110,15 @@ class Board:
         from torch.utils.tensorboard.summary import hparams
 
         self._is_described = True
-        teachers = any(name.startswith("teacher/") for name in names)
-        shown = {title: charts for title, charts in LAYOUT.items() if title != "Teachers"}
-        self._writer.add_custom_scalars(LAYOUT if teachers else shown)
+        known = {*names, *self._finals}
+        begins = {"Teachers": "teacher/", "Validation": "valid/"}
+        left_out = {
+            title for title, begin in begins.items() if not any(n.startswith(begin) for n in known)
+        }
+        shown = {title: charts for title, charts in LAYOUT.items() if title not in left_out}
+        self._writer.add_custom_scalars(shown)
         if self._settings:
-            metrics = dict.fromkeys(name for name in FINAL if name in set(names))
+            metrics = dict.fromkeys([*self._finals, *(name for name in FINAL if name in known)])
             experiment, beginning, self._ending = hparams(self._settings, metrics)
             for summary in (experiment, beginning):
                 self._writer.file_writer.add_summary(summary)

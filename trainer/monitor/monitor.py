@@ -1,7 +1,7 @@
 """One record, three places: the console, TensorBoard and ``metrics.jsonl``. Rank 0 only."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Monitor:
             TensorBoard.
         say: Prints a line.
         settings: Settings by full name for TensorBoard's HPARAMS page.
+        finals: Metrics of that page that the first record does not have yet.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class Monitor:
         resumed_step: int,
         say: Callable[[str], None] = print,
         settings: Mapping[str, Any] | None = None,
+        finals: Sequence[str] = (),
     ) -> None:
         self._steps = steps
         self._say = say
         self._pace = Pace(steps)
         self._metrics = MetricsFile(folder, resumed_step)
-        self._board = Board(folder / "tensorboard", resumed_step, settings or {})
+        self._board = Board(folder / "tensorboard", resumed_step, settings or {}, finals)
 
     def write(self, record: Record) -> None:
         """Write one record everywhere.

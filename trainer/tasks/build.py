@@ -24,6 +24,7 @@ from trainer.tasks.distill import teacher_names
 from trainer.tasks.post_train import PostTrainData, PostTrainDistillTask, PostTrainTask
 from trainer.tasks.sources import Sources, open_sources
 from trainer.tasks.texts import grouping_of
+from trainer.tasks.validation import ClickValidation, open_validation
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.live import LiveClickSignals, LiveTextSignals
 from trainer.teacher_server.signals import (
@@ -32,7 +33,15 @@ from trainer.teacher_server.signals import (
     TeacherSignals,
 )
 
-__all__ = ["BuiltTask", "Sources", "build", "exporter", "open_data", "open_sources"]
+__all__ = [
+    "BuiltTask",
+    "Sources",
+    "build",
+    "exporter",
+    "open_data",
+    "open_sources",
+    "open_validation",
+]
 
 Exporter = Callable[[nn.Module, Path, dict[str, Any]], object]
 
@@ -51,6 +60,8 @@ class BuiltTask:
     """The data half."""
     export: Exporter
     """Writes the trained model as an export: ``export(model, folder, info)``."""
+    validation: ClickValidation | None = None
+    """What the model is measured on while it trains."""
 
 
 def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
@@ -86,7 +97,8 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
         else:
             module = FinetuneDistillTask(recommender, signals.dims, config.loss, names)
     task_data = open_data(config, opened, signals, states)
-    return BuiltTask(module, task_data, exporter(config, opened.tokens))
+    validation = open_validation(config, opened, task_data)
+    return BuiltTask(module, task_data, exporter(config, opened.tokens), validation)
 
 
 def open_data(

@@ -38,6 +38,7 @@ from trainer.tasks.distill import (
     weight_histograms,
     weight_report,
 )
+from trainer.tasks.left_out import clicks_left_out, training_period
 from trainer.tasks.shared_titles import Share, encode_shared
 from trainer.tasks.texts import (
     NO_GROUPING,
@@ -86,19 +87,21 @@ class ClickData:
         self.rule = ClickRule(
             seed, config.num_negatives, config.history_length, config.static_negatives
         )
+        left_out = clicks_left_out(clicks, tokens.skipped_rows, config)
+        self.notes = left_out.notes
         self.order = click_order(
-            clicks,
-            seed,
-            config.window_shards,
-            config.user_block,
-            clicks.units_with(tokens.skipped_rows),
+            clicks, seed, config.window_shards, config.user_block, left_out.units
         )
         self._kept_over_ranks: dict[tuple[int, int, int], float] = {}
         said = [] if signals is None else list(signals.columns)
         self.states = states
-        frozen = {} if states is None else {"frozen_states": states.reader}
+        period = training_period(config)
         self.fingerprint = data_fingerprint(
-            clicks=impressions, tokens=tokens.reader, **numbered("teacher_column", said), **frozen
+            clicks=impressions,
+            tokens=tokens.reader,
+            **({"clicks_period": period} if period.is_bounded else {}),
+            **numbered("teacher_column", said),
+            **({} if states is None else {"frozen_states": states.reader}),
         )
 
     def collate(self, batch: BatchRows) -> Batch:

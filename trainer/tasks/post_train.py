@@ -43,6 +43,7 @@ from trainer.tasks.distill import (
     weight_histograms,
     weight_report,
 )
+from trainer.tasks.left_out import damaged
 from trainer.tasks.texts import (
     NO_GROUPING,
     Grouping,
@@ -74,6 +75,7 @@ class PostTrainData:
         self.seed = seed
         self.signals = signals
         self.num_articles = articles.num_rows
+        self.notes = damaged(tokens.skipped_rows).notes
         counts = np.diff(articles.shard_starts).tolist()
         self.order = EpochOrder(
             counts, articles.fingerprint, seed, config.window_shards, tokens.skipped_rows

@@ -1,0 +1,310 @@
+"""Validation while a click task trains: the numbers, the best step, and the end of patience."""
+
+import itertools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.launch import metrics
+from helpers.sets import impression_samples, make_articles, make_impressions
+from helpers.world import TinyWorld, make_world
+from safetensors.torch import load_file
+
+from trainer.config.schema import ValidationConfig
+from trainer.config.validate import validate
+from trainer.engine.distributed import Distributed, start
+from trainer.engine.trainer import Trainer
+from trainer.engine.validation import Progress, Validator
+from trainer.errors import CheckpointError, TinyNewsRecError, TrainingError
+from trainer.evaluate.evaluate import EvaluateOptions, evaluate_model
+from trainer.evaluate.metrics import METRIC_NAMES, ranking_metrics
+from trainer.tasks.build import build
+
+DAY = "2019-11-14"
+EVERY, STEPS = 2, 12
+
+
+@dataclass
+class Worlds:
+    """A log with five days of impressions, and apart from it those of two of its days."""
+
+    world: TinyWorld
+    held_out: Path
+    made: dict[str, Path] = field(default_factory=dict)
+
+    def settings(self, run: str, **changes: Any) -> dict[str, Any]:
+        clicks = str(self.world.impressions.path)
+        given = {
+            "run__dir": str(self.world.folder / "runs" / run),
+            "run__seed": 3,
+            "run__max_steps": STEPS,
+            "run__epochs": 100.0,
+            "run__log_every": 1,
+            "run__checkpoint_every": 5,
+            "run__keep_checkpoints": 1,
+            "optimizer__lr": 0.02,
+            "data__clicks_until": DAY,
+            "data__workers": 0,
+            "validation__clicks": clicks,
+            "validation__since": DAY,
+            "validation__every": EVERY,
+        }
+        return given | changes
+
+    def train(self, run: str, *, crash_at: int | None = None, **changes: Any) -> Path:
+        config = self.world.config("finetune", **self.settings(run, **changes))
+        validate(config)
+        with start(config) as distributed:
+            task = build(config)
+            if crash_at is not None:
+                collate = task.data.collate
+
+                def crashing(batch):
+                    if batch.position.samples + batch.position.epoch * 10**6 >= 8 * crash_at:
+                        raise TrainingError("crash of the test")
+                    return collate(batch)
+
+                task.data.collate = crashing  # type: ignore[method-assign]
+            trainer = Trainer(
+                config, task.module, task.data, task.export, distributed, task.validation
+            )
+            return trainer.fit()
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory) -> Worlds:
+    folder = tmp_path_factory.mktemp("validation")
+    world = make_world(folder, num_articles=60, num_impressions=150)
+    samples = [s for s in impression_samples(150, 60) if s["time"] >= DAY]
+    held_out = make_impressions(folder / "held-out", world.articles, samples=samples)
+    return Worlds(world, held_out.path)
+
+
+@pytest.fixture(scope="module")
+def validated(worlds) -> Path:
+    """A run to its last step that also leaves its model of two validated steps."""
+    copies = {"run__copies__rule": "list", "run__copies__steps": (4, STEPS)}
+    return worlds.train("validated", **copies)
+
+
+def aucs(run: Path) -> dict[int, float]:
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {r["step"]: r["valid/auc"] for r in records if "valid/auc" in r}
+
+
+def state(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "state.json").read_text()))
+
+
+def model_of(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    return ours.keys() == theirs.keys() and all(theirs[k].equal(v) for k, v in ours.items())
+
+
+def test_numbers_are_those_of_tnr_evaluate_of_that_steps_export(worlds, validated):
+    assert sorted(aucs(validated)) == list(range(EVERY, STEPS + 1, EVERY))
+    records = [json.loads(line) for line in (validated / "metrics.jsonl").open()]
+    for step in (4, STEPS):
+        export = validated / "copies" / f"step_{step:08d}"
+        options = EvaluateOptions(speed_s=0.0, device="cpu")
+        found = evaluate_model(export, worlds.world.articles.path, worlds.held_out, options)
+        logged = {name: records[step - 1][f"valid/{name}"] for name in METRIC_NAMES}
+        assert logged == pytest.approx(found["metrics"], abs=1e-9)
+    log = (validated / "log" / "train.log").read_text()
+    assert f"({found['counts']['impressions']} impressions" in log
+
+
+def test_training_is_the_same_to_the_bit_without(worlds, validated):
+    free = {"validation__clicks": None, "validation__since": None}
+    plain = worlds.train("plain", **free)
+    for name in ("train/loss", "train/grad_norm", "train/accuracy"):
+        assert metrics(plain, name) == metrics(validated, name)
+    copy = validated / "copies" / f"step_{STEPS:08d}"
+    assert same(model_of(plain / "export"), model_of(copy))
+    assert "chosen" not in json.loads((plain / "export" / "tnr.json").read_text())
+    assert not (plain / "checkpoints" / "best").exists()
+
+
+def test_best_step_is_kept_named_and_exported(validated):
+    found = aucs(validated)
+    best = max(found, key=lambda step: (found[step], -step))
+    assert 0 < best < STEPS, "choose another seed: the best step must not be the last"
+    folder = validated / "checkpoints" / f"step_{best:08d}"
+    assert (validated / "checkpoints" / "best").read_text() == f"{folder.name}\n"
+    kept = sorted(path.name for path in (validated / "checkpoints").glob("step_*"))
+    assert kept == [folder.name, f"step_{STEPS:08d}"]
+    info = json.loads((validated / "export" / "tnr.json").read_text())
+    assert (info["step"], info["chosen"]) == (best, "best valid/auc")
+    assert info["valid/auc"] == found[best]
+    stored = {k.removeprefix("model."): v for k, v in model_of(folder).items()}
+    exported = model_of(validated / "export")
+    assert same(exported, {name: stored[name] for name in exported})
+    log = (validated / "log" / "train.log").read_text()
+    assert f"has the weights of step {best} of {STEPS}: best valid/auc" in log
+    records = [json.loads(line) for line in (validated / "metrics.jsonl").open()]
+    assert records[-1]["valid/best_auc"] == found[best]
+
+
+def test_last_step_is_exported_if_asked_for(worlds, validated):
+    run = worlds.train("last", run__export="last")
+    assert same(model_of(run / "export"), model_of(validated / "copies" / f"step_{STEPS:08d}"))
+    info = json.loads((run / "export" / "tnr.json").read_text())
+    assert (info["step"], info["chosen"]) == (STEPS, "last step")
+
+
+def test_patience_ends_the_run_at_one_step_however_often_it_was_interrupted(worlds):
+    # With such a min_delta only the first validation is an improvement.
+    rule = {"validation__patience": 3, "validation__min_delta": 1.0}
+    whole = worlds.train("whole", **rule)
+    end = EVERY * (1 + 3)
+    assert max(metrics(whole)) == end and sorted(aucs(whole)) == [2, 4, 6, 8]
+    said = state(whole)
+    assert (said["state"], said["step"], said["steps"]) == ("finished", end, STEPS)
+    assert "did not improve in 3 validations" in said["reason"]
+    for crash_at in (4, 7, 8):
+        with pytest.raises(TrainingError, match="crash of the test"):
+            worlds.train("torn", crash_at=crash_at, **rule)
+    torn = worlds.train("torn", **rule)
+    starts = [json.loads(line) for line in (torn / "starts.jsonl").open()]
+    assert 0 < starts[1]["from_step"] < starts[-1]["from_step"]
+    assert metrics(torn) == metrics(whole) and aucs(torn) == aucs(whole)
+    assert state(torn) == said
+    assert same(model_of(torn / "export"), model_of(whole / "export"))
+
+    before = (whole / "metrics.jsonl").read_bytes()
+    worlds.train("whole", **rule)  # it stays finished, also with more steps in sight
+    worlds.train("whole", **rule | {"run__max_steps": STEPS + 10})
+    assert (whole / "metrics.jsonl").read_bytes() == before
+    (whole / "export").rename(whole / "export-before")
+    worlds.train("whole", **rule)  # a start after a kill before the export makes that alone
+    assert (whole / "metrics.jsonl").read_bytes() == before
+    assert same(model_of(whole / "export"), model_of(whole / "export-before"))
+    worlds.train("whole", **rule | {"validation__patience": 4})  # a longer patience goes on
+    assert max(metrics(whole)) == end + EVERY
+
+
+def test_another_period_or_other_impressions_are_another_run(worlds):
+    with pytest.raises(TrainingError):
+        worlds.train("other", crash_at=6)
+    checkpoints = worlds.world.folder / "runs" / "other" / "checkpoints"
+    for step in (4, 5):  # step 5 is saved, but was not validated: it must not pass for the best
+        said = json.loads((checkpoints / f"step_{step:08d}" / "state.json").read_text())
+        assert (said["metric"]["value"] is None) == (step == 5)
+    with pytest.raises(CheckpointError, match=r"data.clicks_until was '2019-11-14' and is now"):
+        worlds.train("other", data__clicks_until="2019-11-13")
+    with pytest.raises(CheckpointError, match=r"validation.since was '2019-11-14' and is now"):
+        worlds.train("other", validation__since="2019-11-15")
+    with pytest.raises(CheckpointError, match=r"validation.clicks \(the impressions that are"):
+        worlds.train("other", validation__clicks=str(worlds.held_out), validation__since=DAY)
+
+
+def test_damaged_best_checkpoint_is_named_with_the_way_out(worlds):
+    run = worlds.train("damaged")
+    best = (run / "checkpoints" / "best").read_text().strip()
+    weights = run / "checkpoints" / best / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (run / "export").rename(run / "before")
+    with pytest.raises(CheckpointError, match=r"best by valid/auc, cannot .* --run.export last"):
+        worlds.train("damaged")
+    worlds.train("damaged", run__export="last")
+    assert state(run)["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation__since": None}, r"impressions to validate on are trained on too .*before"),
+        ({"data__clicks_until": None}, "set data.clicks_until and validation.since"),
+        ({"validation__since": "2019-12-01"}, r"none of the 150 impressions .*2019-11-15 08:00"),
+        ({"data__clicks_until": "2018-11-14"}, r"none of the .* clicks .*runs from 2019-11-11"),
+        ({"validation__until": "2019-11-13"}, "validation.since 2019-11-14 is not before"),
+        ({"validation__since": "friday"}, "validation.since is 'friday'"),
+        ({"validation__every": 0}, "validation.every is 0; expected at least 1"),
+        ({"validation__patience": 6}, "in 12 steps, one every 2, it has 6 validations"),
+        ({"run__best_metric": "train/loss"}, "the best step is that of valid/auc"),
+        ({"validation__clicks": None}, "validation.since is set, but validation.clicks is not"),
+    ],
+)
+def test_wrong_splits_and_settings_are_one_clear_line(worlds, changes, message):
+    with pytest.raises(TinyNewsRecError, match=message) as stopped:
+        worlds.train("wrong", **changes)
+    assert "\n" not in str(stopped.value)
+    assert not (worlds.world.folder / "runs" / "wrong").exists()
+
+
+def test_sets_that_cannot_be_validated_on_are_refused(worlds, tmp_path):
+    free = {"validation__since": None}
+    articles = worlds.world.articles
+    bare = make_impressions(tmp_path / "bare", articles, labelled=False)
+    with pytest.raises(TinyNewsRecError, match="has no labels"):
+        worlds.train("wrong", validation__clicks=str(bare.path), **free)
+    others = make_articles(tmp_path / "others", 61)
+    foreign = make_impressions(tmp_path / "foreign", others)
+    with pytest.raises(TinyNewsRecError, match=r"validation\.clicks .* built over other articles"):
+        worlds.train("wrong", validation__clicks=str(foreign.path), **free)
+    sample = impression_samples(1, 60)[0] | {"candidates": [1, 2], "clicks": [1, 1]}
+    one_class = make_impressions(tmp_path / "one", articles, samples=[sample])
+    with pytest.raises(TinyNewsRecError, match="both a clicked and another candidate"):
+        worlds.train("wrong", validation__clicks=str(one_class.path), **free)
+    config = worlds.world.config("post_train", validation__clicks="x")
+    with pytest.raises(TinyNewsRecError, match=r"validation\.clicks is for tasks that read clicks"):
+        validate(config)
+
+
+def test_a_part_of_the_impressions_is_even_and_always_the_same(worlds):
+    def rows(most):
+        changes = {"validation__max_impressions": most}
+        config = worlds.world.config("finetune", **worlds.settings("part", **changes))
+        found = build(config).validation
+        assert found is not None and f"validation on {len(found.rows)} of the 150" in found.notes[0]
+        return found.rows.tolist()
+
+    everything = rows(None)
+    assert rows(10**6) == everything
+    chosen = rows(13)
+    assert len(chosen) == 13 and set(chosen) < set(everything) and chosen == rows(13)
+    places = [everything.index(row) for row in chosen]
+    assert max(b - a for a, b in itertools.pairwise(places)) <= len(everything) / 13 + 1
+
+
+def test_a_long_validation_gives_signs_of_life_and_cannot_be_taken_for_a_hang():
+    class Slow:
+        fingerprint, notes = "x", ()
+
+        def measure(self, model, ranks, *, on_part, **_):
+            for _ in range(3):
+                on_part(1)
+            return ranking_metrics(np.array([1.0, 0.0]), np.array([1, 0]), np.array([0, 2]))
+
+    ticks, said = [], []
+    alone = Distributed(
+        accelerator=None,
+        rank=0,
+        world_size=1,
+        device=torch.device("cpu"),
+        accumulation=1,
+        deepspeed=None,
+    )
+    settings = ValidationConfig(clicks="x", every=3, metric="mrr")
+    validator = Validator(settings, Slow(), alone, 7, tick=lambda: ticks.append(1), say=said.append)
+    model = torch.nn.Linear(1, 1)
+    assert [step for step in range(1, 8) if validator.run(step, lambda: model)] == [3, 6, 7]
+    assert len(ticks) == 3 * 4
+    assert "validation of step 3: auc 1.0000  mrr 1.0000" in said[0]
+    assert "the best mrr so far" in said[0] and "the best mrr is 1.0000 of step 3" in said[1]
+
+
+def test_progress_counts_by_min_delta_but_keeps_whatever_was_best():
+    progress = Progress()
+    values = [0.5, 0.51, 0.509, 0.53, 0.53, 0.5]
+    is_best = [progress.add(step, value, 0.02) for step, value in enumerate(values, start=1)]
+    assert is_best == [True, True, False, True, False, False]
+    assert (progress.best_step, progress.best) == (4, 0.53)
+    assert (progress.reference, progress.stale) == (0.53, 2)
