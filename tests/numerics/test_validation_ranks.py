@@ -69,12 +69,12 @@ def test_ranks_validate_together_and_end_together(runs, mode):
     assert (state["state"], state["step"], state["steps"]) == ("finished", END, STEPS)
     for step in (EVERY, END):
         copy = run / "copies" / f"step_{step:08d}"
-        found = evaluate_model(copy, articles, held_out, OPTIONS)["metrics"]
+        found = evaluate_model(copy, articles, held_out, OPTIONS).record["metrics"]
         logged = {name: records[step - 1][f"valid/{name}"] for name in METRIC_NAMES}
         assert logged == pytest.approx(found, abs=1e-9), f"step {step}"
     info = json.loads((run / "export" / "tnr.json").read_text())
     best = max(r["valid/auc"] for r in records if "valid/auc" in r)
     assert info["valid/auc"] == records[info["step"] - 1]["valid/auc"] == best
-    found = evaluate_model(run / "export", articles, held_out, OPTIONS)["metrics"]
+    found = evaluate_model(run / "export", articles, held_out, OPTIONS).record["metrics"]
     assert found["auc"] == pytest.approx(best, abs=1e-9), "the export is that of another step"
     assert (run / "checkpoints" / "best").read_text() == f"step_{info['step']:08d}\n"

@@ -19,7 +19,9 @@ from shards.tokenizer import load_tokenizer
 from trainer.cli.main import main
 from trainer.config.load import from_settings, load_config
 from trainer.errors import ColumnError, ConfigError, UsageError
-from trainer.evaluate.evaluate import EvaluateOptions, score_log
+from trainer.evaluate.evaluate import EvaluateOptions, make_ready
+from trainer.evaluate.scoring import score_impressions
+from trainer.evaluate.sharded import Ranks
 from trainer.evaluate.metrics import ranks_without_ties
 from trainer.evaluate.pairs import open_click_log
 from trainer.export.folder import load_export
@@ -104,9 +106,10 @@ def test_training_evaluation_prediction_and_teachers_say_the_same(
     expected = np.concatenate(scores)
 
     log = open_click_log(world.articles.path, world.impressions.path)
-    scored, _, _ = score_log(export, log, EvaluateOptions(device="cpu", speed_s=0))
+    ready = make_ready(export, log, EvaluateOptions(device="cpu"), Ranks())
+    length = ready.history_length
+    scored = score_impressions(ready.model, ready.news_NE, log.clicks, history_length=length)
     np.testing.assert_allclose(scored.scores, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(scored.users, users, rtol=1e-4, atol=1e-5)
 
     out = tmp_path / "prediction.zip"
     sets = ["--articles", world.articles.path, "--clicks", world.impressions.path]
@@ -178,13 +181,16 @@ def test_a_learned_vector_is_read_as_the_released_code_reads_it(world: TinyWorld
     settings = SETTINGS | KINDS["last_k_mean"] | {"model__history_padding": "learned"}
     export = load_export(world.teacher("finetune", 7, **settings))
     log = open_click_log(world.articles.path, world.impressions.path)
-    scored, model, _ = score_log(export, log, EvaluateOptions(device="cpu", speed_s=0))
+    ready = make_ready(export, log, EvaluateOptions(device="cpu"), Ranks())
+    length = ready.history_length
+    scored = score_impressions(ready.model, ready.news_NE, log.clicks, history_length=length)
     cold = np.array([not sample["history"] for sample in world.impressions])
-    assert not scored.users[cold].any() and scored.users[~cold].any(axis=1).all()
+    is_cold = np.repeat(cold, np.diff(scored.offsets))
+    assert not scored.scores[is_cold].any() and (scored.scores[~is_cold] != 0).all()
     live = LiveClickSignals(world.articles, world.impressions, [export.folder])
     asked = {"news": np.arange(3), "user": np.flatnonzero(cold)}
     said = live.read(asked, np.zeros((int(cold.sum()), 1), np.int64))
-    pad_doc = model.user_encoder.pad_doc.detach().numpy()
+    pad_doc = ready.model.user_encoder.pad_doc.detach().numpy()
     np.testing.assert_allclose(said["teacher.0.user"], np.tile(pad_doc, (cold.sum(), 1)), rtol=1e-6)
 
 

@@ -114,7 +114,7 @@ def test_numbers_are_those_of_tnr_evaluate_of_that_steps_export(worlds, validate
     for step in (4, STEPS):
         export = validated / "copies" / f"step_{step:08d}"
         options = EvaluateOptions(speed_s=0.0, device="cpu")
-        found = evaluate_model(export, worlds.world.articles.path, worlds.held_out, options)
+        found = evaluate_model(export, worlds.world.articles.path, worlds.held_out, options).record
         logged = {name: records[step - 1][f"valid/{name}"] for name in METRIC_NAMES}
         assert logged == pytest.approx(found["metrics"], abs=1e-9)
     log = (validated / "log" / "train.log").read_text()
