@@ -142,6 +142,9 @@ class BaselinesSection:
     """Models of each student's depth, finetuned on clicks alone, for every seed."""
     plain_teacher: bool = True
     """The whole backbone, finetuned on clicks alone (PLM-NR FT), for every seed."""
+    untrained: bool = False
+    """The whole backbone under a random head and user encoder, not trained at all, for every
+    seed."""
     popularity: bool = True
     """Articles ranked by their clicks in the training log."""
     random: bool = True

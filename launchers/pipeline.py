@@ -24,6 +24,17 @@ from trainer.errors import ConfigError
 
 __all__ = ["PipelineConfig", "load_pipeline", "options", "pipeline_steps"]
 
+_UNTRAINED = {
+    "run.max_steps": 1,
+    "optimizer.lr": 1e-30,
+    "optimizer.backbone_lr": 1e-30,
+    "model.trainable_layers": 0,
+    "model.frozen_states": "off",
+    "validation.clicks": None,
+    "validation.patience": None,
+}
+"""One step that changes no weight: it is lost in the rounding of any but a zero."""
+
 
 def pipeline_steps(config: PipelineConfig) -> list[Step]:
     """All steps of the method, each after what it needs.
@@ -196,6 +207,10 @@ class _Plan:
             name = f"plain-teacher-s{seed}"
             run = self._train(name, "plain", seed, {}, needs, clicks=True)
             self._evaluate(name, run, name, "teacher (plain)", "plain", seed)
+        if section.untrained:
+            name = f"untrained-s{seed}"
+            run = self._train(name, "plain", seed, _UNTRAINED, needs, clicks=True)
+            self._evaluate(name, run, name, "untrained", "other", seed)
         kinds = {"random": section.random, "popularity": section.popularity}
         for kind in (kind for kind, wanted in kinds.items() if wanted):
             if kind == "random" or seed == self.config.seeds[0]:  # popularity has no seed

@@ -165,6 +165,16 @@ def test_parts_can_be_left_out():
     assert words_after(steps["evaluate-student-1-s0"], "--clicks") == ["D"]
 
 
+def test_an_untrained_model_is_a_run_of_one_step_that_changes_nothing():
+    assert not any("untrained" in name for name in plan())
+    steps = plan(baselines={"untrained": True})
+    step = steps["untrained-s0"]
+    assert words_after(step, "--optimizer.lr") == ["1e-30"]
+    assert words_after(step, "--run.max_steps") == ["1"]
+    assert words_after(steps["evaluate-untrained-s0"], "--name") == ["untrained"]
+    check_training([step])
+
+
 def test_words_of_options_and_overrides():
     given = {"a_b": 1, "c": True, "d": False, "e": None, "f": [1, 2]}
     assert options(given) == ("--a-b", "1", "--c", "--f", "1", "2")
