@@ -133,9 +133,10 @@ def test_an_impression_shows_what_was_clicked(world: TinyWorld, export: str, cap
     assert f"user {sample['user']} in impression {sample['id']} (row {row})" in said
     ranks = "; ".join(str(n + 1) for n, one in enumerate(clicked) if one)
     assert f"Rank of what the user clicked in this impression: {ranks}" in said
-    lines = [line for line in said.splitlines() if "[" in line]
-    assert sum("[clicked" in line for line in lines) == 2
-    assert len(lines) == len(clicked)
+    assert said.count("[clicked") == 2
+    assert "[shown" not in said  # all of them were
+    assert command(world, export, *log, "--impression", str(row), "--top", "40") == 0
+    assert capsys.readouterr().out.count("[shown]") == len(shown) - 2
 
 
 def test_a_user_is_taken_at_the_latest_impression(world: TinyWorld, export: str, capsys, tmp_path):

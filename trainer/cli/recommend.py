@@ -134,10 +134,11 @@ def _text(found: Recommendations, model: str) -> str:
     lines = [f"{model} for {found.about}", "", *_history(found), ""]
     lines.append(f"The best {len(found.top):,} of {found.num_ranked:,} articles{_left_out(found)}:")
     widths = [max(len(getattr(line, key)) for line in found.top) for key in ("id", "category")]
+    all_shown = all(line.shown for line in found.top)
     for line in found.top:
         cells = [f"{line.rank:>4}", f"{line.score:>9.4f}", line.id.ljust(widths[0])]
         cells += [line.category.ljust(widths[1])] * (widths[1] > 0) + [_short(line.title)]
-        lines.append("  ".join(cells) + _marks(line))
+        lines.append("  ".join(cells) + _marks(line, all_shown))
     if found.clicked_ranks:
         ranks = "; ".join(f"{rank:,}" for rank in found.clicked_ranks)
         lines += ["", f"Rank of what the user clicked in this impression: {ranks}"]
@@ -178,8 +179,8 @@ def _left_out(found: Recommendations) -> str:
     return f" (left out: {', '.join(parts)})" if parts else ""
 
 
-def _marks(line: Recommended) -> str:
-    marks = ["clicked"] if line.clicked else ["shown"] if line.shown else []
+def _marks(line: Recommended, all_shown: bool) -> str:
+    marks = ["clicked"] if line.clicked else ["shown"] * (line.shown and not all_shown)
     marks += ["read before"] * line.read
     return f"  [{', '.join(marks)}]" if marks else ""
 

@@ -105,15 +105,9 @@ def recommend(
     """
     from trainer.evaluate.encode import pick_device
 
-    if not export.is_recommender:
-        raise ModelError(
-            f"{export.folder} is a news encoder without a user encoder, so it cannot recommend; "
-            f"finetune it on clicks first: tnr train finetune --model.init {export.folder}"
-        )
+    _check_recommender(export)
     history = articles.read(reader.history)
-    ranked = _choose(
-        export, articles, reader, history, pool=pool, only_shown=only_shown, with_read=include_read
-    )
+    ranked = _choose(export, articles, reader, history, pool, only_shown, include_read)
     device = pick_device(device)
     model: Any = export.load_model().to(device)  # type: ignore[arg-type]
     length = int(export.info["history_length"])
@@ -139,6 +133,14 @@ def recommend(
         clicked_ranks=(np.flatnonzero(clicked) + 1).tolist(),
         all_equal=bool(len(scores_N) > 1 and (scores_N == scores_N[0]).all()),
     )
+
+
+def _check_recommender(export: Export) -> None:
+    if not export.is_recommender:
+        raise ModelError(
+            f"{export.folder} is a news encoder without a user encoder, so it cannot recommend; "
+            f"finetune it on clicks first: tnr train finetune --model.init {export.folder}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +175,6 @@ def _choose(
     articles: ShardSet,
     reader: Reader,
     history: Sequence[Mapping[str, Any]],
-    *,
     pool: ShardSet | None,
     only_shown: bool,
     with_read: bool,
