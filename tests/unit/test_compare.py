@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.per_impression import write_evaluation
+from helpers.world import make_world
 from safetensors.numpy import load_file, save_file
 
 from shards.errors import DamageError, DataError, UsageError
@@ -17,6 +18,7 @@ from trainer.evaluate import compare as compare_module
 from trainer.evaluate import plot as plot_module
 from trainer.evaluate.bootstrap import RESAMPLES, UserSums, intervals, resampled_means
 from trainer.evaluate.compare import compare, per_impression_models, resample
+from trainer.evaluate.evaluate import EvaluateOptions, evaluate_baseline
 from trainer.evaluate.per_impression import of_record, read_per_impression
 from trainer.evaluate.report import Spread, make_rows, read_evaluations
 from trainer.evaluate.text_report import segment_tables
@@ -289,6 +291,20 @@ def test_segments_stand_side_by_side():
     assert cells(cold[2]) == ["all clicked are cold", "3", "0.4000"]
     assert cold[3:] == ["", "25.0% of the candidates are cold."]
     assert cells(tables["Category of the clicked article"].splitlines()[2])[:2] == ["sports", "7"]
+
+
+def test_what_an_evaluation_writes_can_be_compared(tmp_path: Path, capsys):
+    world = make_world(tmp_path / "world")
+    paths = []
+    for seed in (1, 2):
+        options = EvaluateOptions(name=f"random-{seed}", seed=seed)
+        sets = (world.articles.path, world.impressions.path)
+        paths.append(tmp_path / f"{seed}.json")
+        evaluate_baseline("random", *sets, options).write(paths[-1])
+    assert command([*map(str, paths), "--compare", "--resamples", "100"]) == 0
+    users = len({sample["user"] for sample in world.impressions})
+    said = capsys.readouterr().out
+    assert f"random-1 minus random-2: 60 impressions of {users} users" in said
 
 
 def test_bars_of_the_plot_are_intervals_and_spreads(files: list[str], tmp_path: Path, capsys):

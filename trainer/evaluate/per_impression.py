@@ -19,13 +19,9 @@ import numpy as np
 
 from shards.files import sha256_file
 from trainer.errors import DamageError, DataError
+from trainer.evaluate.impressions import FILE_KEY, FORMAT, HASH_KEY
 from trainer.evaluate.metrics import METRIC_NAMES
 
-FORMAT = "1"
-IMPRESSIONS_FILE = "impressions_file"
-"""The record's key for the name of the file."""
-IMPRESSIONS_SHA256 = "impressions_sha256"
-"""The record's key for its hash."""
 _TYPES = {"row": np.int64, "user": np.int32} | dict.fromkeys(METRIC_NAMES, np.float64)
 _CLOSE = 1e-9
 
@@ -133,7 +129,7 @@ def of_record(record: dict[str, Any], file: str | Path) -> PerImpression | None:
         DataError: The file is of another log than the record.
         DamageError: It cannot be read, or it is not the file that was written with the record.
     """
-    named = record.get(IMPRESSIONS_FILE)
+    named = record.get(FILE_KEY)
     if not named:
         return None
     path = Path(file).parent / str(named)
@@ -144,7 +140,7 @@ def of_record(record: dict[str, Any], file: str | Path) -> PerImpression | None:
             f"{path} is of click log {found.clicks[:12]}…, but {file} of {wanted[:12]}…; evaluate "
             "again"
         )
-    digest = record.get(IMPRESSIONS_SHA256)
+    digest = record.get(HASH_KEY)
     if digest is not None and sha256_file(path) != digest:
         raise DamageError(
             f"{path} is not the file that was written with {file} (its sha256 differs): it is "
