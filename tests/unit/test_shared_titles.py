@@ -1,0 +1,88 @@
+"""Titles shared among ranks, as the data lay them out: every rank seen from one process.
+
+That losses and gradients over real ranks are the same is in ``numerics/test_equality_table.py``.
+"""
+
+import numpy as np
+import pytest
+import torch
+from helpers.world import TinyWorld, make_world
+
+from shards.stream import Stream
+from trainer.tasks import clicks as clicks_module
+from trainer.tasks.build import build, open_data, open_sources
+from trainer.tasks.clicks import score_clicks
+
+RANKS = 3
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    return make_world(tmp_path_factory.mktemp("shared"), num_articles=60)
+
+
+def batches(world: TinyWorld, **settings):
+    """The first micro-batch of every rank."""
+    config = world.config("finetune", run__global_batch=12, run__micro_batch=2, **settings)
+    data = open_data(config, open_sources(config))
+    streams = [Stream(data.order, 12, rank, RANKS) for rank in range(RANKS)]
+    return data, [next(stream).split(2)[1] for stream in streams]
+
+
+def test_shares_hold_the_titles_of_every_rank_each_once(world):
+    own, rows = batches(world, data__pad_to_max=True)
+    shared, _ = batches(world, data__pad_to_max=True, data__share_titles="all")
+    per_rank = [own.collate(part) for part in rows]
+    shares = [shared.collate(part) for part in rows]
+    assert len({len(share["title_ids"]) for share in shares}) == 1
+    laid_out = np.concatenate([share["title_ids"] for share in shares])
+    distinct = np.unique(laid_out, axis=0)
+    assert len(laid_out) - len(distinct) < RANKS
+    assert len(laid_out) < sum(len(arrays["title_ids"]) for arrays in per_rank)
+    for arrays, share in zip(per_rank, shares, strict=True):
+        assert "title_shared" not in arrays
+        np.testing.assert_array_equal(laid_out[share["title_shared"]], arrays["title_ids"])
+        for name in ("history_index", "history_mask", "candidate_index"):
+            np.testing.assert_array_equal(share[name], arrays[name])
+
+
+def test_scores_are_those_of_ranks_that_encode_their_own(world, monkeypatch):
+    """Sub-batches of like lengths, and vectors that the ranks hand to each other."""
+    settings = {
+        "data__batch_tokens": 40,
+        "model__backbone__hidden_dropout": 0.0,
+        "model__backbone__attention_dropout": 0.0,
+    }
+    own, rows = batches(world, **settings)
+    shared, _ = batches(world, data__share_titles="all", **settings)
+    torch.manual_seed(1)
+    model = build(world.config("finetune", **settings)).module.model.eval()
+
+    def tensors(arrays):
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    expected = [score_clicks(model, tensors(own.collate(part))) for part in rows]
+    shares = [tensors(shared.collate(part)) for part in rows]
+    vectors = []
+    for share in shares:
+        alone = {name: array for name, array in share.items() if name != "title_shared"}
+        alone |= {name: share[name] * 0 for name in ("history_index", "candidate_index")}
+        vectors.append(score_clicks(model, alone)[0])
+    monkeypatch.setattr("torch.distributed.nn.functional.all_gather", lambda vectors_SE: vectors)
+    for share, wanted in zip(shares, expected, strict=True):
+        for found, tensor in zip(score_clicks(model, share), wanted, strict=True):
+            torch.testing.assert_close(found, tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("worth", "is_shared"), [(1.0, True), (0.05, False)])
+def test_auto_shares_where_few_enough_titles_are_left(world, monkeypatch, worth, is_shared):
+    monkeypatch.setattr(clicks_module, "WORTH_SHARING", worth)
+    data, rows = batches(world, data__share_titles="auto")
+    kept = data.sharing(2, 12, RANKS).kept_over_ranks
+    assert 0.05 < kept < 1.0
+    assert [("title_shared" in data.collate(part)) for part in rows] == [is_shared] * RANKS
+
+
+def test_one_rank_has_nobody_to_share_with(world):
+    data, _ = batches(world, data__share_titles="all")
+    assert "title_shared" not in data.collate(next(Stream(data.order, 12)))
