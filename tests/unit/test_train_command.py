@@ -50,6 +50,7 @@ def test_negatives_from_the_window_stay_in_it(world) -> None:
 def test_windows_too_small_for_the_negatives_are_found_before_training(world, capsys) -> None:
     words = ["--data.articles", str(world.articles.path), "--run.dir", str(world.folder / "run")]
     words += ["--data.negatives_from", "window", "--data.window_shards", "1"]
+    words += ["--data.max_title_tokens", "12", "--data.max_body_tokens", "40"]
     assert main(["train", "post_train", *words, "--data.num_negatives", "20", "--dry-run"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "one may hold 12; change data.window_shards" in said
