@@ -27,7 +27,14 @@ from shards.damage import Skip, SkipBudget
 from shards.errors import ColumnError, DamageError, DataError, UsageError
 from shards.ragged import join
 from shards.reader import ShardSet
-from shards.text_fields import DEFAULT_FIELDS, DEFAULT_TOKENS, check_fields, field_text, in_order
+from shards.text_fields import (
+    DEFAULT_FIELDS,
+    DEFAULT_TOKENS,
+    TEXT_FIELDS,
+    check_fields,
+    field_text,
+    in_order,
+)
 from shards.tokenizer import TokenizerFacts, load_tokenizer, publish_tokenizer, tokenizer_facts
 
 TOKENS = "tokens"
@@ -230,28 +237,17 @@ def tokenize_set(
     if shard_set.kind != "articles":
         raise DataError(f"{shard_set.path} holds {shard_set.kind}; articles have texts to tokenize")
     check_fields(fields, "--fields")
-    asked = {
-        "title": title_tokens,
-        "abstract": abstract_tokens,
-        "body": body_tokens,
-        "category": category_tokens,
-    }
-    limits = {field: asked[field] for field in in_order(fields)}
+    asked = (title_tokens, abstract_tokens, body_tokens, category_tokens)
+    by_field = dict(zip(TEXT_FIELDS, asked, strict=True))
+    limits = {field: by_field[field] for field in in_order(fields)}
     loaded = load_tokenizer(tokenizer)
     facts = tokenizer_facts(loaded)
-    special = len(facts.prefix_ids) + len(facts.suffix_ids)
-    for field, tokens in limits.items():
-        if tokens <= special:
-            raise UsageError(
-                f"--{field}-tokens is {tokens}; the tokenizer adds {special} special tokens, "
-                f"so it must be at least {special + 1}"
-            )
+    rooms = _rooms(limits, len(facts.prefix_ids) + len(facts.suffix_ids))
     if processes < 1:
         raise UsageError(f"--processes is {processes}, expected at least 1")
     source = made_from(facts, limits)
     writer = ColumnWriter(shard_set, TOKENS, source)
     publish_tokenizer(loaded, writer.folder / TOKENIZER_FOLDER)
-    rooms = {field: tokens - special for field, tokens in limits.items()}
     job = _Job(writer, facts.backend, rooms, _id_dtype(facts.vocab_size))
     open_shards = sorted({*writer.missing(), *writer.committed_with(SKIPPED)})
     try:
@@ -259,6 +255,17 @@ def tokenize_set(
     finally:
         budget.write_report(writer.folder)
     return ColumnReader.open(shard_set, TOKENS, source)
+
+
+def _rooms(limits: Mapping[str, int], special: int) -> dict[str, int]:
+    """The most ids of each field beside the special tokens; none is an error of the user."""
+    for field, tokens in limits.items():
+        if tokens <= special:
+            raise UsageError(
+                f"--{field}-tokens is {tokens}; the tokenizer adds {special} special tokens, "
+                f"so it must be at least {special + 1}"
+            )
+    return {field: tokens - special for field, tokens in limits.items()}
 
 
 def _id_dtype(vocab_size: int) -> np.dtype:

@@ -131,7 +131,7 @@ class TokenColumn:
             return (
                 f"the column {self.folder.name} stores {listed(list(self.limits))}, not the "
                 f"{field}; run `{self._command(field, max_tokens or DEFAULT_TOKENS[field])}`, "
-                "which makes a column beside it"
+                "which makes a column beside it, for data.tokens to name"
             )
         if max_tokens is None:
             return None
@@ -139,7 +139,8 @@ class TokenColumn:
             return (
                 f"{max_tokens} tokens of each {field} are asked for, the column {self.folder.name} "
                 f"stores {self.limits[field]}; lower data.max_{field}_tokens, or run "
-                f"`{self._command(field, max_tokens)}`, which makes a column beside it"
+                f"`{self._command(field, max_tokens)}`, which makes a column beside it, for "
+                "data.tokens to name"
             )
         if max_tokens <= self.num_special:
             return (

@@ -175,6 +175,22 @@ def test_an_untrained_model_is_a_run_of_one_step_that_changes_nothing():
     check_training([step])
 
 
+def test_fields_that_are_tokenized_and_read():
+    changes = {
+        "tokenizer": {"fields": ["title", "abstract"], "options": {"abstract-tokens": 96}},
+        "set": {"data.news_text": ["title", "abstract"]},
+    }
+    steps = plan(**changes)
+    words = steps["tokenize"].command
+    assert words_after(steps["tokenize"], "--fields") == ["title,abstract"]
+    assert words_after(steps["tokenize"], "--abstract-tokens") == ["96"]
+    assert "--title-tokens" in words and "--body-tokens" not in words
+    read = words_after(steps["finetune-teacher-1"], "--data.news_text")
+    assert read == ["title", "abstract"]
+    assert "--fields" not in plan()["tokenize"].command
+    assert words_after(plan()["tokenize"], "--body-tokens") == ["512"]
+
+
 def test_words_of_options_and_overrides():
     given = {"a_b": 1, "c": True, "d": False, "e": None, "f": [1, 2]}
     assert options(given) == ("--a-b", "1", "--c", "--f", "1", "2")

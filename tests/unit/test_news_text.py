@@ -206,18 +206,36 @@ def test_only_the_clicks_that_count_are_encoded(world: TinyWorld) -> None:
     assert longest_work(config).mean.texts == 8 * (3 + 1 + 3)
 
 
-def test_students_read_the_title_while_teachers_read_more(world: TinyWorld) -> None:
-    teacher = world.teacher("finetune", 4, **SETTINGS)
+RELEASED = {
+    "model__pooling_mask": False,
+    "model__history_padding": "learned",
+    "data__pad_to_max": True,
+}
+
+
+@pytest.mark.parametrize("of_student", [{}, RELEASED | SETTINGS], ids=["title", "released"])
+def test_stored_and_live_teachers_that_read_more_than_titles_say_the_same(
+    world: TinyWorld, of_student: dict
+) -> None:
+    """Also where the released code's empty slots are texts of the joined length, padding alone."""
+    released = "model__pooling_mask" in of_student
+    teacher = world.teacher(
+        "finetune", 4 + 10 * released, **SETTINGS, **(RELEASED if released else {})
+    )
     request = FillRequest(articles=world.articles, impressions=world.impressions, dtype="float32")
     fill([teacher], request, lambda line: None)
+    options = {"teachers__models": [teacher], "teachers__dtype": "float32", **of_student}
+    if released:
+        options |= {"loss__padded_slots": True}
     found = []
     for source in ("stored", "live"):
         torch.manual_seed(1)
-        options = {"teachers__models": [teacher], "teachers__dtype": "float32"}
         built = build(world.config("finetune_distill", **options, teachers__source=source))
         built.module.eval()
-        assert built.data.news.fields == ("title",)
+        assert built.data.news.fields == (tuple(f for f, _ in PARTS) if released else ("title",))
         arrays = built.data.collate(next(Stream(built.data.order, 8)))
+        if released:
+            assert arrays["title_ids"].shape[1] == 10 + 6 + 12 - 2
         out = built.module({k: torch.from_numpy(np.asarray(a)) for k, a in arrays.items()})
         found.append([out["loss"].item(), *(term.item() for term in out["losses"].values())])
     np.testing.assert_allclose(found[0], found[1], rtol=2e-6)

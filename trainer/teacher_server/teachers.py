@@ -99,7 +99,7 @@ def adopt(
     """
     import tempfile
 
-    from shards.text_fields import check_fields
+    from shards.text_fields import TEXT_FIELDS, check_fields
     from shards.tokenizer import load_tokenizer, tokenizer_facts
     from trainer.models.backbone import max_tokens
     from trainer.models.loading import load_language_model_config
@@ -107,12 +107,8 @@ def adopt(
     if out.exists():
         raise UsageError(f"{out} exists already; name another folder or remove it")
     check_fields(news_text, "--news-text")
-    limits = {
-        "title": max_title_tokens,
-        "abstract": max_abstract_tokens,
-        "body": max_body_tokens,
-        "category": max_category_tokens,
-    }
+    asked = (max_title_tokens, max_abstract_tokens, max_body_tokens, max_category_tokens)
+    limits = dict(zip(TEXT_FIELDS, asked, strict=True))
     parts = [(field, limits[field]) for field in news_text]
     config = load_language_model_config(name)
     tokenizer = load_tokenizer(name)
