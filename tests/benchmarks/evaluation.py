@@ -37,6 +37,7 @@ DEV_IMPRESSIONS, TEST_IMPRESSIONS = 376_471, 2_370_727
 NEWS, WIDTH, HISTORY = 72_023, 256, 50
 IMPRESSIONS_A_USER = 376_471 / 255_990
 CATEGORIES = 18
+MADE_AT_ONCE = 376_471
 
 
 class Log(NamedTuple):
@@ -159,7 +160,7 @@ def write_sets(folder: Path, num: int, labelled: bool) -> None:
         source={"labelled": labelled},
         articles_fingerprint=articles.fingerprint,
     ) as writer:
-        for sample in samples(make_log(num), labelled):
+        for sample in samples(num, labelled):
             writer.add(sample)
         impressions = writer.finish()
     write_click_column(impressions)
@@ -167,20 +168,22 @@ def write_sets(folder: Path, num: int, labelled: bool) -> None:
     np.save(folder / "vectors.npy", vectors)
 
 
-def samples(log: Log, labelled: bool) -> Iterator[dict[str, Any]]:
-    """The impressions as shards hold them."""
-    offsets = offsets_from_lengths(log.sizes)
-    for row, user in enumerate(log.users.tolist()):
-        shown = slice(offsets[row], offsets[row + 1])
-        read = slice(log.history_offsets[user], log.history_offsets[user + 1])
-        sample = {
-            "id": str(row + 1),
-            "user": f"U{user}",
-            "time": f"2019-11-15T{row % 24:02d}:00:00",
-            "history": log.history[read].tolist(),
-            "candidates": log.candidates[shown].tolist(),
-        }
-        yield sample | ({"clicks": log.labels[shown].tolist()} if labelled else {})
+def samples(num: int, labelled: bool) -> Iterator[dict[str, Any]]:
+    """Impressions as shards hold them, made some at a time: users come again among those alone."""
+    for begin in range(0, num, MADE_AT_ONCE):
+        log = make_log(min(MADE_AT_ONCE, num - begin), seed=begin)
+        offsets = offsets_from_lengths(log.sizes)
+        for row, user in enumerate(log.users.tolist()):
+            shown = slice(offsets[row], offsets[row + 1])
+            read = slice(log.history_offsets[user], log.history_offsets[user + 1])
+            sample = {
+                "id": str(begin + row + 1),
+                "user": f"U{begin + user}",
+                "time": f"2019-11-15T{row % 24:02d}:00:00",
+                "history": log.history[read].tolist(),
+                "candidates": log.candidates[shown].tolist(),
+            }
+            yield sample | ({"clicks": log.labels[shown].tolist()} if labelled else {})
 
 
 def make_model() -> Any:
@@ -206,8 +209,9 @@ def child_dev(folder: Path) -> dict[str, float]:
     begin = time.perf_counter()
     log = open_click_log(folder / "articles", folder / "clicks")
     scored, metrics = timed(lambda: measure(model, vectors, log.clicks, history_length=HISTORY))
-    options = EvaluateOptions(train_clicks=str(folder / "clicks"))
-    segments, record = timed(lambda: make_record("dev", metrics, log, options))
+    segments, record = timed(
+        lambda: make_record("dev", metrics, log, EvaluateOptions(), train=log.clicks)
+    )
     written, _ = timed(lambda: Evaluation(record, metrics, log).write(folder / "dev.json"))
     whole = time.perf_counter() - begin
     return {
@@ -247,7 +251,7 @@ def child_score(folder: Path) -> dict[str, float]:
 def write_behaviors(folder: Path, num: int) -> None:
     """The log with labels, as MIND writes it."""
     with (folder / "behaviors.tsv").open("w") as file:
-        for one in samples(make_log(num), labelled=True):
+        for one in samples(num, labelled=True):
             items = zip(one["candidates"], one["clicks"], strict=True)
             shown = " ".join(f"N{row}-{click}" for row, click in items)
             read = " ".join(f"N{row}" for row in one["history"])

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from shards.build import build_impressions
 from shards.errors import DataError
 from trainer.cli import predict as predict_cli
 from trainer.cli import score as score_cli
@@ -271,11 +272,11 @@ def test_a_zip_is_read_where_it_is(tmp_path: Path, monkeypatch):
 
 def test_files_that_are_no_prediction(tmp_path: Path):
     with pytest.raises(DataError, match="does not exist"):
-        list(read_lines(tmp_path / "no.zip"))
+        prediction_file(tmp_path / "no.zip")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "x")
-    with pytest.raises(DataError, match=r"holds readme.txt; expected prediction.txt"):
-        list(read_lines(tmp_path / "other.zip"))
+    with pytest.raises(DataError, match=r"holds readme.txt; expected one prediction.txt"):
+        prediction_file(tmp_path / "other.zip")
 
 
 def behaviors(folder: Path, samples: list[dict]) -> Path:
@@ -321,6 +322,7 @@ def test_what_scoring_passes_over_is_said(tmp_path: Path, capsys):
     log = labelled(tmp_path, [("1", [0, 1]), ("2", [1, 0])])
     command(score_cli, "score", [str(path), str(log)])
     assert "the last 1 impressions have no line" in capsys.readouterr().err
+    path.write_text("1 [1]\n")
     with pytest.raises(DataError, match="no impression with a clicked and an unclicked"):
         command(score_cli, "score", [str(path), str(labelled(tmp_path, [("1", [1])]))])
 
@@ -343,6 +345,33 @@ def test_predict_then_score_gives_the_metrics_of_the_model(tmp_path: Path, capsy
     )
     for label, name in (("MRR", "mrr"), ("nDCG@5", "ndcg5"), ("nDCG@10", "ndcg10"), ("AUC", "auc")):
         assert float(printed[label]) == pytest.approx(evaluation.record["metrics"][name], abs=6e-5)
+
+
+def test_lines_refused_by_the_build_get_a_line_of_ties(tmp_path: Path, capsys):
+    world = make_world(tmp_path)
+    path = behaviors(tmp_path, impression_samples(20, 40))
+    lines = path.read_text().splitlines(keepends=True)
+    lines.insert(3, "a\tU\t\t\tN1-0 N999-1 N2-0\n")  # not an article of the set
+    lines.insert(9, "b\tU\t\t\t\n")  # without candidates
+    lines.append("c\tU\t\t\tN1-1 N999-0\n")
+    path.write_text("".join(lines))
+    build_impressions([tmp_path], world.articles, tmp_path / "log")
+    sets = ["--articles", str(world.articles.path), "--clicks", str(tmp_path / "log")]
+    words = [world.teacher("finetune", 1), *sets, "--out", str(tmp_path / "p.zip")]
+    assert command(predict_cli, "predict", words) == 0
+    assert "3 of the log's 23 lines were refused" in capsys.readouterr().err
+    with pytest.raises(DataError, match="line 4 is for impression 4, expected a"):
+        score_prediction(tmp_path / "p.zip", path)
+    assert command(predict_cli, "predict", [*words, "--behaviors", str(path)]) == 0
+    said = capsys.readouterr()
+    assert (said.err, "3 of them were refused" in said.out) == ("", True)
+    text = zipfile.ZipFile(tmp_path / "p.zip").read("prediction.txt").decode().splitlines()
+    assert (text[3], text[9], text[-1]) == ("a [3,2,1]", "b []", "c [2,1]")
+    scored = score_prediction(tmp_path / "p.zip", path)
+    assert (scored.metrics.num_impressions, scored.num_missing, scored.has_more) == (22, 0, False)
+    path.write_text("".join(lines[1:]))
+    with pytest.raises(DataError, match=r"impression 1 with . candidates is not in it"):
+        command(predict_cli, "predict", [*words, "--behaviors", str(path)])
 
 
 def test_a_log_without_labels_can_be_predicted(tmp_path: Path):

@@ -107,6 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
         speed_s=arguments.speed_seconds,
         progress=True,
     )
+    out = Path(arguments.out) if arguments.out else None
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is found at once
     with start_ranks() as ranks:
         if arguments.baseline is None:
             found = evaluate_model(
@@ -121,9 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     if found is None:
         return 0
     summary(found.record)
-    if arguments.out:
-        out = Path(arguments.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
+    if out is not None:
         found.write(out)
         print(f"  record: {out}")
     return 0

@@ -27,6 +27,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--out", default="prediction.zip", metavar="FILE", help="the zip (default %(default)s)"
     )
+    parser.add_argument(
+        "--behaviors",
+        metavar="LOG",
+        help=(
+            "the behaviors.tsv that the set was built from (or a folder or zip with it): "
+            "impressions that were refused then get a line too, without a preference"
+        ),
+    )
     parser.set_defaults(run=run)
 
 
@@ -37,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.evaluate.evaluate import EvaluateOptions, make_ready
     from trainer.evaluate.pairs import open_click_log
     from trainer.evaluate.prediction import write_prediction
+    from trainer.evaluate.refused import log_lines, with_refused
     from trainer.evaluate.sharded import score_all, start_ranks
     from trainer.export.folder import load_export
 
@@ -47,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         speed_s=0.0,
         progress=True,
     )
+    out = Path(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is found at once
     log = open_click_log(arguments.articles, arguments.clicks)
     with start_ranks() as ranks:
         ready = make_ready(load_export(arguments.export), log, options, ranks)
@@ -61,17 +72,21 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if scored is None:  # rank 0 writes
         return 0
-    out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_prediction(out, log.ids(), scored.scores, scored.offsets, progress=True)
-    num = log.clicks.num_impressions
-    print(f"{out}: {num:,} impressions, {len(scored.scores):,} candidates, checked")
+    num, ids = log.clicks.num_impressions, log.ids()
+    if arguments.behaviors is not None:
+        scored = with_refused(scored, ids, arguments.behaviors)
+        ids = (one for one, _ in log_lines(arguments.behaviors))
+    write_prediction(out, ids, *scored, progress=True)
+    lines = len(scored.offsets) - 1
+    print(f"{out}: {lines:,} impressions, {len(scored.scores):,} candidates, checked")
     refused = sum(log.impressions.manifest.refused.values())
-    if refused:
+    if lines > num:
+        print(f"  {lines - num:,} of them were refused by the build; their candidates tie")
+    elif refused:
         print(
             f"tnr: warning: {refused:,} of the log's {num + refused:,} lines were refused when "
             f"{log.impressions.path} was built and have no line in the prediction, but MIND's "
-            "scoring asks for every line; refused.jsonl in that folder names them",
+            "scoring asks for every line; name the log with --behaviors to give them one",
             file=sys.stderr,
         )
     return 0

@@ -26,6 +26,7 @@ from trainer.evaluate.segments import segments
 if TYPE_CHECKING:
     from torch import nn
 
+    from shards.clicks import ClickColumn
     from shards.texts import TextView
     from trainer.evaluate.sharded import Ranks
     from trainer.export.folder import Export
@@ -123,6 +124,7 @@ def evaluate_model(
     ranks = ranks or Ranks()
     log = open_click_log(articles, clicks)
     log.check_labelled()
+    train = open_training_log(articles, options)
     opened = load_export(export)
     ready = make_ready(opened, log, options, ranks)
     start = time.perf_counter()
@@ -140,7 +142,7 @@ def evaluate_model(
         return None
     if options.speed_s > 0:
         speed["articles_per_s"] = _articles_per_second(ready, opened, options)
-    record = make_record(options.name or _run_name(opened.folder), metrics, log, options)
+    record = make_record(options.name or _run_name(opened.folder), metrics, log, options, train)
     record |= {
         "export": str(opened.folder),
         "weights_sha256": opened.weights_sha256,
@@ -165,14 +167,14 @@ def evaluate_baseline(
 
     log = open_click_log(articles, clicks)
     log.check_labelled()
-    train = open_click_log(articles, options.train_clicks).clicks if options.train_clicks else None
+    train = open_training_log(articles, options)
     scores = make_baseline(kind, log.articles.num_rows, seed=options.seed, train=train)
     parts = [
         impression_metrics(scores(part.candidates), log.clicks.clicked(part.rows), part.offsets)
         for part in log_parts(log.clicks)
     ]
     metrics = Metrics.join(parts)
-    record = make_record(options.name or kind, metrics, log, options)
+    record = make_record(options.name or kind, metrics, log, options, train)
     return Evaluation(record | {"role": "baseline"}, metrics, log)
 
 
@@ -238,8 +240,23 @@ def _articles_per_second(ready: Ready, export: Export, options: EvaluateOptions)
     return round(rate, 1)
 
 
+def open_training_log(articles: str | Path, options: EvaluateOptions) -> ClickColumn | None:
+    """The clicks of ``options.train_clicks``, None where it names none.
+
+    Raises:
+        DataError: It is missing, or of other articles.
+    """
+    if options.train_clicks is None:
+        return None
+    return open_click_log(articles, options.train_clicks).clicks
+
+
 def make_record(
-    name: str, metrics: Metrics, log: ClickLog, options: EvaluateOptions
+    name: str,
+    metrics: Metrics,
+    log: ClickLog,
+    options: EvaluateOptions,
+    train: ClickColumn | None = None,
 ) -> dict[str, Any]:
     """What a record says of any evaluation, of a model or of a baseline.
 
@@ -248,16 +265,14 @@ def make_record(
         metrics: Of all impressions of the log, in its order.
         log: The evaluated log.
         options: How, and under which role.
+        train: The training log, for the segments by news seen in training.
 
     Raises:
         UsageError: There is no such role.
-        DataError: No impression counts, or the training log is of other articles.
+        DataError: No impression counts.
     """
     if options.role not in ROLES:
         raise UsageError(f"--role is {options.role!r}; there is {', '.join(ROLES)}")
-    train = None
-    if options.train_clicks:
-        train = open_click_log(log.articles.path, options.train_clicks).clicks
     values = metrics.to_dict()
     if metrics.num_impressions == 0:
         raise DataError(

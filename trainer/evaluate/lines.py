@@ -223,10 +223,10 @@ def _fast_labels(text: bytes, count: int) -> Lists | None:
     data = np.frombuffer(text, dtype=np.uint8)
     ends = np.flatnonzero(data == _NEWLINE)
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1] + 1])
-    tabs = np.flatnonzero(data == _TAB)
-    if len(tabs) != 4 * count or (data >= 127).any() or (data < _SPACE).sum() != 5 * count:
+    all_tabs = np.flatnonzero(data == _TAB)
+    if len(all_tabs) != 4 * count or (data >= 127).any() or (data < _SPACE).sum() != 5 * count:
         return None
-    tabs = tabs.reshape(count, 4)
+    tabs = all_tabs.reshape(count, 4)
     if (tabs[:, 0] < starts).any() or (tabs[:, 3] > ends).any():
         return None
     spaces = np.flatnonzero(data == _SPACE)

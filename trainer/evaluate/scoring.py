@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BLOCK_USERS = 4096
 """Distinct histories of a block: what one rank scores at a time."""
 _BATCH_USERS = 512
-_CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}
+_CHUNK_BYTES = {"cpu": 1 << 18, "cuda": 1 << 28}
 """Vectors of candidates gathered at a time: what a core's cache, or a GPU, takes well."""
 
 
