@@ -47,6 +47,7 @@ class Worlds:
             "run__checkpoint_every": 5,
             "run__keep_checkpoints": 1,
             "optimizer__lr": 0.02,
+            "data__history_length": 1,
             "data__clicks_until": DAY,
             "data__workers": 0,
             "validation__clicks": clicks,
@@ -182,6 +183,7 @@ def test_patience_ends_the_run_at_one_step_however_often_it_was_interrupted(worl
     worlds.train("whole", **rule)  # it stays finished, also with more steps in sight
     worlds.train("whole", **rule | {"run__max_steps": STEPS + 10})
     assert (whole / "metrics.jsonl").read_bytes() == before
+    assert len((whole / "starts.jsonl").read_text().splitlines()) == 1
     (whole / "export").rename(whole / "export-before")
     worlds.train("whole", **rule)  # a start after a kill before the export makes that alone
     assert (whole / "metrics.jsonl").read_bytes() == before
