@@ -19,6 +19,7 @@ import numpy as np
 from trainer.errors import DataError, ModelError, UsageError
 from trainer.evaluate.metrics import Metrics, ranking_metrics
 from trainer.evaluate.pairs import ClickLog, open_click_log
+from trainer.evaluate.within import within
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +50,10 @@ class EvaluateOptions:
     """Tokens of a forward pass, padding included."""
     train_clicks: str | None = None
     """Training log: for the cold-news segments and the popularity baseline."""
+    since: str | None = None
+    """Measure the impressions from this date or time on (UTC, as the log's times are taken)."""
+    until: str | None = None
+    """Measure the impressions before this date or time."""
     speed_s: float = 1.0
     """Seconds to spend on measuring the encoding speed; 0 leaves it out."""
     progress: bool = False
@@ -182,6 +187,7 @@ def _record(name: str, metrics: Metrics, log: ClickLog, options: EvaluateOptions
         raise UsageError(f"--role is {options.role!r}; there is {', '.join(ROLES)}")
     from trainer.evaluate.segments import cold_segments, history_segments
 
+    metrics, outside = within(metrics, log.clicks, options.since, options.until)
     segments: dict[str, Any] = {"history": history_segments(metrics, log.clicks)}
     if options.train_clicks:
         train = open_click_log(log.articles.path, options.train_clicks).clicks
@@ -189,8 +195,8 @@ def _record(name: str, metrics: Metrics, log: ClickLog, options: EvaluateOptions
     values = metrics.to_dict()
     if metrics.num_impressions == 0:
         raise DataError(
-            f"{log.impressions.path}: none of its {metrics.num_skipped} impressions has both a "
-            "clicked and another candidate, so no metric is defined"
+            f"{log.impressions.path}: none of its {metrics.num_skipped - outside} impressions has "
+            "both a clicked and another candidate, so no metric is defined"
         )
     return {
         "format": FORMAT,
@@ -200,9 +206,11 @@ def _record(name: str, metrics: Metrics, log: ClickLog, options: EvaluateOptions
         "metrics": values,
         "counts": {
             "impressions": metrics.num_impressions,
-            "skipped": metrics.num_skipped,
+            "skipped": metrics.num_skipped - outside,
             "articles": log.articles.num_rows,
+            "outside": outside,
         },
+        "period": [options.since, options.until],
         "segments": segments,
         "data": log.describe(),
     }
