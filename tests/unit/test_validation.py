@@ -17,6 +17,8 @@ from helpers.toy import ToyData
 from helpers.world import TinyWorld, make_world
 from safetensors.torch import load_file
 
+from trainer.cli.main import main
+from trainer.config.load import to_settings
 from trainer.config.schema import ValidationConfig
 from trainer.config.validate import validate
 from trainer.engine.distributed import Distributed, start
@@ -101,6 +103,10 @@ def aucs(run: Path, name: str = "auc") -> dict[int, float]:
 
 def state(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "state.json").read_text()))
+
+
+def listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def model_of(folder: Path) -> dict[str, Any]:
@@ -287,6 +293,23 @@ def test_a_part_of_the_impressions_is_even_and_always_the_same(worlds):
     assert len(chosen) == 13 and set(chosen) < set(everything) and chosen == rows(13)
     places = [everything.index(row) for row in chosen]
     assert max(b - a for a, b in itertools.pairwise(places)) <= len(everything) / 13 + 1
+
+
+def test_dry_run_and_plan_tell_what_is_trained_and_validated_on(worlds, capsys):
+    config = worlds.world.config("finetune", **worlds.settings("dry"))
+    given = {
+        k: v for k, v in to_settings(config).items() if v not in (None, (), []) and k != "task"
+    }
+    words = [str(word) for key, value in given.items() for word in (f"--{key}", *listed(value))]
+    data = build(config).data
+    assert main(["train", "finetune", *words, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert f"# {data.order.num_units:,} units x 100 epochs -> {STEPS} optimizer steps" in out
+    assert "# training on the clicks before 2019-11-14 00:00:00 (UTC): " in out
+    assert "# validation on 60 of the 150 impressions" in out
+    assert "they are from 2019-11-14 08:00:03 to 2019-11-15 08:00:59" in out
+    assert main(["plan", "finetune", *words]) == 0
+    assert "1 newest, 0 permanent, 1 best" in capsys.readouterr().out
 
 
 class Falling:
