@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def within(
     outside_n[rows_inside(clicks, period)] = False
     num_outside = int(outside_n.sum())
     check_any(num - num_outside, clicks, period, "--", f"{num:,} impressions")
-    kept = {
+    kept: dict[str, Any] = {
         f"{name}_n": np.where(outside_n, np.nan, getattr(metrics, f"{name}_n"))
         for name in METRIC_NAMES
     }
