@@ -22,6 +22,7 @@ def train(
     data: ToyData | None = None,
     make_task: Callable[[], Any] = ToyTask,
     export: Callable[..., object] = save_export,
+    validation: Any = None,
     **changes: Any,
 ) -> Path:
     """One plain run, settings changed by keyword (``run__max_steps=5``)."""
@@ -29,7 +30,7 @@ def train(
     with start(config) as distributed:
         task = make_task()
         data = data or ToyData(seed=config.run.seed)
-        return Trainer(config, task, data, export, distributed).fit()
+        return Trainer(config, task, data, export, distributed, validation).fit()
 
 
 def state(run_dir: Path) -> dict[str, Any]:

@@ -7,18 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.evaluated import evaluated
 from helpers.modes import deepspeed_file
 from helpers.process import torchrun
 from helpers.world import TINY_MODEL, make_world
 
-from trainer.evaluate.evaluate import EvaluateOptions, evaluate_model
 from trainer.evaluate.metrics import METRIC_NAMES
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "train_rows.py"
 MODES = ("torch", "zero2", "zero3")
 EVERY, PATIENCE, STEPS = 2, 2, 20
 END = EVERY * (1 + PATIENCE)
-OPTIONS = EvaluateOptions(speed_s=0.0, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +68,12 @@ def test_ranks_validate_together_and_end_together(runs, mode):
     assert (state["state"], state["step"], state["steps"]) == ("finished", END, STEPS)
     for step in (EVERY, END):
         copy = run / "copies" / f"step_{step:08d}"
-        found = evaluate_model(copy, articles, held_out, OPTIONS).record["metrics"]
+        found = evaluated(copy, articles, held_out)["metrics"]
         logged = {name: records[step - 1][f"valid/{name}"] for name in METRIC_NAMES}
         assert logged == pytest.approx(found, abs=1e-9), f"step {step}"
     info = json.loads((run / "export" / "tnr.json").read_text())
     best = max(r["valid/auc"] for r in records if "valid/auc" in r)
     assert info["valid/auc"] == records[info["step"] - 1]["valid/auc"] == best
-    found = evaluate_model(run / "export", articles, held_out, OPTIONS).record["metrics"]
+    found = evaluated(run / "export", articles, held_out)["metrics"]
     assert found["auc"] == pytest.approx(best, abs=1e-9), "the export is that of another step"
     assert (run / "checkpoints" / "best").read_text() == f"step_{info['step']:08d}\n"

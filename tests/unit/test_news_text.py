@@ -20,10 +20,10 @@ from trainer.cli.main import main
 from trainer.config.load import from_settings, load_config
 from trainer.errors import ColumnError, ConfigError, UsageError
 from trainer.evaluate.evaluate import EvaluateOptions, make_ready
-from trainer.evaluate.scoring import score_impressions
-from trainer.evaluate.sharded import Ranks
 from trainer.evaluate.metrics import ranks_without_ties
 from trainer.evaluate.pairs import open_click_log
+from trainer.evaluate.scoring import score_impressions
+from trainer.evaluate.sharded import Ranks
 from trainer.export.folder import load_export
 from trainer.plan.compute import longest_work
 from trainer.plan.sizes import bert_size, task_size

@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.evaluated import evaluated
+from helpers.inprocess import train
 from helpers.launch import metrics
 from helpers.sets import impression_samples, make_articles, make_impressions
+from helpers.toy import ToyData
 from helpers.world import TinyWorld, make_world
 from safetensors.torch import load_file
 
+from trainer.cli.main import main
+from trainer.config.load import to_settings
 from trainer.config.schema import ValidationConfig
 from trainer.config.validate import validate
 from trainer.engine.distributed import Distributed, start
 from trainer.engine.trainer import Trainer
 from trainer.engine.validation import Progress, Validator
 from trainer.errors import CheckpointError, TinyNewsRecError, TrainingError
-from trainer.evaluate.evaluate import EvaluateOptions, evaluate_model
 from trainer.evaluate.metrics import METRIC_NAMES, ranking_metrics
 from trainer.tasks.build import build
 
@@ -47,6 +51,7 @@ class Worlds:
             "run__checkpoint_every": 5,
             "run__keep_checkpoints": 1,
             "optimizer__lr": 0.02,
+            "data__history_length": 1,
             "data__clicks_until": DAY,
             "data__workers": 0,
             "validation__clicks": clicks,
@@ -91,13 +96,17 @@ def validated(worlds) -> Path:
     return worlds.train("validated", **copies)
 
 
-def aucs(run: Path) -> dict[int, float]:
+def aucs(run: Path, name: str = "auc") -> dict[int, float]:
     records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {r["step"]: r["valid/auc"] for r in records if "valid/auc" in r}
+    return {r["step"]: r[f"valid/{name}"] for r in records if f"valid/{name}" in r}
 
 
 def state(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "state.json").read_text()))
+
+
+def listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def model_of(folder: Path) -> dict[str, Any]:
@@ -113,10 +122,18 @@ def test_numbers_are_those_of_tnr_evaluate_of_that_steps_export(worlds, validate
     records = [json.loads(line) for line in (validated / "metrics.jsonl").open()]
     for step in (4, STEPS):
         export = validated / "copies" / f"step_{step:08d}"
-        options = EvaluateOptions(speed_s=0.0, device="cpu")
-        found = evaluate_model(export, worlds.world.articles.path, worlds.held_out, options).record
+        articles, impressions = worlds.world.articles.path, worlds.world.impressions.path
+        found = evaluated(export, articles, worlds.held_out)
         logged = {name: records[step - 1][f"valid/{name}"] for name in METRIC_NAMES}
         assert logged == pytest.approx(found["metrics"], abs=1e-9)
+        bounded = evaluated(export, articles, impressions, "--since", DAY, "--until", "2019-11-16")
+        assert bounded["metrics"] == pytest.approx(found["metrics"], abs=1e-9)
+        counts = bounded["counts"]
+        assert counts["impressions"] == found["counts"]["impressions"]
+        assert sum(counts[key] for key in ("impressions", "skipped", "outside")) == 150
+        segments = (each["segments"]["history"].values() for each in (bounded, found))
+        ours, theirs = ([one["impressions"] for one in each] for each in segments)
+        assert ours == theirs and sum(ours) == counts["impressions"]
     log = (validated / "log" / "train.log").read_text()
     assert f"({found['counts']['impressions']} impressions" in log
 
@@ -182,6 +199,7 @@ def test_patience_ends_the_run_at_one_step_however_often_it_was_interrupted(worl
     worlds.train("whole", **rule)  # it stays finished, also with more steps in sight
     worlds.train("whole", **rule | {"run__max_steps": STEPS + 10})
     assert (whole / "metrics.jsonl").read_bytes() == before
+    assert len((whole / "starts.jsonl").read_text().splitlines()) == 1
     (whole / "export").rename(whole / "export-before")
     worlds.train("whole", **rule)  # a start after a kill before the export makes that alone
     assert (whole / "metrics.jsonl").read_bytes() == before
@@ -194,9 +212,12 @@ def test_another_period_or_other_impressions_are_another_run(worlds):
     with pytest.raises(TrainingError):
         worlds.train("other", crash_at=6)
     checkpoints = worlds.world.folder / "runs" / "other" / "checkpoints"
-    for step in (4, 5):  # step 5 is saved, but was not validated: it must not pass for the best
-        said = json.loads((checkpoints / f"step_{step:08d}" / "state.json").read_text())
-        assert (said["metric"]["value"] is None) == (step == 5)
+    values = {}
+    for folder in checkpoints.glob("step_*"):
+        values[int(folder.name[5:])] = json.loads((folder / "state.json").read_text())["metric"]
+    # Step 5 is saved, but was not validated: it must not pass for the best.
+    assert len(values) == 2
+    assert [step for step, entry in values.items() if entry["value"] is None] == [5]
     with pytest.raises(CheckpointError, match=r"data.clicks_until was '2019-11-14' and is now"):
         worlds.train("other", data__clicks_until="2019-11-13")
     with pytest.raises(CheckpointError, match=r"validation.since was '2019-11-14' and is now"):
@@ -274,15 +295,59 @@ def test_a_part_of_the_impressions_is_even_and_always_the_same(worlds):
     assert max(b - a for a, b in itertools.pairwise(places)) <= len(everything) / 13 + 1
 
 
+def test_dry_run_and_plan_tell_what_is_trained_and_validated_on(worlds, capsys):
+    config = worlds.world.config("finetune", **worlds.settings("dry"))
+    given = {
+        k: v for k, v in to_settings(config).items() if v not in (None, (), []) and k != "task"
+    }
+    words = [str(word) for key, value in given.items() for word in (f"--{key}", *listed(value))]
+    data = build(config).data
+    assert main(["train", "finetune", *words, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert f"# {data.order.num_units:,} units x 100 epochs -> {STEPS} optimizer steps" in out
+    assert "# training on the clicks before 2019-11-14 00:00:00 (UTC): " in out
+    assert "# validation on 60 of the 150 impressions" in out
+    assert "they are from 2019-11-14 08:00:03 to 2019-11-15 08:00:59" in out
+    assert main(["plan", "finetune", *words]) == 0
+    assert "1 newest, 0 permanent, 1 best" in capsys.readouterr().out
+
+
+class Falling:
+    """A validation that finds the model worse every time, and says that it works on it."""
+
+    fingerprint, notes = "falling", ()
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def measure(self, model, ranks, *, on_part, **_):
+        self.calls += 1
+        for _ in range(3):
+            on_part(1)
+        labels = np.eye(self.calls + 1, dtype=np.uint8)[-1]  # the last and worst was clicked
+        return ranking_metrics(-np.arange(self.calls + 1.0), labels, np.array([0, len(labels)]))
+
+
+def test_a_run_that_goes_back_counts_no_validation_twice(tmp_path):
+    rows = ToyData(seed=3).order.rows(0, 8 * 7, 8 * 7 + 1)
+    data = ToyData(seed=3, poisoned=frozenset(rows.tolist()))  # in step 8
+    validation = Falling()
+    run = train(
+        tmp_path / "run",
+        data=data,
+        validation=validation,
+        run__not_finite="reload",
+        run__max_steps=10,
+        run__checkpoint_every=5,
+        validation__clicks="falling",
+        validation__every=2,
+        validation__metric="mrr",
+    )
+    assert validation.calls == 5 + 1  # step 6 was validated twice
+    assert aucs(run, "without_improvement") == {2: 0.0, 4: 1.0, 6: 2.0, 8: 3.0, 10: 4.0}
+
+
 def test_a_long_validation_gives_signs_of_life_and_cannot_be_taken_for_a_hang():
-    class Slow:
-        fingerprint, notes = "x", ()
-
-        def measure(self, model, ranks, *, on_part, **_):
-            for _ in range(3):
-                on_part(1)
-            return ranking_metrics(np.array([1.0, 0.0]), np.array([1, 0]), np.array([0, 2]))
-
     ticks, said = [], []
     alone = Distributed(
         accelerator=None,
@@ -293,12 +358,14 @@ def test_a_long_validation_gives_signs_of_life_and_cannot_be_taken_for_a_hang():
         deepspeed=None,
     )
     settings = ValidationConfig(clicks="x", every=3, metric="mrr")
-    validator = Validator(settings, Slow(), alone, 7, tick=lambda: ticks.append(1), say=said.append)
+    validator = Validator(
+        settings, Falling(), alone, 7, tick=lambda: ticks.append(1), say=said.append
+    )
     model = torch.nn.Linear(1, 1)
     assert [step for step in range(1, 8) if validator.run(step, lambda: model)] == [3, 6, 7]
     assert len(ticks) == 3 * 4
-    assert "validation of step 3: auc 1.0000  mrr 1.0000" in said[0]
-    assert "the best mrr so far" in said[0] and "the best mrr is 1.0000 of step 3" in said[1]
+    assert "validation of step 3: auc 0.0000  mrr 0.5000" in said[0]
+    assert "the best mrr so far" in said[0] and "the best mrr is 0.5000 of step 3" in said[1]
 
 
 def test_progress_counts_by_min_delta_but_keeps_whatever_was_best():

@@ -39,6 +39,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="SET",
         help="training click log: adds metrics by news seen or not seen in training",
     )
+    parser.add_argument(
+        "--since",
+        metavar="DATE",
+        help="measure the impressions from this date or time on, such as 2019-11-14 (UTC: times "
+        "without a zone, as MIND's, are taken as UTC)",
+    )
+    parser.add_argument(
+        "--until", metavar="DATE", help="measure the impressions before this date or time"
+    )
     parser.add_argument("--name", help="name in reports (default: the run's folder name)")
     parser.add_argument(
         "--role",
@@ -104,6 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         batch_tokens=arguments.batch_tokens,
         train_clicks=arguments.train_clicks,
+        since=arguments.since,
+        until=arguments.until,
         speed_s=arguments.speed_seconds,
         progress=True,
     )

@@ -250,7 +250,12 @@ class OptimizerConfig:
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     """Measuring a click task on held-out impressions while it trains: the best step stays, and a
-    run that no longer improves may end early."""
+    run that no longer improves may end early.
+
+    The numbers are those of ``tnr evaluate`` on the step's export, in bf16 where the run is, else
+    in fp32. All ranks take part; with ZeRO-3 each holds the whole model meanwhile. An improvement
+    is saved at once, whatever ``run.checkpoint_every`` says.
+    """
 
     clicks: str | None = None
     """Labelled impression set over ``data.articles``; None validates nothing. It may be

@@ -22,6 +22,7 @@ from trainer.evaluate.impressions import write_impressions
 from trainer.evaluate.metrics import Metrics, impression_metrics
 from trainer.evaluate.pairs import ClickLog, log_parts, open_click_log
 from trainer.evaluate.segments import segments
+from trainer.evaluate.within import within
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,6 +55,10 @@ class EvaluateOptions:
     """Tokens of a forward pass, padding included."""
     train_clicks: str | None = None
     """Training log: for the cold-news segments and the popularity baseline."""
+    since: str | None = None
+    """Measure the impressions from this date or time on (UTC, as the log's times are taken)."""
+    until: str | None = None
+    """Measure the impressions before this date or time."""
     speed_s: float = 1.0
     """Seconds to spend on measuring the encoding speed; 0 leaves it out."""
     progress: bool = False
@@ -142,7 +147,9 @@ def evaluate_model(
         return None
     if options.speed_s > 0:
         speed["articles_per_s"] = _articles_per_second(ready, opened, options)
-    record = make_record(options.name or _run_name(opened.folder), metrics, log, options, train)
+    metrics, outside = within(metrics, log.clicks, options.since, options.until)
+    name = options.name or _run_name(opened.folder)
+    record = make_record(name, metrics, log, options, train, outside)
     record |= {
         "export": str(opened.folder),
         "weights_sha256": opened.weights_sha256,
@@ -173,8 +180,8 @@ def evaluate_baseline(
         impression_metrics(scores(part.candidates), log.clicks.clicked(part.rows), part.offsets)
         for part in log_parts(log.clicks)
     ]
-    metrics = Metrics.join(parts)
-    record = make_record(options.name or kind, metrics, log, options, train)
+    metrics, outside = within(Metrics.join(parts), log.clicks, options.since, options.until)
+    record = make_record(options.name or kind, metrics, log, options, train, outside)
     return Evaluation(record | {"role": "baseline"}, metrics, log)
 
 
@@ -257,6 +264,7 @@ def make_record(
     log: ClickLog,
     options: EvaluateOptions,
     train: ClickColumn | None = None,
+    outside: int = 0,
 ) -> dict[str, Any]:
     """What a record says of any evaluation, of a model or of a baseline.
 
@@ -266,6 +274,7 @@ def make_record(
         log: The evaluated log.
         options: How, and under which role.
         train: The training log, for the segments by news seen in training.
+        outside: Impressions outside the period that is measured.
 
     Raises:
         UsageError: There is no such role.
@@ -276,8 +285,8 @@ def make_record(
     values = metrics.to_dict()
     if metrics.num_impressions == 0:
         raise DataError(
-            f"{log.impressions.path}: none of its {metrics.num_skipped} impressions has both a "
-            "clicked and another candidate, so no metric is defined"
+            f"{log.impressions.path}: none of its {metrics.num_skipped - outside} impressions has "
+            "both a clicked and another candidate, so no metric is defined"
         )
     return {
         "format": FORMAT,
@@ -287,9 +296,11 @@ def make_record(
         "metrics": values,
         "counts": {
             "impressions": metrics.num_impressions,
-            "skipped": metrics.num_skipped,
+            "skipped": metrics.num_skipped - outside,
             "articles": log.articles.num_rows,
+            "outside": outside,
         },
+        "period": [options.since, options.until],
         "segments": segments(metrics, log, train),
         "data": log.describe(),
     }

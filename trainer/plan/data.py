@@ -22,7 +22,7 @@ class Counts:
     candidates: int = 0
     """Of all impressions."""
     left_out: int = 0
-    """Units that damage leaves out."""
+    """Units that damage, or the run's period, leaves out."""
 
     def units(self, task: str) -> int:
         """Units of an epoch."""

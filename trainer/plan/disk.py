@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.checkpoint.retention import retention_of
 from trainer.config.schema import TrainConfig
 from trainer.plan.batches import StepPlan
 from trainer.plan.memory import FP32, checkpoint_bytes
@@ -52,9 +53,11 @@ def run_items(
     """
     run, folder = config.run, config.run.dir
     made = len(steps.checkpoints) if steps else run.keep_checkpoints + 1
+    if steps and config.validation.clicks is not None:  # one more for every improvement
+        made += -(-steps.steps // config.validation.every)
     kept = min(run.keep_checkpoints, made)
     permanent = steps.steps // run.keep_every if steps and run.keep_every else 0
-    best = 1 if run.best_metric is not None else 0
+    best = 1 if retention_of(config).metric is not None else 0
     count = min(kept + permanent + best, made) + 1  # the next one is complete before one goes
     each = checkpoint_bytes(size, moments=moments)
     items = [

@@ -72,4 +72,7 @@ def clicks_left_out(clicks: ClickColumn, skipped_rows: np.ndarray, data: DataCon
         said += f", {outside.unknown:,} of them for want of a time"
     if not len(outside.units):
         said += f": the bounds change nothing, {extent(clicks)}"
-    return LeftOut(np.union1d(broken.units, outside.units), [said, *broken.notes])
+    # NumPy's set operations take seconds over a day of MIND's clicks; this takes milliseconds.
+    is_out = np.zeros(clicks.num_clicks, dtype=bool)
+    is_out[outside.units] = is_out[broken.units] = True
+    return LeftOut(np.flatnonzero(is_out), [said, *broken.notes])
