@@ -26,13 +26,13 @@ def teacher_identity(teacher: Export) -> dict[str, Any]:
     """The fields that tell one teacher's outputs from another's, whatever they are computed
     over.
 
-    What it reads of an article is among them only where that is more than the title, so that
-    columns that were filled before there was a choice stay what they are.
+    What it reads of an article is among them only where that is other than the title alone, so
+    that columns that were filled before there was a choice stay what they are.
     """
     info = teacher.info
     title_alone = (("title", info["max_title_tokens"]),)
-    more = [list(part) for part in teacher.news_parts]
-    return ({} if teacher.news_parts == title_alone else {"news_text": more}) | {
+    other = {"news_text": [list(part) for part in teacher.news_parts]}
+    return ({} if teacher.news_parts == title_alone else other) | {
         "format": FORMAT,
         "teacher_weights_sha256": teacher.weights_sha256,
         "teacher_kind": info["kind"],
