@@ -75,7 +75,6 @@ class ClickData:
         self.grouping = grouping
         self.clicks = clicks
         self.tokens = tokens
-        self.news = tokens.view(("title", config.max_title_tokens))
         self.config = config
         self.empty_slots = empty_slots
         self.signals = signals
@@ -89,6 +88,7 @@ class ClickData:
             config.user_block,
             clicks.units_with(tokens.skipped_rows),
         )
+        self.news = tokens.view(("title", config.max_title_tokens))
         self._kept_over_ranks: dict[tuple[int, int, int], float] = {}
         said = [] if signals is None else list(signals.columns)
         self.fingerprint = data_fingerprint(
