@@ -80,7 +80,6 @@ class ClickData:
         self.grouping = grouping
         self.clicks = clicks
         self.tokens = tokens
-        self.news = tokens.view(*config.news_parts)
         self.config = config
         self.empty_slots = empty_slots
         self.signals = signals
@@ -92,6 +91,7 @@ class ClickData:
         self.order = click_order(
             clicks, seed, config.window_shards, config.user_block, left_out.units
         )
+        self.news = tokens.view(*config.news_parts)
         self._kept_over_ranks: dict[tuple[int, int, int], float] = {}
         said = [] if signals is None else list(signals.columns)
         self.states = states
