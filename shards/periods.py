@@ -134,9 +134,18 @@ def rows_inside(clicks: ClickColumn, period: Period) -> np.ndarray:
     return rows[period.contains(clicks.time(rows))] if period.is_bounded else rows
 
 
+def count_unknown(clicks: ClickColumn) -> int:
+    """How many impressions of a click log have no time."""
+    return int((_times(clicks) == _UNKNOWN).sum())
+
+
+def _times(clicks: ClickColumn) -> np.ndarray:
+    return clicks.time(np.arange(clicks.num_impressions, dtype=np.int64))
+
+
 def extent(clicks: ClickColumn) -> str:
     """From when to when a click log runs, in words."""
-    times = clicks.time(np.arange(clicks.num_impressions, dtype=np.int64))
+    times = _times(clicks)
     known = times[times != _UNKNOWN]
     if not len(known):
         return "the log has no times"

@@ -279,6 +279,18 @@ def test_sets_that_cannot_be_validated_on_are_refused(worlds, tmp_path):
         validate(config)
 
 
+def test_impressions_without_a_time_are_in_no_period_and_counted(worlds, tmp_path):
+    samples = impression_samples(40, 60)
+    for row in (3, 8, 21):  # the first two would be of the period
+        samples[row]["time"] = "soon"
+    log = make_impressions(tmp_path / "log", worlds.world.articles, samples=samples)
+    changes = {"validation__clicks": str(log.path)}
+    found = build(worlds.world.config("finetune", **worlds.settings("x", **changes))).validation
+    wanted = [row for row, s in enumerate(samples) if DAY <= s["time"] < "2020"]
+    assert found is not None and found.rows.tolist() == wanted and len(wanted) == 14
+    assert "3 impressions of the log have no time, and are in no period" in found.notes[0]
+
+
 def test_a_part_of_the_impressions_is_even_and_always_the_same(worlds):
     def rows(most):
         changes = {"validation__max_impressions": most}

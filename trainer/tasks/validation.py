@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from shards.clicks import ClickColumn
-from shards.periods import Period, check_any, moment, parse_period, rows_inside
+from shards.periods import (
+    Period,
+    check_any,
+    count_unknown,
+    moment,
+    parse_period,
+    rows_inside,
+)
 from shards.ragged import row_of_value
 from shards.reader import ShardSet
 from shards.texts import TextView
@@ -188,6 +195,9 @@ def _note(
     if period.is_bounded:
         times = clicks.time(rows)
         said += f"; they are from {moment(int(times.min()))} to {moment(int(times.max()))}"
+        missing = count_unknown(clicks)
+        if missing:
+            said += f"; {missing:,} impressions of the log have no time, and are in no period"
     if len(usable) < len(inside):
         said += (
             f"; {len(inside) - len(usable):,} with only clicked or only other candidates are left "
