@@ -363,6 +363,19 @@ class ColumnReader:
             out[ranges(out_offsets[places], taken)] = values[ranges(begins, taken)]
         return out, out_offsets
 
+    def gather_ragged_into(
+        self, out: np.ndarray, starts: np.ndarray, name: str, rows: np.ndarray
+    ) -> None:
+        """Write rows of a ragged tensor where they are wanted: row i from ``out[starts[i]]`` on.
+
+        What is large is then copied once. Arguments and errors else as of :meth:`gather_ragged`.
+        """
+        for cell, places, local in self._by_shard(rows, name):
+            offsets = self._tensor(cell, name + OFFSETS)
+            begins, taken = offsets[local], offsets[local + 1] - offsets[local]
+            values = self._tensor(cell, name + VALUES)
+            out[ranges(starts[places], taken)] = values[ranges(begins, taken)]
+
     def gather_padded(
         self, name: str, rows: np.ndarray, max_length: int, pad_value: int
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -127,8 +127,8 @@ class StateFiller:
     def _announce(self, cells: int, size: int) -> None:
         asked = describe(*self.target)
         self.report(
-            f"frozen layers: {cells} cells, {mb(size)}, to fill in {asked.folder} "
-            f"on {self.here.world_size} ranks, once for all runs with these layers"
+            f"frozen layers: {cells} cells, {mb(size)}, to fill in {asked.folder} by "
+            f"{self.here.world_size} processes, once for all runs with these layers"
         )
         others = [
             differing_fields(info.made_from, asked.made_from)

@@ -4,11 +4,13 @@ Shapes: U texts, u texts of a sub-batch, L tokens, D width.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from shards.columns import ColumnReader
 from shards.length_groups import length_groups
+from shards.ragged import offsets_from_lengths, ranges
 from trainer.frozen.identity import STATES
 
 
@@ -47,7 +49,8 @@ class StateView:
         Raises:
             IndexError: A row is not within the set.
         """
-        return _lay_out(*self.reader.gather_ragged(STATES, rows))
+        (group,) = self._lay_out(np.asarray(rows, dtype=np.int64), [np.arange(len(rows))])
+        return group.states, group.mask
 
     def groups(
         self, rows: np.ndarray, batch_tokens: int, exactly: int | None = None
@@ -62,29 +65,30 @@ class StateView:
         Raises:
             IndexError: A row is not within the set.
         """
-        places = length_groups(self.lengths(rows), batch_tokens, exactly)
-        if not places:
+        rows = np.asarray(rows, dtype=np.int64)
+        return self._lay_out(rows, length_groups(self.lengths(rows), batch_tokens, exactly))
+
+    def _lay_out(self, rows: np.ndarray, groups: list[np.ndarray]) -> list[StateGroup]:
+        """Sub-batches of rows at these places; all lie in one array, so that nothing is copied
+        twice."""
+        if not groups:
             return []
-        values, offsets = self.reader.gather_ragged(
-            STATES, np.asarray(rows)[np.concatenate(places)]
-        )
-        out, start = [], 0
-        for group in places:
-            within = offsets[start : start + len(group) + 1]
-            parts = _lay_out(values[within[0] : within[-1]], within - within[0])
-            out.append(StateGroup(*parts, group))
-            start += len(group)
-        return out
-
-
-def _lay_out(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """States laid end to end as [u, L, D] with their mask."""
-    lengths = np.diff(offsets)
-    longest = int(lengths.max(initial=0))
-    mask = np.arange(longest) < lengths[:, None]
-    if mask.all():
-        states = values.reshape(len(lengths), longest, -1)
-    else:
-        states = np.zeros((len(lengths), longest, values.shape[1]), values.dtype)
-        states[mask] = values
-    return states, mask.astype(np.int64)
+        order = np.concatenate(groups)
+        lengths = self.lengths(rows)[order]
+        sizes = np.array([len(group) for group in groups])
+        begins = offsets_from_lengths(sizes)
+        longest = [int(lengths[b:e].max(initial=0)) for b, e in pairwise(begins.tolist())]
+        padded = np.repeat(longest, sizes)  # of every text: the length that its group has
+        starts = offsets_from_lengths(padded)
+        dtype, shape = self.reader.tensors[f"{STATES}.values"]
+        slots = np.empty((int(starts[-1]), *shape), dtype)
+        self.reader.gather_ragged_into(slots, starts[:-1], STATES, rows[order])
+        slots[ranges(starts[:-1] + lengths, padded - lengths)] = 0
+        found = []
+        for (begin, end), length, group in zip(
+            pairwise(begins.tolist()), longest, groups, strict=True
+        ):
+            states = slots[starts[begin] : starts[end]].reshape(end - begin, length, *shape)
+            mask = np.arange(length) < lengths[begin:end, None]
+            found.append(StateGroup(states, mask.astype(np.int64), group))
+        return found
