@@ -115,7 +115,7 @@ class DataConfig:
     and the blocks are shuffled. On a made-up log with MIND's lengths a batch of 32 in blocks of up
     to 8 has 9 users and 360 distinct titles instead of 32 and 860; ``--dry-run`` says it of any
     log. Where a user's clicks are spread over the whole log, as in MIND, ``window_shards`` must
-    hold all of it."""
+    hold all of it (any number from that of its shards on)."""
     share_titles: Literal["rank", "all", "auto"] = "rank"
     """Click tasks over several ranks: each rank encodes the titles that its own clicks name
     (``rank``); or the distinct titles that the clicks of all ranks name at the same time are dealt
