@@ -75,6 +75,15 @@ def test_blocks_are_even_runs_of_neighbours():
     assert set(np.diff([0, *breaks, 10]).tolist()) <= {3, 4, 6, 7, 10}
 
 
+@pytest.mark.parametrize(("size", "block", "even"), [(12, 5, 4), (10, 5, 5), (7, 8, 7), (6, 1, 1)])
+def test_no_block_is_larger_than_asked_for(size, block, even):
+    order = block_order([50 * size], 1, block, lambda units: units // size)
+    runs = [len(list(run)) for _, run in groupby(order.rows(0, 0, 50 * size) // size)]
+    # Blocks of one group that happen to follow each other make runs of several.
+    assert all(run % even == 0 for run in runs)
+    assert runs.count(even) > 0.8 * len(runs)
+
+
 def test_a_large_group_is_cut_elsewhere_in_every_epoch():
     order = block_order([32], window=1, block=8, groups=lambda units: units * 0)
     firsts = {

@@ -141,12 +141,14 @@ class DataConfig:
     """Most recent clicks of a user that are read; sets keep them oldest first (``tnr shards build
     --history-order``)."""
     user_block: int = 1
-    """Click tasks only: so many clicks of one user at most come together, in one batch, as far as
+    """Click tasks only: so many clicks of one user at most come together in the order, as far as
     ``window_shards`` holds them; 1 shuffles every click by itself. They share the user's history,
     so a batch names fewer distinct titles and costs less; but a batch of n clicks in blocks of k
-    tells of about n / k users, so its gradient is noisier. Every click still comes once an epoch.
-    ``--dry-run`` says how many users and distinct titles a batch has. Clicks of one user are
-    usually spread over the whole log: ``window_shards`` must then hold all of it."""
+    tells of about n / k users, so its gradient is noisier. Every click still comes once an epoch,
+    and the blocks are shuffled. On a made-up log with MIND's lengths a batch of 32 in blocks of up
+    to 8 has 9 users and 360 distinct titles instead of 32 and 860; ``--dry-run`` says it of any
+    log. Where a user's clicks are spread over the whole log, as in MIND, ``window_shards`` must
+    hold all of it (any number from that of its shards on)."""
     share_titles: Literal["rank", "all", "auto"] = "rank"
     """Click tasks over several ranks: each rank encodes the titles that its own clicks name
     (``rank``); or the distinct titles that the clicks of all ranks name at the same time are dealt
