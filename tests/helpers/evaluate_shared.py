@@ -16,7 +16,8 @@ from trainer.engine.distributed import leave
 from trainer.evaluate.encode import article_batches
 from trainer.evaluate.evaluate import EvaluateOptions, make_ready
 from trainer.evaluate.pairs import ClickLog, open_click_log
-from trainer.evaluate.sharded import Ranks, measure, score_all, start_ranks
+from trainer.evaluate.scoring import group_by_history, score_blocks
+from trainer.evaluate.sharded import Ranks, encode_shared, measure, score_all, start_ranks
 from trainer.export.folder import load_export
 
 SMALL = {"block_users": 4, "history_length": 5}
@@ -40,8 +41,17 @@ def in_small_blocks(export: str, log: ClickLog, ranks: Ranks, out: Path) -> None
     assert len(article_batches(ready.texts, ready.used, batch_tokens=64)) > 3
     metrics = measure(ready.model, ready.news_NE, log.clicks, ranks, **SMALL)
     scored = score_all(ready.model, ready.news_NE, log.clicks, ranks, **SMALL)
+    groups = group_by_history(log.clicks, 5)
+    share = (ranks.rank, ranks.world_size)
+    blocks = score_blocks(ready.model, ready.news_NE, log.clicks, groups, share=share, **SMALL)
+    tokens: list[int] = []
+    encode_shared(
+        ready.model, ready.texts, ready.used, ranks, batch_tokens=64, on_batch=tokens.append
+    )
     np.savez(
         out / f"rank-{ranks.rank}.npz",
+        own_impressions=np.concatenate([block.places for block in blocks]),
+        own_tokens=sum(tokens),
         news=ready.news_NE,
         scores=np.zeros(0) if scored is None else scored.scores,
         **metrics.arrays(),

@@ -47,6 +47,7 @@ def test_two_ranks_give_the_numbers_of_one(tmp_path: Path):
     prediction = "prediction.zip"
     assert (alone / prediction).read_bytes() == (shared / prediction).read_bytes()
 
+    check_shares(*(np.load(shared / f"rank-{rank}.npz") for rank in (0, 1)))
     expected = np.load(alone / "rank-0.npz")
     for rank in (0, 1):
         found = np.load(shared / f"rank-{rank}.npz")
@@ -56,6 +57,15 @@ def test_two_ranks_give_the_numbers_of_one(tmp_path: Path):
         assert len(found["scores"]) == (len(expected["scores"]) if rank == 0 else 0)
     np.testing.assert_array_equal(np.load(shared / "rank-0.npz")["scores"], expected["scores"])
     check_impressions_file(alone / name, records[0], world)
+
+
+def check_shares(first, second) -> None:
+    """Each rank did a part of the work, and nothing was done twice."""
+    own = [part["own_impressions"].tolist() for part in (first, second)]
+    assert sorted(own[0] + own[1]) == list(range(60))
+    assert min(map(len, own)) > 15
+    tokens = [int(part["own_tokens"]) for part in (first, second)]
+    assert max(tokens) < 2 * min(tokens)
 
 
 def check_impressions_file(path: Path, record: dict, world) -> None:

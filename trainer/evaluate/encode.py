@@ -36,9 +36,8 @@ def encode_articles(
 ) -> np.ndarray:
     """Encode the texts of some articles.
 
-    Texts are sorted by length, the longest first (so that a batch that does not fit in memory is
-    the first one), and cut into batches of at most ``batch_tokens`` tokens, padding included. The
-    result is in the order of ``rows``.
+    In batches of like lengths, the longest first, so that one that does not fit in memory is the
+    first; the result is in the order of ``rows``.
 
     Args:
         model: A ``NewsEncoder`` or a ``Recommender``, already on ``device``.

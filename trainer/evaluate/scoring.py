@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 BLOCK_USERS = 4096
 """Distinct histories of a block: what one rank scores at a time."""
 _BATCH_USERS = 512
-_CHUNK_BYTES = {"cpu": 1 << 18, "cuda": 1 << 28}
-"""Vectors of candidates gathered at a time: what a core's cache, or a GPU, takes well."""
+_CPU_CHUNK_BYTES, _GPU_CHUNK_BYTES = 1 << 18, 1 << 28
+"""Vectors of candidates gathered at a time: on a CPU, what stays in a core's cache."""
 
 
 class HistoryGroups(NamedTuple):
@@ -189,7 +189,8 @@ def _dot(
 ) -> np.ndarray:
     """Scores float32[K] of candidates, in chunks that stay where they are fast."""
     scores = np.empty(len(values), dtype=np.float32)
-    chunk = max(_CHUNK_BYTES[news_NE.device.type] // (4 * news_NE.shape[1]), 1)
+    chunk_bytes = _CPU_CHUNK_BYTES if news_NE.device.type == "cpu" else _GPU_CHUNK_BYTES
+    chunk = max(chunk_bytes // (4 * news_NE.shape[1]), 1)
     candidates = torch.from_numpy(values).to(news_NE.device)
     users = torch.from_numpy(user_K).to(news_NE.device)
     for start in range(0, len(values), chunk):

@@ -213,28 +213,16 @@ def measure(
         TrainingError: Another rank has ended.
     """
     groups = groups or group_by_history(clicks, history_length, rows)
-    num = len(groups.places_n)
     places, values = [np.zeros(0, np.int64)], [np.zeros((0, len(METRIC_NAMES)))]
-    with bar(num // ranks.world_size, "score", "impressions", progress and ranks.is_main) as shown:
-        for block in score_blocks(
-            model,
-            news_NE,
-            clicks,
-            groups,
-            rows=rows,
-            history_length=history_length,
-            device=device,
-            share=(ranks.rank, ranks.world_size),
-            block_users=block_users,
-        ):
-            labels = clicks.clicked(block.places if rows is None else rows[block.places])
-            found = impression_metrics(block.scores, labels, block.offsets)
-            places.append(block.places)
-            values.append(np.stack([found[f"{name}_n"] for name in METRIC_NAMES], axis=1))
-            shown.update(len(block.places))
+    how = {"history_length": history_length, "device": device, "block_users": block_users}
+    for block in _own_blocks(model, news_NE, clicks, groups, ranks, progress, rows=rows, **how):
+        labels = clicks.clicked(block.places if rows is None else rows[block.places])
+        found = impression_metrics(block.scores, labels, block.offsets)
+        places.append(block.places)
+        values.append(np.stack([found[f"{name}_n"] for name in METRIC_NAMES], axis=1))
     all_places = ranks.all_gather(np.concatenate(places))
     all_values = ranks.all_gather(np.concatenate(values))
-    arrays = {f"{name}_n": np.full(num, np.nan) for name in METRIC_NAMES}
+    arrays = {f"{name}_n": np.full(len(groups.places_n), np.nan) for name in METRIC_NAMES}
     for where, value in zip(all_places, all_values, strict=True):
         for column, array in enumerate(arrays.values()):
             array[where] = value[:, column]
@@ -272,25 +260,14 @@ def score_all(
     """
     groups = group_by_history(clicks, history_length)
     offsets = candidate_offsets(clicks)
-    num = clicks.num_impressions
     scores = np.empty(int(offsets[-1]) if ranks.is_main else 0, dtype=np.float32)
     blocks: list[ScoredBlock] = []
-    with bar(num // ranks.world_size, "score", "impressions", progress and ranks.is_main) as shown:
-        for block in score_blocks(
-            model,
-            news_NE,
-            clicks,
-            groups,
-            history_length=history_length,
-            device=device,
-            share=(ranks.rank, ranks.world_size),
-            block_users=block_users,
-        ):
-            shown.update(len(block.places))
-            if ranks.is_main:
-                lay_scores(scores, offsets, block.places, block.scores)
-            else:
-                blocks.append(block)
+    how = {"history_length": history_length, "device": device, "block_users": block_users}
+    for block in _own_blocks(model, news_NE, clicks, groups, ranks, progress, **how):
+        if ranks.is_main:
+            lay_scores(scores, offsets, block.places, block.scores)
+        else:
+            blocks.append(block)
     places = ranks.gather(_joined([block.places for block in blocks]))
     values = ranks.gather(
         np.concatenate([np.zeros(0, np.float32), *(block.scores for block in blocks)])
@@ -300,6 +277,24 @@ def score_all(
     for where, value in zip(places, values, strict=True):
         lay_scores(scores, offsets, where, value)
     return ImpressionScores(scores, offsets)
+
+
+def _own_blocks(
+    model: Recommender,
+    news_NE: np.ndarray,
+    clicks: ClickColumn,
+    groups: HistoryGroups,
+    ranks: Ranks,
+    progress: bool,
+    **how: Any,
+) -> Iterator[ScoredBlock]:
+    """This rank's share of the blocks; rank 0 shows its progress."""
+    total = len(groups.places_n) // ranks.world_size
+    share = (ranks.rank, ranks.world_size)
+    with bar(total, "score", "impressions", progress and ranks.is_main) as shown:
+        for block in score_blocks(model, news_NE, clicks, groups, share=share, **how):
+            yield block
+            shown.update(len(block.places))
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
