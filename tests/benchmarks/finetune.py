@@ -18,7 +18,7 @@ A step is forward, backward and optimizer; ours with the norm of the gradient, w
 Making our batch happens ahead of the training in a run, and is measured beside it. Ways take turns
 in every round, on the same clicks, and every round gives one ratio. Parts: ``log`` and ``mind``
 with all-MiniLM-L6-v2 (6 x 384), ``mpnet`` with all-mpnet-base-v2 (12 x 768) on the log of ``mind``;
-see ``click_logs.py`` for the logs. The plain way of ``mpnet`` takes minutes a step and 10 GiB.
+see ``click_logs.py`` for the logs. The plain way of ``mpnet`` takes minutes a step.
 """
 
 import argparse
