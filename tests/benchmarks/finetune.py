@@ -18,7 +18,7 @@ A step is forward, backward and optimizer; ours with the norm of the gradient, w
 Making our batch happens ahead of the training in a run, and is measured beside it. Ways take turns
 in every round, on the same clicks, and every round gives one ratio. Parts: ``log`` and ``mind``
 with all-MiniLM-L6-v2 (6 x 384), ``mpnet`` with all-mpnet-base-v2 (12 x 768) on the log of ``mind``;
-see ``click_logs.py`` for the logs. The plain way of ``mpnet`` takes minutes a step and 10 GiB.
+see ``click_logs.py`` for the logs. The plain way of ``mpnet`` takes minutes a step.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from click_logs import HISTORY, SKEW, TITLE_TOKENS, mind_like_log, real_log, set
 from doj import encoder_folder, in_turns, ratios, spread
 from torch import Tensor, nn
 
-BATCH, CANDIDATES = 32, 5
+CANDIDATES = 5
 SEED = 1
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = CLOCKS[os.environ.get("TNR_BENCH_CLOCK", "wall")]
@@ -50,20 +50,22 @@ Tensors = dict[str, Tensor]
 class Ours:
     """The task of the recipe with its optimizer, stepped without the loop around it."""
 
-    def __init__(self, log: tuple[Path, Path], encoder: Path, **dotted: Any) -> None:
+    def __init__(
+        self, log: tuple[Path, Path], encoder: Path, batch_size: int, **dotted: Any
+    ) -> None:
         from shards.stream import Stream
         from trainer.config.load import load_config
         from trainer.engine.optimizer import build_optimizer
         from trainer.tasks.build import build
 
-        same = {"run__global_batch": BATCH, "run__micro_batch": BATCH}
+        same = {"run__global_batch": batch_size, "run__micro_batch": batch_size}
         self.config = load_config("finetune", settings(log, encoder, **(same | dotted)))
         torch.manual_seed(SEED)
         built = build(self.config)
         self.module: Any = built.module.train()
         self.data: Any = built.data
         self.optimizer = build_optimizer(self.module, self.config.optimizer)
-        rows = zip(range(8), Stream(self.data.order, BATCH), strict=False)
+        rows = zip(range(8), Stream(self.data.order, batch_size), strict=False)
         self.rows = [row for _, row in rows]
         self.collating: list[float] = []
 
@@ -118,7 +120,8 @@ class Plain:
         found = self.same.batch(number)
         slots = torch.cat([found["history_index"], found["candidate_index"]], dim=1)
         filled = torch.cat(
-            [found["history_mask"], torch.ones(BATCH, CANDIDATES, dtype=torch.bool)], dim=1
+            [found["history_mask"], torch.ones_like(found["candidate_index"], dtype=torch.bool)],
+            dim=1,
         )
         ids, mask = found["title_ids"][slots], found["title_mask"][slots]
         # Attention needs a token to look at, even in titles that nothing else looks at.
@@ -144,7 +147,7 @@ class Plain:
         read = read | (last & ~read.any(dim=1, keepdim=True))
         users = attend(self.user_attention, history, read)
         scores = torch.einsum("bce,be->bc", news[:, HISTORY:], users)
-        return nn.functional.cross_entropy(scores, torch.zeros(BATCH, dtype=torch.long))
+        return nn.functional.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long))
 
     def encode(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
         states_NLD = self.language_model(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
@@ -183,7 +186,7 @@ def check_equal(sides: dict[str, Any], tolerance: float) -> None:
         )
         side.optimizer.zero_grad(set_to_none=True)
         side.module.train()
-        found = [first, float(second)], gradient
+        found = [first, float(second.detach())], gradient
         if reference is None:
             reference = found
             continue
@@ -212,9 +215,10 @@ def describe(ours: Ours) -> None:
         seen["forwards"].append(sum("title_ids" in name for name in arrays))
         slots += sum(array.size for name, array in arrays.items() if "title_ids" in name)
     means = {name: statistics.mean(values) for name, values in seen.items()}
-    every = BATCH * (HISTORY + CANDIDATES)
+    clicks = ours.config.run.global_batch
+    every = clicks * (HISTORY + CANDIDATES)
     print(
-        f"  a batch of {BATCH}, means of {len(ours.rows)}: {means['slots']:,.0f} of {every:,} "
+        f"  a batch of {clicks}, means of {len(ours.rows)}: {means['slots']:,.0f} of {every:,} "
         f"slots filled, {means['titles']:,.0f} different titles of "
         f"{means['tokens'] / means['titles']:.1f} tokens; {means['tokens']:,.0f} tokens of the "
         f"plain way's {every * TITLE_TOKENS:,}; ours pads "
@@ -229,18 +233,21 @@ def measure(name: str, log: tuple[Path, Path], encoder: Path, options: argparse.
     if options.no_attention_dropout:
         same = {"model__backbone__attention_dropout": 0.0}
         print("  without dropout of attention weights, in all ways")
-    padded = Ours(log, encoder, data__pad_to_max=True, **same)
-    ours = Ours(log, encoder, **same)
-    sides: dict[str, Any] = {"plain, 1,760 titles of 30 tokens": Plain(padded)}
+    batch = options.batch
+    padded = Ours(log, encoder, batch, data__pad_to_max=True, **same)
+    ours = Ours(log, encoder, batch, **same)
+    titles = f"{batch * (HISTORY + CANDIDATES):,}"
+    sides: dict[str, Any] = {f"plain, {titles} titles of {TITLE_TOKENS} tokens": Plain(padded)}
     if not options.short:
+        whole = Ours(log, encoder, batch, data__batch_tokens=0, **same)
         sides |= {
             "without empty history slots": Plain(padded, empty_slots=False),
             "+ each title once": padded,
-            "+ padded to the longest of the step": Ours(log, encoder, data__batch_tokens=0, **same),
+            "+ padded to the longest of the step": whole,
         }
     sides["+ sub-batches by length: ours"] = ours
     if not options.no_column:
-        column = Ours(log, encoder, model__frozen_states="float32", **same)
+        column = Ours(log, encoder, batch, model__frozen_states="float32", **same)
         sides["+ the frozen layers' column"] = column
     describe(ours)
     check_equal(sides, 1e-5)
@@ -268,6 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", default="log,mind,mpnet")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=32, help="clicks a step")
     parser.add_argument("--short", action="store_true", help="only the plain way and ours")
     parser.add_argument("--no-column", action="store_true", help="without the last way")
     parser.add_argument("--no-attention-dropout", action="store_true", help="in all ways")
