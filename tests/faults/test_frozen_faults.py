@@ -16,8 +16,8 @@ from shards.columns import list_columns
 from shards.files import read_json
 from trainer.cli.main import main
 from trainer.errors import EXIT_REQUEUE
+from trainer.frozen import identity
 from trainer.frozen.fill import StateFiller
-from trainer.frozen.identity import FROZEN
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def words(world: TinyWorld, run: str) -> list[str]:
 
 def files(world: TinyWorld) -> dict[str, bytes]:
     """The files of the only column of frozen states."""
-    (info,) = list_columns(world.articles, FROZEN)
+    (info,) = list_columns(world.articles, identity.FROZEN)
     return {path.name: path.read_bytes() for path in info.folder.iterdir()}
 
 
@@ -104,7 +104,15 @@ def test_a_signal_while_filling_ends_with_the_code_for_a_requeue(
     assert "stopped by SIGUSR1: 2 of 3 cells of frozen layers' states" in capsys.readouterr().err
     assert not (world.folder / "run" / "state.json").exists()
     assert main(words(world, "run")) == 0
-    assert read_json(world.folder / "run" / "state.json")["state"] == "finished"
+    # From its checkpoint a run goes on with the column that it had.
+    longer = [*words(world, "run"), "--run.max_steps", "4"]
+    assert main(longer) == 0
+    state = read_json(world.folder / "run" / "state.json")
+    assert (state["state"], state["step"]) == ("finished", 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity, "FORMAT", 2)
+        assert main([*longer, "--run.max_steps", "6"]) == 1
+    assert "frozen_states" in capsys.readouterr().err
 
 
 def test_two_runs_at_once_leave_one_valid_column(world: TinyWorld) -> None:

@@ -104,6 +104,29 @@ def test_a_column_of_something_else_is_named_and_another_made(
     assert len(columns(world)) == 2
 
 
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        "embeddings.word_embeddings.weight",
+        "embeddings.LayerNorm.bias",
+        "encoder.layer.1.output.LayerNorm.weight",
+        "rel_pos_bias.weight",
+    ],
+)
+def test_any_frozen_weight_makes_another_column(world: TinyWorld, frozen: str) -> None:
+    biased = {"model__backbone__relative_position_bias": True}
+    folder = Path(world.teacher("finetune", 1, model__backbone__num_layers=3, **biased))
+    first = built(world, model__init=str(folder))
+    with torch.no_grad():
+        for name, parameter in first.module.model.named_parameters():
+            if name.endswith(frozen):
+                parameter.view(-1)[-1].add_(1e-6)
+    other = folder.with_name("other")
+    first.export(first.module.model, other, {})
+    built(world, model__init=str(other))
+    assert len(columns(world)) == 2
+
+
 def test_a_run_goes_on_only_from_the_same_states(world: TinyWorld) -> None:
     """The column is a part of what the data of a run are."""
     first, again, other = built(world), built(world), built(world, seed=5)
