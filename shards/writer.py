@@ -4,6 +4,8 @@ How a set is published, and what a failure leaves, is in :mod:`shards.publish`.
 """
 
 import contextlib
+import functools
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -22,9 +24,11 @@ from shards.manifest import (
     shard_name,
 )
 from shards.publish import FAILED_REPORT_NAME, REFUSED_NAME, SetPublisher
-from shards.reader import ShardSet, sample_key
+from shards.reader import ShardSet, member_name, sample_key
 
-_MEMBER_MODE = 0o444
+# No user's name, no time: the same samples give the same bytes anywhere. A float mtime would also
+# cost a PAX header of 1 KiB a member.
+_TAR_OPTIONS: dict[str, Any] = dict(user="", group="", mode=0o444, encoder=False, mtime=0)
 
 
 def encode_sample(sample: Mapping[str, Any]) -> bytes:
@@ -42,6 +46,36 @@ def encode_sample(sample: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8")
 
 
+@functools.cache
+def _header_of_nothing() -> bytes:
+    """Return the header that TarWriter writes before an empty sample."""
+    from webdataset.writer import TarWriter
+
+    file = io.BytesIO()
+    with TarWriter(file, **_TAR_OPTIONS) as tar:
+        tar.write({"__key__": sample_key(0), "json": b""})
+    return file.getvalue()[:TAR_BLOCK]
+
+
+def member_header(row: int, size: int) -> bytes:
+    """Return the header of a sample's member, as TarWriter writes it, in a tenth of its time.
+
+    Of two samples' headers only name, size and checksum differ (POSIX.1-1988, ustar: bytes 0 to
+    99, 124 to 135 and 148 to 155; the checksum is the sum of all bytes with itself as blanks).
+
+    Args:
+        row: The sample's row.
+        size: Bytes of its data, below 8 GiB.
+    """
+    header = bytearray(_header_of_nothing())
+    name = member_name(row).encode("ascii")
+    header[: len(name)] = name
+    header[124:135] = b"%011o" % size
+    header[148:156] = b" " * 8
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header)
+
+
 class ShardFile:
     """One shard being written, with its index; it appears when it is closed."""
 
@@ -51,19 +85,17 @@ class ShardFile:
 
         self.path = folder / name
         self.index = IndexBuilder()
-        # No user's name, no time: the same samples give the same bytes anywhere. A float mtime
-        # would also cost a PAX header of 1 KiB a member.
         self._context = atomic_file(self.path)
         self._file: IO[bytes] = self._context.__enter__()
-        self._tar = TarWriter(
-            self._file, user="", group="", mode=_MEMBER_MODE, encoder=False, mtime=0
-        )
+        self._tar = TarWriter(self._file, **_TAR_OPTIONS)
 
     def add(self, row: int, payload: bytes) -> None:
         """Write the sample of a row."""
-        # A short name and whole numbers need no extension: one header block before the data.
-        self.index.add(self._tar.tarstream.offset + TAR_BLOCK, payload)
-        self._tar.write({"__key__": sample_key(row), "json": payload})
+        stream = self._tar.tarstream
+        self.index.add(stream.offset + TAR_BLOCK, payload)
+        data = member_header(row, len(payload)) + payload + bytes(-len(payload) % TAR_BLOCK)
+        stream.fileobj.write(data)
+        stream.offset += len(data)
 
     def close(self) -> ShardInfo:
         """Put the tar and then its index in place; return what the manifest says of them."""
