@@ -163,11 +163,19 @@ def fill_distinct(
         owners = np.repeat(np.arange(len(counts)), missing)
         if not len(owners):
             break
-        keys = np.unique(
-            np.concatenate([keys, owners * bound + draw(owners, attempt >= _ATTEMPTS // 2)])
-        )
+        drawn = owners * bound + draw(owners, attempt >= _ATTEMPTS // 2)
+        keys = _sorted_unique(np.concatenate([keys, drawn]))
         missing = counts - np.bincount(keys // bound, minlength=len(counts))
     return keys // bound, keys % bound
+
+
+def _sorted_unique(keys: np.ndarray) -> np.ndarray:
+    """Returns each of the keys once, ascending; several times as fast as ``np.unique``, which
+    hashes."""
+    keys = np.sort(keys)
+    first = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=first[1:])
+    return keys[first]
 
 
 def draw_histories(users: Users, about: Attributes, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
