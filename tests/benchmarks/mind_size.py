@@ -139,6 +139,7 @@ def finetune(options: argparse.Namespace) -> list[Any]:
         "model.news_dim": 64,
         "model.query_dim": 32,
         "run.dir": options.folder / "run",
+        "run.global_batch": 32,
         "run.max_steps": options.steps,
         "run.checkpoint_every": options.steps,
     }
