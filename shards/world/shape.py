@@ -34,7 +34,7 @@ _MORE_CLICKS = 0.543
 
 _MIND_SIZES = {
     "articles": 130_379,
-    "users": 876_956,
+    "users": 1_000_000,
     "train_impressions": 2_232_748,
     "dev_impressions": 376_471,
     "test_impressions": 2_370_727,
@@ -45,9 +45,9 @@ _SMALLEST = 200
 def like_mind(scale: float = 1.0) -> dict[str, Any]:
     """Returns settings of a world with the sizes of MIND's large parts.
 
-    Articles are those of the three ``news.tsv`` together, users those of the three logs. The
-    concepts and their words stay as many at any scale, and what stands for the body is as long as
-    MIND's abstracts, since MIND has no bodies.
+    Articles are those of the three ``news.tsv`` together, users all of MIND's, of whom some are in
+    no log (its large training part has 711,222). What stands for the body is as long as MIND's
+    abstracts, since MIND has no bodies.
 
     Args:
         scale: Multiplies articles, users and impressions.
