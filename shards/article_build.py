@@ -1,37 +1,25 @@
-"""The course of an article build: spools, decisions, shards.
+"""Building article sets: which rows are articles, and what the report and the counts say of them.
 
-1. Every input is cut into chunks (:mod:`shards.chunks`); every chunk becomes a spool
-   (:mod:`shards.articles`), in any process.
-2. The records of all spools decide, in the order of the inputs, which rows are articles
-   (:mod:`shards.duplicates`); refused rows are reported with their lines.
-3. The shards are written from the spools (:mod:`shards.assemble`), in any process.
-
-Spools and shards are whole or absent, and depend on inputs and options alone. So a build that was
-killed goes on with those that are there, and the number of processes leaves no trace.
+The course of the build is in :mod:`shards.spooled_build`; the records of all spools decide, in the
+order of the inputs, which rows are articles (:mod:`shards.duplicates`).
 """
 
-import heapq
 import json
-import unicodedata
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from shards import chunks, normalise
+from shards import normalise
 from shards.articles import (
     ORIGINS,
     REQUIRED,
     ArticleJob,
     BodyJob,
-    SpoolJob,
     fields_of,
     write_body_index,
 )
-from shards.assemble import plan_shards, write_shard
-from shards.chunks import Chunk, cut
 from shards.duplicates import (
     DUPLICATE_CONTENT,
     DUPLICATE_ID,
@@ -42,30 +30,14 @@ from shards.duplicates import (
     first_of_each,
 )
 from shards.fields import ArticleFields, FieldReader
-from shards.files import atomic_file, fingerprint
+from shards.files import atomic_file
 from shards.intake import Intake
-from shards.manifest import ShardInfo
 from shards.pool import Workers
-from shards.progress import Progress
 from shards.publish import DUPLICATES_NAME, SetPublisher
 from shards.reader import ShardSet
-from shards.sources import MAX_ROW_BYTES, InputFile, Row
-from shards.spool import Spool, read_at, read_column
-
-_WORK_FORMAT = 1
-
-
-def work_name(request: str) -> str:
-    """Return the name under which the unfinished work for a request is found again."""
-    # Whatever else decides where the cuts are or what a spool holds.
-    return fingerprint(
-        {
-            "request": request,
-            "format": _WORK_FORMAT,
-            "chunks": [chunks.CHUNK_BYTES, MAX_ROW_BYTES],
-            "unicode": unicodedata.unidata_version,
-        }
-    )[:16]
+from shards.sources import InputFile
+from shards.spool import Spool, read_column
+from shards.spooled_build import ReadChunk, SpooledBuild, SpoolJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,42 +51,15 @@ class ArticleOptions:
     near_duplicates: bool
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A chunk that has become a spool."""
-
-    source: str
-    lines_before: int
-    spool: Spool
-
-    def refused(self) -> Iterator[tuple[str, int, str, str]]:
-        """Yield (source, line, reason, excerpt) of the rows that could not be used."""
-        for line, reason, excerpt in self.spool.refused():
-            yield self.source, self.lines_before + line, reason, excerpt
-
-    def payloads(self, chosen: np.ndarray) -> Iterator[tuple[int, bytes]]:
-        """Yield (line, payload) of the rows for which ``chosen``, bool ``[n]``, is true."""
-        table = self.spool.rows()
-        starts = np.cumsum(table["length"], dtype=np.int64) - table["length"]
-        for row in np.flatnonzero(chosen).tolist():
-            payload = read_at(self.spool.path, int(starts[row]), int(table["length"][row]))
-            yield self.lines_before + int(table["line"][row]), payload
-
-
-class ArticleBuild:
-    """One build, inside the folder that a publisher holds."""
+class ArticleBuild(SpooledBuild):
+    """One build of an article set."""
 
     def __init__(
         self, publisher: SetPublisher, workers: Workers, intake: Intake, options: ArticleOptions
     ) -> None:
         """Start with nothing read."""
-        self.publisher = publisher
-        self.workers = workers
-        self.intake = intake
+        super().__init__(publisher, workers, intake)
         self.options = options
-        self.folder = publisher.staging / "spools"
-        self._reads: list[_Read] = []
-        self._refused_first: int | None = 0
 
     def run(
         self,
@@ -129,25 +74,24 @@ class ArticleBuild:
             OSError: If something cannot be written.
             BrokenProcessPool: If a process was killed.
         """
-        self.folder.mkdir(exist_ok=True)
         bodies, num_bodies = None, 0
         if body_file is not None:
             bodies, num_bodies = self._read_bodies(*body_file)
         inputs: list[int] = []
-        first = len(self._reads)
+        first = len(self.reads)
         for number, (file, form) in enumerate(files):
             job = ArticleJob(
-                *(file, form, self.options.fields, self.folder, f"articles-{number:03d}"),
+                *(file, form, self.folder, f"articles-{number:03d}", self.options.fields),
                 *(self.options.normalise, bodies, self.options.near_duplicates),
             )
             self._spool(job, FieldReader(self.options.fields), REQUIRED)
-            inputs += [number] * (len(self._reads) - first - len(inputs))
+            inputs += [number] * (len(self.reads) - first - len(inputs))
         self.intake.bar.close()
 
-        reads = self._reads[first:]
+        reads = self.reads[first:]
         spools = [read.spool for read in reads]
         verdict, stands_for = decide(spools, inputs, self.options.keep_duplicates)
-        self._report(reads, verdict == DUPLICATE_ID)
+        self.report(reads, verdict == DUPLICATE_ID)
         kept = verdict == KEPT
         self._count(spools, verdict, num_bodies if body_file is not None else None)
         self.intake.check(int(kept.sum()))
@@ -156,69 +100,29 @@ class ArticleBuild:
             from shards.near_duplicates import count_near_duplicates
 
             self.publisher.count("near_duplicates", count_near_duplicates(spools, kept))
-        shards = self._write(spools, kept)
+        shards = self.write(spools, kept, self.options.samples_per_shard)
         mask = int(np.bitwise_or.reduce(read_column(spools, "fields")[kept]))
         return self.publisher.publish(shards, fields_of(mask))
 
     def _spool(self, job: SpoolJob, reader: FieldReader, required: tuple[str, ...]) -> None:
-        """Make the spools of one input, or find them made."""
+        """Make the spools of one input, and see that every named field occurred."""
         columns = [] if job.form == "mind" else reader.required_columns(required)
-        sent: deque[tuple[Chunk, bool]] = deque()
-
-        def tasks() -> Iterator[Chunk]:
-            for chunk in cut(job.file, job.form, columns):
-                made = job.path(chunk).exists()
-                light = replace(chunk, lines=None, ready=None)
-                sent.append((light, made))
-                yield light if made else chunk
-
-        lines = 0
-        for path in self.workers.map(job.run, tasks()):
-            chunk, made = sent.popleft()
-            (self.intake.bar.skip if made else self.intake.bar.update)(chunk.num_bytes)
-            spool = Spool(path)
-            facts = spool.facts
-            lines = lines if chunk.lines_before is None else chunk.lines_before
-            self._reads.append(_Read(job.file.name, lines, spool))
-            lines += facts["lines"]
+        for facts in self.spool(job, columns):
             reader.note(facts.pop("seen", ()), facts.pop("keys", ()))
-            self._note_rows(facts["rows"], facts["refused_first"])
         if job.form != "mind":
             reader.check_all_seen(job.file.name)
-
-    def _note_rows(self, rows: int, refused_first: int) -> None:
-        self.intake.rows += rows
-        if self._refused_first is None:
-            return
-        total = self._refused_first + refused_first
-        refused = (row for read in self._reads for row in read.refused())
-        self.intake.check_start(total, refused)
-        self._refused_first = total if refused_first == rows else None
 
     def _read_bodies(self, file: InputFile, form: str) -> tuple[Path, int]:
         """Spool the bodies of the second file; the first body of an id counts."""
         fields = self.options.fields
-        job = BodyJob(file, form, fields, self.folder, "bodies", self.options.normalise)
+        job = BodyJob(file, form, self.folder, "bodies", fields, self.options.normalise)
         self._spool(job, FieldReader(fields, ("id", "body")), ("id", "body"))
-        spools = [read.spool for read in self._reads]
+        spools = [read.spool for read in self.reads]
         first = first_of_each(read_column(spools, "id"))
         own = first == np.arange(len(first))
-        self._report(self._reads, ~own)
+        self.report(self.reads, ~own)
         index = self.folder / "bodies.index"
         return index, write_body_index(index, spools, own)
-
-    def _report(self, reads: Sequence[_Read], duplicate: np.ndarray) -> None:
-        """Report the refused rows of some chunks, line by line in their order."""
-        done = 0
-        for read in reads:
-            again = duplicate[done : done + read.spool.num_rows]
-            done += read.spool.num_rows
-            duplicates = (
-                (read.source, line, "duplicate id", Row(0, raw=payload).excerpt())
-                for line, payload in read.payloads(again)
-            )
-            for row in heapq.merge(read.refused(), duplicates, key=lambda row: row[1]):
-                self.intake.refuse(*row)
 
     def _count(self, spools: Sequence[Spool], verdict: np.ndarray, num_bodies: int | None) -> None:
         count = self.publisher.count
@@ -248,7 +152,7 @@ class ArticleBuild:
             count("bodies_unused", num_bodies - int((origin[articles] == second).sum()))
 
     def _list_duplicates(
-        self, reads: Sequence[_Read], verdict: np.ndarray, stands_for: np.ndarray
+        self, reads: Sequence[ReadChunk], verdict: np.ndarray, stands_for: np.ndarray
     ) -> None:
         """Write which ids stand for which rows, beside those that the samples have."""
         if len(stands_for) == 0:
@@ -265,15 +169,3 @@ class ArticleBuild:
                     entry |= {"source": read.source, "line": line}
                     file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.publisher.source["duplicates"] = describe_duplicates(self.publisher.staging)
-
-    def _write(self, spools: Sequence[Spool], kept: np.ndarray) -> list[ShardInfo]:
-        """Write the shards, or find them written."""
-        staging = self.publisher.staging
-        total = int(read_column(spools, "length")[kept].sum(dtype=np.int64))
-        tasks = plan_shards(spools, kept, self.options.samples_per_shard, staging)
-        shards = []
-        with Progress(total, "write shards", "B") as bar:
-            for info, size, made in self.workers.map(write_shard, tasks):
-                (bar.skip if made else bar.update)(size)
-                shards.append(info)
-        return shards

@@ -1,22 +1,20 @@
 """From one chunk of an input to its spool: articles, or bodies of a second file."""
 
 import mmap
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shards.chunks import Chunk
 from shards.errors import DamageError
 from shards.fields import FIELD_NAMES, ArticleFields, FieldReader, RowError
 from shards.files import atomic_file
 from shards.mind import parse_news
 from shards.normalise import normalise, normalise_fields
-from shards.sources import InputFile
 from shards.spool import Spool, SpoolWriter, hash_text, read_at
+from shards.spooled_build import SpoolJob, Taker
 from shards.writer import encode_sample
 
 REQUIRED = ("id", "title")
@@ -27,140 +25,94 @@ _FIELD_BIT = {name: 1 << place for place, name in enumerate(FIELD_NAMES)}
 
 
 @dataclass(frozen=True)
-class SpoolJob(ABC):
-    """Makes the spools of one input; picklable, so that other processes can."""
-
-    file: InputFile
-    form: str
-    fields: ArticleFields
-    folder: Path
-    """Where the spools go."""
-    stem: str
-    """What their names begin with."""
-    normalised: bool
-
-    def path(self, chunk: Chunk) -> Path:
-        """Return where the spool of a chunk is, or will be."""
-        return self.folder / f"{self.stem}-{chunk.number:06d}.spool"
-
-    def run(self, chunk: Chunk) -> Path:
-        """Make the spool of a chunk, unless it is there; return where it is.
-
-        Raises:
-            DamageError: If the input cannot be read.
-            OSError: If the spool cannot be written.
-        """
-        path = self.path(chunk)
-        if path.exists():
-            return path
-        file = InputFile(self.file.path, self.file.member)
-        num_rows = refused_first = 0
-        facts: dict[str, Any] = {}
-        with SpoolWriter(path) as spool:
-            take, finish = self._taker(spool, facts)
-            for row in chunk.rows(file):
-                num_rows += 1
-                reason = row.reason
-                if reason is None:
-                    try:
-                        take(row.line, row.record)
-                    except RowError as error:
-                        reason = error.reason
-                    except UnicodeEncodeError:
-                        reason = "unpaired surrogate"
-                if reason is not None:
-                    spool.refuse(row.line, reason, row.excerpt())
-                    refused_first += refused_first == num_rows - 1
-            facts |= {"rows": num_rows, "lines": file.num_lines, "refused_first": refused_first}
-            signatures = finish()
-            spool.finish(facts, signatures)
-        return path
-
-    @abstractmethod
-    def _taker(
-        self, spool: SpoolWriter, facts: dict[str, Any]
-    ) -> tuple[Callable[[int, Any], None], Callable[[], bytes]]:
-        """Return what takes a row's line and record, and what gives the signatures at the end."""
-
-
-@dataclass(frozen=True)
 class BodyJob(SpoolJob):
     """Spools bodies: the payload is the text."""
 
-    def _taker(
-        self, spool: SpoolWriter, facts: dict[str, Any]
-    ) -> tuple[Callable[[int, Any], None], Callable[[], bytes]]:
-        reader = FieldReader(self.fields, ("id", "body"))
+    fields: ArticleFields
+    normalised: bool
 
-        def take(line: int, record: Any) -> None:
-            found = reader.read(record)
-            if "id" not in found:
-                raise RowError("missing id")
-            body = found.get("body", "")
-            if self.normalised:
-                body, _ = normalise(body, many_lines=True)
-            data, id_hash = body.encode("utf-8"), hash_text(found["id"])
-            if data:
-                spool.add(data, line, id=id_hash)
+    def taker(self, spool: SpoolWriter) -> Taker:
+        """Return what takes the rows of a chunk into ``spool``."""
+        return _BodyTaker(self, spool)
 
-        def finish() -> bytes:
-            facts.update(reader.seen())
-            return b""
 
-        return take, finish
+class _BodyTaker(Taker):
+    def __init__(self, job: BodyJob, spool: SpoolWriter) -> None:
+        self._normalised, self._spool = job.normalised, spool
+        self._reader = FieldReader(job.fields, ("id", "body"))
+
+    def take(self, line: int, record: Any) -> None:
+        found = self._reader.read(record)
+        if "id" not in found:
+            raise RowError("missing id")
+        body = found.get("body", "")
+        if self._normalised:
+            body, _ = normalise(body, many_lines=True)
+        data, id_hash = body.encode("utf-8"), hash_text(found["id"])
+        if data:
+            self._spool.add(data, line, id=id_hash)
+
+    def finish(self, facts: dict[str, Any]) -> bytes:
+        facts.update(self._reader.seen())
+        return b""
 
 
 @dataclass(frozen=True)
 class ArticleJob(SpoolJob):
     """Spools articles: the payload is the sample as it will lie in the shard."""
 
+    fields: ArticleFields
+    normalised: bool
     bodies: Path | None
     """The index of the bodies from a second file."""
     near_duplicates: bool
 
-    def _taker(
-        self, spool: SpoolWriter, facts: dict[str, Any]
-    ) -> tuple[Callable[[int, Any], None], Callable[[], bytes]]:
-        reader = FieldReader(self.fields)
-        parse = parse_news if self.form == "mind" else reader.read
-        bodies = BodyIndex(self.bodies) if self.bodies is not None else None
-        texts: list[str] = []
+    def taker(self, spool: SpoolWriter) -> Taker:
+        """Return what takes the rows of a chunk into ``spool``."""
+        return _ArticleTaker(self, spool)
 
-        def take(line: int, record: Any) -> None:
-            found, changed = parse(record), 0
-            if self.normalised:
-                found, changed = normalise_fields(found)
-            for name in REQUIRED:
-                if name not in found:
-                    raise RowError(f"missing {name}")
-            second = None if bodies is None else bodies.find(found["id"])
-            body, origin = _body(found, second)
-            article = {"id": found["id"], "title": found["title"], "body": body}
-            article |= {name: text for name, text in found.items() if name not in article}
-            text = f"{found['title']}\0{body}"
-            spool.add(
-                encode_sample(article),
-                line,
-                id=hash_text(found["id"]),
-                text=hash_text(text),
-                article=_hash_fields(found),
-                fields=sum(_FIELD_BIT[name] for name in article),
-                origin=origin,
-                changed=changed,
-            )
-            if self.near_duplicates:
-                texts.append(text)
 
-        def finish() -> bytes:
-            if self.form != "mind":
-                facts.update(reader.seen())
-            if not self.near_duplicates:
-                return b""
-            from shards.near_duplicates import signatures
+class _ArticleTaker(Taker):
+    def __init__(self, job: ArticleJob, spool: SpoolWriter) -> None:
+        self._job, self._spool = job, spool
+        self._reader = FieldReader(job.fields)
+        self._parse = parse_news if job.form == "mind" else self._reader.read
+        self._bodies = BodyIndex(job.bodies) if job.bodies is not None else None
+        self._texts: list[str] = []
 
-            return signatures(texts).tobytes()
+    def take(self, line: int, record: Any) -> None:
+        found, changed = self._parse(record), 0
+        if self._job.normalised:
+            found, changed = normalise_fields(found)
+        for name in REQUIRED:
+            if name not in found:
+                raise RowError(f"missing {name}")
+        second = None if self._bodies is None else self._bodies.find(found["id"])
+        body, origin = _body(found, second)
+        article = {"id": found["id"], "title": found["title"], "body": body}
+        article |= {name: text for name, text in found.items() if name not in article}
+        text = f"{found['title']}\0{body}"
+        self._spool.add(
+            encode_sample(article),
+            line,
+            id=hash_text(found["id"]),
+            text=hash_text(text),
+            article=_hash_fields(found),
+            fields=sum(_FIELD_BIT[name] for name in article),
+            origin=origin,
+            changed=changed,
+        )
+        if self._job.near_duplicates:
+            self._texts.append(text)
 
-        return take, finish
+    def finish(self, facts: dict[str, Any]) -> bytes:
+        if self._job.form != "mind":
+            facts.update(self._reader.seen())
+        if not self._job.near_duplicates:
+            return b""
+        from shards.near_duplicates import signatures
+
+        return signatures(self._texts).tobytes()
 
 
 def fields_of(mask: int) -> tuple[str, ...]:

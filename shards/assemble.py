@@ -8,7 +8,7 @@ import numpy as np
 
 from shards.errors import DamageError
 from shards.files import read_json, write_json_atomic
-from shards.manifest import ARTICLES, ShardInfo, shard_name
+from shards.manifest import ShardInfo, shard_name
 from shards.spool import Spool, read_at
 from shards.writer import ShardFile
 
@@ -38,7 +38,7 @@ class ShardTask:
 
 
 def plan_shards(
-    spools: Sequence[Spool], kept: np.ndarray, samples_per_shard: int, folder: Path
+    spools: Sequence[Spool], kept: np.ndarray, samples_per_shard: int, folder: Path, kind: str
 ) -> Iterator[ShardTask]:
     """Yield the shards, in order; a shard's places are in memory only while it is the next.
 
@@ -47,7 +47,13 @@ def plan_shards(
         kept: bool ``[n]``: the rows of the spools that become samples.
         samples_per_shard: Samples in every shard but the last.
         folder: Where the shards go.
+        kind: ``articles`` or ``impressions``.
     """
+
+    def task() -> ShardTask:
+        first_row = num_shards * samples_per_shard
+        return ShardTask(folder, shard_name(kind, num_shards), first_row, tuple(pieces))
+
     pieces: list[Piece] = []
     num_shards = samples = done = 0
     for spool in spools:
@@ -61,16 +67,11 @@ def plan_shards(
             pieces.append(Piece(spool.path, offsets[part], lengths[part]))
             samples += len(part)
             if samples == samples_per_shard:
-                yield _task(folder, num_shards, samples_per_shard, pieces)
+                yield task()
                 num_shards += 1
                 pieces, samples = [], 0
     if samples:
-        yield _task(folder, num_shards, samples_per_shard, pieces)
-
-
-def _task(folder: Path, number: int, samples_per_shard: int, pieces: list[Piece]) -> ShardTask:
-    name = shard_name(ARTICLES, number)
-    return ShardTask(folder, name, number * samples_per_shard, tuple(pieces))
+        yield task()
 
 
 def write_shard(task: ShardTask) -> tuple[ShardInfo, int, bool]:

@@ -4,13 +4,12 @@ Rows that cannot be used are refused one by one into ``refused.jsonl`` and count
 the build goes on; it fails, and leaves no set, when the share of refused rows passes a limit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from shards.article_build import ArticleBuild, ArticleOptions, work_name
-from shards.duplicates import read_duplicates
+from shards.article_build import ArticleBuild, ArticleOptions
 from shards.errors import DataError, UsageError
-from shards.fields import ArticleFields, RowError
+from shards.fields import ArticleFields
 from shards.intake import (
     BuildResult,
     Intake,
@@ -20,13 +19,7 @@ from shards.intake import (
     same_set,
 )
 from shards.manifest import ARTICLES, DEFAULT_SAMPLES_PER_SHARD, IMPRESSIONS
-from shards.mind import (
-    BEHAVIORS_NAME,
-    NEWS_NAME,
-    find_member,
-    has_labels,
-    parse_behavior,
-)
+from shards.mind import BEHAVIORS_NAME, NEWS_NAME, find_member
 from shards.normalise import VERSION
 from shards.pool import Workers
 from shards.publish import SetPublisher
@@ -36,9 +29,13 @@ from shards.sources import (
     FORMATS,
     InputFile,
     guess_format,
-    parse_tab_separated,
 )
-from shards.writer import ShardWriter
+from shards.spooled_build import work_name
+
+_ARTICLE_HINTS = {
+    "wrong number of columns": "every row must have as many columns as the first line names; in"
+    " MIND's news.tsv 8, without a header (a file with 5 is behaviors.tsv, for --clicks)",
+}
 
 OLDEST_FIRST, NEWEST_FIRST = "oldest-first", "newest-first"
 HISTORY_ORDERS = (OLDEST_FIRST, NEWEST_FIRST)
@@ -118,10 +115,10 @@ def build_articles(
         out, ARTICLES, source=source, force=force, work=work_name(source["request"])
     )
     with (
-        failures_explained(Path(out), resumable=True),
+        failures_explained(Path(out)),
         publisher,
         Workers(processes) as workers,
-        Intake(publisher, everything, max_refused) as intake,
+        Intake(publisher, everything, max_refused, _ARTICLE_HINTS) as intake,
     ):
         build = ArticleBuild(publisher, workers, intake, options)
         return BuildResult(build.run(files, body_file), already_built=False)
@@ -135,9 +132,16 @@ def build_impressions(
     history_order: str = OLDEST_FIRST,
     samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD,
     max_refused: float = DEFAULT_MAX_REFUSED,
+    processes: int = 1,
     force: bool = False,
 ) -> BuildResult:
-    """Build an impression set, and the column of clicks beside it.
+    """Build an impression set, and the column of clicks beside it; killed, it goes on where it was
+    when it is called again.
+
+    Impressions without a click, and such as name candidates that the article set lacks, are
+    refused. Of histories, articles that it lacks are left out; that, impressions without a
+    negative (kept, and no training units) and times that are none are counted and listed in
+    ``noted.jsonl``.
 
     Args:
         clicks: MIND folders, zips or ``behaviors.tsv`` files. A test log, without labels, is
@@ -148,14 +152,16 @@ def build_impressions(
             oldest first.
         samples_per_shard: Impressions in every shard but the last.
         max_refused: Largest share of rows, 0 to 1, that may be refused.
+        processes: How many work at once; the set is the same, byte by byte, for any number.
         force: Replace a shard set that is there, and its columns.
 
     Raises:
         UsageError: If an option is wrong.
-        DataError: If an input is missing or of the wrong form, too many rows are refused, or
-            ``out`` holds another set.
+        DataError: If an input is missing or of the wrong form, too many rows are refused, ``out``
+            holds another set, or it cannot be written (what is finished is then kept).
         DamageError: If an input or the article set cannot be read.
     """
+    from shards.click_build import HINTS, ImpressionBuild
     from shards.clicks import write_click_column
 
     if not isinstance(article_set, ShardSet):
@@ -166,70 +172,30 @@ def build_impressions(
     options = {"articles": article_set.fingerprint, "samples_per_shard": samples_per_shard}
     if history_order != OLDEST_FIRST:  # sets of MIND's order are what they were before the option
         options["history_order"] = history_order
+    check_options(files, samples_per_shard, max_refused, processes)
     source = describe(IMPRESSIONS, files, options)
-    check_options(files, samples_per_shard, max_refused)
-    if former := same_set(Path(out), source, force):
-        # An earlier build may have been stopped just before its column was written.
-        write_click_column(former)
-        return BuildResult(former, already_built=True)
-    writer = ShardWriter(
-        out,
-        IMPRESSIONS,
-        samples_per_shard=samples_per_shard,
-        source=source,
-        articles_fingerprint=article_set.fingerprint,
-        force=force,
-    )
-    with (
-        failures_explained(Path(out), resumable=False),
-        writer,
-        Intake(writer, files, max_refused) as intake,
-    ):
-        rows = {str(article["id"]): row for row, article in enumerate(article_set)}
-        rows.update(read_duplicates(article_set))
-        labelled: bool | None = None
-        for file in files:
-            newest_first = history_order == NEWEST_FIRST
-            labelled = _read_behaviors(intake, writer, file, rows, labelled, newest_first)
-        writer.source["labelled"] = bool(labelled)
-        intake.check(writer.num_rows)
-        shard_set = writer.finish()
-    write_click_column(shard_set)
-    return BuildResult(shard_set, already_built=False)
-
-
-def _read_behaviors(
-    intake: Intake,
-    writer: ShardWriter,
-    file: InputFile,
-    rows: Mapping[str, int],
-    labelled: bool | None,
-    newest_first: bool,
-) -> bool | None:
-    """Read one click log; return whether logs have labels, as far as that is known by now."""
-    ids: set[int | str] = set()
-    for row in intake.good_rows(file, parse_tab_separated(file.lines())):
-        if labelled is None:
-            labelled = has_labels(row.record, rows)
-        try:
-            impression = parse_behavior(row.record, rows, labelled is not False, newest_first)
-            key = _compact(impression.id)
-            if key in ids:
-                raise RowError("duplicate id")
-            ids.add(key)
-        except RowError as error:
-            intake.refuse(file.name, row.line, error.reason, row.excerpt())
-            continue
-        writer.add(impression.to_sample())
-        if impression.unknown_history:
-            writer.count("unknown_history", impression.unknown_history)
-    return labelled
-
-
-def _compact(text: str) -> int | str:
-    """Return an id in a form that takes less memory where it is a plain number."""
-    plain = text.isascii() and text.isdigit() and len(text) < 19 and text[0] != "0"
-    return int(text) if plain else text
+    former = same_set(Path(out), source, force)
+    with failures_explained(Path(out)), Workers(processes) as workers:
+        if former is None:
+            publisher = SetPublisher(
+                out,
+                IMPRESSIONS,
+                source=source,
+                articles_fingerprint=article_set.fingerprint,
+                force=force,
+                work=work_name(source["request"]),
+            )
+            with publisher, Intake(publisher, files, max_refused, HINTS) as intake:
+                newest_first = history_order == NEWEST_FIRST
+                build = ImpressionBuild(
+                    publisher, workers, intake, samples_per_shard, newest_first=newest_first
+                )
+                shard_set = build.run(files, article_set)
+        else:
+            shard_set = former
+        # A build that was stopped just before its column was written completes it here.
+        write_click_column(shard_set, workers)
+    return BuildResult(shard_set, already_built=former is not None)
 
 
 def _article_input(path: Path, input_format: str | None) -> tuple[InputFile, str]:

@@ -17,8 +17,9 @@ examples:
 
 A field is a key or a path: headline.main, authors.0, or paragraphs picked out of a list:
 'document[name=body_par_*].value'. Refused rows are listed in OUT/refused.jsonl with file, line and
-reason. Building again from the same inputs with the same options does nothing and exits 0; a build
-of articles that was killed goes on where it was.
+reason; what is odd about impressions that are kept, in OUT/noted.jsonl. Building again from the
+same inputs with the same options does nothing and exits 0; a build that was killed goes on where it
+was.
 
 Texts are made uniform (Unicode NFC, invisible characters removed, white space), each rule counted.
 An article with the title and body of an earlier one is dropped; OUT/duplicates.jsonl says for which
@@ -87,6 +88,13 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="largest share of bad rows before the build fails (default: %(default)s)",
     )
     parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="P",
+        help="how many read and write; the set is the same for any number (default: %(default)s)",
+    )
+    parser.add_argument(
         "--force",
         action="store_true",
         help="replace the shard set that is in OUT, together with all its columns",
@@ -94,13 +102,6 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_article_options(group: Any) -> None:
-    group.add_argument(
-        "--processes",
-        type=int,
-        default=1,
-        metavar="P",
-        help="how many read and write; the set is the same for any number (default: %(default)s)",
-    )
     group.add_argument(
         "--bodies",
         type=Path,
@@ -134,7 +135,6 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.clicks:
         unfit = [f"--{name}-field" for name, path in paths.items() if path is not None]
         given = {name: getattr(arguments, name) for name in _ARTICLE_OPTIONS}
-        given["processes"] = arguments.processes != 1
         unfit += [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
         if unfit:
             raise UsageError(f"{unfit[0]} belongs to --articles, not to --clicks")
@@ -150,6 +150,7 @@ def _build(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "samples_per_shard": arguments.samples_per_shard,
         "max_refused": arguments.max_refused,
+        "processes": arguments.processes,
         "force": arguments.force,
     }
     if article_set is not None:
@@ -166,7 +167,6 @@ def _build(arguments: argparse.Namespace) -> int:
             normalise=not arguments.no_normalise,
             keep_duplicates=arguments.keep_duplicates,
             near_duplicates=arguments.near_duplicates,
-            processes=arguments.processes,
             **options,
         )
     _print_result(result)
@@ -174,6 +174,8 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _print_result(result: Any) -> None:
+    from shards.publish import NOTED_NAME
+
     shard_set, manifest = result.shard_set, result.shard_set.manifest
     if result.already_built:
         print(f"{shard_set.path} is already built from these inputs with these options")
@@ -183,6 +185,8 @@ def _print_result(result: Any) -> None:
     )
     counts = {name: count for name, count in manifest.counts.items() if name != "written" and count}
     print("  " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
+    if (shard_set.path / NOTED_NAME).exists():
+        print(f"  what is odd about rows that were kept is listed in {shard_set.path / NOTED_NAME}")
     if manifest.refused:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.refused.items())
         print(f"  refused: {reasons} (listed in {shard_set.path / 'refused.jsonl'})")

@@ -16,130 +16,22 @@ from, so it is no unit (``num_left_out`` counts them); where there are fewer tha
 they come again in their order.
 """
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any
-
 import numpy as np
 
-from shards.columns import ColumnReader, ColumnWriter
+from shards.click_cells import (
+    CLICKS,
+    made_from,
+    negative_places,
+    parse_time,
+    write_click_column,
+)
+from shards.columns import ColumnReader
 from shards.errors import DataError
 from shards.negatives import draw_distinct, sample_keys
-from shards.ragged import join, offsets_from_lengths, pad, row_of_value
+from shards.ragged import offsets_from_lengths, pad, row_of_value
 from shards.reader import ShardSet
 
-CLICKS = "clicks"
-_FORMAT = 1
 _CANDIDATES = 0x43414E4449444154  # keeps draws over candidates apart from draws over articles
-_MIND_TIME = "%m/%d/%Y %I:%M:%S %p"
-
-
-def parse_time(text: str) -> int:
-    """Seconds since 1970 UTC of an ISO 8601 time or of MIND's ``11/15/2019 8:55:22 AM``; -1 if
-    neither.
-
-    A time without a zone is taken as UTC.
-    """
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        try:
-            moment = datetime.strptime(text, _MIND_TIME)
-        except ValueError:
-            return -1
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp())
-
-
-def made_from() -> dict[str, Any]:
-    """What a click column is made from, beside its shard set."""
-    return {"format": _FORMAT}
-
-
-def write_click_column(impression_set: ShardSet) -> ColumnReader:
-    """Write the ``clicks`` column from the tars of an impression set; cells that are there stay.
-
-    Raises:
-        DataError: the set does not hold impressions, or a sample is not one.
-        ColumnError: the column cannot be written.
-    """
-    if impression_set.kind != "impressions":
-        raise DataError(f"{impression_set.path} holds {impression_set.kind}, not impressions")
-    writer = ColumnWriter(impression_set, CLICKS, made_from())
-    missing = set(writer.missing())
-    users: dict[str, int] = {}
-    if missing:
-        # Users are numbered by first appearance in the whole log, so all shards up to the last
-        # missing one are read.
-        for shard in range(max(missing) + 1):
-            samples = list(impression_set.samples(shard))
-            for sample in samples:
-                users.setdefault(str(sample.get("user", "")), len(users))
-            if shard in missing:
-                first_row = int(impression_set.shard_starts[shard])
-                labelled = impression_set.manifest.labelled
-                writer.write(shard, _tensors(samples, users, labelled, first_row))
-    return ColumnReader.open(impression_set, CLICKS, made_from())
-
-
-def _tensors(
-    samples: list[dict[str, Any]], users: Mapping[str, int], labelled: bool, first_row: int
-) -> dict[str, np.ndarray]:
-    """The cell of one shard."""
-    try:
-        history, history_offsets = join([s.get("history", []) for s in samples], np.int32)
-        candidates, offsets = join([s["candidates"] for s in samples], np.int32)
-        clicked, clicked_offsets = join(
-            [s["clicks"] if labelled else [] for s in samples], np.uint8
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"one of the impressions from row {first_row} on cannot be used: {error!r}; "
-            "build the set again"
-        ) from error
-    tensors = {
-        "history.values": history,
-        "history.offsets": history_offsets,
-        "candidates.values": candidates,
-        "candidates.offsets": offsets,
-        "user": np.array([users[str(s.get("user", ""))] for s in samples], dtype=np.int32),
-        "time": np.array([parse_time(str(s.get("time", ""))) for s in samples], dtype=np.int64),
-    }
-    if labelled:
-        if (clicked_offsets != offsets).any() or (clicked > 1).any():
-            row = first_row + int(np.argmax(np.diff(clicked_offsets) != np.diff(offsets)))
-            raise DataError(
-                f"impression {row}: its clicks must be 0 or 1, one a candidate; build the set again"
-            )
-        tensors |= {"clicked.values": clicked, "clicked.offsets": offsets}
-        tensors["units.values"], tensors["units.offsets"] = _units(candidates, clicked, offsets)
-    return tensors
-
-
-def _units(
-    candidates: np.ndarray, clicked: np.ndarray, offsets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(places of the trainable clicks among the candidates int32[k], offsets int64[n + 1])."""
-    places = np.flatnonzero(clicked)
-    rows = row_of_value(offsets, places)
-    negatives = row_of_value(offsets, _negative_places(candidates, clicked, offsets))
-    keep = np.bincount(negatives, minlength=len(offsets) - 1)[rows] > 0
-    kept_rows = rows[keep]
-    lengths = np.bincount(kept_rows, minlength=len(offsets) - 1)
-    return (places[keep] - offsets[kept_rows]).astype(np.int32), offsets_from_lengths(lengths)
-
-
-def _negative_places(
-    candidates: np.ndarray, clicked: np.ndarray, offsets: np.ndarray
-) -> np.ndarray:
-    """Places in the values whose article was clicked nowhere in its impression, int64[k]."""
-    unclicked = np.flatnonzero(clicked == 0)
-    if not len(unclicked):
-        return unclicked
-    impressions = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    pairs = impressions * (int(candidates.max()) + 1) + candidates
-    return unclicked[np.isin(pairs[unclicked], pairs[clicked != 0], invert=True)]
 
 
 class ClickColumn:
@@ -307,7 +199,7 @@ class ClickColumn:
         click_units = np.asarray(click_units, dtype=np.int64)
         rows, _ = self.click(click_units)
         clicked, offsets = self._clicked(rows)
-        unclicked = _negative_places(self.candidates(rows)[0], clicked, offsets)
+        unclicked = negative_places(self.candidates(rows)[0], clicked, offsets)
         sizes = np.bincount(row_of_value(offsets, unclicked), minlength=len(rows))
         if (sizes == 0).any():
             row = int(rows[np.argmin(sizes)])
@@ -329,3 +221,6 @@ class ClickColumn:
         if count >= self.num_clicks:
             return np.arange(self.num_clicks, dtype=np.int64)
         return np.arange(count, dtype=np.int64) * self.num_clicks // count
+
+
+__all__ = ["CLICKS", "ClickColumn", "made_from", "parse_time", "write_click_column"]

@@ -14,10 +14,10 @@ from shards.manifest import has_manifest
 from shards.progress import Progress
 from shards.publish import SetPublisher, clear_published
 from shards.reader import ShardSet
-from shards.sources import InputFile, Row
+from shards.sources import InputFile
 
 # Where every row at the start is refused, the options are wrong and not the rows.
-_HOPELESS_ROWS = 1000
+HOPELESS_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,23 @@ class Intake:
     """
 
     def __init__(
-        self, publisher: SetPublisher, files: Sequence[InputFile], max_refused: float
+        self,
+        publisher: SetPublisher,
+        files: Sequence[InputFile],
+        max_refused: float,
+        hints: Mapping[str, str] | None = None,
     ) -> None:
-        """Start with no rows; ``max_refused`` is the share, 0 to 1, that may be refused."""
+        """Start with no rows.
+
+        Args:
+            publisher: Of the set.
+            files: The inputs.
+            max_refused: Share of the rows, 0 to 1, that may be refused.
+            hints: What to say, by reason, where most rows of a failed build were refused for it.
+        """
         self.publisher = publisher
         self.max_refused = max_refused
+        self.hints = hints or {}
         self.rows = 0
         self.refused = 0
         self.bar = Progress(sum(file.size for file in files), f"build {publisher.kind}", "B")
@@ -53,26 +65,6 @@ class Intake:
     def __exit__(self, *error: object) -> None:
         """Take the progress bar away."""
         self.bar.close()
-
-    def good_rows(self, file: InputFile, rows: Iterator[Row]) -> Iterator[Row]:
-        """Yield the rows that could be read; refuse the others.
-
-        Raises:
-            DataError: If all rows at the start were refused.
-        """
-        shown = 0
-        for row in rows:
-            self.rows += 1
-            if row.reason is None:
-                yield row
-            else:
-                self.refuse(file.name, row.line, row.reason, row.excerpt())
-            if file.position != shown:
-                self.bar.update(file.position - shown)
-                shown = file.position
-            if self.rows == self.refused == _HOPELESS_ROWS:
-                self._fail(f"the first {_HOPELESS_ROWS} rows were all refused")
-        self.bar.update(file.position - shown)
 
     def refuse(self, source: str, line: int, reason: str, excerpt: str) -> None:
         """Refuse a row for ``reason``."""
@@ -89,10 +81,10 @@ class Intake:
         Raises:
             DataError: Then.
         """
-        if refused_first >= _HOPELESS_ROWS:
-            for row in islice(refused, _HOPELESS_ROWS):
+        if refused_first >= HOPELESS_ROWS:
+            for row in islice(refused, HOPELESS_ROWS):
                 self.refuse(*row)
-            self._fail(f"the first {_HOPELESS_ROWS} rows were all refused")
+            self._fail(f"the first {HOPELESS_ROWS} rows were all refused")
 
     def check(self, written: int) -> None:
         """Fail if too much was refused, or nothing is left.
@@ -118,9 +110,11 @@ class Intake:
         reasons = sorted(self.publisher.refused.items(), key=lambda item: -item[1])
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons)
         report = self.publisher.keep_report()
+        hint = self.hints.get(reasons[0][0]) if reasons else None
         raise DataError(
             f"{what}: {listed or 'the inputs are empty'}"
             + (f"; each is listed in {report}" if report else "")
+            + (f"; {hint}" if hint else "")
         )
 
 
@@ -150,17 +144,16 @@ def check_options(
 
 
 @contextlib.contextmanager
-def failures_explained(out: Path, resumable: bool) -> Iterator[None]:
+def failures_explained(out: Path) -> Iterator[None]:
     """Turn a full disk or a killed process into one line that says what to do.
 
     Args:
         out: The set's folder.
-        resumable: Whether what is finished is kept for the next build.
 
     Raises:
         DataError: Instead of ``OSError`` and ``BrokenProcessPool``.
     """
-    again = "run the same command again" + ("; what is finished is kept" if resumable else "")
+    again = "run the same command again; what is finished is kept"
     try:
         yield
     except BrokenProcessPool as error:

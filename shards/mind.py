@@ -9,6 +9,7 @@ Both are split at tabs, without quoting (titles contain quotes), and have no hea
 MIND has no bodies; they may come from a second file. (Wu et al., MIND, ACL 2020.)
 """
 
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,13 @@ NEWS_NAME = "news.tsv"
 BEHAVIORS_NAME = "behaviors.tsv"
 _NEWS_COLUMNS = 8
 _BEHAVIOR_COLUMNS = 5
-_TIME_FORMAT = "%m/%d/%Y %I:%M:%S %p"
+_MEMBERS_NAMED = 8
+_LABELS = frozenset(("-0", "-1"))
+_HEADERS = ("id", "impression_id", "impressionid", "impression")
+_TIME = re.compile(
+    r"(\d\d?)/(\d\d?)/(\d{4})\s+(1[0-2]|0?[1-9]):(\d\d?):(\d\d?)\s+([AP])M",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 def find_member(path: Path, name: str) -> InputFile | None:
@@ -56,8 +63,13 @@ def find_member(path: Path, name: str) -> InputFile | None:
             for member in archive.namelist()
             if PurePosixPath(member).name == name and not member.startswith("__MACOSX/")
         ]
+        found = archive.namelist()
     if len(members) != 1:
-        raise DataError(f"the archive {path} has {len(members)} members named {name}, expected one")
+        named = ", ".join(found[:_MEMBERS_NAMED]) + (", …" if len(found) > _MEMBERS_NAMED else "")
+        raise DataError(
+            f"the archive {path} has {len(members)} members named {name}, expected one; its members"
+            f" are: {named or 'none'}"
+        )
     return InputFile(path, members[0])
 
 
@@ -65,17 +77,19 @@ def parse_news(columns: Sequence[str]) -> dict[str, str]:
     """Return the article in one line of ``news.tsv``; fields that are empty are left out.
 
     Raises:
-        RowError: If the number of columns is not eight.
+        RowError: If the number of columns is not eight, or it names the columns.
     """
     if len(columns) != _NEWS_COLUMNS:
         raise RowError("wrong number of columns")
+    if [columns[place].strip().lower() for place in (1, 3)] == ["category", "title"]:
+        raise RowError("header line")
     names = ("id", "category", "subcategory", "title", "abstract", "url")
     article = {name: text.strip() for name, text in zip(names, columns, strict=False)}
     article["title"] = " ".join(article["title"].split())
     return {name: text for name, text in article.items() if text}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Impression:
     """One line of ``behaviors.tsv`` with news ids replaced by rows of the article set."""
 
@@ -140,35 +154,35 @@ def parse_behavior(
     """
     if len(columns) != _BEHAVIOR_COLUMNS:
         raise RowError("wrong number of columns")
-    impression_id, user = columns[0].strip(), columns[1].strip()
+    impression_id, user, time = (text.strip() for text in columns[:3])
     if not impression_id:
         raise RowError("missing id")
     if not user:
         raise RowError("missing user")
-    history = columns[3].split()
+    if "\0" in impression_id or "\0" in user:
+        raise RowError("NUL byte")
+    history, items = columns[3].split(), columns[4].split()
     if newest_first:
         history.reverse()
-    known = [rows[item] for item in history if item in rows]
-    items = columns[4].split()
     if not items:
         raise RowError("no candidates")
     clicks: list[int] | None = None
     if labelled:
-        pairs = [item.rpartition("-") for item in items]
-        if any(label not in ("0", "1") or not item for item, _, label in pairs):
-            raise RowError("bad click label")
-        clicks = [int(label) for _, _, label in pairs]
-        items = [item for item, _, _ in pairs]
-    try:
-        candidates = [rows[item] for item in items]
-    except KeyError as error:
-        raise RowError("unknown article") from error
+        labels = [item[-2:] for item in items]
+        if not _LABELS.issuperset(labels) or "-0" in items or "-1" in items:
+            raise RowError(_why_no_labels(columns, rows))
+        clicks = [1 if label == "-1" else 0 for label in labels]
+        items = [item[:-2] for item in items]
+    candidates = [row for row in map(rows.get, items) if row is not None]
+    if len(candidates) < len(items):
+        raise RowError("unknown article" if labelled else _why_unknown(columns, rows))
     if clicks is not None and 1 not in clicks:
         raise RowError("no click")
+    known = [row for row in map(rows.get, history) if row is not None]
     return Impression(
         id=impression_id,
         user=user,
-        time=iso_time(columns[2].strip()),
+        time=iso_time(time),
         history=known,
         candidates=candidates,
         clicks=clicks,
@@ -176,9 +190,28 @@ def parse_behavior(
     )
 
 
+def _why_no_labels(columns: Sequence[str], rows: Mapping[str, int]) -> str:
+    """Say why the candidates of a line do not all carry a label."""
+    if columns[0].strip().lower().replace(" ", "_") in _HEADERS:
+        return "header line"
+    return "missing labels" if has_labels(columns, rows) is False else "bad click label"
+
+
+def _why_unknown(columns: Sequence[str], rows: Mapping[str, int]) -> str:
+    """Say why the candidates of a line of a log without labels are not all known."""
+    if columns[0].strip().lower().replace(" ", "_") in _HEADERS:
+        return "header line"
+    return "unexpected labels" if has_labels(columns, rows) else "unknown article"
+
+
 def iso_time(text: str) -> str:
     """Return MIND's ``11/15/2019 8:55:22 AM`` as ``2019-11-15T08:55:22``; other text as it is."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return text
+    month, day, year, hour, minute, second, half = match.groups()
     try:
-        return datetime.strptime(text, _TIME_FORMAT).isoformat()
+        moment = datetime(int(year), int(month), int(day), int(hour) % 12, int(minute), int(second))
     except ValueError:
         return text
+    return moment.replace(hour=moment.hour + 12 * (half in "Pp")).isoformat()

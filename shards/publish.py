@@ -33,6 +33,7 @@ from shards.reader import ShardSet
 REFUSED_NAME = "refused.jsonl"
 FAILED_REPORT_NAME = "refused-by-failed-build.jsonl"
 DUPLICATES_NAME = "duplicates.jsonl"
+NOTED_NAME = "noted.jsonl"
 
 _STAGING_PREFIX = ".building-"
 _LOCK_NAME = ".building.lock"
@@ -90,6 +91,7 @@ class SetPublisher:
         name = f"work-{work}" if work is not None else f"{os.getpid()}-{secrets.token_hex(4)}"
         self.staging = self.folder / (_STAGING_PREFIX + name)
         self._report: IO[str] | None = None
+        self._notes: IO[str] | None = None
         self._made_folder = False
         self._lock = FileLock(self.folder / _LOCK_NAME, timeout=0)
 
@@ -131,9 +133,7 @@ class SetPublisher:
         traceback: TracebackType | None,
     ) -> None:
         """Remove the staging folder, unless its work is to be gone on with; release the lock."""
-        if self._report is not None:
-            self._report.close()
-            self._report = None
+        self._close_reports()
         # What we say ourselves is about the inputs or the options: with others, nothing is reused.
         if error is None or not self.resumable or isinstance(error, TinyNewsRecError):
             shutil.rmtree(self.staging, ignore_errors=True)
@@ -149,11 +149,24 @@ class SetPublisher:
             excerpt: The beginning of the row, or what is wrong in it.
         """
         if self._report is None:
-            path = self.staging / REFUSED_NAME
-            self._report = path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+            self._report = _open_report(self.staging / REFUSED_NAME)
         entry = {"source": source, "line": line, "reason": reason, "excerpt": excerpt}
         self._report.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def note(self, source: str, line: int, what: str, excerpt: str = "") -> None:
+        """Write what is odd about a row that is kept to the report ``noted.jsonl``.
+
+        Args:
+            source: Name of the input.
+            line: Line number in it, from 1; 0: of the file as a whole.
+            what: One of a small number of short phrases.
+            excerpt: What it is about.
+        """
+        if self._notes is None:
+            self._notes = _open_report(self.staging / NOTED_NAME)
+        entry = {"source": source, "line": line, "what": what, "excerpt": excerpt}
+        self._notes.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def count(self, name: str, increment: int = 1) -> None:
         """Add to one of the manifest's counts."""
@@ -182,11 +195,11 @@ class SetPublisher:
         """
         if not shards:
             raise DataError(f"nothing to write to {self.folder}: no {self.kind} are left")
-        if self._report is not None:
-            self._report.flush()
-            os.fsync(self._report.fileno())
-            self._report.close()
-            self._report = None
+        for report in (self._report, self._notes):
+            if report is not None:
+                report.flush()
+                os.fsync(report.fileno())
+        self._close_reports()
         manifest = Manifest(
             kind=self.kind,
             shards=tuple(shards),
@@ -200,13 +213,19 @@ class SetPublisher:
         names = [name for shard in shards for name in (shard.name, shard.index_name)]
         for name in names:
             (self.staging / name).replace(self.folder / name)
-        for name in (REFUSED_NAME, DUPLICATES_NAME):
+        for name in (REFUSED_NAME, NOTED_NAME, DUPLICATES_NAME):
             with contextlib.suppress(FileNotFoundError):
                 (self.staging / name).replace(self.folder / name)
         fsync_folder(self.folder)
         write_manifest(self.folder, manifest)
         self._made_folder = False
         return ShardSet.open(self.folder)
+
+    def _close_reports(self) -> None:
+        for report in (self._report, self._notes):
+            if report is not None:
+                report.close()
+        self._report = self._notes = None
 
     def _clear_leftovers(self) -> None:
         """Remove what an interrupted build left; its staging folder tells that it was a build."""
@@ -225,8 +244,8 @@ class SetPublisher:
         # A write that was cut off left its temporary file.
         for half in self.staging.rglob(".*.tmp-*"):
             half.unlink(missing_ok=True)
-        (self.staging / REFUSED_NAME).unlink(missing_ok=True)
-        (self.staging / DUPLICATES_NAME).unlink(missing_ok=True)
+        for name in (REFUSED_NAME, NOTED_NAME, DUPLICATES_NAME):
+            (self.staging / name).unlink(missing_ok=True)
 
     def _shard_files(self) -> list[Path]:
         prefixes, suffixes = SHARD_PREFIX.values(), (".tar", ".idx")
@@ -238,7 +257,7 @@ class SetPublisher:
         (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
         for path in self._shard_files():
             path.unlink()
-        for name in (REFUSED_NAME, FAILED_REPORT_NAME, DUPLICATES_NAME):
+        for name in (REFUSED_NAME, FAILED_REPORT_NAME, NOTED_NAME, DUPLICATES_NAME):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "columns", ignore_errors=True)
 
@@ -248,6 +267,10 @@ class SetPublisher:
             self._lock.release()
         if self._made_folder and self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _open_report(path: Path) -> IO[str]:
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _leftovers(folder: Path) -> list[Path]:

@@ -1,11 +1,16 @@
-"""Writing shards by webdataset's TarWriter, an index each; and whole sets of them in one go.
+"""Writing shards, an index each; and whole sets of them in one go.
+
+The tars are those that webdataset's TarWriter makes of the same samples, byte by byte; written here
+because importing it brings torch in: a second, and 160 MiB, for every process that builds.
 
 How a set is published, and what a failure leaves, is in :mod:`shards.publish`.
 """
 
 import contextlib
+import functools
 import json
 import os
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +27,7 @@ from shards.manifest import (
     shard_name,
 )
 from shards.publish import FAILED_REPORT_NAME, REFUSED_NAME, SetPublisher
-from shards.reader import ShardSet, sample_key
-
-_MEMBER_MODE = 0o444
+from shards.reader import ShardSet, member_name
 
 
 def encode_sample(sample: Mapping[str, Any]) -> bytes:
@@ -42,42 +45,67 @@ def encode_sample(sample: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8")
 
 
+@functools.cache
+def _header_of_nothing() -> bytes:
+    """Return the header of an empty sample."""
+    info = tarfile.TarInfo(member_name(0))
+    # No user's name, no time: the same samples give the same bytes anywhere.
+    info.mode, info.mtime = 0o444, 0
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def member_header(row: int, size: int) -> bytes:
+    """Return the header of a sample's member, in a tenth of the time that ``tarfile`` takes.
+
+    Of two samples' headers only name, size and checksum differ (POSIX.1-1988, ustar: bytes 0 to
+    99, 124 to 135 and 148 to 155; the checksum is the sum of all bytes with itself as blanks).
+
+    Args:
+        row: The sample's row.
+        size: Bytes of its data, below 8 GiB.
+    """
+    header = bytearray(_header_of_nothing())
+    name = member_name(row).encode("ascii")
+    header[: len(name)] = name
+    header[124:135] = b"%011o" % size
+    header[148:156] = b" " * 8
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header)
+
+
 class ShardFile:
     """One shard being written, with its index; it appears when it is closed."""
 
     def __init__(self, folder: Path, name: str) -> None:
         """Open ``name`` in ``folder`` under a temporary name."""
-        from webdataset.writer import TarWriter
-
         self.path = folder / name
         self.index = IndexBuilder()
-        # No user's name, no time: the same samples give the same bytes anywhere. A float mtime
-        # would also cost a PAX header of 1 KiB a member.
         self._context = atomic_file(self.path)
         self._file: IO[bytes] = self._context.__enter__()
-        self._tar = TarWriter(
-            self._file, user="", group="", mode=_MEMBER_MODE, encoder=False, mtime=0
-        )
+        self._offset = 0
 
     def add(self, row: int, payload: bytes) -> None:
         """Write the sample of a row."""
-        # A short name and whole numbers need no extension: one header block before the data.
-        self.index.add(self._tar.tarstream.offset + TAR_BLOCK, payload)
-        self._tar.write({"__key__": sample_key(row), "json": payload})
+        self.index.add(self._offset + TAR_BLOCK, payload)
+        self._write(member_header(row, len(payload)))
+        self._write(payload)
+        self._write(bytes(-len(payload) % TAR_BLOCK))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._offset += len(data)
 
     def close(self) -> ShardInfo:
         """Put the tar and then its index in place; return what the manifest says of them."""
-        self._tar.close()
+        # Two blocks of zeros end a tar, which is then filled up to whole records.
+        self._write(bytes(2 * TAR_BLOCK))
+        self._write(bytes(-self._offset % tarfile.RECORDSIZE))
         self._context.__exit__(None, None, None)
         self.index.write(self.path.with_suffix(".idx"))
-        size = self.path.stat().st_size
-        return ShardInfo(self.path.name, self.index.samples, size, sha256_file(self.path))
+        return ShardInfo(self.path.name, self.index.samples, self._offset, sha256_file(self.path))
 
     def abort(self, error: BaseException) -> None:
         """Leave nothing behind."""
-        # The tar writes its end when it is closed; on a full disk that fails once more.
-        with contextlib.suppress(OSError):
-            self._tar.close()
         self._context.__exit__(type(error), error, error.__traceback__)
 
 

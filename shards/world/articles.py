@@ -9,19 +9,25 @@ from shards.world.settings import BLOCK_ARTICLES, WorldSettings
 from shards.world.streams import random_stream
 from shards.world.topics import Topics
 
-BEFORE, TRAIN, DEV = 0, 1, 2
-"""When an article appeared: before the log (for histories), on training days, on the dev day."""
+BEFORE, TRAIN, DEV, TEST = 0, 1, 2, 3
+"""When an article appeared: before the log (for histories), on training days, on the dev day, on
+the test days."""
 
 _DAY = 86_400
 DEV_START = int(datetime(2019, 11, 15, tzinfo=UTC).timestamp())
 TRAIN_START = DEV_START - 6 * _DAY
+TEST_START = DEV_START + _DAY
+TEST_DAYS = 7
 _ERA_EDGES = (0.45, 0.80)
+_ERA_EDGES_WITH_TEST = (0.43, 0.779, 0.799)
+"""As in MIND's large parts, of whose news 77.9% are in training and 2.0% come on the dev day."""
 # The dev day's news appears before six in the morning and its impressions after, so all can see
 # all of it.
 _ERA_SPANS = (
     (TRAIN_START - 28 * _DAY, TRAIN_START - _DAY),
     (TRAIN_START - _DAY, DEV_START),
     (DEV_START, DEV_START + 6 * 3600),
+    (TEST_START, TEST_START + TEST_DAYS * _DAY),
 )
 
 
@@ -30,9 +36,9 @@ class Attributes:
     """What a run of articles is about; all arrays have one entry an article.
 
     Attributes:
-        event: int64[n]; era: int64[n] (``BEFORE``, ``TRAIN``, ``DEV``); time: int64[n], epoch
-        seconds; quality: float64[n], standard normal: makes an article shown and clicked more by
-        everyone.
+        event: int64[n]; era: int64[n] (``BEFORE``, ``TRAIN``, ``DEV``, ``TEST``); time: int64[n],
+        epoch seconds; quality: float64[n], standard normal: makes an article shown and clicked more
+        by everyone.
     """
 
     event: np.ndarray
@@ -60,7 +66,8 @@ def attributes(topics: Topics, block: int) -> Attributes:
     quality = rng.standard_normal(BLOCK_ARTICLES)
     count = block_size(topics.settings, block)
     event = np.searchsorted(topics.event_edges, draws[0])
-    era = np.searchsorted(np.array(_ERA_EDGES), draws[1], side="right")
+    edges = _ERA_EDGES_WITH_TEST if topics.settings.test_impressions else _ERA_EDGES
+    era = np.searchsorted(np.array(edges), draws[1], side="right")
     spans = np.array(_ERA_SPANS)[era]
     time = (spans[:, 0] + draws[2] * (spans[:, 1] - spans[:, 0])).astype(np.int64)
     return Attributes(

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.world.articles import DEV, Attributes
+from shards.world.articles import DEV, TEST, Attributes
 from shards.world.clicks import Impressions
 from shards.world.pools import Pool
 from shards.world.streams import random_stream
@@ -103,15 +103,17 @@ class ClickTruth:
             )
         return score
 
-    def dev_pools(self, about: Attributes) -> tuple[Pool, Pool]:
-        """Returns what dev impressions may show: news that training showed, and news of the day.
+    def later_pools(self, about: Attributes, *, test: bool = False) -> tuple[Pool, Pool]:
+        """Returns what dev (or test) impressions may show: news that training showed, and news of
+        the day (or days).
 
         Raises:
             UsageError: Either is too small.
         """
         topics = self._users.topics
         warm = np.flatnonzero((self._shown > 0) & (about.era != DEV))
-        return Pool(warm, about, topics), Pool(np.flatnonzero(about.era == DEV), about, topics)
+        cold = np.flatnonzero(about.era == (TEST if test else DEV))
+        return Pool(warm, about, topics), Pool(cold, about, topics)
 
     def summary(self) -> dict[str, Any]:
         """Returns everything counted, ready for JSON."""

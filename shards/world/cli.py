@@ -5,6 +5,14 @@ import dataclasses
 import textwrap
 from typing import Any
 
+_REQUIRED = ("articles", "users", "train_impressions", "dev_impressions")
+_SIZES = (
+    ("articles", "articles of the corpus"),
+    ("users", "users of the click log"),
+    ("train_impressions", "impressions of the training days, 9 to 14 November 2019"),
+    ("dev_impressions", "impressions of the dev day, 15 November 2019"),
+    ("test_impressions", "impressions of 16 to 22 November 2019, without labels (0: none)"),
+)
 _OPTIONS = (
     ("seed", int, "everything follows from it"),
     ("click_articles", int, "the first so many articles appear in the click log"),
@@ -21,8 +29,11 @@ _OPTIONS = (
     ("event_forms", int, "words that all name one kind of event"),
     ("background_words", int, "words without a subject"),
     ("history_mean", float, "mean clicks in a user's history"),
+    ("max_history", int, "longest history"),
     ("empty_histories", float, "share of users without a history"),
     ("candidates_mean", float, "mean candidates of an impression"),
+    ("max_candidates", int, "most candidates of an impression"),
+    ("popularity_skew", float, "spread of popularity: standard deviation of its logarithm"),
     ("cold_share", float, "share of dev candidates that training never saw"),
     ("interest_share", float, "share of candidates chosen for the user's interests"),
     ("multi_click_share", float, "share of impressions with two clicks or more"),
@@ -38,6 +49,9 @@ _FOLLOWS = {
     "entities": "0: one for 20 articles, 60 to 20,000",
     "events": "0: one for 4 articles",
     "background_words": "0: one for 2 articles, 500 to 20,000",
+    "max_history": "0: 24 times the mean",
+    "max_candidates": "0: 8 times the mean",
+    "popularity_skew": "0: a mild one, of the news of the day alone",
 }
 
 
@@ -57,27 +71,31 @@ def register(subparsers: Any) -> None:
             are known, so truth.json tells the best AUC that any model can reach on the dev log.
 
             Writes OUT/articles.jsonl, OUT/train and OUT/dev (news.tsv and behaviors.tsv in MIND's
-            layout), and OUT/truth.json, last. The same options give the same bytes. Running a
-            finished command again does nothing."""
+            layout), OUT/test without labels if it is asked for, and OUT/truth.json, last. The same
+            options give the same bytes. Running a finished command again does nothing.
+
+            --like mind takes sizes and lengths of MIND's large parts (--scale 0.1: a tenth of its
+            articles, users and impressions); other options given beside it count."""
         ),
         epilog=textwrap.dedent(
             """\
-            example:
+            examples:
+              tnr shards synthesize --out mind-size --like mind
               tnr shards synthesize --out world --articles 6000 --users 2000 \\
                 --train-impressions 1200 --dev-impressions 1500 --body-words 100 \\
                 --candidates-mean 12 --history-mean 12"""
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    required = parser.add_argument_group("required")
-    required.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
-    for name, text in (
-        ("articles", "articles of the corpus"),
-        ("users", "users of the click log"),
-        ("train-impressions", "impressions of the training days, 9 to 14 November 2019"),
-        ("dev-impressions", "impressions of the dev day, 15 November 2019"),
-    ):
-        required.add_argument(f"--{name}", required=True, type=int, metavar="N", help=text)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    sizes = parser.add_argument_group("sizes: all four, or --like")
+    for name, text in _SIZES:
+        option = "--" + name.replace("_", "-")
+        sizes.add_argument(option, default=argparse.SUPPRESS, type=int, metavar="N", help=text)
+    sizes.add_argument("--like", choices=("mind",), help="sizes and lengths of MIND's large parts")
+    sizes.add_argument(
+        "--scale", type=float, metavar="X", help="with --like: multiplies the sizes (1)"
+    )
     parser.add_argument("--gzip", action="store_true", help="write articles.jsonl.gz")
     parser.add_argument(
         "--processes", type=int, default=1, metavar="P", help="processes that write articles (1)"
@@ -92,7 +110,7 @@ def register(subparsers: Any) -> None:
         world.add_argument(
             "--" + name.replace("_", "-"),
             type=kind,
-            default=defaults[name],
+            default=argparse.SUPPRESS,
             metavar="N" if kind is int else "X",
             help=f"{text} ({usual})",
         )
@@ -114,16 +132,38 @@ def run(args: argparse.Namespace) -> None:
 
     if args.processes < 1:
         raise UsageError(f"--processes is {args.processes}; it must be 1 or more")
-    names = [field.name for field in dataclasses.fields(WorldSettings)]
-    settings = WorldSettings(**{name: getattr(args, name) for name in names})
+    given = vars(args)
+    fields = [field.name for field in dataclasses.fields(WorldSettings)]
+    values = _preset(args) | {name: given[name] for name in fields if name in given}
+    for name in _REQUIRED:
+        if name not in values:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is missing; give it, or take all sizes of MIND's with"
+                " --like mind"
+            )
     truth = synthesize(
-        settings,
+        WorldSettings(**values),
         args.out,
         compress=args.gzip,
         processes=args.processes,
         force=args.force,
     )
     print(summary(truth, args.out))
+
+
+def _preset(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings that ``--like`` and ``--scale`` stand for."""
+    from shards.errors import UsageError
+    from shards.world.shape import like_mind
+
+    if args.like is None:
+        if args.scale is not None:
+            raise UsageError("--scale multiplies the sizes of --like mind, which is not given")
+        return {}
+    scale = 1.0 if args.scale is None else args.scale
+    if not 0 < scale <= 10:
+        raise UsageError(f"--scale is {scale:g}; it must be above 0 and at most 10")
+    return like_mind(scale)
 
 
 def summary(truth: dict[str, Any], out: str) -> str:

@@ -4,17 +4,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.world.articles import DEV_START, TRAIN, TRAIN_START, Attributes, article_id
+from shards.world.articles import (
+    DEV_START,
+    TEST_DAYS,
+    TEST_START,
+    TRAIN,
+    TRAIN_START,
+    Attributes,
+    article_id,
+)
 from shards.world.pools import Pool
 from shards.world.settings import BLOCK_IMPRESSIONS, WorldSettings
+from shards.world.shape import candidate_counts, click_counts
 from shards.world.streams import random_stream
-from shards.world.users import Users, fill_distinct, lengths_with_mean
+from shards.world.users import Users, fill_distinct
 
 _DAY = 86_400
-_CANDIDATES_SPREAD = 0.94  # median 24 at mean 37.4, as in MIND
-_MAX_CANDIDATES_FACTOR = 8
-_MORE_CLICKS = 0.543
-"""Chance that the second click or a later one is the last: 1.5 clicks an impression, as in MIND."""
+_TIMES = {
+    "train": (TRAIN_START, DEV_START),
+    "dev": (DEV_START + _DAY // 4, DEV_START + _DAY),
+    "test": (TEST_START + _DAY // 4, TEST_START + TEST_DAYS * _DAY),
+}
+"""When the impressions of each part lie; of dev and test from six in the morning of the first day,
+when there is news of the day."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,13 @@ def train_pool(users: Users, about: Attributes) -> Pool:
 
 
 def draw_impressions(
-    users: Users, bound: int, block: int, count: int, warm: Pool, cold: Pool | None
+    users: Users,
+    bound: int,
+    block: int,
+    count: int,
+    warm: Pool,
+    cold: Pool | None,
+    part: str | None = None,
 ) -> Impressions:
     """Draws one block of impressions.
 
@@ -54,26 +72,18 @@ def draw_impressions(
         block: Number of the block; the draws depend on it and on the settings alone.
         count: Impressions of the block.
         warm: Articles of the training days; for dev, those among them that training showed.
-        cold: Articles of the dev day; None draws training impressions.
+        cold: Articles of the dev day or the test days; None draws training impressions.
+        part: ``train``, ``dev`` or ``test``; None: ``train`` without ``cold``, else ``dev``.
 
     Returns:
         The impressions.
     """
     settings = users.settings
-    rng = random_stream(settings, "train" if cold is None else "dev", block)
+    part = part or ("train" if cold is None else "dev")
+    rng = random_stream(settings, part, block)
     who = users.draw(rng.random(count))
-    if cold is None:
-        times = rng.integers(TRAIN_START, DEV_START, count)
-    else:
-        times = rng.integers(DEV_START + _DAY // 4, DEV_START + _DAY, count)
-    wanted = lengths_with_mean(
-        rng,
-        count,
-        settings.candidates_mean,
-        _CANDIDATES_SPREAD,
-        2,
-        _MAX_CANDIDATES_FACTOR * settings.candidates_mean,
-    )
+    times = rng.integers(*_TIMES[part], count)
+    wanted = candidate_counts(rng, count, settings.candidates_mean, settings.max_candidates)
 
     def draw(owners: np.ndarray, any_news: bool) -> np.ndarray:
         share, until = 0.0 if any_news else settings.interest_share, times[owners]
@@ -106,10 +116,7 @@ def _draw_clicks(
     offsets: np.ndarray,
 ) -> np.ndarray:
     """Returns bool[K]: at least one click and one other candidate in every impression."""
-    sizes = np.diff(offsets)
-    many = rng.random(len(sizes)) < settings.multi_click_share
-    clicks = 1 + many * rng.geometric(_MORE_CLICKS, len(sizes))
-    clicks = np.minimum(clicks, sizes - 1)
+    clicks = click_counts(rng, np.diff(offsets), settings.multi_click_share)
     drawn = propensity + rng.gumbel(size=len(propensity))
     order = np.lexsort((-drawn, owners))
     rank = np.empty(len(order), dtype=np.int64)
@@ -132,14 +139,18 @@ class BehaviorsWriter:
         self._ids = np.array(ids, dtype=object)
         self._labelled = np.array([f"{i}-0" for i in ids] + [f"{i}-1" for i in ids], dtype=object)
 
-    def lines(self, block: Impressions, first_id: int) -> bytes:
+    def lines(self, block: Impressions, first_id: int, labelled: bool = True) -> bytes:
         """Returns the lines of a run of impressions.
 
         Args:
             block: The impressions.
             first_id: Impression id of the first.
+            labelled: Whether the lines say what was clicked.
         """
-        shown = self._labelled[block.candidates + block.clicked * len(self._ids)].tolist()
+        if labelled:
+            shown = self._labelled[block.candidates + block.clicked * len(self._ids)].tolist()
+        else:
+            shown = self._ids[block.candidates].tolist()
         edges = block.offsets.tolist()
         result = []
         for i, (user, time) in enumerate(

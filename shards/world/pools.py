@@ -13,15 +13,23 @@ _SPAN = 1 << 33
 class ConceptIndex:
     """Articles of a pool by concept, and by time within a concept."""
 
-    def __init__(self, concepts: np.ndarray, articles: np.ndarray, times: np.ndarray) -> None:
+    def __init__(
+        self,
+        concepts: np.ndarray,
+        articles: np.ndarray,
+        times: np.ndarray,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Sorts the pool.
 
         Args:
             concepts: int[K]; articles: int64[K]; times: int64[K] epoch seconds.
+            weights: float64[K], how likely each is drawn; None: all alike.
         """
         keys = concepts.astype(np.int64) * _SPAN + times
         order = np.argsort(keys, kind="stable")
         self._keys, self._articles = keys[order], articles[order]
+        self._edges = None if weights is None else np.append(0.0, np.cumsum(weights[order]))
 
     def draw(
         self, concepts: np.ndarray, until: np.ndarray, share: np.ndarray, otherwise: np.ndarray
@@ -38,7 +46,12 @@ class ConceptIndex:
         base = concepts.astype(np.int64) * _SPAN
         first = np.searchsorted(self._keys, base, side="left")
         last = np.searchsorted(self._keys, base + until, side="right")
-        place = first + (share * (last - first)).astype(np.int64)
+        if self._edges is None:
+            place = first + (share * (last - first)).astype(np.int64)
+        else:
+            low, high = self._edges[first], self._edges[last]
+            place = np.searchsorted(self._edges, low + share * (high - low), side="right") - 1
+            place = np.minimum(place, last - 1)
         found = self._articles[np.minimum(place, len(self._articles) - 1)]
         return np.where(last > first, found, otherwise)
 
@@ -68,11 +81,18 @@ class Pool:
             )
         order = articles[np.argsort(about.time[articles], kind="stable")]
         self._articles, self._times = order, about.time[order]
-        self._edges = np.cumsum(np.exp(0.5 * about.quality[order]))
+        skew = topics.settings.popularity_skew
+        weights = np.exp((skew or 0.5) * about.quality[order])
+        self._edges = np.cumsum(weights)
         events = about.event[order]
-        self.by_subtopic = ConceptIndex(topics.event_subtopic[events], order, self._times)
+        self.by_subtopic = ConceptIndex(
+            topics.event_subtopic[events], order, self._times, weights if skew else None
+        )
         self.by_entity = ConceptIndex(
-            topics.event_entities[events].T.ravel(), np.tile(order, 2), np.tile(self._times, 2)
+            topics.event_entities[events].T.ravel(),
+            np.tile(order, 2),
+            np.tile(self._times, 2),
+            np.tile(weights, 2) if skew else None,
         )
 
     def draw(self, share: np.ndarray, until: np.ndarray) -> np.ndarray:

@@ -36,6 +36,8 @@ class WorldSettings:
     """Impressions of 9 to 14 November 2019."""
     dev_impressions: int
     """Impressions of 15 November 2019."""
+    test_impressions: int = 0
+    """Impressions of 16 to 22 November 2019, written without labels; 0: no test part."""
     seed: int = 0
     """Everything follows from it."""
     click_articles: int = 0
@@ -71,8 +73,15 @@ class WorldSettings:
     """Mean clicks in a user's history (MIND)."""
     empty_histories: float = 0.022
     """Share of users without any history (MIND)."""
+    max_history: int = 0
+    """Longest history; 0: 24 times the mean."""
     candidates_mean: float = 37.4
     """Mean candidates of an impression (MIND)."""
+    max_candidates: int = 0
+    """Most candidates of an impression; 0: 8 times the mean."""
+    popularity_skew: float = 0.0
+    """Standard deviation of the logarithm of an article's popularity; 0: a mild skew, by quality,
+    of the news of the day alone."""
     cold_share: float = 0.53
     """Share of dev candidates that are news never seen in the training part."""
     interest_share: float = 0.25
@@ -132,6 +141,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("users", 1, 20_000_000),
     ("train_impressions", 1, 100_000_000),
     ("dev_impressions", 1, 100_000_000),
+    ("test_impressions", 0, 100_000_000),
     ("seed", 0, 2**63 - 1),
     ("click_articles", 100, 5_000_000),
     ("title_words", TITLE_SLOTS + 1, 60),
@@ -148,7 +158,10 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("background_words", 10, 1_000_000),
     ("history_mean", 0.0, 1_000),
     ("empty_histories", 0.0, 1.0),
+    ("max_history", 0, 100_000),
     ("candidates_mean", 2.0, 300),
+    ("max_candidates", 0, 100_000),
+    ("popularity_skew", 0.0, 5.0),
     ("cold_share", 0.0, 1.0),
     ("interest_share", 0.0, 1.0),
     ("multi_click_share", 0.0, 1.0),

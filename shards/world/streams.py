@@ -16,6 +16,7 @@ _STREAMS = (
     "train",
     "dev",
     "baselines",
+    "test",
 )
 
 

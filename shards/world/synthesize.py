@@ -33,7 +33,6 @@ from shards.world.users import Users, draw_histories, history_pool
 TRUTH = "truth.json"
 _MARK = ".synthesize.json"
 _COMPRESSION = 5
-_WRITTEN = ("train/news.tsv", "dev/news.tsv", "train/behaviors.tsv", "dev/behaviors.tsv")
 
 _worker_topics: Topics | None = None
 
@@ -76,12 +75,12 @@ def synthesize(
     done = _finished(out, mark)
     if done is not None and not force:
         return done
-    _claim(out, mark, force)
+    _claim(out, mark, force, settings)
 
     topics = Topics(settings)
     lengths = _write_articles(topics, out, articles, processes, chunk_blocks)
     clicks = _write_clicks(topics, out)
-    files = {name: (out / name).stat().st_size for name in (articles, *_WRITTEN)}
+    files = {name: (out / name).stat().st_size for name in (articles, *_written(settings))}
     truth = {
         "fingerprint": mark,
         **plan,
@@ -94,6 +93,15 @@ def synthesize(
     write_json_atomic(out / TRUTH, truth)
     (out / _MARK).unlink(missing_ok=True)
     return truth
+
+
+def _parts(settings: WorldSettings) -> tuple[str, ...]:
+    return ("train", "dev", "test") if settings.test_impressions else ("train", "dev")
+
+
+def _written(settings: WorldSettings) -> list[str]:
+    names = ("news.tsv", "behaviors.tsv")
+    return [f"{part}/{name}" for name in names for part in _parts(settings)]
 
 
 def _finished(out: Path, mark: str) -> dict[str, Any] | None:
@@ -109,13 +117,13 @@ def _finished(out: Path, mark: str) -> dict[str, Any] | None:
     return truth
 
 
-def _claim(out: Path, mark: str, force: bool) -> None:
+def _claim(out: Path, mark: str, force: bool, settings: WorldSettings) -> None:
     """Marks the folder as this world's, after making sure that nothing else is in the way.
 
     Raises:
         UsageError: The folder holds files that another command or another world put there.
     """
-    names = ("articles.jsonl", "articles.jsonl.gz", *_WRITTEN, TRUTH)
+    names = ("articles.jsonl", "articles.jsonl.gz", *_written(settings), TRUTH)
     there = [name for name in names if (out / name).exists()]
     ours = any(_fingerprint_of(out / name) == mark for name in (_MARK, TRUTH))
     if there and not ours and not force:
@@ -123,7 +131,7 @@ def _claim(out: Path, mark: str, force: bool) -> None:
             f"{out} already holds {', '.join(there)}, not of this world (other options, or other "
             "files); name another folder with --out, or replace them with --force"
         )
-    for folder in (out, out / "train", out / "dev"):
+    for folder in (out, *(out / part for part in _parts(settings))):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -193,13 +201,15 @@ def _write_articles(
     chunks = [range(first, min(first + step, total)) for first in range(0, total, step)]
     title_words = body_words = 0
     with ExitStack() as stack:
-        names = (name, "train/news.tsv", "dev/news.tsv")
+        parts = _parts(settings)
+        names = (name, *(f"{part}/news.tsv" for part in parts))
         files = [stack.enter_context(atomic_file(out / each)) for each in names]
         bar = stack.enter_context(Progress(settings.articles, "writing articles", "articles"))
         blocks = _written_blocks(topics, chunks, name.endswith(".gz"), processes)
         for number, block in enumerate(blocks):
-            for file, part in zip(files, (block.lines, block.train_news, block.news), strict=True):
-                file.write(part)
+            texts = (block.lines, *(block.news[part] for part in parts))
+            for file, text in zip(files, texts, strict=True):
+                file.write(text)
             title_words += block.title_words
             body_words += block.body_words
             bar.update(block_size(settings, number))
@@ -226,11 +236,14 @@ def _write_clicks(topics: Topics, out: Path) -> dict[str, Any]:
             for block in range(num_impression_blocks(total)):
                 first = block * BLOCK_IMPRESSIONS
                 size = min(BLOCK_IMPRESSIONS, total - first)
-                drawn = draw_impressions(users, count, block, size, warm, cold)
-                file.write(writer.lines(drawn, first + 1))
-                truth.add(drawn, dev=cold is not None)
+                drawn = draw_impressions(users, count, block, size, warm, cold, part)
+                file.write(writer.lines(drawn, first + 1, labelled=part != "test"))
+                if part != "test":
+                    truth.add(drawn, dev=part == "dev")
                 bar.update(size)
 
     write("train", settings.train_impressions, train_pool(users, about), None)
-    write("dev", settings.dev_impressions, *truth.dev_pools(about))
+    write("dev", settings.dev_impressions, *truth.later_pools(about))
+    if settings.test_impressions:
+        write("test", settings.test_impressions, *truth.later_pools(about, test=True))
     return truth.summary()

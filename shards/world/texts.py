@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from shards.world.articles import DEV, Attributes, article_id, attributes
+from shards.world.articles import DEV, TEST, TRAIN, Attributes, article_id, attributes
 from shards.world.settings import BLOCK_ARTICLES, TITLE_SLOTS
 from shards.world.streams import random_stream
 from shards.world.topics import (
@@ -123,14 +123,13 @@ class WrittenBlock:
 
     Attributes:
         lines: JSON lines.
-        train_news: Lines of MIND's ``news.tsv``: the click log's articles from before the dev day.
-        news: The same for all of the click log's articles.
+        news: Lines of MIND's ``news.tsv`` by part: the click log's articles that appeared up to the
+            end of ``train``, ``dev`` and ``test``.
         title_words: Words in all titles; body_words: words in all bodies.
     """
 
     lines: bytes
-    train_news: bytes
-    news: bytes
+    news: dict[str, bytes]
     title_words: int
     body_words: int
 
@@ -160,11 +159,14 @@ def write_block(topics: Topics, block: int) -> WrittenBlock:
     shown = max(0, topics.settings.click_articles - block * BLOCK_ARTICLES)
     events, eras = about.event.tolist(), about.era.tolist()
     news = [_news_line(topics, articles[i], events[i]) for i in range(min(shown, len(articles)))]
-    early = [line for line, era in zip(news, eras, strict=False) if era != DEV]
     return WrittenBlock(
         lines=lines.encode(),
-        train_news="".join(early).encode(),
-        news="".join(news).encode(),
+        news={
+            part: "".join(
+                line for line, era in zip(news, eras, strict=False) if era <= last
+            ).encode()
+            for part, last in (("train", TRAIN), ("dev", DEV), ("test", TEST))
+        },
         title_words=len(titles),
         body_words=len(bodies),
     )

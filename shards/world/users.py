@@ -11,6 +11,7 @@ import numpy as np
 from shards.world.articles import BEFORE, TRAIN_START, Attributes
 from shards.world.pools import Pool
 from shards.world.settings import BLOCK_IMPRESSIONS, WorldSettings
+from shards.world.shape import fill_lengths
 from shards.world.streams import random_stream
 from shards.world.topics import Topics
 
@@ -20,8 +21,6 @@ ENTITY_SHARE = 0.35
 """Of what is chosen for a user's interests, the share chosen for an entity, not a subtopic."""
 
 _ATTEMPTS = 8
-_HISTORY_SPREAD = 1.05  # median 19 at mean 32.9, as in MIND
-_MAX_HISTORY_FACTOR = 24
 
 
 class Users:
@@ -164,31 +163,19 @@ def fill_distinct(
         owners = np.repeat(np.arange(len(counts)), missing)
         if not len(owners):
             break
-        keys = np.unique(
-            np.concatenate([keys, owners * bound + draw(owners, attempt >= _ATTEMPTS // 2)])
-        )
+        drawn = owners * bound + draw(owners, attempt >= _ATTEMPTS // 2)
+        keys = _sorted_unique(np.concatenate([keys, drawn]))
         missing = counts - np.bincount(keys // bound, minlength=len(counts))
     return keys // bound, keys % bound
 
 
-def lengths_with_mean(
-    rng: np.random.Generator, count: int, mean: float, spread: float, lowest: int, highest: float
-) -> np.ndarray:
-    """Draws whole numbers with a long tail: log-normal, rounded, cut at both ends.
-
-    Args:
-        rng: Source of the draws.
-        count: How many.
-        mean: Mean before the cuts.
-        spread: Standard deviation of the logarithm.
-        lowest: Smallest value.
-        highest: Largest value.
-
-    Returns:
-        int64[count].
-    """
-    draws = np.exp(np.log(max(mean, 1e-9)) - spread**2 / 2 + spread * rng.standard_normal(count))
-    return np.round(draws).astype(np.int64).clip(lowest, max(lowest, int(highest)))
+def _sorted_unique(keys: np.ndarray) -> np.ndarray:
+    """Returns each of the keys once, ascending; several times as fast as ``np.unique``, which
+    hashes."""
+    keys = np.sort(keys)
+    first = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=first[1:])
+    return keys[first]
 
 
 def draw_histories(users: Users, about: Attributes, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
@@ -205,17 +192,14 @@ def draw_histories(users: Users, about: Attributes, pool: Pool) -> tuple[np.ndar
     """
     settings: WorldSettings = users.settings
     parts, sizes = [], []
-    nonempty = max(1.0 - settings.empty_histories, 1e-9)
     for block in range(-(-settings.users // BLOCK_IMPRESSIONS)):
         rng = random_stream(settings, "histories", block)
         start = block * BLOCK_IMPRESSIONS
         count = min(BLOCK_IMPRESSIONS, settings.users - start)
         empty = rng.random(BLOCK_IMPRESSIONS)[:count] < settings.empty_histories
-        mean = settings.history_mean
-        wanted = lengths_with_mean(
-            rng, count, mean / nonempty, _HISTORY_SPREAD, 1, _MAX_HISTORY_FACTOR * mean
+        wanted = fill_lengths(
+            rng, empty, settings.history_mean, settings.empty_histories, settings.max_history
         )
-        wanted[empty | (mean == 0)] = 0
 
         def draw(
             owners: np.ndarray,

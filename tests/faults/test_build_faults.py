@@ -222,7 +222,7 @@ def test_a_forced_build_that_is_killed_leaves_the_former_set(tmp_path, source, c
     former = build_articles([write_json_lines(tmp_path / "b.jsonl", articles(5))], out).shard_set
     before = contents(out)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("shards.article_build.write_shard", interrupted)
+        patched.setattr("shards.spooled_build.write_shard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build_articles([source], out, samples_per_shard=10, force=True)
     assert {path.name for path in out.iterdir() if path.is_file()} == set(before)

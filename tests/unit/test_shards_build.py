@@ -81,7 +81,7 @@ def test_too_many_refusals_fail_and_leave_no_set(tmp_path):
 
 
 def test_wrong_options_are_noticed_long_before_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.intake._HOPELESS_ROWS", 10)
+    monkeypatch.setattr("shards.intake.HOPELESS_ROWS", 10)
     path = write_json_lines(tmp_path / "a.jsonl", ({"no": n, "headline": "h"} for n in range(500)))
     with pytest.raises(DataError, match="the first 10 rows were all refused: missing id 10"):
         build_articles([path], tmp_path / "set")

@@ -127,7 +127,11 @@ def test_verify_fails_on_damage_and_index_mends_an_index(capsys, inputs):
         ("build --clicks behaviors.tsv --out x", 2, "needs --article-set"),
         ("build --clicks behaviors.tsv --article-set news --out x --id-field i", 2, "--id-field"),
         ("build --clicks behaviors.tsv --article-set news --out x --bodies b", 2, "--bodies"),
-        ("build --clicks behaviors.tsv --article-set news --out x --processes 2", 2, "--processes"),
+        (
+            "build --clicks behaviors.tsv --article-set news --out x --processes 0",
+            2,
+            "--processes is",
+        ),
         ("build --clicks behaviors.tsv --article-set news --out x --no-normalise", 2, "--no-norm"),
         ("build --articles a.jsonl --out x --processes 0", 2, "--processes is 0; expected 1"),
         ("build --clicks behaviors.tsv --article-set nothing --out x", 1, "no such folder"),

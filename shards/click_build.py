@@ -1,0 +1,238 @@
+"""Building impression sets: click logs with ids replaced by rows of the article set.
+
+The course of the build is in :mod:`shards.spooled_build`. A row is kept unless it cannot be parsed
+or its file has had its impression id before. What is odd about a row that is kept is counted, and
+listed with its line in ``noted.jsonl``.
+
+Memory: some 80 bytes an impression while ids are compared, and in every process the ids of the
+article set (some 150 bytes each).
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from shards.click_cells import parse_time
+from shards.duplicates import first_of_each, read_duplicates
+from shards.errors import DamageError
+from shards.files import atomic_file
+from shards.intake import HOPELESS_ROWS, Intake
+from shards.mind import has_labels, parse_behavior
+from shards.pool import Workers
+from shards.publish import SetPublisher
+from shards.reader import ShardSet
+from shards.sources import InputFile, parse_tab_separated
+from shards.spool import Spool, SpoolWriter, hash_text, read_column
+from shards.spooled_build import SpooledBuild, SpoolJob, Taker
+
+# What may be odd about an impression that is kept, by bit of a record's ``changed``.
+_UNKNOWN_HISTORY, _EMPTY_HISTORY, _WITHOUT_NEGATIVE, _UNKNOWN_TIME = (1 << bit for bit in range(4))
+_COUNTS = {
+    "empty_history": _EMPTY_HISTORY,
+    "without_negative": _WITHOUT_NEGATIVE,
+    "unknown_time": _UNKNOWN_TIME,
+}
+_IDS_NAMED = 8
+
+HINTS = {
+    "wrong number of columns": "a click log has 5 columns without a header; a file with 8 is"
+    " news.tsv, for --articles",
+    "unknown article": "the log shows news that the article set lacks; was the set built from"
+    " another part? it can be built from all of them: --articles train.zip dev.zip",
+    "missing labels": "lines with labels and lines without do not go together: a log without"
+    " labels, as MIND's test part, is built by itself",
+    "unexpected labels": "lines with labels and lines without do not go together: a log without"
+    " labels, as MIND's test part, is built by itself",
+    "duplicate id": "an impression id may come once in a file; was the file written twice over?",
+}
+"""What to say beside the reason for which most rows of a failed build were refused."""
+
+
+@dataclass(frozen=True)
+class ClickJob(SpoolJob):
+    """Spools impressions: the payload is the sample as it will lie in the shard."""
+
+    number: int
+    """Of the input: each may have an impression id once."""
+    articles: Path
+    """The file of :func:`write_article_rows`."""
+    labelled: bool
+    newest_first: bool = False
+
+    def taker(self, spool: SpoolWriter) -> Taker:
+        """Return what takes the rows of a chunk into ``spool``."""
+        return _ClickTaker(self, spool)
+
+
+class _ClickTaker(Taker):
+    def __init__(self, job: ClickJob, spool: SpoolWriter) -> None:
+        self._spool, self._labelled, self._number = spool, job.labelled, job.number
+        self._rows = read_article_rows(job.articles)
+        self._newest_first = job.newest_first
+        self._notes: list[tuple[int, str, str]] = []
+
+    def take(self, line: int, record: Any) -> None:
+        impression = parse_behavior(record, self._rows, self._labelled, self._newest_first)
+        odd = _EMPTY_HISTORY if not impression.history else 0
+        if impression.unknown_history:
+            odd |= _UNKNOWN_HISTORY
+            unknown = [item for item in record[3].split() if item not in self._rows]
+            self._note(line, "unknown history", unknown)
+        if impression.clicks is not None and 0 not in impression.clicks:
+            odd |= _WITHOUT_NEGATIVE
+            self._note(line, "no negative", record[4].split())
+        if impression.time[10:11] != "T" and parse_time(impression.time) < 0:
+            odd |= _UNKNOWN_TIME
+            self._note(line, "unknown time", [record[2].strip()])
+        self._spool.add(
+            orjson.dumps(impression.to_sample()),
+            line,
+            id=hash_text(f"{self._number}\0{impression.id}"),
+            article=impression.unknown_history.to_bytes(8, "little"),
+            changed=odd,
+        )
+
+    def _note(self, line: int, what: str, words: Sequence[str]) -> None:
+        more = f" and {len(words) - _IDS_NAMED} more" if len(words) > _IDS_NAMED else ""
+        self._notes.append((line, what, " ".join(words[:_IDS_NAMED]) + more))
+
+    def finish(self, facts: dict[str, Any]) -> bytes:
+        facts["notes"] = self._notes
+        return b""
+
+
+class ImpressionBuild(SpooledBuild):
+    """One build of an impression set."""
+
+    def __init__(
+        self,
+        publisher: SetPublisher,
+        workers: Workers,
+        intake: Intake,
+        samples_per_shard: int,
+        *,
+        newest_first: bool = False,
+    ) -> None:
+        """Start with nothing read; ``newest_first`` says how the logs have histories."""
+        super().__init__(publisher, workers, intake)
+        self.newest_first = newest_first
+        self.samples_per_shard = samples_per_shard
+
+    def run(self, files: Sequence[InputFile], article_set: ShardSet) -> ShardSet:
+        """Build and publish the set.
+
+        Args:
+            files: The click logs.
+            article_set: The set whose rows the impressions are to name.
+
+        Raises:
+            DataError: If too many rows are refused.
+            DamageError: If an input or the article set cannot be read.
+            OSError: If something cannot be written.
+            BrokenProcessPool: If a process was killed.
+        """
+        articles = self.folder / "articles.json"
+        write_article_rows(articles, article_set)
+        labelled = find_labels(files, read_article_rows(articles))
+        for number, file in enumerate(files):
+            stem = f"clicks-{number:03d}"
+            known = labelled is not False
+            job = ClickJob(
+                file, "mind", self.folder, stem, number, articles, known, self.newest_first
+            )
+            for facts in self.spool(job):
+                del facts["notes"]  # too much to hold of all chunks; read again by _note
+        self.intake.bar.close()
+
+        spools = [read.spool for read in self.reads]
+        first = first_of_each(read_column(spools, "id"))
+        kept = first == np.arange(len(first))
+        del first
+        self.report(self.reads, ~kept)
+        self._count(spools, kept)
+        self.intake.check(int(kept.sum()))
+        self._note(kept, files)
+        shards = self.write(spools, kept, self.samples_per_shard)
+        self.publisher.source["labelled"] = bool(labelled)
+        fields = ["id", "user", "time", "history", "candidates"]
+        return self.publisher.publish(shards, [*fields, "clicks"] if labelled else fields)
+
+    def _count(self, spools: Sequence[Spool], kept: np.ndarray) -> None:
+        odd = read_column(spools, "changed")[kept]
+        unknown = int(read_column(spools, "article")[kept].sum())
+        counts = {"unknown_history": unknown}
+        counts |= {name: int(((odd & bit) != 0).sum()) for name, bit in _COUNTS.items()}
+        for name, number in counts.items():
+            if number:
+                self.publisher.count(name, number)
+
+    def _note(self, kept: np.ndarray, files: Sequence[InputFile]) -> None:
+        """List what is odd about the rows that are kept."""
+        done = 0
+        for read in self.reads:
+            table = read.spool.rows()
+            refused = set(table["line"][~kept[done : done + len(table)]].tolist())
+            done += len(table)
+            for line, what, excerpt in Spool(read.spool.path).facts["notes"]:
+                if line not in refused:
+                    self.publisher.note(read.source, read.lines_before + line, what, excerpt)
+        for file in files:
+            if not file.is_plain or file.size == 0:
+                continue
+            with file.path.open("rb") as opened:
+                opened.seek(-1, 2)
+                if opened.read() != b"\n":
+                    self.publisher.note(file.name, 0, "no line end", "the last line may be cut")
+
+
+def write_article_rows(path: Path, article_set: ShardSet) -> None:
+    """Write the row of every article id, those of dropped duplicates among them, as JSON.
+
+    Raises:
+        DamageError: If the article set cannot be read.
+        OSError: If the file cannot be written.
+    """
+    if path.exists():
+        return
+    rows = {str(article["id"]): row for row, article in enumerate(article_set)}
+    rows.update(read_duplicates(article_set))
+    with atomic_file(path) as file:
+        file.write(orjson.dumps(rows))
+
+
+@functools.lru_cache(maxsize=1)
+def read_article_rows(path: Path) -> dict[str, int]:
+    """Return what :func:`write_article_rows` has written; once in a process.
+
+    Raises:
+        DamageError: If it cannot be read.
+    """
+    try:
+        rows: dict[str, int] = orjson.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DamageError(f"cannot read {path}, which this build has written") from error
+    return rows
+
+
+def find_labels(files: Sequence[InputFile], rows: Mapping[str, int]) -> bool | None:
+    """Say whether the logs tell what was clicked, by the first line that knows an article.
+
+    Returns:
+        None where none of the first lines does; all of them will then be refused.
+
+    Raises:
+        DamageError: If a log cannot be read.
+    """
+    looked_at = 0
+    for file in files:
+        for row in parse_tab_separated(InputFile(file.path, file.member).lines()):
+            found = has_labels(row.record, rows) if row.reason is None else None
+            looked_at += 1
+            if found is not None or looked_at == HOPELESS_ROWS:
+                return found
+    return None
