@@ -16,6 +16,7 @@ from helpers.sets import impression_samples, make_articles, make_impressions
 from helpers.toy import ToyData
 from helpers.world import TinyWorld, make_world
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.cli.main import main
 from trainer.config.load import to_settings
@@ -167,6 +168,10 @@ def test_best_step_is_kept_named_and_exported(validated):
     assert f"has the weights of step {best} of {STEPS}: best valid/auc" in log
     records = [json.loads(line) for line in (validated / "metrics.jsonl").open()]
     assert records[-1]["valid/best_auc"] == found[best]
+    events = EventAccumulator(str(validated / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("valid/ndcg10")] == sorted(found)
+    compared = events.PluginTagToContent("hparams")["_hparams_/experiment"]
+    assert b"valid/best_auc" in compared and b"validation.since" in compared
 
 
 def test_last_step_is_exported_if_asked_for(worlds, validated):

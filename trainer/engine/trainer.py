@@ -1,9 +1,10 @@
-"""The training loop: fetch, forward, backward, agree on finite, step, log.
+"""The training loop: fetch, forward, backward, agree on finite, step, validate, log, save.
 
 Reading order of the engine: this file, ``session`` (what is trained), ``backends`` (torch and
 DeepSpeed), ``step_module`` (precision, random numbers), ``not_finite`` (steps that are left out),
-``saving`` (checkpoints in the background), ``distributed`` (start-up), ``opening`` (where a run
-goes on) and ``trainer.checkpoint``.
+``validation`` (the best step, early stopping), ``saving`` (checkpoints in the background),
+``distributed`` (start-up), ``opening`` (where a run goes on), ``ending`` (what it exports) and
+``trainer.checkpoint``.
 """
 
 import contextlib
