@@ -197,7 +197,7 @@ def test_an_article_that_is_clicked_at_one_place_is_a_negative_at_none(articles,
 def test_negatives_of_columns_from_before_that_are_refused(articles, tmp_path, monkeypatch):
     sample = impression([5, 5], [0, 1])
     monkeypatch.setattr(
-        "shards.clicks._negative_places", lambda values, clicked, offsets: np.array([0])
+        "shards.click_cells.negative_places", lambda values, clicked, offsets: np.array([0])
     )
     clicks = make_clicks(tmp_path / "i", articles, samples=[sample])
     assert clicks.num_clicks == 1
