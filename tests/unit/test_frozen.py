@@ -14,6 +14,7 @@ from shards.cells import write_cell
 from shards.columns import ColumnReader, list_columns
 from trainer.cli.main import main
 from trainer.config.validate import validate
+from trainer.engine.signals import StopRequest
 from trainer.errors import ColumnError, ConfigError, DataError, ModelError, StopForRequeue
 from trainer.frozen import fill, texts
 from trainer.frozen.identity import FROZEN
@@ -23,7 +24,6 @@ from trainer.plan.frozen import frozen_column
 from trainer.tasks.build import BuiltTask, build, news_texts
 from trainer.tasks.sources import open_sources
 from trainer.teacher_server import sizes
-from trainer.teacher_server.stopping import Stop
 
 TEXTS, SHARDS = 40, 3
 SETTINGS: dict[str, Any] = {
@@ -181,12 +181,12 @@ def test_a_fill_that_was_stopped_goes_on_where_it_was(
 ) -> None:
     counted = computed(monkeypatch)
 
-    def check(self: Stop) -> None:
+    def check(self: StopRequest) -> None:
         if len(counted) == 2:
             raise StopForRequeue("stopped by SIGTERM")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stop, "check", check)
+        patch.setattr(StopRequest, "check", check)
         with pytest.raises(StopForRequeue, match=r"SIGTERM: 2 of 3 cells .* are left") as stopped:
             built(world)
     assert stopped.value.exit_code == 75

@@ -252,9 +252,9 @@ def run_plan(arguments: argparse.Namespace) -> int:
 
 def run_cache(arguments: argparse.Namespace) -> int:
     """Fill what is missing."""
+    from trainer.engine.signals import AFTER_BATCH, stop_on_signals
     from trainer.teacher_server import ranks
     from trainer.teacher_server.fill import fill
-    from trainer.teacher_server.stopping import stop_on_signals
 
     request = _request(arguments)
     here = ranks.place()
@@ -270,7 +270,7 @@ def run_cache(arguments: argparse.Namespace) -> int:
                 f" {shard_set.columns_dir}; they stay when the cache makes room"
             )
     report(f"part {request.part[0]}/{request.part[1]}, {request.compute} on {request.device}")
-    with stop_on_signals() as stop:
+    with stop_on_signals(boundary=AFTER_BATCH) as stop:
         cells = fill(arguments.models, request, report, stop=stop)
     report(f"done: {cells} cells filled, the rest was there")
     return 0

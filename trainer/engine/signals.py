@@ -1,4 +1,5 @@
-"""Being asked to stop: a signal becomes a flag that the loop reads at its next step boundary."""
+"""Being asked to stop: a signal becomes a flag that is read at the next boundary, between two steps
+of training or two batches of a column that is filled."""
 
 import contextlib
 import os
@@ -8,14 +9,18 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
-from trainer.errors import EXIT_REQUEUE
+from trainer.errors import EXIT_REQUEUE, StopForRequeue
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask for a checkpoint and an end."""
 
 SAME_REQUEST_S = 2.0
 """Signals this close are one request: torchrun passes on what its processes got as well."""
+
+AFTER_BATCH = "after this batch"
+"""Where the filling of a column stops: what is committed stays, the cell in hand is given up."""
 
 
 class StopRequest:
@@ -28,11 +33,15 @@ class StopRequest:
         is_training: Whether the loop runs that reads the flag. Before it does there is nothing to
             save and no step to wait for: a signal then ends the process at once, to be started
             again. Imports and the building of a model may take a minute.
+        boundary: Where the loop stops, in words.
     """
 
-    def __init__(self, *, is_training: bool = True) -> None:
+    def __init__(
+        self, *, is_training: bool = True, boundary: str = "after this step with a checkpoint"
+    ) -> None:
         self.signum = 0
         self.is_training = is_training
+        self._boundary = boundary
         self._since = 0.0
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
@@ -45,23 +54,32 @@ class StopRequest:
         self.signum, self._since = signum, now
         name = signal.Signals(signum).name
         if self.is_training:
-            _say(f"{name}: stopping after this step with a checkpoint; once more ends at once")
+            _say(f"{name}: stopping {self._boundary}; once more ends at once")
         else:
             # No exception: one that is raised inside an import may be taken for a missing package.
             _say(f"{name}: stopped before training began; the same command starts again")
             os._exit(EXIT_REQUEUE)
 
+    def check(self) -> None:
+        """Raise where the process was asked to stop.
+
+        Raises:
+            StopForRequeue: It was; the caller adds what is left.
+        """
+        if self.signum:
+            raise StopForRequeue(f"stopped by {signal.Signals(self.signum).name}")
+
 
 @contextlib.contextmanager
-def stop_on_signals(*, is_training: bool = True) -> Iterator[StopRequest]:
+def stop_on_signals(**how: Any) -> Iterator[StopRequest]:
     """Catch the stop signals while the block runs, and give the former handlers back after it.
 
     Outside the main thread, where Python allows no handlers, the request is simply never made.
 
     Args:
-        is_training: See :class:`StopRequest`.
+        how: As for :class:`StopRequest`.
     """
-    request = StopRequest(is_training=is_training)
+    request = StopRequest(**how)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -20,6 +20,7 @@ from shards.cells import data_path
 from shards.columns import ColumnWriter, describe, differing_fields, list_columns
 from shards.ragged import offsets_from_lengths, ranges
 from shards.texts import TextView
+from trainer.engine.signals import StopRequest
 from trainer.errors import ModelError, StopForRequeue
 from trainer.evaluate.encode import autocast
 from trainer.frozen.identity import STATES
@@ -27,7 +28,6 @@ from trainer.models.news_encoder import NewsEncoder
 from trainer.teacher_server.ranks import Place
 from trainer.teacher_server.request import Cell, Target, cells_of_part
 from trainer.teacher_server.sizes import Need, check_room, mb, missing_cells
-from trainer.teacher_server.stopping import Stop
 from trainer.teacher_server.watch import CellWork, FillProgress
 
 Count = Callable[[int], None]
@@ -80,7 +80,7 @@ class StateFiller:
         here: Place,
         batch_tokens: int,
         device: str,
-        stop: Stop,
+        stop: StopRequest,
         report: Callable[[str], None] = print,
     ) -> None:
         self.target = target

@@ -9,6 +9,7 @@ import torch
 from shards.columns import ColumnReader
 from shards.texts import TextView
 from trainer.config.schema import TrainConfig
+from trainer.engine.signals import AFTER_BATCH, stop_on_signals
 from trainer.errors import ConfigError, ModelError
 from trainer.evaluate.encode import autocast
 from trainer.frozen.fill import StateFiller, without_dropout
@@ -18,7 +19,6 @@ from trainer.models.layers import find_layers
 from trainer.models.news_encoder import NewsEncoder
 from trainer.teacher_server.ranks import pick_device, place
 from trainer.teacher_server.request import Target
-from trainer.teacher_server.stopping import stop_on_signals
 
 _COMPARED = 8
 """Texts that are computed both ways."""
@@ -74,7 +74,7 @@ def frozen_texts(
     here = place()
     device = pick_device(None, here)
     torch.nn.Module.to(encoder, device)
-    with stop_on_signals() as stop:
+    with stop_on_signals(boundary=AFTER_BATCH) as stop:
         StateFiller(
             target,
             encoder,

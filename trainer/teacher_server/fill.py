@@ -26,6 +26,7 @@ from shards.files import atomic_file
 from shards.histories import holders
 from shards.ragged import offsets_from_lengths
 from shards.reader import ShardSet
+from trainer.engine.signals import StopRequest
 from trainer.errors import ColumnError, ModelError, StopForRequeue
 from trainer.export.folder import Export, load_export
 from trainer.teacher_server.identity import CLICKS, EXACT, NEWS, TEXT, news_identity
@@ -41,7 +42,6 @@ from trainer.teacher_server.request import (
 )
 from trainer.teacher_server.signals import EMPTY
 from trainer.teacher_server.sizes import Sizes, bytes_to_write, check_room
-from trainer.teacher_server.stopping import Stop
 from trainer.teacher_server.storage import store, store_plain, store_ragged
 from trainer.teacher_server.teachers import open_teachers
 from trainer.teacher_server.watch import CellWork, FillProgress
@@ -57,7 +57,7 @@ def fill(
     request: FillRequest,
     report: Report = print,
     *,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
     show: ShowProgress = FillProgress,
 ) -> int:
     """Fill the cells of a part, teacher after teacher.
@@ -88,7 +88,7 @@ def fill(
     work = sum(cell.work for cell in todo)
     size = sum(sizes.of_cell(opened[c.teacher], planned[c.teacher][c.name], c.shard) for c in todo)
     with show(work, len(todo), size) as progress:
-        run = _Run(request, stop or Stop(), progress)
+        run = _Run(request, stop or StopRequest(), progress)
         try:
             for number, (teacher, writers) in enumerate(zip(opened, all_writers, strict=True)):
                 cells = [cell for cell in todo if cell.teacher == number]
@@ -115,7 +115,7 @@ class _Run:
     """What all teachers of one call share."""
 
     request: FillRequest
-    stop: Stop
+    stop: StopRequest
     progress: FillProgress
     _holders: dict[int, np.ndarray] = field(default_factory=dict)
 
