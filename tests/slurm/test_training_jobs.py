@@ -24,7 +24,7 @@ from trainer.cli.main import main
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
-STEPS = 300
+STEPS = 600
 START_S = 120
 """Two processes import torch and deepspeed on a machine that others use too."""
 END_S = 150
@@ -63,7 +63,7 @@ class Jobs:
             "run.copies.steps": [STEPS],
             "run.epochs": 1000,
             "run.log_every": 1,
-            "run.checkpoint_every": 40,
+            "run.checkpoint_every": 80,
         }
         words = ("tnr", "train", "post_train", *overrides(settings))
         resources = Resources(nodes=2, processes=processes, cpus=processes, minutes=10)
@@ -205,7 +205,7 @@ def test_a_killed_rank_and_a_cancelled_job_cost_only_the_steps_since_the_checkpo
         name="after", command=("tnr", "train", "--settings"), needs=("killed",), resources=small
     )
     number, dependent = jobs.submit(training, after)
-    jobs.wait_for_step("killed", 60)
+    jobs.wait_for_step("killed", 100)
     assert jobs.stamp("killed")["state"] == "running"
     (rank,) = jobs.ranks(number, "node1")
     os.kill(rank, signal.SIGKILL)
