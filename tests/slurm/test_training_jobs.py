@@ -264,7 +264,7 @@ def test_a_drained_node_keeps_its_job_and_a_lost_one_has_it_requeued(
         jobs.cluster.run(*node, "State=RESUME")
     jobs.wait_for_state(number, "COMPLETED", START_S + END_S)
     # Four ranks instead of two: the same samples, summed in another order.
-    assert metrics(jobs.folder / "drained") == pytest.approx(losses, abs=1e-5)
+    assert metrics(jobs.folder / "drained") == pytest.approx(losses, abs=1e-3)
     assert jobs.stamp("drained")["attempt"] == 2
 
 
