@@ -1,11 +1,12 @@
 """torchrun, with two things added that a scheduler and a pipeline need.
 
 ``python -m launchers.ranks <torchrun options> -m trainer.cli.main train ...`` starts the ranks. A
-signal to stop that arrives here goes on to the ranks, which checkpoint and stop at the next step
-(torchrun itself would die of USR1 and USR2, and on TERM and INT give the ranks 30 s and report a
-failure); and if any rank ended with 75, stopped with a checkpoint, so does this process, so that
-the caller knows to start it again. So it does where the signal came before there was anything to
-save: no rank yet, or one that died of it while Python was starting.
+USR1 or USR2 that arrives here goes on to the ranks, which checkpoint and stop at the next step
+(torchrun itself would die of it); and if any rank ended with 75, stopped with a checkpoint, so does
+this process, so that the caller knows to start it again. So it does where the signal came before
+there was anything to save: no rank yet, or one that died of it while Python was starting.
+
+TERM is torchrun's: ``srun`` sends it to the other tasks where one has failed, which is a failure.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from trainer.engine.rendezvous import check_endpoint
 from trainer.errors import EXIT_FAILED, EXIT_REQUEUE, TrainingError
 
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that go on to the ranks."""
 
 
@@ -43,8 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: _pass_on(number, passed_on))
     before = sys.argv
-    # Of the signals that torchrun would handle, those that are left to it.
-    sys.argv = ["torchrun", "--signals-to-handle=SIGHUP,SIGQUIT", *words]
+    sys.argv = ["torchrun", *words]
     try:
         # By name, not by import: this package must not load torch on its own account.
         runpy.run_module("torch.distributed.run", run_name="__main__")

@@ -38,7 +38,7 @@ def wait_until(happened) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
 def test_a_rank_that_dies_of_the_signal_while_it_starts_asks_for_a_new_start(
     tmp_path: Path, number: int
 ):

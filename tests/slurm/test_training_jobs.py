@@ -184,15 +184,11 @@ def test_a_preempted_job_requeues_itself_and_ends_with_the_same_losses(
     jobs.wait_for_step("preempted", 20)
     jobs.cluster.run("scancel", "--signal=USR2", number)  # as --signal does before the time limit
     jobs.wait(lambda: jobs.cluster.job(number)["Restarts"] == "2", 60, "it was requeued again")
-    reached = jobs.last_step("preempted")
-    jobs.wait_for_step("preempted", reached + 20)
-    jobs.cluster.run("scancel", "--signal=TERM", number)  # the tasks alone, not the job
-    jobs.wait(lambda: jobs.cluster.job(number)["Restarts"] == "3", 60, "and a third time")
-    assert reached + 20 <= jobs.last_step("preempted") < STEPS, "it ended before the signal"
+    assert jobs.last_step("preempted") < STEPS, "it ended before the signal"
     jobs.wait_for_state(number, "COMPLETED", START_S + END_S)
     assert metrics(jobs.folder / "preempted") == pytest.approx(losses, abs=1e-6)
     stamp = jobs.stamp("preempted")
-    assert (stamp["state"], stamp["job"], stamp["attempt"]) == ("done", number, 4)
+    assert (stamp["state"], stamp["job"], stamp["attempt"]) == ("done", number, 3)
     assert stamp["nodes"] == "node[0-1]"
 
 
@@ -211,6 +207,7 @@ def test_a_killed_rank_and_a_cancelled_job_cost_only_the_steps_since_the_checkpo
     os.kill(rank, signal.SIGKILL)
     started = time.monotonic()
     jobs.wait_for_state(number, "FAILED", FAIL_S)
+    assert jobs.cluster.job(number)["Restarts"] == "0"
     print(f"the job failed {time.monotonic() - started:.1f} s after its rank was killed")
     jobs.wait_for_state(dependent, "CANCELLED", 30)
     assert jobs.stamp("killed")["state"] == "failed"
