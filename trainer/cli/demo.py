@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     from launchers.pipeline import pipeline_steps
     from launchers.settings import build
     from trainer.cli.pipeline import check_training
+    from trainer.evaluate.text_report import SEGMENTS
 
     config = build(PipelineConfig, settings(arguments), "")
     steps = pipeline_steps(config)
@@ -70,7 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(config.run)
     code = run_steps(steps, out / "pipeline", LocalOptions(quiet=arguments.quiet, redo=True))
     if code == 0:
-        print((out / "report.md").read_text(encoding="utf-8"))
+        # The table is what the demo ends with; the segments of the report are for a second look.
+        shown = (out / "report.md").read_text(encoding="utf-8").partition(SEGMENTS)[0]
+        print(f"{shown.rstrip()}\n\nby history, news, category and hour: {out / 'report.md'}")
         print(f"plot: {out / 'quality_speed.png'}")
         print(f"every run in TensorBoard: tensorboard --logdir {out / 'runs'}")
     return code

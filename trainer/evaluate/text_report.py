@@ -22,6 +22,9 @@ _NAMES = {
     "clicked_all_seen": "all clicked were seen",
 }
 
+SEGMENTS = "## Segments"
+"""Heading of the report's last part."""
+
 
 def text_report(
     rows: Sequence[Row],
@@ -56,7 +59,7 @@ def text_report(
         parts += ["", *comparison_notes(comparisons)]
     tables = segment_tables(rows, records)
     if tables:
-        parts += ["", "## Segments", "", "AUC of the models on parts of the log."]
+        parts += ["", SEGMENTS, "", "AUC of the models on parts of the log."]
         if any(row.runs > 1 for row in rows):
             parts[-1] += " Several runs of a name: their mean."
         for title, lines in tables:
