@@ -24,7 +24,7 @@ from shards.column_info import (
 )
 from shards.errors import ColumnError
 from shards.manifest import ShardInfo
-from shards.ragged import offsets_from_lengths, pad, ranges
+from shards.ragged import offsets_from_lengths, ranges
 from shards.reader import ShardSet
 
 if TYPE_CHECKING:
@@ -375,17 +375,3 @@ class ColumnReader:
             begins, taken = offsets[local], offsets[local + 1] - offsets[local]
             values = self._tensor(cell, name + VALUES)
             out[ranges(starts[places], taken)] = values[ranges(begins, taken)]
-
-    def gather_padded(
-        self, name: str, rows: np.ndarray, max_length: int, pad_value: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The first ``max_length`` values of each row of a ragged tensor of integers, side by side.
-
-        Returns:
-            (int64[n, L] filled up with ``pad_value`` on the right, lengths int64[n]); L is the
-            longest length.
-        """
-        values, offsets = self.gather_ragged(name, rows, first=max_length)
-        lengths = np.diff(offsets)
-        width = int(lengths.max(initial=0))
-        return pad(values, offsets, width, pad_value), lengths

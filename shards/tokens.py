@@ -86,15 +86,6 @@ class TokenColumn:
         """Special tokens added to each text."""
         return len(self.prefix_ids) + len(self.suffix_ids)
 
-    def stored_tokens(self, field: str) -> int:
-        """Longest text of ``field`` that can be asked for, special tokens included.
-
-        Raises:
-            ColumnError: it is not stored.
-        """
-        self.check(field)
-        return self.limits[field]
-
     def view(self, *parts: tuple[str, int]) -> TextView:
         """Texts of (field, longest text in tokens) as one model reads them; several are joined."""
         return TextView(self, parts)

@@ -108,17 +108,6 @@ def test_a_tensor_that_is_kept_gives_the_same(reader, rows, first):
         kept.keep("words")
 
 
-@settings(deadline=None)
-@given(rows=rows_lists, width=st.integers(0, 5))
-def test_gather_padded_cuts_and_fills_up(reader, rows, width):
-    ids, lengths = reader.gather_padded("ids", np.array(rows, dtype=np.int64), width, -7)
-    assert ids.shape == (len(rows), max([min(len(ragged_row(r)), width) for r in rows], default=0))
-    for row, line, length in zip(rows, ids.tolist(), lengths, strict=True):
-        expected = ragged_row(row)[:width]
-        assert line == expected + [-7] * (ids.shape[1] - len(expected))
-        assert length == len(expected)
-
-
 def test_any_safetensors_reader_reads_a_cell(reader, articles):
     tensors = load_file(reader.folder / "news-000001.safetensors")
     np.testing.assert_array_equal(tensors["row"], np.arange(5, 10))

@@ -58,6 +58,7 @@ def test_everything_is_as_it_is_here(world, base, tmp_path):
     here = world.articles
     assert there.fingerprint == here.fingerprint and list(there) == list(here)
     # Our own object, as multiprocessing passes it on; nothing is read from a file.
+    # Sets travel to worker processes; what is read is what was written in this line.
     assert pickle.loads(pickle.dumps(there)).payload(17) == here.payload(17)
     tokens, expected = TokenColumn.open(there), world.tokens
     rows = np.array([99, 3, 0, 50, 3])

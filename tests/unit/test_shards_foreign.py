@@ -42,6 +42,7 @@ def test_one_json_member_a_sample(tmp_path):
     assert [tar.read_bytes() for tar in tars] == before
     assert not (made.path / "refused.jsonl").exists()
     # Our own object, as multiprocessing passes it on; nothing is read from a file.
+    # Sets travel to worker processes; what is read is what was written in this line.
     assert pickle.loads(pickle.dumps(made)).sample(7) == ROWS[7]
     assert verify_set(made.path).ok
 

@@ -131,6 +131,7 @@ def test_an_empty_and_a_huge_sample_round_trip(tmp_path):
 def test_a_copy_in_another_process_reads_too(tmp_path):
     made = write_set(tmp_path / "set", articles(5))
     # Our own object, as multiprocessing passes it on; nothing is read from a file.
+    # Sets travel to worker processes; what is read is what was written in this line.
     copy = pickle.loads(pickle.dumps(made))
     assert list(copy) == list(made)
 
