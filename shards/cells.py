@@ -13,10 +13,10 @@ import json
 import mmap
 import struct
 import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,7 +34,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CellRecord:
     """What a commit record says."""
 
@@ -53,7 +53,7 @@ class CellRecord:
     """CRC-32 of each tensor's bytes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorPlace:
     """Where a tensor lies in a safetensors file."""
 
@@ -157,7 +157,10 @@ def parse_record(data: bytes, column: str, shard: ShardInfo) -> CellRecord | Non
         return None
     expected = (column, shard.name, shard.sha256, shard.samples)
     found = (record.column, record.shard, record.shard_sha256, record.rows)
-    return record if found == expected else None
+    if found != expected:
+        return None
+    # A reader holds thousands of records: what they have in common is in memory once.
+    return replace(record, column=column, shard=shard.name, shard_sha256=shard.sha256)
 
 
 def content_of(header: dict[str, Any]) -> str | None:
@@ -242,8 +245,47 @@ def check_names(path: object, places: Mapping[str, TensorPlace], record: CellRec
         )
 
 
+class HasTensors(Protocol):
+    """A cell, here or elsewhere."""
+
+    places: dict[str, TensorPlace]
+
+    def array(self, name: str) -> np.ndarray:
+        """One tensor, read-only."""
+        ...
+
+
+class CellTensors(Mapping[str, np.ndarray]):
+    """The tensors of a cell by name; each is mapped when it is asked for."""
+
+    __slots__ = ("_cell",)
+
+    def __init__(self, cell: HasTensors) -> None:
+        self._cell = cell
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """One tensor."""
+        if name not in self._cell.places:
+            raise KeyError(name)
+        return self._cell.array(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is one of this name; nothing is mapped."""
+        return name in self._cell.places
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._cell.places)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._cell.places)
+
+
 class Cell:
     """The memory-mapped tensors of one committed cell.
+
+    A student with many teachers holds thousands of these, so they hold little.
 
     Args:
         folder: the column set's folder.
@@ -251,16 +293,21 @@ class Cell:
         record: its commit record.
 
     Attributes:
-        tensors: name to array; the arrays are views of the mapped file, read-only.
-        places: name to where the tensor lies in the file.
+        bytes: the mapped file.
+        places: name to where the tensor lies in it.
+        record: its commit record.
 
     Raises:
         DamageError: the file does not hold what the record says.
     """
 
+    __slots__ = ("_arrays", "_folder", "_map", "_shard", "bytes", "places", "record")
+
     def __init__(self, folder: Path, shard: ShardInfo, record: CellRecord) -> None:
         """Map the file; nothing is read but its header."""
-        self.path = data_path(folder, shard)
+        self._folder = folder
+        self._shard = shard
+        self._arrays: dict[str, np.ndarray] = {}
         self.record = record
         header, start = _read_header(self.path)
         if content_of(header) != record.content:
@@ -280,17 +327,31 @@ class Cell:
             raise DamageError(
                 f"{self.path} has {len(self._map)} bytes, its commit record says {record.bytes}"
             )
+        self.bytes = memoryview(self._map)
         self.places = tensor_places(header, start, self.path)
         check_names(self.path, self.places, record)
-        self.tensors: Mapping[str, np.ndarray] = {
-            name: self._view(name, place) for name, place in self.places.items()
-        }
+        for name, place in self.places.items():
+            if place.end > len(self._map):
+                raise DamageError(f"{self.path}: tensor {name} lies beyond the end of the file")
 
-    def _view(self, name: str, place: TensorPlace) -> np.ndarray:
-        if place.end > len(self._map):
-            raise DamageError(f"{self.path}: tensor {name} lies beyond the end of the file")
-        count = int(np.prod(place.shape, dtype=np.int64))
-        return np.frombuffer(self._map, place.dtype, count, place.begin).reshape(place.shape)
+    @property
+    def path(self) -> Path:
+        """The data file."""
+        return data_path(self._folder, self._shard)
+
+    @property
+    def tensors(self) -> "CellTensors":
+        """Name to array, made when it is first asked for: a view of the mapped file, read-only."""
+        return CellTensors(self)
+
+    def array(self, name: str) -> np.ndarray:
+        """One tensor."""
+        found = self._arrays.get(name)
+        if found is None:
+            place = self.places[name]
+            found = np.ndarray(place.shape, place.dtype, self._map, place.begin)
+            self._arrays[name] = found
+        return found
 
     def check_not_cut(self) -> None:
         """Notice a file that was shortened in place, before a read of the lost part kills the

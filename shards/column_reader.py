@@ -7,7 +7,7 @@ NumPy gather for each cell that is touched.
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -66,7 +66,6 @@ class ColumnReader:
         self._kept: dict[str, dict[str, np.ndarray]] = {}
         self._names: dict[int, frozenset[str]] = {}
         self._cells: dict[int, Cell | MirrorCell] = {}
-        self._bytes: dict[tuple[int, str], memoryview] = {}
         self._wait = wait
         repair = repair_command(shard_set, self.name)
         if info.made_from.get("shard_set") != shard_set.fingerprint:
@@ -90,12 +89,14 @@ class ColumnReader:
         """Shards without a committed cell; what a column elsewhere needs all the time is brought
         over."""
         missing = []
+        known: dict[frozenset[str], frozenset[str]] = {}  # cells have the same few sets of names
         for number, shard in enumerate(self._shards):
             record = read_record(self.folder, self.fingerprint, shard)
             if record is None:
                 missing.append(number)
             else:
-                self._names[number] = frozenset(record.crc32)
+                names = frozenset(record.crc32)
+                self._names[number] = known.setdefault(names, names)
         mirror = self.shard_set.mirror
         if missing and mirror is not None and mirror.is_elsewhere(self.folder):
             from shards.mirror import in_parallel
@@ -221,11 +222,13 @@ class ColumnReader:
 
     def _tensor(self, cell: Mapping[str, np.ndarray], tensor: str) -> np.ndarray:
         if tensor not in cell:
-            raise ColumnError(
-                f"the column {self.folder.name} has no tensor {tensor!r}; "
-                f"it has {sorted(self.tensors)}"
-            )
+            self._refuse(tensor)
         return cell[tensor]
+
+    def _refuse(self, tensor: str) -> NoReturn:
+        raise ColumnError(
+            f"the column {self.folder.name} has no tensor {tensor!r}; it has {sorted(self.tensors)}"
+        )
 
     def keep(self, name: str) -> None:
         """Copy a ragged tensor of all cells into memory, laid end to end.
@@ -271,7 +274,7 @@ class ColumnReader:
         """
         rows = np.asarray(rows, dtype=np.int64)
         if tensor not in self.tensors:
-            self._tensor({}, tensor)
+            self._refuse(tensor)
         dtype, shape = self.tensors[tensor]
         if self._is_scattered(rows):
             return self._gather_scattered(tensor, rows)
@@ -285,25 +288,26 @@ class ColumnReader:
         return 1 < len(rows) < _FEW_ROWS * len(self._shards)
 
     def _gather_scattered(self, tensor: str, rows: np.ndarray) -> np.ndarray:
-        """:meth:`gather`, by slices of the cells' bytes."""
+        """:meth:`gather`, by slices of the mapped files."""
         dtype, shape = self.tensors[tensor]
-        shards = self._shards_of(rows)
+        shards, inverse = np.unique(self._shards_of(rows), return_inverse=True)
+        files, first = [], []
+        for shard in shards.tolist():
+            cell = self._cells.get(shard) or self._cell(shard)
+            cell.check_not_cut()
+            if tensor not in cell.places:
+                self._refuse(tensor)
+            if isinstance(cell, Cell):
+                files.append(cell.bytes)
+                first.append(cell.places[tensor].begin)
+            else:
+                files.append(cell.array(tensor).data.cast("B"))
+                first.append(0)
         size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        begins = (rows - self._starts[shards]) * size
-        parts = {shard: self._bytes_of(shard, tensor) for shard in set(shards.tolist())}
-        spans = zip(shards.tolist(), begins.tolist(), (begins + size).tolist(), strict=True)
-        joined = bytearray().join([parts[shard][begin:end] for shard, begin, end in spans])
+        begins = (np.array(first) - self._starts[shards] * size)[inverse] + rows * size
+        spans = zip(inverse.tolist(), begins.tolist(), (begins + size).tolist(), strict=True)
+        joined = bytearray().join([files[of][begin:end] for of, begin, end in spans])
         return np.frombuffer(joined, dtype).reshape(len(rows), *shape)
-
-    def _bytes_of(self, shard: int, tensor: str) -> memoryview:
-        """All bytes of one tensor of one cell."""
-        tensors = self.cell(shard)
-        found = self._bytes.get((shard, tensor))
-        if found is None:
-            found = self._tensor(tensors, tensor).data.cast("B")
-            if isinstance(self._cells.get(shard), Cell):  # what lies elsewhere comes and goes
-                self._bytes[shard, tensor] = found
-        return found
 
     def _shards_of(self, rows: np.ndarray) -> np.ndarray:
         """The shard of each row, int64[n].
@@ -343,7 +347,7 @@ class ColumnReader:
         """
         rows = np.asarray(rows, dtype=np.int64)
         if name + VALUES not in self.tensors:
-            self._tensor({}, name + VALUES)
+            self._refuse(name + VALUES)
         dtype, shape = self.tensors[name + VALUES]
         lengths = np.zeros(len(rows), dtype=np.int64)
         parts = []

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from shards.cache import FETCHED, is_windowed
 from shards.cells import (
     CellRecord,
+    CellTensors,
     TensorPlace,
     check_names,
     content_of,
@@ -76,7 +77,7 @@ class MirrorCell:
         for name, place in self.places.items():
             if not _TENSOR_NAME.fullmatch(name) or place.end > self.record.bytes:
                 raise DamageError(f"{self.url}: tensor {name!r} cannot be read")
-        self.tensors: Mapping[str, np.ndarray] = _Tensors(self)
+        self.tensors = CellTensors(self)
 
     @property
     def url(self) -> str:
@@ -228,27 +229,6 @@ class MirrorCell:
             for name, array in self.tensors.items()
             if zlib.crc32(array.reshape(-1).view(np.uint8).data) != self.record.crc32[name]
         ]
-
-
-class _Tensors(Mapping[str, np.ndarray]):
-    """The tensors of a cell by name, mapped one by one."""
-
-    def __init__(self, cell: MirrorCell) -> None:
-        self._cell = cell
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._cell.places:
-            raise KeyError(name)
-        return self._cell.array(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._cell.places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cell.places)
-
-    def __len__(self) -> int:
-        return len(self._cell.places)
 
 
 def _map(path: Path, place: TensorPlace) -> np.ndarray:

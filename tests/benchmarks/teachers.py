@@ -47,6 +47,7 @@ from trainer.teacher_server.fill import FillRequest, fill
 from trainer.teacher_server.signals import StoredTextSignals
 
 BATCH, NEGATIVES, WIDTH = 32, 9, 256
+PARTS = ("steps", "reading", "memory")
 STORED = (1, 4, 16)
 LIVE = 4
 
@@ -161,23 +162,44 @@ def memory_of_this_process(small: str, large: str, run: str, backbone: str, teac
     print(found["RssAnon"] / 1024, found["RssFile"] / 1024)
 
 
-def memory(small: Path, large: Path, run: Path, backbone: str | None, teachers: Sequence[str]):
-    """Memory of a student process of its own, without teachers and with all of them."""
-    found = {}
-    for count in (0, len(teachers)):
-        words = ["--memory-of", str(small), str(large), str(run), backbone or "", *teachers[:count]]
-        done = subprocess.run(
-            [sys.executable, __file__, *words], capture_output=True, text=True, check=True
-        )
-        found[count] = [float(word) for word in done.stdout.split()[-2:]]
-    (base, base_file), (full, full_file) = found[0], found[len(teachers)]
-    own = len(teachers) * BATCH * (2 + NEGATIVES) * WIDTH * (2 + 4) / 2**20
+def memory(
+    small: Path,
+    large: Path,
+    run: Path,
+    backbone: str | None,
+    teachers: Sequence[str],
+    rounds: int,
+) -> None:
+    """Memory of student processes of their own, without teachers and with all of them, in turns."""
+    counts = (0, len(teachers))
+    own: dict[int, list[float]] = {count: [] for count in counts}
+    mapped: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(rounds):
+        for count in counts:
+            words = [str(small), str(large), str(run), backbone or "", *teachers[:count]]
+            done = subprocess.run(
+                [sys.executable, __file__, "--memory-of", *words],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            anonymous, files = (float(word) for word in done.stdout.split()[-2:])
+            own[count].append(anonymous)
+            mapped[count].append(files)
+    none, full = (own[count] for count in counts)
+    batch = len(teachers) * BATCH * (2 + NEGATIVES) * WIDTH * (2 + 4) / 2**20
+    # Each projection has a weight and a bias, their gradients, and Adam's two moments.
+    projections = len(teachers) * WIDTH * (WIDTH + 1) * 4 * 4 / 2**20
+    pairs = list(zip(full, none, strict=True))
     print(
-        f"memory of a student process: {base:,.0f} MiB of its own without teachers, {full:,.0f} "
-        f"with M = {len(teachers)} stored: {full / base:.3f}x, {(full - own) / base:.3f}x without "
-        f"the batch's own vectors ({own:.0f} MiB, float16 and float32) (bar 1.05)\n"
-        f"  mapped pages of files, in the page cache once a node: {base_file:,.0f} and "
-        f"{full_file:,.0f} MiB"
+        f"memory of a student process, medians of {rounds} in turns (extremes): "
+        f"{spread(none, ',.0f')} MiB of its own without teachers, {spread(full, ',.0f')} with "
+        f"M = {len(teachers)} stored: {spread([f / n for f, n in pairs])}\n"
+        f"  without the batch's own vectors ({batch:.0f} MiB, float16 and float32): "
+        f"{spread([(f - batch) / n for f, n in pairs])} (bar 1.05); {projections:.0f} MiB are the "
+        f"projections with their gradients and Adam\n"
+        f"  mapped pages of files, in the page cache once a node: "
+        f"{' and '.join(spread(mapped[count], ',.0f') for count in counts)} MiB"
     )
 
 
@@ -187,6 +209,7 @@ def main() -> None:
     parser.add_argument("--articles", type=int, default=320, help="of the set that is trained on")
     parser.add_argument("--large", type=int, default=2_000_000, help="rows of the set that is read")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--memory-of", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
@@ -199,7 +222,8 @@ def main() -> None:
 
 
 def measure(folder: Path, backbone: str | None, options: argparse.Namespace) -> None:
-    """Everything, in a folder of its own."""
+    """What was asked for, in a folder of its own."""
+    parts = options.parts
     articles = small_set(folder / "small", options.articles, backbone)
     config = teacher_config(articles, folder, backbone)
     live = [export_teacher(config, folder / f"teachers/{m}", m) for m in range(LIVE)]
@@ -209,16 +233,19 @@ def measure(folder: Path, backbone: str | None, options: argparse.Namespace) -> 
     request = FillRequest(articles=articles, impressions=None)
     cache_s = seconds(lambda: fill(live[:1], request, lambda line: None)) / articles.num_rows
     copy_columns(articles, live[0], teachers[1:])
-    students = {"no teacher": Student(articles, folder / "run", backbone)}
-    for count in STORED:
-        name = f"M = {count} stored"
-        students[name] = Student(articles, folder / "run", backbone, teachers[:count])
-    students[f"M = {LIVE} live"] = Student(articles, folder / "run", backbone, live, "live")
-    report(steps(students, options.rounds), cache_s, options.rounds)
-    del students
+    if "steps" in parts:
+        students = {"no teacher": Student(articles, folder / "run", backbone)}
+        for count in STORED:
+            name = f"M = {count} stored"
+            students[name] = Student(articles, folder / "run", backbone, teachers[:count])
+        students[f"M = {LIVE} live"] = Student(articles, folder / "run", backbone, live, "live")
+        report(steps(students, options.rounds), cache_s, options.rounds)
+        del students
     large = large_set(folder / "large", options.large, teachers, WIDTH)
-    reading(large, teachers[:LIVE], 40)
-    memory(articles.path, large.path, folder / "run", backbone, teachers)
+    if "reading" in parts:
+        reading(large, teachers[:LIVE], 40)
+    if "memory" in parts:
+        memory(articles.path, large.path, folder / "run", backbone, teachers, options.rounds)
 
 
 def report(times: dict[str, list[float]], cache_s: float, rounds: int) -> None:
