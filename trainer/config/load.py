@@ -46,7 +46,7 @@ def load_config(
         settings |= preset_settings(preset, str(task))
     settings |= given
     config = from_settings(settings, where=f"recipe {recipe}")
-    validate(config)
+    validate(config, given)
     return config
 
 
