@@ -124,6 +124,15 @@ class Stamps:
             return State.TO_DO
         return stamp.state
 
+    def tasks_left(self, step: Step, digest: str) -> list[int]:
+        """Tasks of an array job that are not done, for the command that the digest belongs to."""
+        found = [self.read(step, task) for task in range(len(step.array))]
+        return [
+            task
+            for task, stamp in enumerate(found)
+            if stamp is None or stamp.digest != digest or stamp.state is not State.DONE
+        ]
+
     def _array_state(self, step: Step, digest: str) -> State:
         """Tasks of an array job stamp themselves; the step is done when all of them are."""
         found = [self.read(step, task) for task in range(len(step.array))]
