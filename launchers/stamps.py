@@ -114,9 +114,9 @@ class Stamps:
         ``STALE`` means that it (or a part of it) was made by another command or from the results of
         another command, and that its output is still there.
         """
-        stamp = self.read(step)
-        if stamp is None:
-            return self._array_state(step, digest)
+        stamp, by_tasks = self.read(step), self._array_state(step, digest)
+        if stamp is None or by_tasks is State.DONE:  # a run here may have failed before
+            return by_tasks
         if stamp.digest != digest:
             there = step.output is not None and Path(step.output).exists()
             return State.STALE if there else State.TO_DO
