@@ -123,11 +123,6 @@ def from_settings(settings: Mapping[str, Any], *, where: str) -> TrainConfig:
         raise ConfigError(f"{where}: {_reason(said.getvalue())}") from error
 
 
-def to_settings(config: TrainConfig) -> dict[str, Any]:
-    """Every setting of a configuration by its dotted key, as plain data."""
-    return flatten(to_dict(config))
-
-
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The configuration as nested plain data (for JSON)."""
     return dataclasses.asdict(config)
