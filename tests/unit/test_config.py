@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from trainer.config.load import (
-    from_dict,
+    flatten,
+    from_settings,
     known_keys,
     load_config,
     read_recipe,
@@ -59,7 +60,8 @@ def test_every_setting_of_every_preset_exists() -> None:
 
 def test_configuration_survives_json() -> None:
     config = load_config("post_train", [*NEEDED, "--model.backbone.layers", "0", "2"])
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    stored = json.loads(json.dumps(to_dict(config)))
+    assert from_settings(flatten(stored), where="test") == config
 
 
 def test_every_recipe_that_comes_along_parses() -> None:

@@ -128,11 +128,6 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(data: Mapping[str, Any]) -> TrainConfig:
-    """The inverse of :func:`to_dict`, also after a round trip through JSON."""
-    return from_settings(flatten(data), where="stored configuration")
-
-
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings to one mapping with dotted keys."""
     flat: dict[str, Any] = {}
