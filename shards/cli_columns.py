@@ -46,7 +46,8 @@ def _columns(arguments: argparse.Namespace) -> int:
             remove_folder(column.shard_set, column.folder)
         done = "removed " if arguments.yes else ""
         print(f"{done}{column.folder.name}  {column.bytes / 1e6:,.1f} MB, {column.state()}")
-        print(f"  {column.made_from()}")
+        if made_from := column.made_from():
+            print(f"  {made_from}")
     hint = "; remove them with --yes" if arguments.remove and not arguments.yes else ""
     print(f"{len(columns)} columns, {sum(c.bytes for c in columns) / 1e6:,.1f} MB{hint}")
     return 0
