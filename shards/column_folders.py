@@ -48,27 +48,28 @@ class ColumnFolder:
         return None if self.info is None else self.info.name
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every shard has its cell."""
-        return self.cells == self.shard_set.num_shards
+    def is_current(self) -> bool:
+        """Whether it is a column of the set as it is now."""
+        return self.info is not None and (
+            self.info.made_from.get("shard_set") == self.shard_set.fingerprint
+        )
 
     @property
     def is_held(self) -> bool:
         """Whether a process seems to be filling it, or others from it."""
-        return self.age_s < FILLING_S and (not self.is_complete or self.kind in _WORKING)
+        may_be = self.cells < self.shard_set.num_shards or self.kind in _WORKING
+        return self.is_current and may_be and self.age_s < FILLING_S
 
     def state(self) -> str:
         """How full it is, in words."""
-        of_set = None if self.info is None else self.info.made_from.get("shard_set")
         if self.info is None:
-            said = "no readable column.json"
-        elif of_set != self.shard_set.fingerprint:
-            said = "made from another version of the set"
-        else:
-            said = f"{self.cells} of {self.shard_set.num_shards} cells"
+            return "no readable column.json"
+        if not self.is_current:
+            return "made from another version of the set"
+        said = f"{self.cells} of {self.shard_set.num_shards} cells"
         if self.is_held:
             said += ", being filled"
-        if self.is_held or not self.is_complete:
+        if self.is_held or self.cells < self.shard_set.num_shards:
             said += f", written {format_duration(self.age_s)} ago"
         return said
 

@@ -313,9 +313,11 @@ def test_command_writes_the_record(world: TinyWorld, recommender: str, tmp_path:
     sets = ["--articles", str(world.articles.path), "--clicks", str(world.impressions.path)]
     out = tmp_path / "new" / "evaluation.json"
     words = [recommender, *sets, "--out", str(out), "--speed-seconds", "0", "--role", "student"]
-    assert command(words) == 0
+    train = ["--train-clicks", sets[-1], "--train-since", "2019-11-12", "--train-until"]
+    assert command([*words, *train, "2019-11-14"]) == 0
     record = json.loads(out.read_text())
     assert record["role"] == "student"
+    assert record["train_period"] == ["2019-11-12", "2019-11-14"]
     assert f"{record['metrics']['mrr']:.4f}" in capsys.readouterr().out
     with pytest.raises(UsageError, match="and not both"):
         command([recommender, "--baseline", "random", *sets])
