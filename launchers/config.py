@@ -42,7 +42,8 @@ class DataSection:
     """``official`` trains on the whole training log. ``public`` is for MIND's public files, whose
     test log has no labels: click tasks train before ``validate_from``, validate on the rest of the
     training log while they train, and export their best step. Both report on the dev log, which
-    ``public`` has then used for nothing else."""
+    ``public`` has then used for nothing else; popularity and the segments by news seen in training
+    read the clicks that are trained on."""
     validate_from: str = "2019-11-14"
     """With ``public``: first day (or time; UTC, as the log's times are taken) that is validated on;
     the last one of MINDlarge_train. How often, on how many impressions and with what patience are

@@ -257,6 +257,12 @@ class _Plan:
             "validation.since": data.validate_from,
         }
 
+    def _training_period(self) -> dict[str, Any]:
+        """What evaluations are told of the clicks that finetuning is told to train on."""
+        stage = self.config.stages.finetune
+        told = self._split() | flat(self.config.set) | flat(stage.set)
+        return {f"train_{end}": told.get(f"data.clicks_{end}") for end in ("since", "until")}
+
     def _start(self, student: StudentSection) -> dict[str, Any]:
         start: dict[str, Any] = {"model.backbone.layers": list(student.layers)}
         if student.init == "teacher":
@@ -316,7 +322,8 @@ class _Plan:
     ) -> None:
         out = self.root / "evaluations" / f"{name}.json"
         words = ("evaluate", *what, "--articles", self.articles, "--clicks", self.dev)
-        words += ("--train-clicks", self.train, "--name", label, "--role", role)
+        words += ("--train-clicks", self.train, *options(self._training_period()))
+        words += ("--name", label, "--role", role)
         words += ("--seed", str(seed), *options(self.config.evaluate.options), "--out", str(out))
         self._add(f"evaluate-{name}", words, needs, proof=(out,), output=out)
         self.evaluations.append(self.steps[-1])

@@ -166,7 +166,9 @@ class Job:
         return [*words, str(path)]
 
 
-def make_job(step: Step, cluster: ClusterConfig, folder: Path, digest: str) -> Job:
+def make_job(
+    step: Step, cluster: ClusterConfig, folder: Path, digest: str, left: Sequence[int] = ()
+) -> Job:
     """The batch script of one step.
 
     Args:
@@ -174,6 +176,7 @@ def make_job(step: Step, cluster: ClusterConfig, folder: Path, digest: str) -> J
         cluster: Where.
         folder: The pipeline's folder of stamps and logs.
         digest: The step's digest, for its stamp.
+        left: Tasks of an array that are to do; none stands for all.
     """
     resources = step.resources
     per_rank = cluster.tasks == "per_rank"
@@ -194,7 +197,7 @@ def make_job(step: Step, cluster: ClusterConfig, folder: Path, digest: str) -> J
         time=_clock(resources.minutes),
         log=shlex.quote(str(log)),
         signal_s=cluster.signal_s,
-        directives="\n".join(_directives(step, cluster)),
+        directives="\n".join(_directives(step, cluster, left)),
         setup="\n".join(_setup(cluster)),
         command=_command(step, cluster),
         launch=_launch(step, cluster, cpus),
@@ -209,10 +212,18 @@ def make_job(step: Step, cluster: ClusterConfig, folder: Path, digest: str) -> J
 
 
 def make_jobs(
-    steps: Sequence[Step], cluster: ClusterConfig, folder: Path, digests: Mapping[str, str]
+    steps: Sequence[Step],
+    cluster: ClusterConfig,
+    folder: Path,
+    digests: Mapping[str, str],
+    left: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Job]:
-    """Batch scripts of steps, in their order."""
-    return [make_job(step, cluster, folder, digests[step.name]) for step in steps]
+    """Batch scripts of steps, in their order; ``left`` as of :func:`make_job`, by step."""
+    tasks = left or {}
+    return [
+        make_job(step, cluster, folder, digests[step.name], tasks.get(step.name, ()))
+        for step in steps
+    ]
 
 
 def render(jobs: Sequence[Job], folder: Path) -> str:
@@ -282,7 +293,7 @@ def submit(
     return ids
 
 
-def _directives(step: Step, cluster: ClusterConfig) -> list[str]:
+def _directives(step: Step, cluster: ClusterConfig, left: Sequence[int]) -> list[str]:
     resources = step.resources
     given = {
         "partition": cluster.partition,
@@ -294,7 +305,8 @@ def _directives(step: Step, cluster: ClusterConfig) -> list[str]:
     }
     lines = [f"#SBATCH --{name}={value}" for name, value in given.items() if value is not None]
     if step.array:
-        lines.append(f"#SBATCH --array=0-{len(step.array) - 1}%{cluster.max_array_tasks}")
+        tasks = ",".join(map(str, left)) or f"0-{len(step.array) - 1}"
+        lines.append(f"#SBATCH --array={tasks}%{cluster.max_array_tasks}")
     return lines + [f"#SBATCH {option}" for option in cluster.directives]
 
 

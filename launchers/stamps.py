@@ -114,15 +114,24 @@ class Stamps:
         ``STALE`` means that it (or a part of it) was made by another command or from the results of
         another command, and that its output is still there.
         """
-        stamp = self.read(step)
-        if stamp is None:
-            return self._array_state(step, digest)
+        stamp, by_tasks = self.read(step), self._array_state(step, digest)
+        if stamp is None or by_tasks is State.DONE:  # a run here may have failed before
+            return by_tasks
         if stamp.digest != digest:
             there = step.output is not None and Path(step.output).exists()
             return State.STALE if there else State.TO_DO
         if stamp.state is State.DONE and not proved(step):
             return State.TO_DO
         return stamp.state
+
+    def tasks_left(self, step: Step, digest: str) -> list[int]:
+        """Tasks of an array job that are not done, for the command that the digest belongs to."""
+        found = [self.read(step, task) for task in range(len(step.array))]
+        return [
+            task
+            for task, stamp in enumerate(found)
+            if stamp is None or stamp.digest != digest or stamp.state is not State.DONE
+        ]
 
     def _array_state(self, step: Step, digest: str) -> State:
         """Tasks of an array job stamp themselves; the step is done when all of them are."""

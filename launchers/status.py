@@ -139,10 +139,9 @@ def _ended(state: str, latest: Stamp | None) -> str:
 
 def _progress(step: Step, digest: str, stamps: Stamps) -> str | None:
     if step.array:
-        found = [stamps.read(step, task) for task in range(len(step.array))]
         whole = stamps.state(step, digest) is State.DONE
-        done = sum(s is not None and s.digest == digest and s.state is State.DONE for s in found)
-        return f"{len(found) if whole else done}/{len(found)} tasks"
+        left = 0 if whole else len(stamps.tasks_left(step, digest))
+        return f"{len(step.array) - left}/{len(step.array)} tasks"
     if step.command[1] != "train" or step.output is None:
         return None
     try:

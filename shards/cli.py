@@ -6,7 +6,7 @@ from typing import Any
 def register(subparsers: Any) -> None:
     """Add ``shards`` and its own verbs to the command line."""
     import shards.world.cli
-    from shards import cli_build, cli_check, cli_look, cli_tokens
+    from shards import cli_build, cli_check, cli_columns, cli_look, cli_tokens
 
     parser = subparsers.add_parser(
         "shards",
@@ -15,5 +15,6 @@ def register(subparsers: Any) -> None:
         epilog="Each verb explains itself: tnr shards build --help",
     )
     verbs = parser.add_subparsers(dest="shards_verb", metavar="VERB", required=True)
-    for module in (cli_build, cli_check, cli_look, cli_tokens, shards.world.cli):
+    modules = (cli_build, cli_check, cli_columns, cli_look, cli_tokens, shards.world.cli)
+    for module in modules:
         module.register(verbs)

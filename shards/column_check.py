@@ -1,7 +1,7 @@
 """Checking column sets against their commit records, byte by byte."""
 
 from shards.cells import open_cell
-from shards.column_info import ColumnInfo, read_info, repair_command
+from shards.column_info import ColumnInfo, read_info, removal_command, repair_command
 from shards.column_reader import ColumnReader
 from shards.errors import ColumnError, DamageError
 from shards.reader import ShardSet
@@ -35,7 +35,10 @@ def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:
             problems.append(str(error))
             continue
         if info.made_from.get("shard_set") != shard_set.fingerprint:
-            problems.append(f"{folder}: made from another version of the set; remove it")
+            problems.append(
+                f"{folder}: made from another version of the set; run "
+                f"`{removal_command(shard_set, folder)}`"
+            )
             continue
         damaged = _damaged_cells(shard_set, info)
         problems += damaged

@@ -94,6 +94,11 @@ def repair_command(shard_set: ShardSet, name: str) -> str:
     return "tnr teachers cache"
 
 
+def removal_command(shard_set: ShardSet, folder: Path) -> str:
+    """The command that removes a column set."""
+    return f"tnr shards columns {shard_set.location} --remove {folder.name} --yes"
+
+
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, keys joined by dots."""
     if not isinstance(values, dict) or not values:

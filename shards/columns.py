@@ -24,6 +24,7 @@ from shards.column_info import (
     differing_fields,
     list_columns,
     read_info,
+    removal_command,
     repair_command,
 )
 from shards.column_reader import ColumnReader
@@ -66,7 +67,10 @@ class ColumnWriter:
         except OSError as error:
             raise ColumnError(f"cannot make {self.folder}: {error.strerror or error}") from error
         if read_info(self.folder).fingerprint != self.info.fingerprint:
-            raise ColumnError(f"{self.folder} holds another column set; remove it")
+            raise ColumnError(
+                f"{self.folder} holds another column set; run "
+                f"`{removal_command(shard_set, self.folder)}`"
+            )
 
     def is_committed(self, shard: int) -> bool:
         """Whether the cell of this shard is complete and belongs to this very column set."""
@@ -155,6 +159,7 @@ __all__ = [
     "differing_fields",
     "list_columns",
     "read_info",
+    "removal_command",
     "repair_command",
     "verify_columns",
 ]

@@ -17,6 +17,8 @@ from shards.mixing import Mixing
 from shards.order import EpochOrder
 
 _BATCHES = 40
+WORTH_SHARING = 0.9
+"""``data.share_titles auto``: ranks share titles where that leaves at most this part of them."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,31 @@ class Sharing:
         return (
             f"titles: a micro-batch of {self.micro_batch:,} clicks of {self.users:,.1f} users "
             f"names {self.named:,.0f}, {self.distinct:,.0f} of them distinct{over_ranks}"
+        )
+
+
+@dataclass(frozen=True)
+class SharingChoice:
+    """What ``data.share_titles auto`` comes to, and the counts that decide it."""
+
+    sharing: Sharing
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether ranks share titles."""
+        return self.sharing.kept_over_ranks <= WORTH_SHARING
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        counts = self.sharing.to_dict()
+        return {"chosen": "all" if self.is_shared else "rank", "at_most": WORTH_SHARING, **counts}
+
+    def line(self) -> str:
+        """Return everything in one line for people."""
+        chosen = "all" if self.is_shared else "rank"
+        return (
+            f"data.share_titles auto is {chosen} (all where at most {100 * WORTH_SHARING:.0f}% are "
+            f"left); {self.sharing.line()}"
         )
 
 

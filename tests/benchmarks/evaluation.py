@@ -202,16 +202,15 @@ def make_model() -> Any:
 def child_dev(folder: Path) -> dict[str, float]:
     """What `tnr evaluate` does once articles are encoded."""
     from trainer.evaluate.evaluate import EvaluateOptions, Evaluation, make_record
-    from trainer.evaluate.pairs import open_click_log
+    from trainer.evaluate.pairs import TrainingLog, open_click_log
     from trainer.evaluate.sharded import measure
 
     model, vectors = make_model(), np.load(folder / "vectors.npy")
     begin = time.perf_counter()
     log = open_click_log(folder / "articles", folder / "clicks")
     scored, metrics = timed(lambda: measure(model, vectors, log.clicks, history_length=HISTORY))
-    segments, record = timed(
-        lambda: make_record("dev", metrics, log, EvaluateOptions(), train=log.clicks)
-    )
+    train = TrainingLog(log.clicks, log.rows())
+    segments, record = timed(lambda: make_record("dev", metrics, log, EvaluateOptions(), train))
     written, _ = timed(lambda: Evaluation(record, metrics, log).write(folder / "dev.json"))
     whole = time.perf_counter() - begin
     return {

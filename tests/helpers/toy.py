@@ -120,6 +120,9 @@ class ToyData:
     def fingerprint(self) -> str:
         return "toy-data"
 
+    def sharing_choice(self, *batch: int) -> None:
+        """Nothing to choose."""
+
     def collate(self, batch_rows: BatchRows) -> dict[str, np.ndarray]:
         rows = batch_rows.rows
         poison = [float("nan") if int(row) in self._poisoned else 0.0 for row in rows]

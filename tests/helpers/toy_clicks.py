@@ -53,6 +53,9 @@ class ClickToyData:
         self._clicks = generator.integers(0, HISTORY + 1, 100)
         self._candidates = generator.integers(0, ARTICLES, (100, CANDIDATES))
 
+    def sharing_choice(self, *batch: int) -> None:
+        """Nothing to choose."""
+
     def collate(self, batch_rows: BatchRows) -> dict[str, np.ndarray]:
         rows = batch_rows.rows
         slots = np.arange(HISTORY)

@@ -143,11 +143,22 @@ def test_public_split_holds_out_the_last_day_of_training_and_reports_on_dev():
     assert "".join(shlex.join(public[name].command) + "\n" for name in names) == PUBLIC
     check_training([public[name] for name in names])
     for name, step in public.items():
-        if name.startswith(("evaluate-", "build-", "cache-", "post-", "stage-1-")):
+        if name.startswith(("build-", "cache-", "post-", "stage-1-")):
             assert step == official[name]
-    assert words_after(public["evaluate-student-1-s0"], "--clicks") == ["R/data/dev"]
+        if name.startswith("evaluate-"):
+            assert words_after(step, "--clicks") == ["R/data/dev"]
+            assert words_after(step, "--train-until") == ["2019-11-14"]
     told = [word for step in official.values() for word in step.command]
-    assert not any(word.startswith(("--validation.", "--data.clicks_")) for word in told)
+    unwanted = ("--validation.", "--data.clicks_", "--train-since", "--train-until")
+    assert not any(word.startswith(unwanted) for word in told)
+
+
+def test_evaluations_are_told_the_period_that_finetuning_is_told():
+    early = {"set": {"data.clicks_since": "2019-11-10", "data.clicks_until": "2019-11-12"}}
+    steps = plan(stages={"finetune": early})
+    for name in ("evaluate-popularity", "evaluate-student-1-s0"):
+        assert words_after(steps[name], "--train-since") == ["2019-11-10"]
+        assert words_after(steps[name], "--train-until") == ["2019-11-12"]
 
 
 def test_parts_can_be_left_out():

@@ -13,11 +13,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import launchers
 from launchers.jobs import JobBook, Queued, read_squeue
+from launchers.pipeline import load_pipeline, pipeline_steps
 from launchers.slurm import ClusterConfig, load_cluster, make_job, make_jobs, render, submit
+from launchers.stamps import Stamp, Stamps, State
 from launchers.steps import Resources, Step, digests
+from trainer.cli.main import main
 from trainer.errors import ConfigError, TinyNewsRecError
 
 PER_RANK = ClusterConfig(
@@ -254,6 +258,34 @@ def test_a_queued_step_of_other_settings_is_not_passed_over(slurm: Path):
         TinyNewsRecError, match="other settings than now; end it first: scancel 101"
     ):
         submit(jobs, folder, book, {"post-train": "101"})
+
+
+def test_only_tasks_that_are_not_done_are_submitted_again(slurm: Path, capsys):
+    config, folder = slurm / "small.yaml", slurm / "run" / "pipeline"
+    content = {"run": str(slurm / "run"), "data": {"synthesize": {}}, "teachers": {"count": 6}}
+    config.write_text(yaml.safe_dump(content))
+    steps = pipeline_steps(load_pipeline(config))
+    (step,) = (step for step in steps if step.name == "cache-1")
+    digest, stamps = digests(steps)["cache-1"], Stamps(folder)
+    script = folder / "slurm" / "cache-1.sbatch"
+
+    def submitted(ended: dict[int, State], digest: str = digest) -> str:
+        """The tasks of the array that is submitted after tasks have ended in these states."""
+        for task, state in ended.items():
+            stamps.write(step, Stamp("cache-1", digest, state, "", 1.0, 2.0), task)
+        (folder / "slurm" / "jobs.json").unlink(missing_ok=True)  # Slurm has ended with all of it
+        assert main(["pipeline", "submit", str(config), "--only", "cache-1"]) == 0
+        (line,) = (li for li in script.read_text().splitlines() if "--array" in li)
+        return line.removeprefix("#SBATCH --array=")
+
+    assert submitted({}) == "0-5%8"
+    assert "101  cache-1\n" in capsys.readouterr().out
+    done = dict.fromkeys((0, 1, 3, 4), State.DONE)
+    assert submitted({**done, 2: State.FAILED, 5: State.RUNNING}) == "2,5%8"  # 5 was lost
+    assert "102  cache-1 (tasks 2, 5)\n1 jobs submitted" in capsys.readouterr().out
+    assert submitted({4: State.DONE}, "of other settings") == "2,4,5%8"
+    # All are stamped, but nothing proves it: the columns are gone.
+    assert submitted(dict.fromkeys(range(6), State.DONE)) == "0-5%8"
 
 
 def test_an_array_s_tasks_are_read_together():

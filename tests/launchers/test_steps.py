@@ -103,6 +103,8 @@ def test_jobs_of_an_array_stamp_their_tasks_and_all_must_be_done(tmp_path: Path)
     assert mark([*words, "--task", "1", "--exit-code", "0"]) == 0
     assert stamps.state(several, "d") is State.DONE
     assert stamps.state(several, "other") is State.TO_DO
+    stamps.write(several, stamp("a", "d", State.FAILED, 1))  # of a run on this machine
+    assert stamps.state(several, "d") is State.DONE
 
 
 def test_estimate_takes_the_mean_of_a_kind_then_of_all():

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trainer.config.load import (
-    from_dict,
+    flatten,
+    from_settings,
     known_keys,
     load_config,
     read_recipe,
@@ -58,7 +60,8 @@ def test_every_setting_of_every_preset_exists() -> None:
 
 def test_configuration_survives_json() -> None:
     config = load_config("post_train", [*NEEDED, "--model.backbone.layers", "0", "2"])
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    stored = json.loads(json.dumps(to_dict(config)))
+    assert from_settings(flatten(stored), where="test") == config
 
 
 def test_every_recipe_that_comes_along_parses() -> None:
@@ -94,6 +97,35 @@ def test_mistakes_are_one_line_that_names_the_setting(words: list[str], said: st
         load_config("post_train", [*NEEDED, *words])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_layers", "2"),
+        ("num_layers", "4"),  # the default
+        ("hidden_size", "64"),
+        ("num_heads", "2"),
+        ("intermediate_size", "64"),
+        ("max_positions", "600"),
+    ],
+)
+def test_sizes_are_for_random_backbones(tmp_path: Path, name: str, value: str) -> None:
+    sizes, pretrained = [f"--model.backbone.{name}", value], ["--model.backbone.name", "some/bert"]
+    load_config("post_train", [*NEEDED, *sizes])
+    with pytest.raises(ConfigError, match=f"^model.backbone.{name} is {value}, .* some/bert"):
+        load_config("post_train", [*NEEDED, *sizes, *pretrained])
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"base: post_train\nmodel: {{backbone: {{{name}: {int(value) + 4}}}}}\n")
+    with pytest.raises(ConfigError, match=f"{name} is {int(value) + 4}, .*: leave it out"):
+        load_config(str(recipe), [*NEEDED, *pretrained])
+
+
+def test_what_a_dry_run_printed_is_a_recipe_of_a_backbone_that_exists(tmp_path: Path) -> None:
+    config = load_config("post_train", [*NEEDED, "--model.backbone.name", "some/bert"])
+    recipe = tmp_path / "printed.yaml"
+    recipe.write_text(yaml.safe_dump(json.loads(json.dumps(to_dict(config)))))
+    assert load_config(str(recipe)) == config
 
 
 def test_an_unknown_recipe_suggests_a_name() -> None:

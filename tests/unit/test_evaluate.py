@@ -18,9 +18,15 @@ from trainer.cli import evaluate as evaluate_cli
 from trainer.errors import ModelError
 from trainer.evaluate.baselines import make_baseline
 from trainer.evaluate.encode import encode_articles
-from trainer.evaluate.evaluate import EvaluateOptions, evaluate_baseline, evaluate_model, summary
+from trainer.evaluate.evaluate import (
+    EvaluateOptions,
+    evaluate_baseline,
+    evaluate_model,
+    open_training_log,
+    summary,
+)
 from trainer.evaluate.metrics import ranking_metrics
-from trainer.evaluate.pairs import open_click_log
+from trainer.evaluate.pairs import TrainingLog, open_click_log
 from trainer.evaluate.scoring import encode_users, score_impressions
 from trainer.evaluate.segments import (
     category_segments,
@@ -169,7 +175,7 @@ def test_segments_by_history_and_by_news_seen_before(world: TinyWorld, tmp_path:
         "1-5": 0.0,
         "21-50": 1.0,
     }
-    cold = cold_segments(metrics, clicks, ClickColumn.open(train), 40)
+    cold = cold_segments(metrics, clicks, TrainingLog(ClickColumn.open(train), np.arange(1)), 40)
     assert cold["cold_candidates_share"] == pytest.approx(4 / 6)
     assert cold["clicked_all_seen"] == history["0"] | {"impressions": 1}
     assert cold["clicked_all_cold"]["impressions"] == 2
@@ -232,19 +238,31 @@ def test_segments_by_category_and_hour(tmp_path: Path, monkeypatch):
     assert "rare" not in damaged
 
 
-def test_popularity_counts_clicks_of_the_training_log(world: TinyWorld):
-    train = ClickColumn.open(world.impressions)
-    expected = np.zeros(40)
-    for sample in impression_samples(60, 40):
+@pytest.mark.parametrize(("until", "num_before"), [(None, 60), ("2019-11-11T08:00:06", 2)])
+def test_popularity_and_news_seen_are_those_of_the_training_period(
+    world: TinyWorld, until: str | None, num_before: int
+):
+    samples = impression_samples(60, 40)
+    before = [sample for sample in samples if until is None or sample["time"] < until]
+    assert len(before) == num_before
+    expected, seen = np.zeros(40), set()
+    for sample in before:
+        seen.update(sample["history"], sample["candidates"])
         for row, click in zip(sample["candidates"], sample["clicks"], strict=True):
             expected[row] += click
+    options = EvaluateOptions(train_clicks=str(world.impressions.path), train_until=until)
+    train = open_training_log(world.articles.path, options)
     found = make_baseline("popularity", 40, train=train)(np.arange(40))
     np.testing.assert_array_equal(found, expected)
-    options = EvaluateOptions(train_clicks=str(world.impressions.path))
     record = evaluate_baseline(
         "popularity", world.articles.path, world.impressions.path, options
     ).record
-    assert record["metrics"]["auc"] > 0.6  # it has seen the very clicks
+    shown = [row for sample in samples for row in sample["candidates"]]
+    cold = sum(row not in seen for row in shown) / len(shown)
+    assert record["segments"]["cold"]["cold_candidates_share"] == pytest.approx(cold)
+    assert record["train_period"] == [None, until]
+    if until is None:
+        assert record["metrics"]["auc"] > 0.6  # it has seen the very clicks
     assert record["role"] == "baseline"
 
 
@@ -270,6 +288,11 @@ def test_what_cannot_be_evaluated_says_why(world: TinyWorld, recommender: str, t
         open_click_log(other.articles.path, world.impressions.path)
     with pytest.raises(UsageError, match="--train-clicks"):
         evaluate_baseline("popularity", world.articles.path, world.impressions.path, FAST)
+    with pytest.raises(UsageError, match="name it with --train-clicks"):
+        open_training_log(world.articles.path, EvaluateOptions(train_since="2019-11-12"))
+    late = EvaluateOptions(train_clicks=str(world.impressions.path), train_since="2020-01-01")
+    with pytest.raises(DataError, match=r"--train-since.*none of the 60 impressions"):
+        open_training_log(world.articles.path, late)
     with pytest.raises(ModelError, match="tnr shards tokenize"):
         evaluate_model(
             recommender,
@@ -290,9 +313,11 @@ def test_command_writes_the_record(world: TinyWorld, recommender: str, tmp_path:
     sets = ["--articles", str(world.articles.path), "--clicks", str(world.impressions.path)]
     out = tmp_path / "new" / "evaluation.json"
     words = [recommender, *sets, "--out", str(out), "--speed-seconds", "0", "--role", "student"]
-    assert command(words) == 0
+    train = ["--train-clicks", sets[-1], "--train-since", "2019-11-12", "--train-until"]
+    assert command([*words, *train, "2019-11-14"]) == 0
     record = json.loads(out.read_text())
     assert record["role"] == "student"
+    assert record["train_period"] == ["2019-11-12", "2019-11-14"]
     assert f"{record['metrics']['mrr']:.4f}" in capsys.readouterr().out
     with pytest.raises(UsageError, match="and not both"):
         command([recommender, "--baseline", "random", *sets])

@@ -257,7 +257,9 @@ def test_states_that_are_not_the_models_are_refused(
     world: TinyWorld, damage: Callable[[StateView], None]
 ) -> None:
     damage(built(world).data.states)
-    with pytest.raises(ModelError, match=r"frozen-states-\w+.* remove it, and it is made anew"):
+    with pytest.raises(
+        ModelError, match=r"--remove frozen-states-\w+ --yes` removes it, and it is"
+    ):
         built(world)
 
 

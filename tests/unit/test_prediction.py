@@ -18,6 +18,7 @@ from shards.build import build_impressions
 from shards.errors import DataError
 from trainer.cli import predict as predict_cli
 from trainer.cli import score as score_cli
+from trainer.evaluate.encode import bar
 from trainer.evaluate.lines import (
     Line,
     labels_of_line,
@@ -29,9 +30,9 @@ from trainer.evaluate.lines import (
 )
 from trainer.evaluate.metrics import ranking_metrics
 from trainer.evaluate.prediction import (
+    check_prediction,
     prediction_file,
     score_prediction,
-    validate_prediction,
     write_prediction,
 )
 
@@ -44,6 +45,12 @@ def command(module, name: str, words: list[str]) -> int:
     module.register(parser.add_subparsers())
     arguments = parser.parse_args([name, *words])
     return arguments.run(arguments)
+
+
+def check(path: Path, ids: list[str], sizes: list[int] | np.ndarray) -> None:
+    """Check a file as the one that was just written is."""
+    shown = bar(len(sizes), "", "lines", False)
+    check_prediction(path, (f"{one}\n".encode() for one in ids), np.asarray(sizes), shown)
 
 
 def test_format_is_mind_s_and_bytes_repeat(tmp_path: Path):
@@ -89,12 +96,12 @@ def test_validation_names_the_line(tmp_path: Path, text: str, message: str):
     path = tmp_path / "prediction.txt"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        validate_prediction(path, ["7", "8"], [3, 3])
+        check(path, ["7", "8"], [3, 3])
 
 
 def test_a_good_file_passes_validation(tmp_path: Path):
     write_prediction(tmp_path / "p.zip", ["7", "8"], SCORES, OFFSETS)
-    validate_prediction(tmp_path / "p.zip", ["7", "8"], [3, 3])
+    check(tmp_path / "p.zip", ["7", "8"], [3, 3])
     lines = read_lines(prediction_file(tmp_path / "p.zip"))
     assert list(lines) == [(1, b"7 [3,1,2]"), (2, b"8 [2,1,3]")]
 
@@ -181,7 +188,7 @@ def test_scoring_goes_through_more_than_a_block(tmp_path: Path, monkeypatch):
         score_prediction(tmp_path / "prediction.txt", truth)
     with pytest.raises(DataError, match="line 14 is for impression I14, expected I13"):
         ids = [f"I{n}" for n in range(20)]
-        validate_prediction(tmp_path / "prediction.txt", ids, sizes)
+        check(tmp_path / "prediction.txt", ids, sizes)
 
 
 @pytest.mark.parametrize(
@@ -381,4 +388,4 @@ def test_a_log_without_labels_can_be_predicted(tmp_path: Path):
     words = ["--articles", str(world.articles.path), "--clicks", str(log.path), "--out", str(out)]
     assert command(predict_cli, "predict", [world.teacher("finetune", 1), *words]) == 0
     sizes = [len(sample["candidates"]) for sample in log]
-    validate_prediction(out, [sample["id"] for sample in log], sizes)
+    check(out, [sample["id"] for sample in log], sizes)

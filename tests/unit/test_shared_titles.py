@@ -3,13 +3,20 @@
 That losses and gradients over real ranks are the same is in ``numerics/test_equality_table.py``.
 """
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from helpers.world import TinyWorld, make_world
 
+from shards import sharing
 from shards.stream import Stream
-from trainer.tasks import clicks as clicks_module
+from trainer.checkpoint.retention import retention_of
+from trainer.checkpoint.store import CheckpointStore
+from trainer.engine.opening import open_run
+from trainer.engine.run_folder import RunFolder
 from trainer.tasks.build import build, open_data, open_sources
 from trainer.tasks.clicks import score_clicks
 
@@ -74,10 +81,37 @@ def test_scores_are_those_of_ranks_that_encode_their_own(world, monkeypatch):
             torch.testing.assert_close(found, tensor, rtol=1e-5, atol=1e-6)
 
 
+def start_of(world: TinyWorld, data, folder: RunFolder, ranks: int) -> dict:
+    """What the first process of a run records when it starts."""
+    config = world.config("finetune", run__global_batch=12, run__micro_batch=2)
+    processes = SimpleNamespace(
+        world_size=ranks,
+        zero_stage=None,
+        deepspeed=None,
+        accumulation=2,
+        device=torch.device("cpu"),
+    )
+    store = CheckpointStore(folder.checkpoints, retention_of(config), folder.say)
+    how = {"fingerprint": data.fingerprint, "notes": [], "steps": 5, "copy_steps": []}
+    open_run(config, folder, store, processes, data, **how)
+    folder.close()
+    return json.loads((folder.path / "starts.jsonl").read_text())
+
+
 @pytest.mark.parametrize(("worth", "is_shared"), [(1.0, True), (0.05, False)])
-def test_auto_shares_where_few_enough_titles_are_left(world, monkeypatch, worth, is_shared):
-    monkeypatch.setattr(clicks_module, "WORTH_SHARING", worth)
+def test_auto_shares_where_few_enough_titles_are_left(
+    world, monkeypatch, tmp_path, capsys, worth, is_shared
+):
+    monkeypatch.setattr(sharing, "WORTH_SHARING", worth)
     data, rows = batches(world, data__share_titles="auto")
+    recorded = start_of(world, data, RunFolder(tmp_path / "run"), RANKS)["share_titles"]
+    said = capsys.readouterr().out
+    chosen = "all" if is_shared else "rank"
+    assert f"data.share_titles auto is {chosen} (all where at most {100 * worth:.0f}%" in said
+    assert (recorded["chosen"], recorded["ranks"]) == (chosen, RANKS)
+    kept = recorded["distinct_over_ranks"] / (RANKS * recorded["most_distinct"])
+    assert f"would have {100 * kept:.0f}% of them" in said
+    assert "share_titles" not in start_of(world, data, RunFolder(tmp_path / "alone"), 1)
     kept = data.sharing(2, 12, RANKS).kept_over_ranks
     assert 0.05 < kept < 1.0
     assert [("title_shared" in data.collate(part)) for part in rows] == [is_shared] * RANKS

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.cli.main import main
-from trainer.config.load import to_settings
+from trainer.config.load import flatten, to_dict
 from trainer.config.schema import ValidationConfig
 from trainer.config.validate import validate
 from trainer.engine.distributed import Distributed, start
@@ -314,9 +314,8 @@ def test_a_part_of_the_impressions_is_even_and_always_the_same(worlds):
 
 def test_dry_run_and_plan_tell_what_is_trained_and_validated_on(worlds, capsys):
     config = worlds.world.config("finetune", **worlds.settings("dry"))
-    given = {
-        k: v for k, v in to_settings(config).items() if v not in (None, (), []) and k != "task"
-    }
+    settings = flatten(to_dict(config))
+    given = {k: v for k, v in settings.items() if v not in (None, (), []) and k != "task"}
     words = [str(word) for key, value in given.items() for word in (f"--{key}", *listed(value))]
     data = build(config).data
     assert main(["train", "finetune", *words, "--dry-run"]) == 0

@@ -40,6 +40,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="training click log: adds metrics by news seen or not seen in training",
     )
     parser.add_argument(
+        "--train-since",
+        metavar="DATE",
+        help="take the training log from this date or time on, as data.clicks_since did",
+    )
+    parser.add_argument(
+        "--train-until",
+        metavar="DATE",
+        help="take the training log before this date or time, as data.clicks_until did",
+    )
+    parser.add_argument(
         "--since",
         metavar="DATE",
         help="measure the impressions from this date or time on, such as 2019-11-14 (UTC: times "
@@ -113,6 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         batch_tokens=arguments.batch_tokens,
         train_clicks=arguments.train_clicks,
+        train_since=arguments.train_since,
+        train_until=arguments.train_until,
         since=arguments.since,
         until=arguments.until,
         speed_s=arguments.speed_seconds,

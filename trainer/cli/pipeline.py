@@ -113,11 +113,17 @@ def run_submit(arguments: argparse.Namespace) -> int:
     done = [step for step in chosen if stamps.state(step, known[step.name]) is State.DONE]
     todo = [step for step in chosen if step not in done]
     folder.mkdir(parents=True, exist_ok=True)
-    ids = submit(make_jobs(todo, cluster, folder, known), folder, book, queued)
+    left = {
+        step.name: tasks
+        for step in todo
+        if len(tasks := stamps.tasks_left(step, known[step.name])) < len(step.array)
+    }
+    ids = submit(make_jobs(todo, cluster, folder, known, left), folder, book, queued)
     for name, number in ids.items():
-        print(f"{number}  {name}")
-    left = len(todo) - len(ids)
-    print(f"{len(ids)} jobs submitted, {left} queued already, {len(done)} steps done already")
+        some = ", ".join(map(str, left.get(name, ())))
+        print(f"{number}  {name}{f' (tasks {some})' if some else ''}")
+    waiting = len(todo) - len(ids)
+    print(f"{len(ids)} jobs submitted, {waiting} queued already, {len(done)} steps done already")
     return 0
 
 

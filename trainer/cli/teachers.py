@@ -304,9 +304,10 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_prune(arguments: argparse.Namespace) -> int:
     """List columns that nothing names, and remove them if that is said."""
+    from shards.column_folders import remove_folder
     from shards.reader import ShardSet
     from trainer.errors import UsageError
-    from trainer.teacher_server.prune import remove_folder, teachers_of_recipe, unnamed_columns
+    from trainer.teacher_server.prune import teachers_of_recipe, unnamed_columns
     from trainer.teacher_server.sizes import mb
     from trainer.teacher_server.teachers import open_teachers
 
@@ -322,8 +323,8 @@ def run_prune(arguments: argparse.Namespace) -> int:
     columns = unnamed_columns(sets, kept)
     for column in columns:
         if arguments.yes:
-            remove_folder(column.shard_set, column.info)
-        print(f"{'removed ' if arguments.yes else ''}{column.info.folder}  {mb(column.bytes)}")
+            remove_folder(column.shard_set, column.folder)
+        print(f"{'removed ' if arguments.yes else ''}{column.folder}  {mb(column.bytes)}")
     total = mb(sum(column.bytes for column in columns))
     hint = "" if arguments.yes or not columns else "; remove them with --yes"
     print(f"{len(columns)} columns, {total}{hint}")

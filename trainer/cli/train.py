@@ -114,8 +114,8 @@ def _dry_run(config: "TrainConfig") -> int:
     units, copies = plan.lines()
     lines = [batches.line(), units, mixing.line()]
     if isinstance(data, ClickData):
-        run = config.run
-        lines.append(data.sharing(run.micro_batch, run.global_batch, ranks).line())
+        batch = (config.run.micro_batch, config.run.global_batch, ranks)
+        lines.append((data.sharing_choice(*batch) or data.sharing(*batch)).line())
     lines += [copies, *data.notes]
     if validation is not None:
         check_patience(config.validation, plan.steps)

@@ -46,7 +46,7 @@ def load_config(
         settings |= preset_settings(preset, str(task))
     settings |= given
     config = from_settings(settings, where=f"recipe {recipe}")
-    validate(config)
+    validate(config, given)
     return config
 
 
@@ -123,19 +123,9 @@ def from_settings(settings: Mapping[str, Any], *, where: str) -> TrainConfig:
         raise ConfigError(f"{where}: {_reason(said.getvalue())}") from error
 
 
-def to_settings(config: TrainConfig) -> dict[str, Any]:
-    """Every setting of a configuration by its dotted key, as plain data."""
-    return flatten(to_dict(config))
-
-
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The configuration as nested plain data (for JSON)."""
     return dataclasses.asdict(config)
-
-
-def from_dict(data: Mapping[str, Any]) -> TrainConfig:
-    """The inverse of :func:`to_dict`, also after a round trip through JSON."""
-    return from_settings(flatten(data), where="stored configuration")
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -156,7 +156,7 @@ class DataConfig:
     the same losses and gradients without dropout, fewer titles, as many of like lengths on every
     rank, for two exchanges of vectors a forward pass. It pays with many ranks and popular titles:
     ``--dry-run`` says how many are left. ``auto`` shares where at most 90% are, counted in batches
-    of the first epoch."""
+    of the first epoch; the start of a run says what it is."""
     window_shards: int = 4
     """Rows are shuffled within windows of this many shards: larger mixes better, smaller reads
     nearer (``--dry-run`` and ``tnr shards stats --order`` measure both)."""

@@ -1,19 +1,37 @@
 """Checks of a configuration before anything is allocated: each section by itself, then the whole
 run."""
 
+from collections.abc import Collection
+
 from shards.periods import parse_period
-from trainer.config.schema import ModelConfig, RunConfig, TrainConfig, ValidationConfig
+from trainer.config.schema import (
+    BackboneConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from trainer.errors import ConfigError, UsageError
 
+_SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions")
+"""Settings of ``model.backbone`` that a ``random`` one alone has: others bring their own."""
 
-def validate(config: TrainConfig) -> None:
+
+def validate(config: TrainConfig, given: Collection[str] = ()) -> None:
     """Refuse a configuration that cannot be run, naming the setting, its value and the remedy.
+
+    Args:
+        config: The run.
+        given: Settings that were asked for by name, on the command line. They must have an effect
+            even at their defaults, which in a recipe they may have because it lists everything.
 
     Raises:
         ConfigError: On the first setting that is wrong.
     """
     _check_ranges(config)
     _check_model(config.model)
+    if config.model.backbone.name != "random":
+        _check_no_sizes(config.model.backbone, given)
     _check_run(config)
 
 
@@ -128,6 +146,19 @@ def _check_model(model: ModelConfig) -> None:
         raise ConfigError(
             f"model.trainable_layers is {model.trainable_layers}; expected at least 0"
         )
+
+
+def _check_no_sizes(backbone: BackboneConfig, given: Collection[str]) -> None:
+    """Someone who sets these believes that the backbone gets these sizes."""
+    for name in _SIZES:
+        value, default = getattr(backbone, name), getattr(BackboneConfig(), name)
+        if value != default or f"model.backbone.{name}" in given:
+            keep = ", or keep some of its layers: model.backbone.layers"
+            raise ConfigError(
+                f"model.backbone.{name} is {value}, but it is for random backbones, and "
+                f"model.backbone.name is {backbone.name}, which has its own: leave it out"
+                f"{keep if name == 'num_layers' else ''}"
+            )
 
 
 def _check_run(config: TrainConfig) -> None:

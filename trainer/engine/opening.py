@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shards.mixing import Mixing
+from shards.mixing import measure_mixing
 from trainer.checkpoint.resume import check_same_run
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.load import to_dict
@@ -12,6 +12,7 @@ from trainer.config.schema import TrainConfig
 from trainer.engine.distributed import Distributed
 from trainer.engine.run_folder import RunFolder
 from trainer.errors import CheckpointError, ConfigError
+from trainer.tasks.base import TaskData
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,12 @@ def open_run(
     folder: RunFolder,
     store: CheckpointStore,
     distributed: Distributed,
+    data: TaskData,
     *,
-    data: str,
-    left_out: int,
+    fingerprint: str,
     notes: Sequence[str],
     steps: int,
     copy_steps: list[int],
-    mixing: Mixing,
 ) -> Opened:
     """Lock the folder and choose the checkpoint to go on from.
 
@@ -42,12 +42,11 @@ def open_run(
         folder: Its folder.
         store: Its checkpoints.
         distributed: The processes, for the record.
-        data: Fingerprint of the task's data.
-        left_out: How many of its samples are left out.
-        notes: What is said about the data and the validation.
+        data: The task's: its order, its notes and what it chose are said and recorded.
+        fingerprint: Of the data, those of the validation included.
+        notes: What is said about the validation.
         steps: Steps of the whole run.
         copy_steps: Steps that become teachers.
-        mixing: How well its order mixes the data, for the record.
 
     Raises:
         CheckpointError: The folder holds another run, or its checkpoints are damaged or gone. A run
@@ -59,14 +58,14 @@ def open_run(
     settings, state = to_dict(config), folder.state()
     stored = folder.stored_config()
     if stored is not None:
-        check_same_run(stored, settings, data, data)
+        check_same_run(stored, settings, fingerprint, fingerprint)
     if _is_done(config, state, steps) and folder.export.exists():
         early = f" of {steps}; {state['reason']}" if state.get("reason") else ""
         folder.say(f"{folder.path} is finished: {state['step']} steps are done{early}")
         return Opened(None, is_finished=True)
     checkpoint = store.find()
     if checkpoint is not None:
-        _check_checkpoint(checkpoint, settings, data)
+        _check_checkpoint(checkpoint, settings, fingerprint)
         _check_reach(folder, checkpoint.step, steps, copy_steps)
     elif state.get("step", 0) > 0:
         raise CheckpointError(
@@ -74,16 +73,34 @@ def open_run(
             "back, or start a new run in another folder"
         )
     step = 0 if checkpoint is None else checkpoint.step
-    start: dict[str, Any] = {"from_step": step, "steps": steps, "ranks": distributed.world_size}
-    start["left_out"] = left_out
-    start["order"] = mixing.to_dict()
-    folder.describe(settings, distributed.deepspeed, start)
-    folder.write_state("running", step, steps)
-    folder.say(_headline(config, folder, distributed, step, steps))
-    folder.say(mixing.line())
-    for note in notes:
-        folder.say(note)
+    _begin(config, folder, distributed, data, notes, step, steps)
     return Opened(checkpoint, is_finished=False)
+
+
+def _begin(
+    config: TrainConfig,
+    folder: RunFolder,
+    distributed: Distributed,
+    data: TaskData,
+    notes: Sequence[str],
+    step: int,
+    steps: int,
+) -> None:
+    """Record this start, and say what is known of it."""
+    run, ranks = config.run, distributed.world_size
+    mixing = measure_mixing(data.order, run.global_batch)
+    choice = data.sharing_choice(run.micro_batch, run.global_batch, ranks)
+    start: dict[str, Any] = {"from_step": step, "steps": steps, "ranks": ranks}
+    start["left_out"] = len(data.order.skipped)
+    start["order"] = mixing.to_dict()
+    lines = [_headline(config, folder, distributed, step, steps), mixing.line()]
+    if choice is not None:
+        start["share_titles"] = choice.to_dict()
+        lines.append(choice.line())
+    folder.describe(to_dict(config), distributed.deepspeed, start)
+    folder.write_state("running", step, steps)
+    for line in (*lines, *data.notes, *notes):
+        folder.say(line)
 
 
 def _is_done(config: TrainConfig, state: Mapping[str, Any], steps: int) -> bool:

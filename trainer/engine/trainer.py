@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from shards.mixing import measure_mixing
 from shards.stream import Prefetch
 from trainer.checkpoint.retention import retention_of
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
@@ -337,12 +336,11 @@ class Trainer:
             self.folder,
             self._store,
             self.distributed,
-            data=self._fingerprint,
-            left_out=len(self.data.order.skipped),
-            notes=[*self.data.notes, *self._validator.notes],
+            self.data,
+            fingerprint=self._fingerprint,
+            notes=self._validator.notes,
             steps=self.steps,
             copy_steps=self.copy_steps,
-            mixing=measure_mixing(self.data.order, self.config.run.global_batch),
         )
 
     def _close_monitor(self) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shards.clicks import ClickColumn
 from trainer.errors import UsageError
-from trainer.evaluate.pairs import log_parts
+from trainer.evaluate.pairs import TrainingLog
 
 BASELINES = ("random", "popularity")
 Baseline = Callable[[np.ndarray], np.ndarray]
@@ -19,7 +18,7 @@ Baseline = Callable[[np.ndarray], np.ndarray]
 
 
 def make_baseline(
-    kind: str, num_articles: int, *, seed: int = 0, train: ClickColumn | None = None
+    kind: str, num_articles: int, *, seed: int = 0, train: TrainingLog | None = None
 ) -> Baseline:
     """A baseline, ready to score.
 
@@ -44,14 +43,14 @@ def make_baseline(
     return lambda candidates: counts[candidates]
 
 
-def click_counts(train: ClickColumn, num_articles: int) -> np.ndarray:
+def click_counts(train: TrainingLog, num_articles: int) -> np.ndarray:
     """How often each article was clicked in a training log, int64[num_articles].
 
     Raises:
         DataError: The log has no labels.
     """
     counts = np.zeros(num_articles, dtype=np.int64)
-    for part in log_parts(train):
-        clicked = train.clicked(part.rows).astype(bool)
+    for part in train.parts():
+        clicked = train.clicks.clicked(part.rows).astype(bool)
         counts += np.bincount(part.candidates[clicked], minlength=num_articles)
     return counts

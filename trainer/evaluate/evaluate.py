@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shards.files import write_json_atomic
+from shards.periods import check_any, parse_period, rows_inside
 from trainer.errors import DataError, ModelError, UsageError
 from trainer.evaluate.impressions import write_impressions
 from trainer.evaluate.metrics import Metrics, impression_metrics
-from trainer.evaluate.pairs import ClickLog, log_parts, open_click_log
+from trainer.evaluate.pairs import ClickLog, TrainingLog, log_parts, open_click_log
 from trainer.evaluate.segments import segments
 from trainer.evaluate.within import within
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from shards.clicks import ClickColumn
     from shards.texts import TextView
     from trainer.evaluate.sharded import Ranks
     from trainer.export.folder import Export
@@ -55,6 +55,10 @@ class EvaluateOptions:
     """Tokens of a forward pass, padding included."""
     train_clicks: str | None = None
     """Training log: for the cold-news segments and the popularity baseline."""
+    train_since: str | None = None
+    """Of the training log, take the impressions from this date or time on."""
+    train_until: str | None = None
+    """Of the training log, take the impressions before this date or time."""
     since: str | None = None
     """Measure the impressions from this date or time on (UTC, as the log's times are taken)."""
     until: str | None = None
@@ -247,15 +251,26 @@ def _articles_per_second(ready: Ready, export: Export, options: EvaluateOptions)
     return round(rate, 1)
 
 
-def open_training_log(articles: str | Path, options: EvaluateOptions) -> ClickColumn | None:
-    """The clicks of ``options.train_clicks``, None where it names none.
+def open_training_log(articles: str | Path, options: EvaluateOptions) -> TrainingLog | None:
+    """The training period of ``options.train_clicks``, None where it names no log.
 
     Raises:
-        DataError: It is missing, or of other articles.
+        UsageError: A bound is no date or time, the period is empty, or it is one of no log.
+        DataError: The log is missing, of other articles, or has nothing in the period.
     """
+    period = parse_period(options.train_since, options.train_until, "--train-")
     if options.train_clicks is None:
+        if period.is_bounded:
+            raise UsageError(
+                "--train-since and --train-until are of a training log: name it with --train-clicks"
+            )
         return None
-    return open_click_log(articles, options.train_clicks).clicks
+    clicks = open_click_log(articles, options.train_clicks).clicks
+    rows = rows_inside(clicks, period)
+    if period.is_bounded:
+        what = f"{clicks.num_impressions:,} impressions"
+        check_any(len(rows), clicks, period, "--train-", what)
+    return TrainingLog(clicks, rows)
 
 
 def make_record(
@@ -263,7 +278,7 @@ def make_record(
     metrics: Metrics,
     log: ClickLog,
     options: EvaluateOptions,
-    train: ClickColumn | None = None,
+    train: TrainingLog | None = None,
     outside: int = 0,
 ) -> dict[str, Any]:
     """What a record says of any evaluation, of a model or of a baseline.
@@ -301,6 +316,7 @@ def make_record(
             "outside": outside,
         },
         "period": [options.since, options.until],
+        "train_period": [options.train_since, options.train_until],
         "segments": segments(metrics, log, train),
         "data": log.describe(),
     }

@@ -28,11 +28,26 @@ class LogPart(NamedTuple):
     """int64[B+1]."""
 
 
-def log_parts(clicks: ClickColumn) -> Iterator[LogPart]:
-    """Go through all impressions of a log; a log without any has no part."""
-    for start in range(0, clicks.num_impressions, _ROWS):
-        rows = np.arange(start, min(start + _ROWS, clicks.num_impressions), dtype=np.int64)
-        yield LogPart(rows, *clicks.candidates(rows))
+def log_parts(clicks: ClickColumn, rows: np.ndarray | None = None) -> Iterator[LogPart]:
+    """Go through the impressions of a log, these (int64[n]) or all; without any there is no
+    part."""
+    if rows is None:
+        rows = np.arange(clicks.num_impressions, dtype=np.int64)
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        yield LogPart(part, *clicks.candidates(part))
+
+
+class TrainingLog(NamedTuple):
+    """The impressions that models were trained on: those of a log, or of a period of it."""
+
+    clicks: ClickColumn
+    rows: np.ndarray
+    """int64[n]."""
+
+    def parts(self) -> Iterator[LogPart]:
+        """Go through these impressions."""
+        return log_parts(self.clicks, self.rows)
 
 
 @dataclass(frozen=True)

@@ -91,23 +91,36 @@ def write_prediction(
             num_ids += sum(1 for _ in source)
         if num_ids != num:
             raise DataError(f"{num_ids} impression ids for {num} impressions")
-        _check(Path(file.name), io.BytesIO(written), np.diff(offsets), shown)
+        check_prediction(Path(file.name), io.BytesIO(written), np.diff(offsets), shown)
 
 
-def validate_prediction(path: str | Path, ids: Iterable[str], sizes: np.ndarray) -> None:
-    """Check a prediction zip against the log it is for.
+def check_prediction(path: Path, ids: Iterable[bytes], sizes: np.ndarray, shown: Progress) -> None:
+    """Check the lines of a prediction against the log it is for.
 
     Args:
         path: The zip, or a bare ``prediction.txt``.
-        ids: Impression ids in the order of the log.
+        ids: Impression ids in the order of the log, each with a newline.
         sizes: int[n], candidates of each impression.
+        shown: Gets the lines that are checked.
 
     Raises:
         DataError: Another number of lines, another id, or ranks that are not 1..n each once; names
             the line.
     """
-    encoded = (f"{one}\n".encode() for one in ids)
-    _check(Path(path), encoded, np.asarray(sizes), bar(len(sizes), "", "lines", False))
+    lines, wanted = read_lines(prediction_file(path)), iter(ids)
+    done = 0
+    while block := take(lines, BLOCK_LINES):
+        expected = [one[:-1] for one in islice(wanted, len(block))]
+        if len(expected) < len(block):
+            raise DataError(
+                f"{path}: line {done + len(expected) + 1} is one more than the log's {len(sizes)}"
+            )
+        here = sizes[done : done + len(block)]
+        _check_ranks(path, block, parse_ranks(block, str(path)), expected, here)
+        done += len(block)
+        shown.update(len(block))
+    if done != len(sizes):
+        raise DataError(f"{path}: {done} lines for the log's {len(sizes)} impressions")
 
 
 def score_prediction(path: str | Path, behaviors: str | Path) -> Scored:
@@ -187,25 +200,6 @@ def _lines(ids: list[str], scores: np.ndarray, offsets: np.ndarray) -> bytes:
             )
         lines.append(f"{one} [{','.join(words[ends[place] : ends[place + 1]])}]\n")
     return "".join(lines).encode()
-
-
-def _check(path: Path, ids: Iterable[bytes], sizes: np.ndarray, shown: Progress) -> None:
-    """Check the lines of a prediction against ids, each with a newline, and numbers of
-    candidates."""
-    lines, wanted = read_lines(prediction_file(path)), iter(ids)
-    done = 0
-    while block := take(lines, BLOCK_LINES):
-        expected = [one[:-1] for one in islice(wanted, len(block))]
-        if len(expected) < len(block):
-            raise DataError(
-                f"{path}: line {done + len(expected) + 1} is one more than the log's {len(sizes)}"
-            )
-        here = sizes[done : done + len(block)]
-        _check_ranks(path, block, parse_ranks(block, str(path)), expected, here)
-        done += len(block)
-        shown.update(len(block))
-    if done != len(sizes):
-        raise DataError(f"{path}: {done} lines for the log's {len(sizes)} impressions")
 
 
 def _check_ranks(

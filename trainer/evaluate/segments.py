@@ -19,7 +19,7 @@ from shards.errors import DamageError
 from shards.ragged import row_of_value
 from shards.reader import ShardSet
 from trainer.evaluate.metrics import Metrics
-from trainer.evaluate.pairs import ClickLog, log_parts
+from trainer.evaluate.pairs import ClickLog, TrainingLog, log_parts
 
 HISTORY_BUCKETS = ((0, 0), (1, 5), (6, 20), (21, 50), (51, None))
 """Clicks in a user's history, first and last of each bucket."""
@@ -27,7 +27,7 @@ MOST_CATEGORIES = 30
 """Categories that have a segment of their own; those with fewer impressions share ``(other)``."""
 
 
-def segments(metrics: Metrics, log: ClickLog, train: ClickColumn | None) -> dict[str, Any]:
+def segments(metrics: Metrics, log: ClickLog, train: TrainingLog | None) -> dict[str, Any]:
     """All segments of an evaluation, by what they are cut by.
 
     Args:
@@ -67,7 +67,7 @@ def hour_segments(metrics: Metrics, clicks: ClickColumn) -> dict[str, Any]:
 
 
 def cold_segments(
-    metrics: Metrics, clicks: ClickColumn, train: ClickColumn, num_articles: int
+    metrics: Metrics, clicks: ClickColumn, train: TrainingLog, num_articles: int
 ) -> dict[str, Any]:
     """Metrics where all, some or none of the clicked articles are cold: not in the training log.
 
@@ -143,12 +143,12 @@ def clicked_articles(clicks: ClickColumn) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(owners), np.concatenate(found)
 
 
-def seen_articles(train: ClickColumn, num_articles: int) -> np.ndarray:
-    """Which articles a log names as candidate or in a history, bool[num_articles]."""
+def seen_articles(train: TrainingLog, num_articles: int) -> np.ndarray:
+    """Which articles a training log names as candidate or in a history, bool[num_articles]."""
     seen = np.zeros(num_articles, dtype=bool)
-    for part in log_parts(train):
+    for part in train.parts():
         seen[part.candidates] = True
-        seen[train.reader.gather_ragged("history", part.rows)[0]] = True
+        seen[train.clicks.reader.gather_ragged("history", part.rows)[0]] = True
     return seen
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from shards.columns import ColumnReader
+from shards.columns import ColumnReader, removal_command
 from shards.texts import TextView
 from trainer.config.schema import TrainConfig
 from trainer.engine.signals import AFTER_BATCH, stop_on_signals
@@ -103,10 +103,12 @@ def check_equal(encoder: NewsEncoder, texts: TextView, view: StateView, device: 
     rows = np.unique(np.linspace(0, view.reader.num_rows - 1, _COMPARED).astype(np.int64))
     ids, mask = (torch.from_numpy(array).to(device) for array in texts.batch(rows))
     states = torch.from_numpy(view.batch(rows)[0]).to(device)
+    remove = removal_command(view.reader.shard_set, view.reader.folder)
+    anew = f"`{remove}` removes it, and it is made anew"
     if states.shape[:2] != ids.shape:
         raise ModelError(
             f"{view.reader.folder} holds texts of other lengths than the token column "
-            f"{texts.tokens.folder.name}; remove it, and it is made anew"
+            f"{texts.tokens.folder.name}; {anew}"
         )
     with without_dropout(encoder), autocast(device, str(made_from["compute"])):
         whole = encoder.backbone(ids, mask.bool())[mask.bool()].float()
@@ -121,5 +123,5 @@ def check_equal(encoder: NewsEncoder, texts: TextView, view: StateView, device: 
             f"a backbone of type {family!r} gives other states from {view.reader.folder} than as a "
             f"whole: they differ by {difference:.2g} of the largest, expected at most {most:g}. "
             "Either its layers pass on more than their states: set model.frozen_states to off; or "
-            "the column is damaged: remove it, and it is made anew"
+            f"the column is damaged: {anew}"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from shards.order import EpochOrder
+from shards.sharing import SharingChoice
 from shards.stream import BatchRows
 
 T = TypeVar("T")
@@ -51,6 +52,12 @@ class TaskData(Protocol):
 
     def collate(self, batch: BatchRows) -> Batch:
         """Arrays of one micro-batch."""
+        ...
+
+    def sharing_choice(
+        self, micro_batch: int, global_batch: int, ranks: int
+    ) -> SharingChoice | None:
+        """What ``data.share_titles auto`` comes to; None where there is nothing to choose."""
         ...
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shards.click_batch import ClickBatch, ClickRule, click_order, read_clicks
 from shards.clicks import ClickColumn
 from shards.reader import ShardSet
-from shards.sharing import Sharing, measure_sharing
+from shards.sharing import Sharing, SharingChoice, measure_sharing
 from shards.stream import BatchRows
 from shards.tokens import TokenColumn
 from trainer.config.schema import DataConfig, LossConfig
@@ -48,9 +48,6 @@ from trainer.tasks.texts import (
     reported,
 )
 from trainer.teacher_server.signals import TeacherSignals
-
-WORTH_SHARING = 0.9
-"""``data.share_titles auto``: ranks share titles where that leaves at most this part of them."""
 
 
 class ClickData:
@@ -92,7 +89,7 @@ class ClickData:
             clicks, seed, config.window_shards, config.user_block, left_out.units
         )
         self.news = tokens.view(*config.news_parts)
-        self._kept_over_ranks: dict[tuple[int, int, int], float] = {}
+        self._choices: dict[tuple[int, int, int], SharingChoice] = {}
         said = [] if signals is None else list(signals.columns)
         self.states = states
         period = training_period(config)
@@ -144,6 +141,18 @@ class ClickData:
         """Distinct titles of a forward pass, see :func:`shards.sharing.measure_sharing`."""
         return measure_sharing(self.order, self.clicks, self.rule, micro_batch, global_batch, ranks)
 
+    def sharing_choice(
+        self, micro_batch: int, global_batch: int, ranks: int
+    ) -> SharingChoice | None:
+        """What ``data.share_titles auto`` comes to, counted once; None where there is nothing to
+        choose."""
+        if self.config.share_titles != "auto" or ranks == 1:
+            return None
+        key = (micro_batch, global_batch, ranks)
+        if key not in self._choices:
+            self._choices[key] = SharingChoice(self.sharing(*key))
+        return self._choices[key]
+
     def _read(self, batch: BatchRows) -> tuple[ClickBatch, Share | None]:
         """This rank's clicks, and its share of the titles that all ranks name."""
         if batch.peers is None or not self._shares_titles(batch):
@@ -155,13 +164,10 @@ class ClickData:
 
     def _shares_titles(self, batch: BatchRows) -> bool:
         """Whether ranks share titles: the same on every rank, as it follows from the run alone."""
-        if self.config.share_titles != "auto" or batch.peers is None:
-            return self.config.share_titles == "all"
-        ranks = len(batch.peers.rows)
-        key = (len(batch), batch.position.global_batch or ranks * len(batch), ranks)
-        if key not in self._kept_over_ranks:
-            self._kept_over_ranks[key] = self.sharing(*key).kept_over_ranks
-        return self._kept_over_ranks[key] <= WORTH_SHARING
+        ranks = 1 if batch.peers is None else len(batch.peers.rows)
+        global_batch = batch.position.global_batch or ranks * len(batch)
+        choice = self.sharing_choice(len(batch), global_batch, ranks)
+        return self.config.share_titles == "all" if choice is None else choice.is_shared
 
 
 def _slots(clicks: ClickBatch, index: np.ndarray, empty: int) -> Batch:

@@ -115,6 +115,9 @@ class PostTrainData:
         arrays |= reported(arrays)
         return arrays
 
+    def sharing_choice(self, micro_batch: int, global_batch: int, ranks: int) -> None:
+        """Ranks share the titles of clicks alone."""
+
     def _negatives(self, batch: BatchRows) -> np.ndarray:
         """Rows of N other articles a sample, [B, N]."""
         count = self.config.num_negatives

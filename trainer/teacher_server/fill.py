@@ -21,7 +21,8 @@ import torch
 
 from shards.cells import data_path, open_cell
 from shards.clicks import ClickColumn
-from shards.columns import ColumnReader, ColumnWriter
+from shards.column_folders import remove_folder
+from shards.columns import ColumnReader, ColumnWriter, describe
 from shards.files import atomic_file
 from shards.histories import holders
 from shards.ragged import offsets_from_lengths
@@ -31,7 +32,6 @@ from trainer.errors import ColumnError, ModelError, StopForRequeue
 from trainer.export.folder import Export, load_export
 from trainer.teacher_server.identity import CLICKS, EXACT, NEWS, TEXT, news_identity
 from trainer.teacher_server.outputs import Count, TeacherModel
-from trainer.teacher_server.prune import remove_column
 from trainer.teacher_server.request import (
     Cell,
     FillRequest,
@@ -278,7 +278,7 @@ def _remove_working_column(teacher: Export, writers: Writers, request: FillReque
     """Remove the working column of a teacher all of whose cells are there, whoever filled them."""
     if request.impressions is None or any(writer.missing() for writer in writers.values()):
         return
-    remove_column(*_working_column(teacher, request))
+    remove_folder(request.articles, describe(*_working_column(teacher, request)).folder)
 
 
 def shard_rows(shard_set: ShardSet, shard: int) -> np.ndarray:

@@ -1,0 +1,160 @@
+"""The column sets beside a shard set as folders: what each takes, how full it is, and removing
+one."""
+
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.cells import read_record
+from shards.column_info import ColumnInfo, read_info
+from shards.errors import ColumnError, DamageError, UsageError
+from shards.files import fsync_folder
+from shards.progress import format_duration
+from shards.reader import ShardSet
+
+FILLING_S = 600.0
+"""How long after the last write a column that is not complete counts as one being filled. Nothing
+holds a column while it is filled, so that any process may be killed and several may fill one."""
+_WORKING = ("teacher-news-exact",)
+"""Columns that others are filled from: they are held even when they are complete."""
+_BY_FULL_NAME = ("tokens", "clicks")
+"""Columns that nothing can be trained without, and that are made from the shards themselves."""
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ColumnFolder:
+    """A folder in a set's ``columns/``."""
+
+    shard_set: ShardSet
+    folder: Path
+    info: ColumnInfo | None
+    """What its ``column.json`` says; None where it has none that can be read."""
+    bytes: int
+    """Of all its files."""
+    cells: int
+    """Shards whose cell is committed."""
+    age_s: float
+    """Seconds since something in it was written."""
+
+    @property
+    def kind(self) -> str | None:
+        """What the column is called, such as ``tokens``."""
+        return None if self.info is None else self.info.name
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is a column of the set as it is now."""
+        return self.info is not None and (
+            self.info.made_from.get("shard_set") == self.shard_set.fingerprint
+        )
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process seems to be filling it, or others from it."""
+        may_be = self.cells < self.shard_set.num_shards or self.kind in _WORKING
+        return self.is_current and may_be and self.age_s < FILLING_S
+
+    def state(self) -> str:
+        """How full it is, in words."""
+        if self.info is None:
+            return "no readable column.json"
+        if not self.is_current:
+            return "made from another version of the set"
+        said = f"{self.cells} of {self.shard_set.num_shards} cells"
+        if self.is_held:
+            said += ", being filled"
+        if self.is_held or self.cells < self.shard_set.num_shards:
+            said += f", written {format_duration(self.age_s)} ago"
+        return said
+
+    def made_from(self) -> str:
+        """What it was made from in short: no sections, and hashes by their first digits."""
+        parts = []
+        for key, value in ({} if self.info is None else self.info.made_from).items():
+            if key in ("shard_set", "format") or value is None or isinstance(value, dict):
+                continue
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            parts.append(f"{key} {text[:12] if _HASH.fullmatch(text) else text}")
+        return ", ".join(parts)
+
+
+def column_folders(shard_set: ShardSet) -> list[ColumnFolder]:
+    """Everything in a set's folder of columns, by name; also what is damaged or half removed."""
+    if not shard_set.columns_dir.is_dir():
+        return []
+    folders = sorted(path for path in shard_set.columns_dir.iterdir() if path.is_dir())
+    return [_look(shard_set, folder) for folder in folders]
+
+
+def choose(columns: Sequence[ColumnFolder], names: Sequence[str]) -> list[ColumnFolder]:
+    """The columns of these names, to be removed: a folder's name, or that of all of a kind.
+
+    Raises:
+        UsageError: No column has a name, tokens or clicks are not named by their folder, or a
+            column is being filled.
+    """
+    chosen: dict[Path, ColumnFolder] = {}
+    for name in names:
+        if name in _BY_FULL_NAME:
+            raise UsageError(
+                f"--remove {name}: name one by its folder, such as {name}-0123456789ab"
+            )
+        found = [column for column in columns if name in (column.folder.name, column.kind)]
+        if not found:
+            known = ", ".join(column.folder.name for column in columns) or "none"
+            raise UsageError(f"--remove {name}: there is no such column; there is {known}")
+        chosen |= {column.folder: column for column in found}
+    for column in chosen.values():
+        if column.is_held:
+            raise UsageError(
+                f"{column.folder}: {column.state()}; end what fills it, or wait until nothing was "
+                f"written for {format_duration(FILLING_S)}"
+            )
+    return list(chosen.values())
+
+
+def remove_folder(shard_set: ShardSet, folder: Path) -> bool:
+    """Remove the folder of a column set, if it is there; whether it was.
+
+    It is renamed first, so that no reader finds half of it, and of two processes that remove it
+    one does. Whoever has mapped its files can go on reading them.
+
+    Raises:
+        ColumnError: It is a link or lies elsewhere, or cannot be removed.
+    """
+    if folder.is_symlink() or folder.parent != shard_set.columns_dir:
+        raise ColumnError(f"{folder} is a link or lies outside {shard_set.columns_dir}")
+    leaving = folder.with_name(f".removing-{folder.name}-{secrets.token_hex(4)}")
+    try:
+        folder.rename(leaving)
+        fsync_folder(leaving.parent)
+        shutil.rmtree(leaving)
+    except FileNotFoundError:
+        return False  # it was never there, or another process was first
+    except OSError as error:
+        raise ColumnError(f"cannot remove {folder}: {error.strerror or error}") from error
+    return True
+
+
+def _look(shard_set: ShardSet, folder: Path) -> ColumnFolder:
+    try:
+        info = read_info(folder)
+    except (ColumnError, DamageError):
+        info = None
+    size, written = 0, 0.0
+    for path in (folder, *folder.rglob("*")):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            continue  # a temporary file, which has its own name by now
+        written = max(written, found.st_mtime)
+        size += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    records = (read_record(folder, info.fingerprint, shard) for shard in shard_set.shards if info)
+    cells = sum(record is not None for record in records)
+    return ColumnFolder(shard_set, folder, info, size, cells, time.time() - written)
