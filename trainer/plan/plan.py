@@ -202,7 +202,8 @@ def _chosen(config: TrainConfig) -> str:
 def _size(
     config: TrainConfig, sources: Sources | None, options: Options, notes: list[str]
 ) -> TaskSize:
-    dims = [_teacher_width(name, config.model.news_dim) for name in config.teachers.models]
+    with_vectors = config.teachers.models if config.reads_vectors else ()
+    dims = [_teacher_width(name, config.model.news_dim) for name in with_vectors]
     return task_size(config, _backbone(config, sources, options, notes), dims)
 
 

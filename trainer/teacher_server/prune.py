@@ -12,9 +12,9 @@ from shards.files import fsync_folder, read_json
 from shards.reader import ShardSet
 from trainer.config.load import read_recipe
 from trainer.errors import ColumnError
-from trainer.teacher_server.identity import CLICKS, EXACT, NEWS, TEXT
+from trainer.teacher_server.identity import CLICKS, EXACT, LOGITS, NEWS, TEXT
 
-TEACHER_COLUMNS = (TEXT, NEWS, CLICKS, EXACT)
+TEACHER_COLUMNS = (TEXT, LOGITS, NEWS, CLICKS, EXACT)
 
 
 @dataclass(frozen=True)
