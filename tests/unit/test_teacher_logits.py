@@ -26,6 +26,7 @@ from shards.order import EpochOrder
 from shards.stream import Stream
 from trainer.cli.main import main
 from trainer.config.validate import validate
+from trainer.engine.signals import StopRequest
 from trainer.errors import ColumnError, ConfigError, DataError, UsageError
 from trainer.export.folder import load_export
 from trainer.tasks.build import build
@@ -33,7 +34,6 @@ from trainer.tasks.sources import open_sources, stored_logits
 from trainer.teacher_server import fill_logits as fill_module
 from trainer.teacher_server import sizes as sizes_module
 from trainer.teacher_server.fill import fill
-from trainer.teacher_server.fill_logits import fill_logits
 from trainer.teacher_server.identity import LOGITS, TEXT
 from trainer.teacher_server.logits import SCORES, Logits, parse_epochs
 from trainer.teacher_server.request import targets
@@ -85,6 +85,10 @@ def steps(world: TinyWorld, teachers: list[str], count: int = 4, **settings: obj
     return found
 
 
+def fill_logits(logits: Logits, part: tuple[int, int] = (0, 1)) -> int:
+    return fill_module.fill_logits(logits, part, silent, StopRequest())
+
+
 def columns_of(world: TinyWorld) -> dict[str, bytes]:
     """Every file of every column of logits, by name."""
     folder = world.articles.columns_dir
@@ -115,7 +119,7 @@ def test_the_columns_hold_each_body_times_its_titles(
         compute="fp32",
         settings="",
     )
-    assert fill_logits(asked, report=silent) == 2 * 2 * 3
+    assert fill_logits(asked) == 2 * 2 * 3
     rows = np.setdiff1d(np.arange(40), skipped)
     draw = {
         "corpus": lambda at: draw_negatives(5, rows, at, 40, 4, skipped=skipped),
@@ -148,7 +152,7 @@ def test_a_step_with_stored_logits_has_the_losses_of_a_computed_one(
     """In float32 they differ in the order of the sums over a vector's elements alone."""
     logits = logits_of(world, teachers, **draws)
     assert logits.epochs == ((0,) if draws.get("data__static_negatives") else (0, 1))
-    fill_logits(logits, report=silent)
+    fill_logits(logits)
     computed = steps(world, teachers, teachers__logits="computed", **draws)
     stored = steps(world, teachers, **draws)
     without = steps(world, teachers, loss__embedding=0.0, **draws)
@@ -188,7 +192,7 @@ def test_a_run_without_vectors_trains_and_is_continued_into_more_epochs(
     words = ["post_train_distill", *pairs, "--teachers.models", *teachers]
     assert main(["train", *words]) == 1
     said = capsys.readouterr().err.strip()
-    assert "of 1 epochs that the run reads 1 lack a complete column (0)" in said
+    assert said.startswith(f"tnr: error: no usable {LOGITS} column of teacher {teachers[0]}: ")
     assert main(shlex.split(said.rpartition("Repair: tnr ")[2])) == 0
     for path in world.articles.columns_dir.glob(f"{TEXT}-*/news-*"):
         path.unlink()
@@ -199,8 +203,9 @@ def test_a_run_without_vectors_trains_and_is_continued_into_more_epochs(
     more = ["--run.epochs", "1.2"]
     assert main(["train", *words, *more]) == 1
     said = capsys.readouterr().err
-    assert "of 2 epochs that the run reads 1 lack a complete column (1)" in said
-    assert "epoch is 0 in the column, asked for 1" in said
+    assert (
+        "epoch is 0 in the column, asked for 1" in said and "teachers logits --epochs 0,1" in said
+    )
     fill(teachers, request(world, 1, dtype="float32"), silent)
     assert main(["teachers", "logits", *words, *more]) == 0
     assert "done: 6 cells filled" in capsys.readouterr().out
@@ -211,14 +216,14 @@ def test_a_run_without_vectors_trains_and_is_continued_into_more_epochs(
 def test_other_draws_are_refused_by_the_field_and_mended_by_the_command(
     world: TinyWorld, teachers: list[str]
 ) -> None:
-    fill_logits(logits_of(world, teachers), report=silent)
+    fill_logits(logits_of(world, teachers))
     fill(teachers, request(world, 1, dtype="float16"), silent)
     for settings, said in (
         (WINDOW, "negatives_from is 'corpus' in the column, asked for 'window'"),
         ({"run__seed": 1}, "seed is 0 in the column, asked for 1"),
         ({"data__num_negatives": 2}, "num_negatives is 3 in the column, asked for 2"),
         ({"teachers__dtype": "float16"}, "dtype is 'float32' in the column, asked for 'float16'"),
-        ({"run__epochs": 2}, "of 3 epochs that the run reads 1 lack a complete column (2): "),
+        ({"run__epochs": 2}, " in the column, asked for 2; run `tnr teachers logits RECIPE`"),
     ):
         with pytest.raises(ColumnError, match=re.escape(said)) as caught:
             steps(world, teachers, **settings)
@@ -229,7 +234,7 @@ def test_other_draws_are_refused_by_the_field_and_mended_by_the_command(
 def test_a_changed_teacher_is_refused_and_vectors_come_first(
     world: TinyWorld, teachers: list[str]
 ) -> None:
-    fill_logits(logits_of(world, teachers), report=silent)
+    fill_logits(logits_of(world, teachers))
     torch.manual_seed(9)
     other = build(world.config("post_train"))
     other.export(other.module.model, Path(teachers[1]), {})
@@ -238,7 +243,7 @@ def test_a_changed_teacher_is_refused_and_vectors_come_first(
     command = str(caught.value).rpartition("Repair: tnr ")[2]
     assert command.startswith("teachers logits --epochs 0,1 post_train_distill ")
     with pytest.raises(ColumnError, match=f"no usable {TEXT} column") as caught:
-        fill_logits(logits_of(world, teachers), report=silent)
+        fill_logits(logits_of(world, teachers))
     assert main(shlex.split(str(caught.value).rpartition("Repair: tnr ")[2])) == 0
     assert main(shlex.split(command)) == 0
     steps(world, teachers, 1, loss__embedding=0.0)
@@ -248,7 +253,7 @@ def test_stopped_and_run_again_and_in_parts_the_same_bytes(
     world: TinyWorld, teachers: list[str], monkeypatch, capsys
 ) -> None:
     logits = logits_of(world, teachers)
-    words = shlex.split(logits.command([0, 1]))[1:]
+    words = shlex.split(logits.command)[1:]
     assert main(words) == 0
     at_once = columns_of(world)
     assert len(at_once) == 4 * (1 + 2 * 3)
@@ -262,7 +267,7 @@ def test_stopped_and_run_again_and_in_parts_the_same_bytes(
 
     def interrupted(*given):
         calls.append(given)
-        if len(calls) == 5:
+        if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGUSR2)
         return compute(*given)
 
@@ -277,7 +282,7 @@ def test_stopped_and_run_again_and_in_parts_the_same_bytes(
     assert "done: 9 cells filled" in capsys.readouterr().out
     assert columns_of(world) == at_once
     forget()
-    cells = [fill_logits(logits, (part, 5), silent) for part in (3, 0, 4, 1, 2)]
+    cells = [fill_logits(logits, (part, 5)) for part in (3, 0, 4, 1, 2)]
     assert all(cells) and sum(cells) == 12
     assert columns_of(world) == at_once
 
@@ -289,14 +294,14 @@ def test_too_little_room_and_what_does_not_fit_are_refused(
     with monkeypatch.context() as patched:
         patched.setattr(sizes_module, "free_bytes", lambda folder: 1_000_000)
         with pytest.raises(DataError, match="name fewer epochs"):
-            fill_logits(logits, report=silent)
+            fill_logits(logits)
     assert not columns_of(world)
     large = np.full((16, 12), 200.0, np.float16)
     fill(teachers, request(world, 1), silent)
     writer = ColumnWriter(*targets(load_export(teachers[0]), request(world, 1))[0])
     writer.write(0, {"title": large, "body": large}, replace=True)
     with pytest.raises(ColumnError, match=r"not finite in \d+ rows: .*float16"):
-        fill_logits(replace(logits, dtype="float16"), report=silent)
+        fill_logits(replace(logits, dtype="float16"))
 
 
 def test_logits_may_come_while_the_student_trains(
@@ -305,13 +310,13 @@ def test_logits_may_come_while_the_student_trains(
     """Vectors are not read, so that the first batch needs the cells of its window alone."""
     settings = WINDOW | {"data__window_shards": 1, "data__num_negatives": 2}
     logits = logits_of(world, teachers, **settings)
-    fill_logits(logits, report=silent)
+    fill_logits(logits)
     settings |= {"loss__embedding": 0.0, "teachers__follow_timeout_s": 20.0}
     expected = [out["loss"] for _, _, out in steps(world, teachers, **settings)]
     for path in columns_of(world):
         (world.articles.columns_dir / path).unlink()
-    fill_logits(replace(logits, epochs=(0,)), report=silent)
-    later = threading.Timer(0.7, fill_logits, [logits], {"report": silent})
+    fill_logits(replace(logits, epochs=(0,)))
+    later = threading.Timer(0.7, fill_logits, [logits])
     later.start()
     found = [out["loss"] for _, _, out in steps(world, teachers, teachers__follow=True, **settings)]
     later.join()
@@ -321,7 +326,7 @@ def test_logits_may_come_while_the_student_trains(
 
 
 def test_filling_loads_no_torch(world: TinyWorld, teachers: list[str]) -> None:
-    words = shlex.split(logits_of(world, teachers).command([0, 1]))[1:]
+    words = shlex.split(logits_of(world, teachers).command)[1:]
     program = (
         "import sys\nfrom trainer.cli.main import main\n"
         f"assert main({words!r}) == 0\n"
@@ -343,7 +348,7 @@ def test_filling_loads_no_torch(world: TinyWorld, teachers: list[str]) -> None:
 def test_status_tells_of_them_and_prune_keeps_those_of_kept_teachers(
     world: TinyWorld, teachers: list[str], capsys
 ) -> None:
-    fill_logits(logits_of(world, teachers), report=silent)
+    fill_logits(logits_of(world, teachers))
     shown = status(teachers, request(world, 1, dtype="float32"))
     assert [column.column for column in shown] == [TEXT, LOGITS, LOGITS] * 2
     assert [column.detail for column in shown[1:3]] == [
@@ -351,6 +356,14 @@ def test_status_tells_of_them_and_prune_keeps_those_of_kept_teachers(
         "epoch 1 of seed 0, 3 negatives from the corpus",
     ]
     assert all((column.state, column.rows) == ("complete", 40) for column in shown)
+    words = ["--articles", str(world.articles.path), "--dtype", "float32", "--models", *teachers]
+    verify = ["teachers", "verify", "--stage", "1", *words]
+    assert main(verify) == 0
+    assert f"{LOGITS}, {shown[2].detail}: bytes good" in capsys.readouterr().out
+    damaged = next(world.articles.columns_dir.glob(f"{LOGITS}-*/news-000001.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    assert main(verify) == 1
+    assert f"{damaged}: the checksum of {SCORES} is not" in capsys.readouterr().err
     command = ["teachers", "prune", str(world.articles.path), "--keep-models", teachers[0], "--yes"]
     assert main(command) == 0
     assert "3 columns" in capsys.readouterr().out
@@ -370,7 +383,7 @@ def test_where_logits_cannot_be_stored(world: TinyWorld) -> None:
 
 
 def test_epochs_as_words() -> None:
-    assert parse_epochs("0-2,5,1") == (0, 1, 2, 5) and parse_epochs("3") == (3,)
-    for text in ("", "a", "-1", "2-1", "1,", "0 1"):
-        with pytest.raises(UsageError, match="such as 0-4 or 0,2"):
+    assert parse_epochs("2,0,5") == (0, 2, 5) and parse_epochs("3") == (3,)
+    for text in ("", "a", "-1", "0-1", "1,", "0 1"):
+        with pytest.raises(UsageError, match="such as 0,1,2"):
             parse_epochs(text)

@@ -28,8 +28,8 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     logits.add_argument(
         "--epochs",
         metavar="E",
-        help="epochs such as 0-4 or 0,2, counted from 0 (default: all that the run reads, with "
-        "the one that its last batch may run on into)",
+        help="epochs such as 0,1, counted from 0 (default: all that the run reads, with the one "
+        "that its last batch may run on into)",
     )
     logits.add_argument(
         "--part",
@@ -65,7 +65,7 @@ def run_logits(arguments: argparse.Namespace) -> int:
     logits = stored_logits(config, open_sources(config), epochs)
     say_where(here, logits.articles)
     with stop_on_signals(boundary=AFTER_BATCH) as stop:
-        cells = fill_logits(logits, here.share(part, parts), here.say, stop=stop)
+        cells = fill_logits(logits, here.share(part, parts), here.say, stop)
     here.say(f"done: {cells} cells filled, the rest was there")
     return 0
 

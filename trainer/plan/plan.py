@@ -12,6 +12,7 @@ from shards.files import read_json
 from shards.remote import is_url
 from trainer.config.schema import TrainConfig
 from trainer.engine.deepspeed_file import deepspeed_file_path
+from trainer.engine.schedule import epochs_read
 from trainer.errors import ConfigError
 from trainer.plan.activations import Settings, activation_bytes
 from trainer.plan.advice import GIB, Advice, advise
@@ -23,6 +24,7 @@ from trainer.plan.frozen import frozen_column
 from trainer.plan.memory import RankMemory, checkpoint_bytes, rank_memory, way_of
 from trainer.plan.sizes import BackboneSize, TaskSize, bert_size, task_size
 from trainer.tasks.sources import Sources
+from trainer.teacher_server.storage import value_bytes
 
 DDP = "ddp"
 
@@ -289,5 +291,12 @@ def _disk(
         )
         stage = "I" if config.task.startswith("post_train") else "II"
         what = f"columns of {teachers} teachers, stage {stage} ({config.teachers.dtype})"
+        items.append(DiskItem(what=what, bytes=held, where=where))
+    if config.teachers.logits == "stored":
+        is_static = config.data.static_negatives
+        epochs = 1 if is_static else epochs_read(config.run, counts.units(config.task))
+        each = counts.articles * (1 + config.data.num_negatives)
+        held = teachers * epochs * each * value_bytes(config.teachers.dtype)
+        what = f"logits of {teachers} teachers in {epochs} epochs"
         items.append(DiskItem(what=what, bytes=held, where=where))
     return items

@@ -16,7 +16,7 @@ import numpy as np
 from shards.columns import ColumnReader
 from shards.negatives import Negatives
 from shards.reader import ShardSet
-from trainer.errors import ColumnError, UsageError
+from trainer.errors import UsageError
 from trainer.export.folder import Export
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.identity import LOGITS, logits_identity
@@ -49,27 +49,22 @@ class Logits:
         )
         return Target(self.articles, LOGITS, made_from)
 
-    def command(self, epochs: Sequence[int]) -> str:
-        """The command that fills the columns of some epochs."""
-        return f"tnr teachers logits --epochs {','.join(map(str, epochs))} {self.settings}"
+    @property
+    def command(self) -> str:
+        """The command that fills the columns of these epochs."""
+        return f"tnr teachers logits --epochs {','.join(map(str, self.epochs))} {self.settings}"
 
 
 def parse_epochs(text: str) -> tuple[int, ...]:
-    """Epochs such as ``0,2`` or ``0-4``, counted from 0, ascending.
+    """Epochs such as ``0,2``, counted from 0.
 
     Raises:
         UsageError: The text says something else.
     """
-    epochs: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-            raise UsageError(
-                f"--epochs {text!r}: expected numbers from 0 on, such as 0-4 or 0,2, without spaces"
-            )
-        epochs |= set(range(int(first), int(last) + 1))
-    return tuple(sorted(epochs))
+    epochs = text.split(",")
+    if not all(epoch.isdecimal() for epoch in epochs):
+        raise UsageError(f"--epochs {text!r}: expected numbers from 0 on, such as 0,1,2")
+    return tuple(sorted(set(map(int, epochs))))
 
 
 class StoredLogits:
@@ -83,7 +78,7 @@ class StoredLogits:
 
     Raises:
         ColumnError: A column is not there, differs in a field, which is named, or is not complete;
-            the message names the epochs that lack one, and the command that mends it.
+            the message has the command that fills all epochs that the run reads.
     """
 
     def __init__(
@@ -100,14 +95,8 @@ class StoredLogits:
         self.dims = [] if self._vectors is None else self._vectors.dims
         self._opening = threading.Lock()
         self._columns: dict[int, list[ColumnReader]] = {}
-        lacking: dict[int, ColumnError] = {}
         for epoch in logits.epochs[:1] if follower else logits.epochs:
-            try:
-                self._of_epoch(epoch)
-            except ColumnError as error:
-                lacking[epoch] = error
-        if lacking:
-            raise self._refusal(lacking)
+            self._of_epoch(epoch)
 
     @property
     def columns(self) -> list[ColumnReader]:
@@ -141,19 +130,9 @@ class StoredLogits:
         """The columns of all teachers; batches are made by several threads."""
         with self._opening:
             if epoch not in self._columns:
-                logits, repair = self._logits, self._logits.command([epoch])
+                logits, follower = self._logits, self._follower
                 self._columns[epoch] = [
-                    open_column(logits.target(teacher, epoch), teacher, repair, self._follower)
+                    open_column(logits.target(teacher, epoch), teacher, logits.command, follower)
                     for teacher in logits.teachers
                 ]
             return self._columns[epoch]
-
-    def _refusal(self, lacking: Mapping[int, ColumnError]) -> ColumnError:
-        """One error for all epochs: the first one's, with a command that fills them all."""
-        epochs = sorted(lacking)
-        said = str(lacking[epochs[0]]).rpartition(". Repair: ")[0]
-        return ColumnError(
-            f"teachers.logits is stored, but of {len(self._logits.epochs)} epochs that the run "
-            f"reads {len(epochs)} lack a complete column ({', '.join(map(str, epochs))}): {said}. "
-            f"Repair: {self._logits.command(epochs)}"
-        )

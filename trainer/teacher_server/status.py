@@ -13,8 +13,8 @@ from shards.columns import (
 )
 from trainer.errors import ColumnError, DamageError
 from trainer.export.folder import Export
-from trainer.teacher_server.identity import LOGITS, TEXT
-from trainer.teacher_server.request import FillRequest, Target, targets
+from trainer.teacher_server.identity import LOGITS
+from trainer.teacher_server.request import FillRequest, Target, drawn, logits_from, targets
 from trainer.teacher_server.sizes import mb, missing_cells, stored_bytes
 from trainer.teacher_server.teachers import open_teachers
 
@@ -57,7 +57,7 @@ def status(teachers: Sequence[str], request: FillRequest) -> list[ColumnState]:
         _state(teacher, target)
         for teacher in open_teachers(teachers)
         for wanted in targets(teacher, request)
-        for target in (wanted, *_logits(wanted))
+        for target in (wanted, *logits_from(wanted))
     ]
 
 
@@ -66,17 +66,6 @@ def status_lines(teachers: Sequence[str], request: FillRequest) -> tuple[list[st
     found = status(teachers, request)
     header = f"{'teacher':<44} {'column':<15} {'rows':>11} {'bytes':>12} {'dtype':<8} state"
     return [header, *map(str, found)], all(column.state == "complete" for column in found)
-
-
-def _logits(wanted: Target) -> list[Target]:
-    """Columns of logits that are made from a column of vectors, by seed and epoch."""
-    made_from = describe(*wanted).made_from
-    found = [
-        Target(wanted.shard_set, LOGITS, info.made_from)
-        for info in list_columns(wanted.shard_set, LOGITS)
-        if wanted.name == TEXT and made_from.items() <= info.made_from.items()
-    ]
-    return sorted(found, key=lambda one: (one.made_from["seed"], one.made_from["epoch"]))
 
 
 def _state(teacher: Export, target: Target) -> ColumnState:
@@ -89,9 +78,7 @@ def _state(teacher: Export, target: Target) -> ColumnState:
         detail = _other_settings(info, target)
         state = "other settings" if detail else "empty"
     if target.name == LOGITS:
-        detail = (
-            "epoch {epoch} of seed {seed}, {num_negatives} negatives from the {negatives_from}"
-        ).format(**target.made_from)
+        detail = drawn(target)
     damaged = _damage(info, target, missing)
     if damaged:
         state, detail = "damaged", damaged
