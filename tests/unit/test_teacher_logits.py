@@ -120,6 +120,10 @@ def test_the_columns_hold_each_body_times_its_titles(
         settings="",
     )
     assert fill_logits(asked) == 2 * 2 * 3
+    whole = Negatives(EpochOrder(counts, world.articles.fingerprint, 5, 2), 4, source)
+    others = replace(asked, negatives=whole).target(asked.teachers[0], 0)
+    with pytest.raises(ColumnError, match=r"order_without_damaged is .* not asked for"):
+        ColumnReader.open(*others)
     rows = np.setdiff1d(np.arange(40), skipped)
     draw = {
         "corpus": lambda at: draw_negatives(5, rows, at, 40, 4, skipped=skipped),
@@ -220,6 +224,7 @@ def test_other_draws_are_refused_by_the_field_and_mended_by_the_command(
     fill(teachers, request(world, 1, dtype="float16"), silent)
     for settings, said in (
         (WINDOW, "negatives_from is 'corpus' in the column, asked for 'window'"),
+        (WINDOW | {"data__window_shards": 1}, "window_shards is 2 in the column, asked for 1"),
         ({"run__seed": 1}, "seed is 0 in the column, asked for 1"),
         ({"data__num_negatives": 2}, "num_negatives is 3 in the column, asked for 2"),
         ({"teachers__dtype": "float16"}, "dtype is 'float32' in the column, asked for 'float16'"),
