@@ -289,6 +289,9 @@ def test_stopped_and_run_again_and_in_parts_the_same_bytes(
     forget()
     cells = [fill_logits(logits, (part, 5)) for part in (3, 0, 4, 1, 2)]
     assert all(cells) and sum(cells) == 12
+    # The command stands by itself, also where texts are too long for its recipe's own backbone.
+    long = {"data__max_body_tokens": 4096, "model__backbone__max_positions": 4096}
+    assert shlex.split(logits_of(world, teachers, **long).command)[1:] == words
     assert columns_of(world) == at_once
 
 

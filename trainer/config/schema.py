@@ -193,12 +193,9 @@ class TeachersConfig:
     compute: Literal["fp32", "bf16"] = "fp32"
     """How the columns to read were computed (``tnr teachers cache --compute``)."""
     logits: Literal["computed", "stored"] = "computed"
-    """Stage I: how a teacher scores a body against its titles: from their vectors in the batch, or
-    as ``tnr teachers logits`` has stored it for the negatives of every epoch, ``1 + N`` values a
-    sample. The embedding loss reads the vectors anyway, so ``stored`` saves something where
-    ``loss.embedding`` is 0: then no vector is read and there are no projections. Logits are read in
-    the order of the bodies, so nothing is gathered from all over the corpus, and a set at a URL, or
-    one that ``follow`` waits for, is read window by window."""
+    """Stage I: score a body's titles with the teachers' vectors, or read the scores that ``tnr
+    teachers logits`` has stored of every epoch's negatives, ``1 + N`` a sample. That saves
+    something where ``loss.embedding`` is 0: no vectors are read, no rows but the bodies' own."""
     follow: bool = False
     """Start while the columns are being filled: a batch that needs a cell which is not there yet
     waits for it, and says so. The batches are those of a run that started later. Articles are drawn
@@ -392,12 +389,6 @@ class TrainConfig:
     """Batches, length, checkpoints."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """Held-out impressions (click tasks)."""
-
-    @property
-    def reads_vectors(self) -> bool:
-        """Whether a distillation needs its teachers' vectors: the embedding loss does, and so do
-        logits that are not stored."""
-        return self.teachers.logits == "computed" or self.loss.embedding > 0
 
     @property
     def clicks_read(self) -> int:

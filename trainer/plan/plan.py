@@ -23,7 +23,7 @@ from trainer.plan.disk import DiskItem, rooms, run_items, teacher_columns, token
 from trainer.plan.frozen import frozen_column
 from trainer.plan.memory import RankMemory, checkpoint_bytes, rank_memory, way_of
 from trainer.plan.sizes import BackboneSize, TaskSize, bert_size, task_size
-from trainer.tasks.sources import Sources
+from trainer.tasks.sources import Sources, reads_vectors
 from trainer.teacher_server.storage import value_bytes
 
 DDP = "ddp"
@@ -204,7 +204,7 @@ def _chosen(config: TrainConfig) -> str:
 def _size(
     config: TrainConfig, sources: Sources | None, options: Options, notes: list[str]
 ) -> TaskSize:
-    with_vectors = config.teachers.models if config.reads_vectors else ()
+    with_vectors = config.teachers.models if reads_vectors(config) else ()
     dims = [_teacher_width(name, config.model.news_dim) for name in with_vectors]
     return task_size(config, _backbone(config, sources, options, notes), dims)
 

@@ -21,20 +21,6 @@ from trainer.export.folder import load_export
 from trainer.tasks.left_out import clicks_left_out
 from trainer.teacher_server.logits import Logits
 
-_DECIDE_LOGITS = (
-    "data.articles",
-    "data.tokens",
-    "data.num_negatives",
-    "data.negatives_from",
-    "data.static_negatives",
-    "data.window_shards",
-    "run.seed",
-    "teachers.dtype",
-    "teachers.compute",
-    "teachers.models",
-)
-"""Settings that stored logits depend on."""
-
 
 @dataclass(frozen=True)
 class Sources:
@@ -116,6 +102,12 @@ def article_negatives(
     )
 
 
+def reads_vectors(config: TrainConfig) -> bool:
+    """Whether a distillation needs its teachers' vectors: the embedding loss does, and so do
+    logits that are not stored."""
+    return config.teachers.logits == "computed" or config.loss.embedding > 0
+
+
 def stored_logits(
     config: TrainConfig, sources: Sources, epochs: Sequence[int] | None = None
 ) -> Logits:
@@ -137,9 +129,10 @@ def stored_logits(
         epochs = range(epochs_read(config.run, negatives.order.num_units))
     given, defaults = to_settings(config), to_settings(TrainConfig(task=config.task))
     words: list[str] = [config.task]
-    for key in _DECIDE_LOGITS:
-        if given[key] != defaults[key]:
-            value = given[key]
+    for key, value in given.items():
+        # How long texts are does not matter, but would have to fit the backbone.
+        decides = key.startswith(("data.", "teachers.", "run.seed")) and "max_" not in key
+        if decides and value != defaults[key]:
             words += [f"--{key}", *map(str, value if isinstance(value, tuple) else [value])]
     return Logits(
         articles=articles,
