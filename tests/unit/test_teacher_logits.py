@@ -372,6 +372,10 @@ def test_status_tells_of_them_and_prune_keeps_those_of_kept_teachers(
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     assert main(verify) == 1
     assert f"{damaged}: the checksum of {SCORES} is not" in capsys.readouterr().err
+    for path in damaged.parent.glob("news-*"):
+        path.unlink()
+    states = [column.state for column in status(teachers, request(world, 1, dtype="float32"))]
+    assert sorted(states) == ["complete"] * 5 + ["empty"]
     command = ["teachers", "prune", str(world.articles.path), "--keep-models", teachers[0], "--yes"]
     assert main(command) == 0
     assert "3 columns" in capsys.readouterr().out

@@ -61,7 +61,7 @@ def test_negatives_from_the_window_stay_in_it(world) -> None:
     arrays = data.collate(batch)
     assert arrays["title_index"].shape == (12, 4)
     own = data.order.windows_of(0, batch.rows)
-    negatives = data._negatives(batch)
+    negatives = data.negatives.of(batch.rows, batch.epochs)
     assert (data.order.windows_of(0, negatives) == own[:, None]).all()
     assert (data.order.windows_of(0, corpus._negatives(batch)) != own[:, None]).any()
 

@@ -77,8 +77,8 @@ def _state(teacher: Export, target: Target) -> ColumnState:
     if missing and there == 0:
         detail = _other_settings(info, target)
         state = "other settings" if detail else "empty"
-    if target.name == LOGITS:
-        detail = drawn(target)
+    if target.name == LOGITS:  # those of other settings are listed by themselves
+        detail, state = drawn(target), "empty" if there == 0 else state
     damaged = _damage(info, target, missing)
     if damaged:
         state, detail = "damaged", damaged
