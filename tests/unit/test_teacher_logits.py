@@ -196,7 +196,7 @@ def test_a_run_without_vectors_trains_and_is_continued_into_more_epochs(
     words = ["post_train_distill", *pairs, "--teachers.models", *teachers]
     assert main(["train", *words]) == 1
     said = capsys.readouterr().err.strip()
-    assert said.startswith(f"tnr: error: no usable {LOGITS} column of teacher {teachers[0]}: ")
+    assert said.startswith(f"tnr: error: no usable {LOGITS} column for epoch 0 of teacher ")
     assert main(shlex.split(said.rpartition("Repair: tnr ")[2])) == 0
     for path in world.articles.columns_dir.glob(f"{TEXT}-*/news-*"):
         path.unlink()
@@ -228,7 +228,7 @@ def test_other_draws_are_refused_by_the_field_and_mended_by_the_command(
         ({"run__seed": 1}, "seed is 0 in the column, asked for 1"),
         ({"data__num_negatives": 2}, "num_negatives is 3 in the column, asked for 2"),
         ({"teachers__dtype": "float16"}, "dtype is 'float32' in the column, asked for 'float16'"),
-        ({"run__epochs": 2}, " in the column, asked for 2; run `tnr teachers logits RECIPE`"),
+        ({"run__epochs": 2}, f"no usable {LOGITS} column for epoch 2 of teacher {teachers[0]}: "),
     ):
         with pytest.raises(ColumnError, match=re.escape(said)) as caught:
             steps(world, teachers, **settings)

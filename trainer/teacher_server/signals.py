@@ -19,6 +19,7 @@ from trainer.export.folder import Export, load_export
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.identity import (
     CLICKS,
+    LOGITS,
     NEWS,
     TEXT,
     clicks_identity,
@@ -209,8 +210,10 @@ def open_column(
     try:
         return ColumnReader.open(*wanted)
     except ColumnError as error:
+        drawn = f" for epoch {wanted.made_from['epoch']}" if wanted.name == LOGITS else ""
         raise ColumnError(
-            f"no usable {wanted.name} column of teacher {teacher.folder}: {error}. Repair: {repair}"
+            f"no usable {wanted.name} column{drawn} of teacher {teacher.folder}: {error}. "
+            f"Repair: {repair}"
         ) from error
 
 
