@@ -150,29 +150,27 @@ def reading(articles: ShardSet, teachers: Sequence[str], batches: int) -> None:
         f"  microseconds an article, all {count} teachers: {spread(again, '.2f')}, "
         f"at the first touch {spread(first, '.2f')}"
     )
-    reading_logits(articles, teachers, asked, [rows * each / batches for each in again])
+    reading_logits(articles, teachers, asked)
 
 
 def reading_logits(
-    articles: ShardSet,
-    teachers: Sequence[str],
-    asked: Sequence[dict[str, np.ndarray]],
-    vectors: Sequence[float],
+    articles: ShardSet, teachers: Sequence[str], asked: Sequence[dict[str, np.ndarray]]
 ) -> None:
-    """The same batches of a student without the embedding loss, from stored logits.
-
-    Every batch runs over the end of an epoch. ``vectors`` are microseconds a batch with vectors.
-    """
+    """The same batches of a student without the embedding loss, which run over the end of an epoch:
+    from vectors and from stored logits, in turns, pages in the page cache."""
     logits = large_logits(articles, teachers, NEGATIVES)
-    alone = StoredLogits(logits, with_vectors=False)
+    sources = (
+        StoredTextSignals(articles, teachers, "float16", "fp32"),
+        StoredLogits(logits, with_vectors=False),
+    )
     epochs = np.repeat([0, 1], [BATCH - 8, 8])
-
-    def read() -> None:
-        for one in asked:
-            alone.read(one, epochs_B=epochs)
-
-    read()
-    scores = [1e6 * seconds(read) / len(asked) for _ in range(5)]
+    vectors: list[float] = []
+    scores: list[float] = []
+    for number in range(6):
+        for source, times in zip(sources, (vectors, scores), strict=True):
+            took = seconds(lambda s=source: [s.read(one, epochs_B=epochs) for one in asked])
+            if number:  # the first touches the pages
+                times.append(1e6 * took / len(asked))
     ratios = [both / own for both, own in zip(vectors, scores, strict=True)]
     text = Target(articles, TEXT, identity_of(teachers[0], articles))
     target = logits.target(logits.teachers[0], 0)
