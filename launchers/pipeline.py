@@ -295,9 +295,14 @@ class _Plan:
         if clicks:
             settings = self._split() | settings | {"data.clicks": self.train}
         settings |= {**fixed, "run.seed": seed, "run.dir": str(folder)}
+        words = (recipe or stage, *overrides(settings))
+        if settings.get("teachers.logits") == "stored":
+            column = Path(self.articles) / "columns" / "teacher-logits-*" / "column.json"
+            self._add(f"logits-{name}", ("teachers", "logits", *words), needs, proof=(column,))
+            needs = (f"logits-{name}",)
         self._add(
             name,
-            ("train", recipe or stage, *overrides(settings)),
+            ("train", *words),
             needs,
             proof=(folder / "export" / "tnr.json",),
             output=folder,

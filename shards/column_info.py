@@ -91,6 +91,8 @@ def repair_command(shard_set: ShardSet, name: str) -> str:
         return f"tnr shards build --clicks LOG --article-set SET --out {shard_set.location} --force"
     if name == "frozen-states":
         return "tnr train RECIPE --model.frozen_states TYPE"
+    if name == "teacher-logits":
+        return "tnr teachers logits RECIPE"
     return "tnr teachers cache"
 
 

@@ -138,6 +138,43 @@ def draw_negatives(
     return expand(draw_distinct(keys, sizes, count, compact(own, skipped)), skipped)
 
 
+class Negatives:
+    """The negatives of all samples of a post-training run, as its settings draw them.
+
+    Attributes:
+        order: the order of the articles, whose seed is the run's.
+        count: N, negatives a sample.
+        source: ``corpus`` or ``window``: where they are drawn from.
+        is_static: whether every epoch has the draw of epoch 0.
+
+    Raises:
+        DataError: a window may be too small for ``count``.
+    """
+
+    def __init__(
+        self, order: EpochOrder, count: int, source: str = "corpus", *, is_static: bool = False
+    ) -> None:
+        """Check the windows; nothing is drawn yet."""
+        self.order = order
+        self.count = count
+        self.source = source
+        self.is_static = is_static
+        if source == "window":
+            check_window_negatives(order, count)
+
+    def draws(self, epochs: np.ndarray) -> np.ndarray:
+        """Which epoch's draw each sample has, int64[n], from the epochs they are in, int64[n]."""
+        return np.zeros_like(epochs) if self.is_static else epochs
+
+    def of(self, rows: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """Rows of N other articles a sample, int64[n, N], of rows int64[n] in epochs int64[n]."""
+        order, epochs = self.order, self.draws(epochs)
+        if self.source == "window":
+            return draw_window_negatives(order, order.seed, rows, epochs, self.count)
+        num_rows = int(order.shard_starts[-1])
+        return draw_negatives(order.seed, rows, epochs, num_rows, self.count, skipped=order.skipped)
+
+
 def check_window_negatives(order: EpochOrder, count: int) -> None:
     """See that every window of every epoch has ``count`` others for each of its articles.
 

@@ -21,12 +21,16 @@ from shards.cells import data_path, record_path, write_cell
 from shards.columns import ColumnReader, ColumnWriter, describe
 from shards.files import read_json, write_json_atomic
 from shards.manifest import Manifest, ShardInfo, write_manifest
+from shards.negatives import Negatives
+from shards.order import EpochOrder
 from shards.reader import ShardSet
 from trainer.config.load import load_config
 from trainer.config.schema import TrainConfig
 from trainer.export.folder import load_export
 from trainer.tasks.build import build
 from trainer.teacher_server.identity import TEXT, text_identity
+from trainer.teacher_server.logits import SCORES, Logits
+from trainer.teacher_server.request import Target
 
 A_SHARD = 4096
 HEAD = 16_384
@@ -96,7 +100,7 @@ def identity_of(teacher: str, articles: ShardSet) -> dict[str, object]:
 
 
 def large_set(folder: Path, rows: int, teachers: Sequence[str], width: int) -> ShardSet:
-    """A set of so many rows with complete columns of all teachers, in files of holes."""
+    """A set of so many rows with complete columns of all teachers' vectors, in files of holes."""
     counts = [A_SHARD] * (rows // A_SHARD) + ([rows % A_SHARD] if rows % A_SHARD else [])
     shards = [
         ShardInfo(name=f"news-{number:06d}.tar", samples=count, bytes=1, sha256=f"{number:064x}")
@@ -106,25 +110,49 @@ def large_set(folder: Path, rows: int, teachers: Sequence[str], width: int) -> S
     write_manifest(folder, Manifest("articles", tuple(shards), ("body", "id", "title")))
     articles = ShardSet.open(folder, check_files=False)
     for teacher in teachers:
-        made_from = identity_of(teacher, articles)
-        column = ColumnWriter(articles, TEXT, made_from).folder
-        digest = describe(articles, TEXT, made_from).fingerprint
-        templates = {count: _template(column, digest, count, width) for count in set(counts)}
-        for shard in shards:
-            head, record = templates[shard.samples]
-            with data_path(column, shard).open("wb") as file:
-                file.write(head)
-                file.truncate(record.bytes)
-            own = replace(record, shard=shard.name, shard_sha256=shard.sha256)
-            record_path(column, shard).write_text(json.dumps(asdict(own)))
+        target = Target(articles, TEXT, identity_of(teacher, articles))
+        hollow_column(target, {"title": width, "body": width})
     return articles
 
 
-def _template(column: Path, digest: str, rows: int, width: int):
+def large_logits(articles: ShardSet, teachers: Sequence[str], num_negatives: int) -> Logits:
+    """Complete columns of logits of two epochs, in files of holes."""
+    counts = [shard.samples for shard in articles.shards]
+    logits = Logits(
+        articles=articles,
+        teachers=[load_export(teacher) for teacher in teachers],
+        negatives=Negatives(EpochOrder(counts, articles.fingerprint, 0), num_negatives),
+        epochs=(0, 1),
+        dtype="float16",
+        compute="fp32",
+        settings="",
+    )
+    for epoch in logits.epochs:
+        for teacher in logits.teachers:
+            hollow_column(logits.target(teacher, epoch), {SCORES: 1 + num_negatives})
+    return logits
+
+
+def hollow_column(target: Target, widths: dict[str, int]) -> None:
+    """A complete column of zeros in float16, each tensor so wide, in files of holes."""
+    column, digest = ColumnWriter(*target).folder, describe(*target).fingerprint
+    shards = target.shard_set.manifest.shards
+    counts = {shard.samples for shard in shards}
+    templates = {count: _template(column, digest, count, widths) for count in counts}
+    for shard in shards:
+        head, record = templates[shard.samples]
+        with data_path(column, shard).open("wb") as file:
+            file.write(head)
+            file.truncate(record.bytes)
+        own = replace(record, shard=shard.name, shard_sha256=shard.sha256)
+        record_path(column, shard).write_text(json.dumps(asdict(own)))
+
+
+def _template(column: Path, digest: str, rows: int, widths: dict[str, int]):
     """The beginning and the record of a cell of zeros, written once by the real writer."""
     shard = ShardInfo(name=f"template-{rows}.tar", samples=rows, bytes=1, sha256="0" * 64)
-    zeros = np.zeros((rows, width), np.float16)
-    record = write_cell(column, digest, shard, {"title": zeros, "body": zeros})
+    zeros = {name: np.zeros((rows, width), np.float16) for name, width in widths.items()}
+    record = write_cell(column, digest, shard, zeros)
     path = data_path(column, shard)
     with path.open("rb") as file:
         head = file.read(HEAD)

@@ -31,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from teacher_sets import (
     copy_columns,
     export_teacher,
+    identity_of,
+    large_logits,
     large_set,
     other_identity,
     settings,
@@ -38,13 +40,19 @@ from teacher_sets import (
     teacher_config,
 )
 
+from shards.columns import ColumnReader
 from shards.reader import ShardSet
 from shards.stream import Stream
 from trainer.config.load import load_config
 from trainer.engine.optimizer import build_optimizer
 from trainer.tasks.build import build
 from trainer.teacher_server.fill import FillRequest, fill
+from trainer.teacher_server.fill_logits import compute_logits
+from trainer.teacher_server.identity import TEXT
+from trainer.teacher_server.logits import StoredLogits
+from trainer.teacher_server.request import Target
 from trainer.teacher_server.signals import StoredTextSignals
+from trainer.teacher_server.sizes import stored_bytes
 
 BATCH, NEGATIVES, WIDTH = 32, 9, 256
 PARTS = ("steps", "reading", "memory")
@@ -142,6 +150,42 @@ def reading(articles: ShardSet, teachers: Sequence[str], batches: int) -> None:
         f"at the first touch {spread([t / count for t in first], '.2f')} (bar 2)\n"
         f"  microseconds an article, all {count} teachers: {spread(again, '.2f')}, "
         f"at the first touch {spread(first, '.2f')}"
+    )
+    reading_logits(articles, teachers, asked)
+
+
+def reading_logits(
+    articles: ShardSet, teachers: Sequence[str], asked: Sequence[dict[str, np.ndarray]]
+) -> None:
+    """The same batches of a student without the embedding loss, which run over the end of an epoch:
+    from vectors and from stored logits, in turns, pages in the page cache."""
+    logits = large_logits(articles, teachers, NEGATIVES)
+    sources = (
+        StoredTextSignals(articles, teachers, "float16", "fp32"),
+        StoredLogits(logits, with_vectors=False),
+    )
+    epochs = np.repeat([0, 1], [BATCH - 8, 8])
+    vectors: list[float] = []
+    scores: list[float] = []
+    for number in range(6):
+        for source, times in zip(sources, (vectors, scores), strict=True):
+            took = seconds(lambda s=source: [s.read(one, epochs_B=epochs) for one in asked])
+            if number:  # the first touches the pages
+                times.append(1e6 * took / len(asked))
+    ratios = [both / own for both, own in zip(vectors, scores, strict=True)]
+    text = Target(articles, TEXT, identity_of(teachers[0], articles))
+    target = logits.target(logits.teachers[0], 0)
+    column = ColumnReader.open(*text)
+    compute_logits(logits, column, 0, 0)
+    filled = [
+        seconds(lambda s=shard: compute_logits(logits, column, 0, s)) for shard in range(1, 6)
+    ]
+    epoch_s = [each * articles.num_shards for each in filled]
+    print(
+        f"stored logits: {spread(scores, '.0f')} microseconds a batch of {BATCH}, M = "
+        f"{len(teachers)}, vectors {spread(vectors, '.0f')}: {spread(ratios, '.1f')} times less\n"
+        f"  MB a teacher: vectors {stored_bytes(text) / 1e6:,.1f}, logits of an epoch "
+        f"{stored_bytes(target) / 1e6:,.1f}, computed in {spread(epoch_s, '.0f')} s (from 5 shards)"
     )
 
 

@@ -48,7 +48,7 @@ def texts(count: int) -> Iterator[tuple[str, str]]:
     letters = list("etaoinshrdlu")
     words = ["".join(rng.choice(letters, size=int(rng.integers(2, 10)))) for _ in range(20_000)]
     for _ in range(count):
-        sizes = int(rng.normal(14, 4).clip(3, 40)), int(rng.lognormal(6.2, 0.55))
+        sizes = int(np.clip(rng.normal(14, 4), 3, 40)), int(rng.lognormal(6.2, 0.55))
         title, body = (
             " ".join(words[int(i)] for i in np.minimum(rng.zipf(1.3, n), 20_000) - 1) for n in sizes
         )

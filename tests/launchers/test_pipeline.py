@@ -82,6 +82,18 @@ def test_what_one_step_makes_is_what_the_next_one_reads():
     assert list(listed) == made
 
 
+def test_logits_that_a_student_reads_are_stored_by_its_own_words():
+    given = {"loss.embedding": 0, "teachers.logits": "stored"}
+    steps = plan(stages={"post_train_distill": {"set": given}}, seeds=[3, 5])
+    for seed in (3, 5):
+        logits = steps[f"logits-stage-1-student-1-s{seed}"]
+        student = steps[f"stage-1-student-1-s{seed}"]
+        assert logits.command == ("tnr", "teachers", "logits", *student.command[2:])
+        assert words_after(logits, "--run.seed") == [str(seed)]
+        assert (logits.needs, student.needs) == (("cache-1",), (logits.name,))
+    assert "logits-stage-2-student-1-s3" not in steps
+
+
 def test_students_and_plain_models_run_over_seeds_but_teachers_once():
     steps = plan(seeds=[3, 5])
     for name in ("stage-1-student-1", "stage-2-student-1", "plain-student-1", "plain-teacher"):

@@ -33,7 +33,7 @@ class LiveAsFilled:
         self.clicks = ClickColumn.open(world.impressions)
 
     @torch.inference_mode()
-    def read(self, rows, positions_BC=None):
+    def read(self, rows, positions_BC=None, epochs_B=None):
         said = {}
         for m, model in enumerate(self.models):
             if "news" not in rows:

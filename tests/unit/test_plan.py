@@ -315,6 +315,20 @@ def test_sizes_that_are_told_stand_for_sets_that_are_not_built(capsys) -> None:
     assert f"{1000 * (536 * 2 + 16) / 1e9:9.2f} GB  token column, at most" in said
 
 
+def test_stored_logits_take_their_bytes_and_no_projections(capsys) -> None:
+    words = ["--articles", "100000000", "--json", "post_train_distill"]
+    words += ["--teachers.models", "a", "b", "--teachers.logits", "stored", "--run.epochs", "1.5"]
+    items, parameters = {}, {}
+    for embedding in (0, 1):
+        assert main(["plan", *words, "--loss.embedding", str(embedding)]) == 0
+        (plan,) = json.loads(capsys.readouterr().out)["plans"]
+        items[embedding] = {item["what"]: item["bytes"] for item in plan["disk"]}
+        parameters[embedding] = plan["size"]["projections"]
+    held = items[0]["logits of 2 teachers in 2 epochs"]
+    assert held == 2 * 2 * 100_000_000 * 10 * 2
+    assert parameters == {0: 0, 1: 2 * (256 * 256 + 256)}
+
+
 def test_every_training_step_of_a_pipeline_is_planned(capsys) -> None:
     template = Path(__file__).parents[2] / "launchers" / "templates" / "demo.yaml"
     assert main(["plan", str(template)]) == 1

@@ -21,7 +21,12 @@ from shards.reader import ShardSet
 from shards.remote import Patience, check_url
 from shards.stream import Stream
 from shards.tokens import TokenColumn
+from trainer.engine.signals import StopRequest
 from trainer.tasks.build import build
+from trainer.tasks.sources import open_sources, stored_logits
+from trainer.teacher_server.fill import FillRequest, fill
+from trainer.teacher_server.fill_logits import fill_logits
+from trainer.teacher_server.identity import TEXT
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +275,23 @@ def test_teacher_columns_over_a_url_are_written_and_trained_on_here(
     data = build(config).data
     batch = data.collate(next(Stream(data.order, 8)))
     assert batch["teacher.0.body"].shape == (8, 12)
+
+
+def test_stored_logits_come_with_the_shards_of_their_bodies(world, server, tmp_path):
+    """Without the embedding loss a batch reads them and nothing else of its teacher."""
+    teacher, url = world.teacher("post_train", 6), f"{server.url}/articles"
+    stored = {"teachers__models": [teacher], "teachers__logits": "stored", "loss__embedding": 0.0}
+    here = world.config("post_train_distill", data__window_shards=1, **stored)
+    fill([teacher], FillRequest(articles=world.articles, impressions=None), lambda line: None)
+    logits = stored_logits(here, open_sources(here))
+    fill_logits(logits, (0, 1), lambda line: None, StopRequest())
+    there = {"data__articles": url, "data__cache_dir": str(tmp_path), "data__fetch_ahead": 0}
+    config = world.config("post_train_distill", data__window_shards=1, **stored, **there)
+    data, expected = build(config).data, build(here).data
+    assert not list(tmp_path.rglob("body.scores@*"))
+    rows = next(Stream(data.order, 8))
+    scores = data.collate(rows)["teacher.0.scores"]
+    np.testing.assert_array_equal(scores, expected.collate(rows)["teacher.0.scores"])
+    came = {path.name.rpartition("@")[2] for path in tmp_path.rglob("body.scores@*")}
+    assert came == {f"news-{data.order.shards_of_window(0, 0)[0]:06d}"}
+    assert not list(tmp_path.rglob(f"{TEXT}-*/*/title@*"))

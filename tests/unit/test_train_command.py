@@ -61,9 +61,10 @@ def test_negatives_from_the_window_stay_in_it(world) -> None:
     arrays = data.collate(batch)
     assert arrays["title_index"].shape == (12, 4)
     own = data.order.windows_of(0, batch.rows)
-    negatives = data._negatives(batch)
+    negatives = data.negatives.of(batch.rows, batch.epochs)
     assert (data.order.windows_of(0, negatives) == own[:, None]).all()
-    assert (data.order.windows_of(0, corpus._negatives(batch)) != own[:, None]).any()
+    negatives = corpus.negatives.of(batch.rows, batch.epochs)
+    assert (data.order.windows_of(0, negatives) != own[:, None]).any()
 
 
 def test_windows_too_small_for_the_negatives_are_found_before_training(world, capsys) -> None:

@@ -4,7 +4,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.cli import teachers_logits
+
 if TYPE_CHECKING:
+    from shards.reader import ShardSet
+    from trainer.teacher_server.ranks import Place
     from trainer.teacher_server.request import FillRequest
 
 _MODELS_HELP = (
@@ -26,6 +30,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_plan(verbs)
     _add_cache(verbs)
+    teachers_logits.register(verbs)
     _add_status(verbs)
     _add_verify(verbs)
     _add_prune(verbs)
@@ -227,7 +232,7 @@ def _request(arguments: argparse.Namespace) -> "FillRequest":
         compute=ranks.resolve_compute(arguments.compute, device),
         batch_tokens=batch_tokens,
         device=device,
-        part=(part * here.world_size + here.rank, parts * here.world_size),
+        part=here.share(part, parts),
     )
 
 
@@ -258,22 +263,22 @@ def run_cache(arguments: argparse.Namespace) -> int:
 
     request = _request(arguments)
     here = ranks.place()
-    prefix = f"[{here.rank}] " if here.world_size > 1 else ""
+    say_where(here, request.articles, request.impressions)
+    here.say(f"part {request.part[0]}/{request.part[1]}, {request.compute} on {request.device}")
+    with stop_on_signals(boundary=AFTER_BATCH) as stop:
+        cells = fill(arguments.models, request, here.say, stop=stop)
+    here.say(f"done: {cells} cells filled, the rest was there")
+    return 0
 
-    def report(line: str) -> None:
-        print(prefix + line, flush=True)
 
-    for shard_set in (request.articles, request.impressions):
+def say_where(here: "Place", *sets: "ShardSet | None") -> None:
+    """Where new columns of sets at a URL go."""
+    for shard_set in sets:
         if shard_set is not None and shard_set.mirror is not None:
-            report(
+            here.say(
                 f"columns of {shard_set.mirror.url} that are not there are written to"
                 f" {shard_set.columns_dir}; they stay when the cache makes room"
             )
-    report(f"part {request.part[0]}/{request.part[1]}, {request.compute} on {request.device}")
-    with stop_on_signals(boundary=AFTER_BATCH) as stop:
-        cells = fill(arguments.models, request, report, stop=stop)
-    report(f"done: {cells} cells filled, the rest was there")
-    return 0
 
 
 def run_status(arguments: argparse.Namespace) -> int:

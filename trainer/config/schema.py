@@ -192,6 +192,10 @@ class TeachersConfig:
     """How the columns to read are stored (``tnr teachers cache --dtype``)."""
     compute: Literal["fp32", "bf16"] = "fp32"
     """How the columns to read were computed (``tnr teachers cache --compute``)."""
+    logits: Literal["computed", "stored"] = "computed"
+    """Stage I: score a body's titles with the teachers' vectors, or read the scores that ``tnr
+    teachers logits`` has stored of every epoch's negatives, ``1 + N`` a sample. That saves
+    something where ``loss.embedding`` is 0: no vectors are read, no rows but the bodies' own."""
     follow: bool = False
     """Start while the columns are being filled: a batch that needs a cell which is not there yet
     waits for it, and says so. The batches are those of a run that started later. Articles are drawn

@@ -169,6 +169,8 @@ def _check_run(config: TrainConfig) -> None:
         raise ConfigError("run.dir is not set: name the folder of the run")
     if click_task and not config.data.clicks:
         raise ConfigError(f"data.clicks is not set: task {config.task} reads an impression set")
+    if config.teachers.logits == "stored":
+        _check_logits(config)
     if config.data.in_batch_negatives and config.task != "post_train":
         raise ConfigError(f"data.in_batch_negatives is for task post_train, not {config.task}")
     _check_texts(config, click_task)
@@ -302,6 +304,19 @@ def check_positions(config: TrainConfig, positions: int | None, num_first: int =
                 f"{settings} {verb} texts of up to {tokens} tokens, but the backbone reads at most "
                 f"{positions}: lower them, or take a backbone with more positions"
             )
+
+
+def _check_logits(config: TrainConfig) -> None:
+    reasons = {
+        f"task is {config.task}: only post_train_distill has logits of drawn negatives (stage II "
+        "stores the score of every candidate)": config.task != "post_train_distill",
+        "data.in_batch_negatives takes the negatives from the batch: what they are is not known "
+        "before": config.data.in_batch_negatives,
+        "teachers.source is live: such teachers read no column": config.teachers.source == "live",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(f"teachers.logits is stored, but {reason}; leave it at computed")
 
 
 def _check_follow(config: TrainConfig) -> None:

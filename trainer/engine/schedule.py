@@ -19,6 +19,18 @@ def total_steps(run: RunConfig, num_units: int) -> int:
     return max(1, steps if run.max_steps is None else min(steps, run.max_steps))
 
 
+def epochs_read(run: RunConfig, num_units: int) -> int:
+    """Epochs that a run's batches are of, the last perhaps in small part.
+
+    All batches are full, so that the last one may run on into an epoch beyond ``run.epochs``.
+
+    Args:
+        run: The run's section of the configuration.
+        num_units: Samples of an epoch.
+    """
+    return -(-total_steps(run, num_units) * run.global_batch // num_units)
+
+
 def learning_rate_factor(optimizer: OptimizerConfig, step: int, steps: int) -> float:
     """What the base learning rates are multiplied with at a step.
 

@@ -12,6 +12,7 @@ from shards.files import read_json
 from shards.remote import is_url
 from trainer.config.schema import TrainConfig
 from trainer.engine.deepspeed_file import deepspeed_file_path
+from trainer.engine.schedule import epochs_read
 from trainer.errors import ConfigError
 from trainer.plan.activations import Settings, activation_bytes
 from trainer.plan.advice import GIB, Advice, advise
@@ -22,7 +23,8 @@ from trainer.plan.disk import DiskItem, rooms, run_items, teacher_columns, token
 from trainer.plan.frozen import frozen_column
 from trainer.plan.memory import RankMemory, checkpoint_bytes, rank_memory, way_of
 from trainer.plan.sizes import BackboneSize, TaskSize, bert_size, task_size
-from trainer.tasks.sources import Sources
+from trainer.tasks.sources import Sources, reads_vectors
+from trainer.teacher_server.storage import value_bytes
 
 DDP = "ddp"
 
@@ -202,7 +204,8 @@ def _chosen(config: TrainConfig) -> str:
 def _size(
     config: TrainConfig, sources: Sources | None, options: Options, notes: list[str]
 ) -> TaskSize:
-    dims = [_teacher_width(name, config.model.news_dim) for name in config.teachers.models]
+    with_vectors = config.teachers.models if reads_vectors(config) else ()
+    dims = [_teacher_width(name, config.model.news_dim) for name in with_vectors]
     return task_size(config, _backbone(config, sources, options, notes), dims)
 
 
@@ -288,5 +291,12 @@ def _disk(
         )
         stage = "I" if config.task.startswith("post_train") else "II"
         what = f"columns of {teachers} teachers, stage {stage} ({config.teachers.dtype})"
+        items.append(DiskItem(what=what, bytes=held, where=where))
+    if config.teachers.logits == "stored":
+        is_static = config.data.static_negatives
+        epochs = 1 if is_static else epochs_read(config.run, counts.units(config.task))
+        each = counts.articles * (1 + config.data.num_negatives)
+        held = teachers * epochs * each * value_bytes(config.teachers.dtype)
+        what = f"logits of {teachers} teachers in {epochs} epochs"
         items.append(DiskItem(what=what, bytes=held, where=where))
     return items

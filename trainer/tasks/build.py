@@ -22,11 +22,12 @@ from trainer.tasks.base import TaskData
 from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
 from trainer.tasks.distill import teacher_names
 from trainer.tasks.post_train import PostTrainData, PostTrainDistillTask, PostTrainTask
-from trainer.tasks.sources import Sources, open_sources
+from trainer.tasks.sources import Sources, open_sources, reads_vectors, stored_logits
 from trainer.tasks.texts import grouping_of
 from trainer.tasks.validation import ClickValidation, open_validation
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.live import LiveClickSignals, LiveTextSignals
+from trainer.teacher_server.logits import StoredLogits
 from trainer.teacher_server.signals import (
     StoredClickSignals,
     StoredTextSignals,
@@ -178,6 +179,9 @@ def open_signals(config: TrainConfig, opened: Sources) -> TeacherSignals | None:
         if impressions is None:
             return LiveTextSignals(articles, teachers.models)
         return LiveClickSignals(articles, impressions, teachers.models)
+    if teachers.logits == "stored":
+        logits = stored_logits(config, opened)
+        return StoredLogits(logits, with_vectors=reads_vectors(config), follower=_follower(config))
     stored = (teachers.models, teachers.dtype, teachers.compute, _follower(config))
     if impressions is None:
         return StoredTextSignals(articles, *stored)
@@ -189,7 +193,7 @@ def _follower(config: TrainConfig) -> Follower | None:
     if not config.teachers.follow:
         return None
     follower = Follower(config.teachers.follow_timeout_s, _LONGEST_WAIT * config.run.hang_timeout_s)
-    if config.data.negatives_from == "corpus":
+    if config.data.negatives_from == "corpus" and reads_vectors(config):
         follower.note(
             "teachers.follow: a batch draws articles from the whole corpus "
             f"(data.negatives_from {config.data.negatives_from}), so the first steps wait for "

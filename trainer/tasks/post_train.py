@@ -13,12 +13,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from shards.ahead import ReadAhead
-from shards.negatives import (
-    check_window_negatives,
-    draw_negatives,
-    draw_window_negatives,
-)
-from shards.order import EpochOrder
 from shards.reader import ShardSet
 from shards.stream import BatchRows
 from shards.tokens import TokenColumn
@@ -44,6 +38,7 @@ from trainer.tasks.distill import (
     weight_report,
 )
 from trainer.tasks.left_out import damaged
+from trainer.tasks.sources import article_negatives
 from trainer.tasks.texts import (
     NO_GROUPING,
     Grouping,
@@ -72,16 +67,10 @@ class PostTrainData:
         self.titles = tokens.view(("title", config.max_title_tokens))
         self.bodies = tokens.view(("body", config.max_body_tokens))
         self.config = config
-        self.seed = seed
         self.signals = signals
-        self.num_articles = articles.num_rows
         self.notes = damaged(tokens.skipped_rows).notes
-        counts = np.diff(articles.shard_starts).tolist()
-        self.order = EpochOrder(
-            counts, articles.fingerprint, seed, config.window_shards, tokens.skipped_rows
-        )
-        if config.negatives_from == "window":
-            check_window_negatives(self.order, config.num_negatives)
+        self.negatives = article_negatives(articles, tokens, config, seed)
+        self.order = self.negatives.order
         if not config.in_batch_negatives and config.negatives_from == "corpus":
             tokens.reader.keep("title")
         said = [] if signals is None else list(signals.columns)
@@ -96,13 +85,15 @@ class PostTrainData:
         Returns:
             ``title_index`` [B, C] into U with the own title first; the U titles and B bodies as
             :func:`trainer.tasks.texts.collate_texts` lays them out; with teachers also
-            ``teacher.m.title`` [U, E] and ``teacher.m.body`` [B, E].
+            ``teacher.m.title`` [U, E] and ``teacher.m.body`` [B, E], or ``teacher.m.scores``
+            [B, C], or all three (``teachers.logits``).
         """
         config = self.config
         self.ahead.at(batch.position)
         titles_BC = batch.rows[:, None]
         if not config.in_batch_negatives:
-            titles_BC = np.concatenate([titles_BC, self._negatives(batch)], axis=1)
+            negatives_BN = self.negatives.of(batch.rows, batch.epochs)
+            titles_BC = np.concatenate([titles_BC, negatives_BN], axis=1)
         titles_U, index = np.unique(titles_BC, return_inverse=True)
         lay_out = partial(collate_texts, pad_to_max=config.pad_to_max, grouping=self.grouping)
         arrays: Batch = {
@@ -111,27 +102,13 @@ class PostTrainData:
             **lay_out(self.bodies, "body", batch.rows, most_texts=len(batch)),
         }
         if self.signals is not None:
-            arrays |= self.signals.read({"title": titles_U, "body": batch.rows})
+            asked = {"title": titles_U, "body": batch.rows}
+            arrays |= self.signals.read(asked, epochs_B=batch.epochs)
         arrays |= reported(arrays)
         return arrays
 
     def sharing_choice(self, micro_batch: int, global_batch: int, ranks: int) -> None:
         """Ranks share the titles of clicks alone."""
-
-    def _negatives(self, batch: BatchRows) -> np.ndarray:
-        """Rows of N other articles a sample, [B, N]."""
-        count = self.config.num_negatives
-        if self.config.negatives_from == "window":
-            return draw_window_negatives(self.order, self.seed, batch.rows, batch.epochs, count)
-        epochs = np.zeros_like(batch.epochs) if self.config.static_negatives else batch.epochs
-        return draw_negatives(
-            self.seed,
-            batch.rows,
-            epochs,
-            self.num_articles,
-            count,
-            skipped=self.order.skipped,
-        )
 
 
 class PostTrainTask(nn.Module):
@@ -165,7 +142,11 @@ class PostTrainTask(nn.Module):
 
 
 class PostTrainDistillTask(nn.Module):
-    """Stage I: the student's own task, the teachers' soft label, and their projected vectors."""
+    """Stage I: the student's own task, the teachers' soft label, and their projected vectors.
+
+    Without ``teacher_dims`` there are no vectors, and so neither projections nor the embedding
+    loss; the teachers' logits then are in the batch.
+    """
 
     def __init__(
         self,
@@ -179,7 +160,6 @@ class PostTrainDistillTask(nn.Module):
         self.model = model
         self.projections = TeacherProjections(teacher_dims, model.config.news_dim)
         self.loss = loss
-        self.num_teachers = len(teacher_dims)
         self.teachers = unnamed(teacher_dims) if teachers is None else list(teachers)
 
     def forward(self, batch: dict[str, Tensor]) -> StepOutput:
@@ -187,21 +167,22 @@ class PostTrainDistillTask(nn.Module):
         index_BC = batch["title_index"]
         titles_UE, bodies_BE = encode_pairs(self.model, batch)
         scores_BC = pair_scores(bodies_BE, titles_UE, index_BC)
-        teachers = range(self.num_teachers)
-        title_teachers = [batch[f"teacher.{m}.title"].float() for m in teachers]
-        body_teachers = [batch[f"teacher.{m}.body"].float() for m in teachers]
-        teacher_scores_MBC = torch.stack(
-            [
-                pair_scores(b, t, index_BC)
-                for t, b in zip(title_teachers, body_teachers, strict=True)
-            ]
-        )
-        weights_MB, terms = label_terms(scores_BC, teacher_scores_MBC, self.loss)
-        title_errors_MU = teacher_errors(titles_UE, self.projections(title_teachers))
-        body_errors_MB = teacher_errors(bodies_BE, self.projections(body_teachers))
-        terms["embedding"] = weighted_distance(
-            title_errors_MU[:, index_BC], weights_MB
-        ) + weighted_distance(body_errors_MB[:, :, None], weights_MB)
+        vectors = range(len(self.projections.layers))
+        title_teachers = [batch[f"teacher.{m}.title"].float() for m in vectors]
+        body_teachers = [batch[f"teacher.{m}.body"].float() for m in vectors]
+        if "teacher.0.scores" in batch:
+            stored = range(len(self.teachers))
+            teacher_scores = [batch[f"teacher.{m}.scores"].float() for m in stored]
+        else:
+            both = zip(body_teachers, title_teachers, strict=True)
+            teacher_scores = [pair_scores(body, title, index_BC) for body, title in both]
+        weights_MB, terms = label_terms(scores_BC, torch.stack(teacher_scores), self.loss)
+        if vectors:
+            title_errors_MU = teacher_errors(titles_UE, self.projections(title_teachers))
+            body_errors_MB = teacher_errors(bodies_BE, self.projections(body_teachers))
+            terms["embedding"] = weighted_distance(
+                title_errors_MU[:, index_BC], weights_MB
+            ) + weighted_distance(body_errors_MB[:, :, None], weights_MB)
         report = {"accuracy": accuracy(scores_BC), **weight_report(weights_MB, self.teachers)}
         return step_output(
             terms,

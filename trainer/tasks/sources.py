@@ -1,15 +1,25 @@
 """The shard sets and columns of a run, opened: enough to count, to look, and to check. No torch."""
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from shards.cache import GIB, CacheSettings
 from shards.clicks import ClickColumn
+from shards.negatives import Negatives
+from shards.order import EpochOrder
 from shards.reader import ShardSet
 from shards.remote import Patience
 from shards.tokens import TokenColumn
+from trainer.config.load import to_settings
 from trainer.config.schema import DataConfig, TrainConfig
+from trainer.engine.schedule import epochs_read
 from trainer.errors import ConfigError
+from trainer.export.folder import load_export
 from trainer.tasks.left_out import clicks_left_out
+from trainer.teacher_server.logits import Logits
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,64 @@ def open_impressions(
             f"--clicks LOG --article-set {articles.path} --out {impressions.path}"
         )
     return impressions
+
+
+def article_negatives(
+    articles: ShardSet, tokens: TokenColumn, data: DataConfig, seed: int
+) -> Negatives:
+    """The order of a post-training run's articles, and their negatives.
+
+    Raises:
+        DataError: There is no article, or a window may be too small for the negatives.
+    """
+    counts = np.diff(articles.shard_starts).tolist()
+    order = EpochOrder(counts, articles.fingerprint, seed, data.window_shards, tokens.skipped_rows)
+    return Negatives(
+        order, data.num_negatives, data.negatives_from, is_static=data.static_negatives
+    )
+
+
+def reads_vectors(config: TrainConfig) -> bool:
+    """Whether a distillation needs its teachers' vectors: the embedding loss does, and so do
+    logits that are not stored."""
+    return config.teachers.logits == "computed" or config.loss.embedding > 0
+
+
+def stored_logits(
+    config: TrainConfig, sources: Sources, epochs: Sequence[int] | None = None
+) -> Logits:
+    """The logits that a run of stage I reads where they are stored (``teachers.logits``).
+
+    Args:
+        config: The run.
+        sources: Its data.
+        epochs: Of these epochs; None means those that the run reads. Negatives that are drawn once
+            for all epochs (``data.static_negatives``) are those of epoch 0.
+
+    Raises:
+        ModelError: A teacher is no export.
+        DataError: A window may be too small for the negatives.
+    """
+    articles, teachers = sources.articles, config.teachers
+    negatives = article_negatives(articles, sources.tokens, config.data, config.run.seed)
+    if epochs is None:
+        epochs = range(epochs_read(config.run, negatives.order.num_units))
+    given, defaults = to_settings(config), to_settings(TrainConfig(task=config.task))
+    words: list[str] = [config.task]
+    for key, value in given.items():
+        # How long texts are does not matter, but would have to fit the backbone.
+        decides = key.startswith(("data.", "teachers.", "run.seed")) and "max_" not in key
+        if decides and value != defaults[key]:
+            words += [f"--{key}", *map(str, value if isinstance(value, tuple) else [value])]
+    return Logits(
+        articles=articles,
+        teachers=[load_export(model) for model in teachers.models],
+        negatives=negatives,
+        epochs=(0,) if negatives.is_static else tuple(epochs),
+        dtype=teachers.dtype,
+        compute=teachers.compute,
+        settings=shlex.join(words),
+    )
 
 
 def _cache(config: TrainConfig) -> CacheSettings:

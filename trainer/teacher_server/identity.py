@@ -1,13 +1,15 @@
 """What a teacher's column is made from. Whoever reads a column asks for exactly this, field by
 field.
 
-Stage I (``text``): title and body vectors of every article, by a post-trained news encoder.
+Stage I (``text``): title and body vectors of every article, by a post-trained news encoder;
+``logits``: what they score each body against its title and the negatives of one epoch.
 Stage II (``news``, ``clicks``): title vectors of every article, one user vector for every distinct
 history of the log, and the score of each candidate of every impression, by a finetuned recommender.
 """
 
 from typing import Any
 
+from shards.negatives import Negatives
 from shards.reader import ShardSet
 from trainer.errors import ModelError
 from trainer.export.folder import Export
@@ -16,6 +18,7 @@ FORMAT = 1
 CLICKS_FORMAT = 2
 """Of columns over impressions: since 2, impressions with one history share its user vector."""
 TEXT = "teacher-text"
+LOGITS = "teacher-logits"
 NEWS = "teacher-news"
 CLICKS = "teacher-clicks"
 EXACT = "teacher-news-exact"
@@ -60,6 +63,29 @@ def text_identity(teacher: Export, articles: ShardSet, dtype: str, compute: str)
         "dtype": dtype,
         "compute": compute,
     }
+
+
+def logits_identity(
+    teacher: Export, articles: ShardSet, dtype: str, compute: str, negatives: Negatives, epoch: int
+) -> dict[str, Any]:
+    """What a column of stage I logits is made from: the vectors, and everything that decides which
+    negatives are drawn.
+
+    Raises:
+        ModelError: The teacher was not post-trained on bodies.
+    """
+    order = negatives.order
+    drawn = {
+        "seed": order.seed,
+        "epoch": epoch,
+        "num_negatives": negatives.count,
+        "negatives_from": negatives.source,
+    }
+    if negatives.source == "window":
+        drawn["window_shards"] = order.window_shards
+    if len(order.skipped):
+        drawn["order_without_damaged"] = order.fingerprint
+    return text_identity(teacher, articles, dtype, compute) | drawn
 
 
 def news_identity(teacher: Export, articles: ShardSet, dtype: str, compute: str) -> dict[str, Any]:

@@ -25,7 +25,10 @@ class LiveTextSignals:
 
     @torch.inference_mode()
     def read(
-        self, rows: Mapping[str, np.ndarray], positions_BC: np.ndarray | None = None
+        self,
+        rows: Mapping[str, np.ndarray],
+        positions_BC: np.ndarray | None = None,
+        epochs_B: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """See :meth:`trainer.teacher_server.signals.TeacherSignals.read`."""
         signals = {}
@@ -50,7 +53,10 @@ class LiveClickSignals:
 
     @torch.inference_mode()
     def read(
-        self, rows: Mapping[str, np.ndarray], positions_BC: np.ndarray | None = None
+        self,
+        rows: Mapping[str, np.ndarray],
+        positions_BC: np.ndarray | None = None,
+        epochs_B: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """See :meth:`trainer.teacher_server.signals.TeacherSignals.read`."""
         news_U, impressions_B = rows["news"], rows["user"]

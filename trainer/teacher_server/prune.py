@@ -6,9 +6,9 @@ from shards.column_folders import ColumnFolder, column_folders
 from shards.files import read_json
 from shards.reader import ShardSet
 from trainer.config.load import read_recipe
-from trainer.teacher_server.identity import CLICKS, EXACT, NEWS, TEXT
+from trainer.teacher_server.identity import CLICKS, EXACT, LOGITS, NEWS, TEXT
 
-TEACHER_COLUMNS = (TEXT, NEWS, CLICKS, EXACT)
+TEACHER_COLUMNS = (TEXT, LOGITS, NEWS, CLICKS, EXACT)
 
 
 def unnamed_columns(

@@ -21,6 +21,14 @@ class Place:
     """Among the processes of this machine."""
     local_world_size: int
 
+    def share(self, part: int, parts: int) -> tuple[int, int]:
+        """This process's share of the I-th of N parts: again (I, N)."""
+        return part * self.world_size + self.rank, parts * self.world_size
+
+    def say(self, line: str) -> None:
+        """Print a line, with the rank where there are several."""
+        print(f"[{self.rank}] {line}" if self.world_size > 1 else line, flush=True)
+
 
 def place() -> Place:
     """This process's place: as torchrun and ``accelerate launch`` say it, else as ``srun`` does.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.columns import describe, list_columns
 from shards.reader import ShardSet
 from trainer.errors import UsageError
 from trainer.export.folder import Export
@@ -63,6 +64,27 @@ def targets(teacher: Export, request: FillRequest) -> list[Target]:
         Target(articles, identity.NEWS, news),
         Target(impressions, identity.CLICKS, clicks),
     ]
+
+
+def logits_from(vectors: Target) -> list[Target]:
+    """The columns of logits beside the set that are made from a column of stage I vectors, by seed
+    and epoch; none of stage II."""
+    if vectors.name != identity.TEXT:
+        return []
+    made_from = describe(*vectors).made_from
+    found = [
+        Target(vectors.shard_set, info.name, info.made_from)
+        for info in list_columns(vectors.shard_set, identity.LOGITS)
+        if made_from.items() <= info.made_from.items()
+    ]
+    return sorted(found, key=lambda one: (one.made_from["seed"], one.made_from["epoch"]))
+
+
+def drawn(logits: Target) -> str:
+    """Which negatives the logits of a column are of, in words."""
+    return (
+        "epoch {epoch} of seed {seed}, {num_negatives} negatives from the {negatives_from}"
+    ).format(**logits.made_from)
 
 
 class Cell(NamedTuple):

@@ -7,7 +7,8 @@ Shapes: M teachers, U distinct titles, B samples, C candidates, E_m width of tea
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -18,12 +19,14 @@ from trainer.export.folder import Export, load_export
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.identity import (
     CLICKS,
+    LOGITS,
     NEWS,
     TEXT,
     clicks_identity,
     news_identity,
     text_identity,
 )
+from trainer.teacher_server.request import Target
 from trainer.teacher_server.storage import gather_ragged_vectors, gather_vectors
 
 EMPTY = "empty.npy"
@@ -35,15 +38,19 @@ class TeacherSignals(Protocol):
     and in stage II."""
 
     dims: list[int]
-    """Width of every teacher's vectors."""
+    """Width of every teacher's vectors; empty where no vectors are read."""
 
     @property
     def columns(self) -> Sequence[ColumnReader]:
-        """The columns that are read, teacher by teacher; none of live teachers."""
+        """The columns that are read (of logits, those of the first epoch); none of live
+        teachers."""
         ...
 
     def read(
-        self, rows: Mapping[str, np.ndarray], positions_BC: np.ndarray | None = None
+        self,
+        rows: Mapping[str, np.ndarray],
+        positions_BC: np.ndarray | None = None,
+        epochs_B: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """The teachers' side of a micro-batch.
 
@@ -53,10 +60,12 @@ class TeacherSignals(Protocol):
                 vector of the empty title, and ``user``, rows of impressions.
             positions_BC: Stage II: places of the candidates within their impressions, which are
                 those of ``user``.
+            epochs_B: Stage I: the epoch that each of ``body`` is read in, which decides its
+                negatives.
 
         Returns:
             ``teacher.m.<name>`` [n, E_m] for every name and teacher, float16 or float32; in stage
-            II also ``teacher.m.scores`` [B, C].
+            II, and where logits are stored, also ``teacher.m.scores`` [B, C].
         """
         ...
 
@@ -80,22 +89,28 @@ class StoredTextSignals:
     def __init__(
         self,
         articles: ShardSet,
-        teachers: Sequence[str],
+        teachers: Sequence[str | Path],
         dtype: str,
         compute: str,
         follower: Follower | None = None,
     ) -> None:
         remedy = _remedy(1, articles, None, dtype, compute)
         self.columns = [
-            _open(
-                articles, TEXT, text_identity(one, articles, dtype, compute), one, remedy, follower
+            open_column(
+                Target(articles, TEXT, text_identity(one, articles, dtype, compute)),
+                one,
+                f"{remedy} --models {one.folder}",
+                follower,
             )
             for one in map(load_export, teachers)
         ]
         self.dims = [width(column, "title") for column in self.columns]
 
     def read(
-        self, rows: Mapping[str, np.ndarray], positions_BC: np.ndarray | None = None
+        self,
+        rows: Mapping[str, np.ndarray],
+        positions_BC: np.ndarray | None = None,
+        epochs_B: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """See :meth:`TeacherSignals.read`."""
         return {
@@ -125,11 +140,13 @@ class StoredClickSignals:
         self.empty: list[np.ndarray] = []
         remedy = _remedy(2, articles, impressions, dtype, compute)
         for teacher in map(load_export, teachers):
-            wanted = news_identity(teacher, articles, dtype, compute)
-            news = _open(articles, NEWS, wanted, teacher, remedy, follower)
-            wanted = clicks_identity(teacher, articles, impressions, dtype, compute)
+            repair = f"{remedy} --models {teacher.folder}"
+            wanted = Target(articles, NEWS, news_identity(teacher, articles, dtype, compute))
+            news = open_column(wanted, teacher, repair, follower)
+            made_from = clicks_identity(teacher, articles, impressions, dtype, compute)
+            wanted = Target(impressions, CLICKS, made_from)
             self.news.append(news)
-            self.clicked.append(_open(impressions, CLICKS, wanted, teacher, remedy, follower))
+            self.clicked.append(open_column(wanted, teacher, repair, follower))
             self.empty.append(np.load(news.folder / EMPTY, allow_pickle=False))
         self.dims = [width(column, "news") for column in self.news]
 
@@ -139,7 +156,10 @@ class StoredClickSignals:
         return [one for both in zip(self.news, self.clicked, strict=True) for one in both]
 
     def read(
-        self, rows: Mapping[str, np.ndarray], positions_BC: np.ndarray | None = None
+        self,
+        rows: Mapping[str, np.ndarray],
+        positions_BC: np.ndarray | None = None,
+        epochs_B: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """See :meth:`TeacherSignals.read`."""
         news_U, impressions_B = rows["news"], rows["user"]
@@ -171,22 +191,29 @@ def width(column: ColumnReader, tensor: str) -> int:
     return int(shape[0])
 
 
-def _open(
-    shard_set: ShardSet,
-    name: str,
-    wanted: dict[str, Any],
-    teacher: Export,
-    remedy: str,
-    follower: Follower | None,
+def open_column(
+    wanted: Target, teacher: Export, repair: str, follower: Follower | None
 ) -> ColumnReader:
-    repair = f"{remedy} --models {teacher.folder}"
+    """Open a teacher's column.
+
+    Args:
+        wanted: The column.
+        teacher: Whose it is, for messages.
+        repair: The command that fills it.
+        follower: See :class:`StoredTextSignals`.
+
+    Raises:
+        ColumnError: See :class:`StoredTextSignals`.
+    """
     if follower is not None:
-        return follower.open(shard_set, name, wanted, str(teacher.folder), repair)
+        return follower.open(*wanted, str(teacher.folder), repair)
     try:
-        return ColumnReader.open(shard_set, name, wanted)
+        return ColumnReader.open(*wanted)
     except ColumnError as error:
+        drawn = f" for epoch {wanted.made_from['epoch']}" if wanted.name == LOGITS else ""
         raise ColumnError(
-            f"no usable {name} column of teacher {teacher.folder}: {error}. Repair: {repair}"
+            f"no usable {wanted.name} column{drawn} of teacher {teacher.folder}: {error}. "
+            f"Repair: {repair}"
         ) from error
 
 

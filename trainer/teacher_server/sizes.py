@@ -25,7 +25,7 @@ from trainer.teacher_server.storage import value_bytes, vector_bytes
 
 _ROW_BYTES = 20
 """Of an impression: where its scores and its user vector begin, and who holds the vector."""
-_CELL_BYTES = 2048
+CELL_BYTES = 2048
 """Header and commit record of a cell, rounded up."""
 _MARGIN_SHARE = 0.02
 _MARGIN_BYTES = 64 << 20
@@ -57,12 +57,12 @@ class Sizes:
         rows = np.diff(target.shard_set.shard_starts)
         if target.name != identity.CLICKS:
             kinds = 2 if target.name == identity.TEXT else 1
-            return rows * (kinds * vector) + _CELL_BYTES
+            return rows * (kinds * vector) + CELL_BYTES
         clicks = ClickColumn.open(target.shard_set)
         cells = range(target.shard_set.num_shards)
         shown = np.array([int(clicks.reader.cell(s)["candidates.offsets"][-1]) for s in cells])
         held = self._held(clicks, int(teacher.info["history_length"]))
-        return held * vector + shown * value_bytes(dtype) + rows * _ROW_BYTES + _CELL_BYTES
+        return held * vector + shown * value_bytes(dtype) + rows * _ROW_BYTES + CELL_BYTES
 
     def _held(self, clicks: ClickColumn, length: int) -> np.ndarray:
         """Distinct histories whose vectors each cell holds, int64[shards]."""

@@ -4,10 +4,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shards.columns import ColumnInfo, describe, differing_fields, list_columns
+from shards.columns import (
+    ColumnInfo,
+    describe,
+    differing_fields,
+    list_columns,
+    repair_command,
+)
 from trainer.errors import ColumnError, DamageError
 from trainer.export.folder import Export
-from trainer.teacher_server.request import FillRequest, Target, targets
+from trainer.teacher_server.identity import LOGITS
+from trainer.teacher_server.request import FillRequest, Target, drawn, logits_from, targets
 from trainer.teacher_server.sizes import mb, missing_cells, stored_bytes
 from trainer.teacher_server.teachers import open_teachers
 
@@ -26,7 +33,7 @@ class ColumnState:
     bytes: int
     dtype: str
     detail: str
-    """What differs, or what is damaged; empty where nothing is."""
+    """What differs, or what is damaged, or of logits which they are; empty where nothing is."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -44,11 +51,13 @@ class ColumnState:
 
 
 def status(teachers: Sequence[str], request: FillRequest) -> list[ColumnState]:
-    """The state of every column of every teacher; nothing is made on disk."""
+    """The state of every column of every teacher, with the logits that there are of its vectors;
+    nothing is made on disk."""
     return [
         _state(teacher, target)
         for teacher in open_teachers(teachers)
-        for target in targets(teacher, request)
+        for wanted in targets(teacher, request)
+        for target in (wanted, *logits_from(wanted))
     ]
 
 
@@ -68,6 +77,8 @@ def _state(teacher: Export, target: Target) -> ColumnState:
     if missing and there == 0:
         detail = _other_settings(info, target)
         state = "other settings" if detail else "empty"
+    if target.name == LOGITS:  # those of other settings are listed by themselves
+        detail, state = drawn(target), "empty" if there == 0 else state
     damaged = _damage(info, target, missing)
     if damaged:
         state, detail = "damaged", damaged
@@ -114,6 +125,6 @@ def _damage(info: ColumnInfo, target: Target, missing: list[int]) -> str:
         if record_path(info.folder, shard).is_file():
             return (
                 f"{data_path(info.folder, shard).name} is not what its commit record says "
-                "(tnr teachers cache fills it again)"
+                f"({repair_command(target.shard_set, target.name)} fills it again)"
             )
     return ""

@@ -12,7 +12,7 @@ from trainer.errors import ColumnError, DamageError
 from trainer.export.folder import Export
 from trainer.teacher_server.identity import CLICKS, NEWS
 from trainer.teacher_server.outputs import TeacherModel
-from trainer.teacher_server.request import FillRequest, targets
+from trainer.teacher_server.request import FillRequest, Target, drawn, logits_from, targets
 from trainer.teacher_server.signals import user_vectors
 from trainer.teacher_server.storage import gather_vectors
 from trainer.teacher_server.teachers import open_teachers
@@ -44,20 +44,28 @@ class Errors(NamedTuple):
 
 
 def verify_lines(teachers: Sequence[str], request: FillRequest, rows: int) -> Iterator[str]:
-    """Check checksums, recompute evenly spaced rows, and yield a line a column.
+    """Check checksums, recompute evenly spaced rows, and yield a line a column. Of the logits that
+    are there, which follow from the vectors, only checksums are checked.
 
     Raises:
         DamageError: Stored bytes are damaged.
         ColumnError: A recomputed value is further off than the stored precision explains.
     """
     for teacher in open_teachers(teachers):
-        readers = []
-        for target in targets(teacher, request):
-            readers.append(ColumnReader.open(*target))
-            damaged = verify_columns(readers[-1])
-            if damaged:
-                raise DamageError("; ".join(damaged))
-        yield from _verify_values(teacher, readers, request, rows)
+        wanted = targets(teacher, request)
+        yield from _verify_values(teacher, [_intact(one) for one in wanted], request, rows)
+        for logits in logits_from(wanted[0]):
+            reader = _intact(logits)
+            yield f"{teacher.folder} {reader.name}, {drawn(logits)}: bytes good"
+
+
+def _intact(target: Target) -> ColumnReader:
+    """Open a column whose bytes are those that were written."""
+    reader = ColumnReader.open(*target)
+    damaged = verify_columns(reader)
+    if damaged:
+        raise DamageError("; ".join(damaged))
+    return reader
 
 
 def _verify_values(

@@ -16,18 +16,26 @@ class FillProgress(Progress):
     """
 
     def __init__(
-        self, work: int, cells: int, size: int, *, stream: TextIO | None = None, **options: Any
+        self,
+        work: int,
+        cells: int,
+        size: int,
+        *,
+        unit: str = "tokens",
+        stream: TextIO | None = None,
+        **options: Any,
     ) -> None:
         """Start the clock.
 
         Args:
-            work: Tokens and impressions of all cells to fill.
+            work: Tokens and impressions of all cells to fill, or what ``unit`` says.
             cells: Number of cells.
             size: Bytes that all cells will take.
+            unit: What the work is counted in.
             stream: Where to show it; standard error by default.
             options: Of :class:`shards.progress.Progress`.
         """
-        super().__init__(work, "fill", "tokens", stream=stream, **options)
+        super().__init__(work, "fill", unit, stream=stream, **options)
         self.cells = cells
         self.size = size
         self.cells_done = 0
@@ -57,7 +65,7 @@ class FillProgress(Progress):
         left = f", {format_duration((total - self.done) / rate)} left" if rate > 0 else ""
         return (
             f"fill: {self.teacher}, {share_pct:.0f}% of the work, {self._told()}, "
-            f"{rate:,.0f} tokens/s{left}"
+            f"{rate:,.0f} {self.unit}/s{left}"
         )
 
     def _told(self) -> str:

@@ -1,0 +1,81 @@
+"""``tnr teachers logits``: fill the columns of stage I logits that a run reads."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.config.schema import TrainConfig
+
+
+def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the action to those of ``tnr teachers``."""
+    logits = verbs.add_parser(
+        "logits",
+        help="stage 1, from stored vectors: the logits of the negatives that a run draws",
+        description=(
+            "Fill the columns that a run with 'teachers.logits stored' reads: what every teacher "
+            "says about each body with the negatives of each epoch. They are computed from the "
+            "columns of 'tnr teachers cache --stage 1' without a model, and take (1 + negatives) "
+            "values an article, teacher and epoch. RECIPE and overrides are those of 'tnr train', "
+            "so that seed and negatives are the run's. Options come before RECIPE. Interrupted and "
+            "shared among processes as 'tnr teachers cache' is."
+        ),
+        epilog=(
+            "example: tnr teachers logits post_train_distill --data.articles data/articles "
+            "--teachers.models runs/teacher/copies/step_* --loss.embedding 0 --run.epochs 3"
+        ),
+    )
+    logits.add_argument(
+        "--epochs",
+        metavar="E",
+        help="epochs such as 0,1, counted from 0 (default: all that the run reads, with the one "
+        "that its last batch may run on into)",
+    )
+    logits.add_argument(
+        "--part",
+        default="0/1",
+        metavar="I/N",
+        help="fill the I-th of N parts of the cells, counted from 0 (default: all)",
+    )
+    logits.add_argument("--preset", help="settings under the overrides, as of 'tnr train'")
+    logits.add_argument("recipe", metavar="RECIPE", help="a recipe's name or path")
+    logits.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="--section.key value",
+        help="settings over the recipe's",
+    )
+    logits.set_defaults(run=run_logits)
+
+
+def run_logits(arguments: argparse.Namespace) -> int:
+    """Fill what is missing."""
+    from trainer.cli.teachers import say_where
+    from trainer.engine.signals import AFTER_BATCH, stop_on_signals
+    from trainer.tasks.sources import open_sources, stored_logits
+    from trainer.teacher_server import ranks
+    from trainer.teacher_server.fill_logits import fill_logits
+    from trainer.teacher_server.logits import parse_epochs
+    from trainer.teacher_server.request import parse_part
+
+    part, parts = parse_part(arguments.part)
+    epochs = None if arguments.epochs is None else parse_epochs(arguments.epochs)
+    config = _config(arguments)
+    here = ranks.place()
+    logits = stored_logits(config, open_sources(config), epochs)
+    say_where(here, logits.articles)
+    with stop_on_signals(boundary=AFTER_BATCH) as stop:
+        cells = fill_logits(logits, here.share(part, parts), here.say, stop)
+    here.say(f"done: {cells} cells filled, the rest was there")
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> "TrainConfig":
+    """The run, as if it read its logits; its folder need not be named."""
+    from trainer.config.load import load_config, parse_overrides, read_recipe
+
+    words = list(arguments.overrides)
+    if not (read_recipe(arguments.recipe) | parse_overrides(words)).get("run.dir"):
+        words += ["--run.dir", "."]
+    words += ["--teachers.logits", "stored"]
+    return load_config(arguments.recipe, words, preset=arguments.preset)
