@@ -13,7 +13,7 @@ from shards.order import EpochOrder
 from shards.reader import ShardSet
 from shards.remote import Patience
 from shards.tokens import TokenColumn
-from trainer.config.load import to_settings
+from trainer.config.load import flatten, to_dict
 from trainer.config.schema import DataConfig, TrainConfig
 from trainer.engine.schedule import epochs_read
 from trainer.errors import ConfigError
@@ -127,7 +127,7 @@ def stored_logits(
     negatives = article_negatives(articles, sources.tokens, config.data, config.run.seed)
     if epochs is None:
         epochs = range(epochs_read(config.run, negatives.order.num_units))
-    given, defaults = to_settings(config), to_settings(TrainConfig(task=config.task))
+    given, defaults = (flatten(to_dict(c)) for c in (config, TrainConfig(task=config.task)))
     words: list[str] = [config.task]
     for key, value in given.items():
         # How long texts are does not matter, but would have to fit the backbone.
