@@ -4,6 +4,10 @@ Every rank computes its share, then whatever is still missing, so that none wait
 slower or gone; a cell is committed whole or not at all, and one that is there is left alone. So a
 run that is killed goes on where it was, and two runs at once leave one valid file a cell.
 
+Of a set at a URL the column lies in the cache of each node, among the columns that are made there:
+they are neither evicted nor counted in ``data.cache_gib``. The ranks of a node then fill all of it,
+as those of another node commit elsewhere.
+
 The column takes ``tokens x width x bytes of a value``: the 101,527 titles of MIND at a mean of 14
 tokens, 768 wide in float16, are 2.2 GB.
 """
