@@ -27,7 +27,7 @@ from shards.texts import TextView
 from trainer.engine.signals import StopRequest
 from trainer.errors import ModelError, StopForRequeue
 from trainer.evaluate.encode import autocast
-from trainer.frozen.identity import STATES
+from trainer.frozen.states import STATES
 from trainer.models.news_encoder import NewsEncoder
 from trainer.teacher_server.ranks import Place
 from trainer.teacher_server.request import Cell, Target, cells_of_part
