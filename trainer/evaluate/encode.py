@@ -105,11 +105,15 @@ def article_batches(
 
 @contextlib.contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; the model's own mode comes back afterwards."""
+    """Eval mode without gradients; the model's own mode comes back afterwards.
+
+    No inference mode: what a family keeps from a forward pass (tables of positions) could not be
+    used in training then.
+    """
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         model.train(was_training)
