@@ -97,6 +97,15 @@ def test_batches_keep_within_the_token_budget(world: TinyWorld):
     assert {length for (_, length), _ in seen} == {10}
 
 
+@pytest.mark.parametrize(
+    ("since", "message"), [("friday", "--since is 'friday'"), ("2031-01-01", "none of the 60")]
+)
+def test_a_wrong_period_is_told_before_anything_is_computed(world: TinyWorld, since, message):
+    options = EvaluateOptions(since=since, device="cpu")
+    with pytest.raises((UsageError, DataError), match=message):
+        evaluate_model("no-export", world.articles.path, world.impressions.path, options)
+
+
 def test_what_a_model_keeps_from_an_evaluation_can_be_trained_on(world: TinyWorld):
     """Some families keep tables by length in their forward pass."""
 
