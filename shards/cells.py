@@ -104,7 +104,7 @@ def write_cell(
         crcs[name] = zlib.crc32(view)
     content = digest.hexdigest()
     # From the arrays straight to the file: a cell may be large, and in memory once is enough.
-    parts = _file_parts(arrays, content)
+    parts = safetensors_parts(arrays, {"content": content})
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -131,12 +131,20 @@ def write_cell(
     return record
 
 
-def _file_parts(arrays: Mapping[str, np.ndarray], content: str) -> list[bytes | memoryview]:
-    """What a safetensors file of these arrays is made of: its header, and the bytes of each.
+def safetensors_parts(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> list[bytes | memoryview]:
+    """What a safetensors file is made of, end to end: its header, and the bytes of each array.
 
-    The widest come first, so that each lies at a multiple of its own size.
+    Nothing is copied, and equal arguments are equal bytes; safetensors' own writer copies each
+    array twice and puts the metadata in any order. The widest types come first, so that each array
+    lies at a multiple of its own size.
+
+    Args:
+        arrays: contiguous, by name.
+        metadata: in the order in which it is to stand in the header.
     """
-    entries: dict[str, Any] = {"__metadata__": {"content": content}}
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     parts: list[bytes | memoryview] = []
     end = 0
     for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
