@@ -109,6 +109,7 @@ class Mirror:
             for mark in self.folder.glob(f"{COLUMNS}/*/{_ELSEWHERE}"):
                 if mark.parent.name not in names:
                     (mark.parent / _COLUMN_FILE).unlink(missing_ok=True)
+                    mark.unlink(missing_ok=True)  # what is made here from now on is our own
 
     def add_column(self, name: str) -> None:
         """Bring the ``column.json`` of a column set over, if there is one of this name."""

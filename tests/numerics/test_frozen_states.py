@@ -1,6 +1,7 @@
 """Training from the column of frozen layers' states: the losses and gradients of the plain way
 without dropout, for families, tasks, sub-batches, ranks and ZeRO stages."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import transformers
 from helpers.modes import deepspeed_file
 from helpers.process import torchrun
+from helpers.sets import make_impressions
 from helpers.world import TINY_MODEL, TinyWorld, make_world
 from safetensors.torch import load_file
 from torch import nn
@@ -20,6 +22,7 @@ from shards.reader import ShardSet
 from shards.stream import Stream
 from shards.tokenize import tokenize_set
 from trainer.config.schema import LossConfig
+from trainer.evaluate.sharded import Ranks, encode_shared
 from trainer.frozen.texts import frozen_texts
 from trainer.models import NewsEncoderConfig, Recommender, RecommenderConfig
 from trainer.models.parameters import set_trainable
@@ -161,6 +164,43 @@ def test_float16_rounds_states_to_11_bits_and_keeps_the_trained_dropout(world: T
     assert len(losses) == 3
     # Dropout is no part of a frozen state: all three columns but float16's are one.
     assert still.data.states.reader.folder == exact.reader.folder
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "most"),
+    [("float32", "fp32", 1e-6), ("float16", "fp32", 2e-3), ("float32", "bf16", 2e-2)],
+)
+def test_a_validation_starts_from_the_column(
+    world: TinyWorld, dtype: str, precision: str, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors and numbers of the whole model, without a layer below the cut being computed."""
+    log = make_impressions(world.folder / f"log-{dtype}-{precision}", world.articles, 90, seed=3)
+    changes = {
+        "model__frozen_states": dtype,
+        "run__precision": precision,
+        "validation__clicks": str(log.path),
+    }
+    torch.manual_seed(4)
+    built = build(world.config("finetune", **settings(**changes)))
+    model, validation = built.module.model.train(), built.validation
+    assert validation is not None
+    whole = dataclasses.replace(validation, texts=built.data.news)
+    found = {}
+    for name, one in (("whole", whole), ("column", validation)):
+        if name == "column":
+            monkeypatch.setattr(model.news_encoder, "forward", None)
+        how = {"precision": precision, "batch_tokens": 64}
+        found[name] = (
+            encode_shared(model, one.texts, one.articles, Ranks(), **how),
+            one.measure(model, Ranks(), device="cpu", on_part=lambda done: None).to_dict(),
+        )
+    assert model.training
+    (expected, numbers), (vectors, ours) = found["whole"], found["column"]
+    assert np.abs(expected).max() > 0 and len(np.unique(expected.round(3), axis=0)) > 50
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=most * np.abs(expected).max())
+    if dtype == "float16":
+        assert not np.array_equal(vectors, expected)
+    assert ours == pytest.approx(numbers, abs=1e-6 if most == 1e-6 else 1e-2)
 
 
 ROWS: dict[str, dict[str, Any]] = {

@@ -33,6 +33,16 @@ def test_buckets_are_t5s():
     assert slow_bucket(-127) == slow_bucket(-5000) == 15 and slow_bucket(200) == 31
 
 
+def test_a_length_first_met_in_inference_mode_can_be_trained_on():
+    """As with live teachers: what is kept for a length serves every model of the process."""
+    bias = RelativePositionBias(2)
+    length = 97  # of no other test
+    with torch.inference_mode():
+        bias(length)
+    bias(length).sum().backward()
+    assert bias.weight.grad.sum() == 2 * length**2
+
+
 def test_buckets_are_those_of_mpnet():
     from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 

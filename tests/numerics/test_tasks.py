@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config.schema import LossConfig
+from trainer.tasks.base import accuracy
 from trainer.tasks.clicks import FinetuneDistillTask, FinetuneTask
 from trainer.tasks.post_train import PostTrainDistillTask, PostTrainTask
 
@@ -67,6 +68,23 @@ def teacher_mix(scores: list[list[float]]) -> tuple[list[float], list[float]]:
     weights = softmax([-cross_entropy(hard, s) for s in scores])
     mixed = [sum(w * s[c] for w, s in zip(weights, scores, strict=True)) for c in range(len(hard))]
     return weights, mixed
+
+
+@pytest.mark.parametrize("target", [0, 2])
+def test_accuracy_counts_a_tie_for_the_best_in_part(target: int) -> None:
+    """What a draw among the best would score on average, so a model that says the same of all
+    candidates is no better than chance."""
+    scores = torch.tensor(
+        [[1.0] * 4, [3.0, 1.0, 3.0, 2.0], [0.0, 5.0, 0.0, 1.0], [7.0, 1.0, 7.5, 0.0]]
+    )
+    targets = torch.full((4,), target)
+    expected = np.mean(
+        [float(row[target] == row.max()) / (row == row.max()).sum() for row in scores.numpy()]
+    )
+    assert accuracy(scores, targets).item() == pytest.approx(expected)
+    if target == 0:
+        assert accuracy(scores).item() == pytest.approx(expected)
+    assert accuracy(torch.full((2, 4), math.nan)).item() == 0.0
 
 
 def project(projections: nn.Module, m: int, vector: np.ndarray) -> np.ndarray:

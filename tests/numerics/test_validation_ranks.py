@@ -15,7 +15,7 @@ from helpers.world import TINY_MODEL, make_world
 from trainer.evaluate.metrics import METRIC_NAMES
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "train_rows.py"
-MODES = ("torch", "zero2", "zero3")
+MODES = ("torch", "zero2", "zero3", "zero3_frozen")
 EVERY, PATIENCE, STEPS = 2, 2, 20
 END = EVERY * (1 + PATIENCE)
 
@@ -35,9 +35,10 @@ def runs(tmp_path_factory) -> tuple[Path, Path, Path]:
             "data.clicks": str(world.impressions.path),
             **TINY_MODEL,
             "model.trainable_layers": 1,
+            "model.frozen_states": "float32" if mode.endswith("_frozen") else "off",
             "optimizer.lr": 0.02,
             "run.dir": str(out / mode),
-            "run.deepspeed": deepspeed_file(world.folder, mode),
+            "run.deepspeed": deepspeed_file(world.folder, mode.removesuffix("_frozen")),
             "run.micro_batch": 4,
             "run.max_steps": STEPS,
             "run.epochs": 100.0,

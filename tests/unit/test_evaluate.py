@@ -103,6 +103,38 @@ def test_batches_keep_within_the_token_budget(world: TinyWorld):
     assert {length for (_, length), _ in seen} == {10}
 
 
+@pytest.mark.parametrize(
+    ("since", "message"), [("friday", "--since is 'friday'"), ("2031-01-01", "none of the 60")]
+)
+def test_a_wrong_period_is_told_before_anything_is_computed(world: TinyWorld, since, message):
+    options = EvaluateOptions(since=since, device="cpu")
+    with pytest.raises((UsageError, DataError), match=message):
+        evaluate_model("no-export", world.articles.path, world.impressions.path, options)
+
+
+def test_what_a_model_keeps_from_an_evaluation_can_be_trained_on(world: TinyWorld):
+    """Some families keep tables by length in their forward pass."""
+
+    class Keeping(torch.nn.Module):
+        config = argparse.Namespace(news_dim=2)
+
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(2))
+            self.table = None
+
+        def forward(self, ids, mask):
+            if self.table is None:
+                self.table = torch.arange(2.0) + 1
+            return (self.table * self.scale).expand(len(ids), 2)
+
+    model = Keeping()
+    vectors = encode_articles(model, world.tokens.view(("title", 10)), np.arange(3))
+    assert vectors.tolist() == [[1.0, 2.0]] * 3 and model.training
+    model(torch.zeros(1, 1), None).sum().backward()
+    assert model.scale.grad.tolist() == [1.0, 2.0]
+
+
 def test_scores_users_and_metrics_equal_those_by_hand(world: TinyWorld, recommender: str):
     scores, labels, users, vectors = by_hand(world, recommender)
     model = load_export(recommender).load_model()

@@ -170,6 +170,24 @@ def test_columns_made_here_stay_and_are_read_beside_those_there(world, server, t
     assert not (world.articles.columns_dir / writer.folder.name).exists()
 
 
+def test_a_column_made_here_after_it_was_removed_there_stays(world, server, tmp_path):
+    def opened():
+        return ShardSet.open(f"{server.url}/articles", cache=settings(tmp_path))
+
+    there = ColumnWriter(world.articles, "teacher-gone", {"weights": "y"}).folder
+    name = opened().columns_dir / there.name / "column.json"
+    assert name.is_file()
+    (there / "column.json").unlink()
+    there.rmdir()
+    here = opened()
+    assert not name.exists()
+    writer = ColumnWriter(here, "teacher-gone", {"weights": "y"})
+    for shard in writer.missing():
+        writer.write(shard, {"v": np.array(here.rows_of(shard), np.float32)})
+    read = ColumnReader.open(opened(), "teacher-gone", {"weights": "y"})
+    assert read.gather("v", np.arange(100)).tolist() == list(range(100))
+
+
 def test_without_listings_a_column_is_found_by_its_name(world, server, tmp_path):
     server.faults.has_listings = False
     there = ShardSet.open(f"{server.url}/articles", cache=settings(tmp_path))

@@ -115,6 +115,21 @@ def test_files_that_do_not_belong_are_refused(tmp_path: Path):
         read_ceilings(path)
 
 
+def test_evaluations_of_unlike_periods_are_refused(tmp_path: Path):
+    def written(name: str, *period: str | None) -> Path:
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(RECORDS[0] | ({"period": list(period)} if period else {})))
+        return path
+
+    old, whole = written("old"), written("whole", None, None)
+    day, same_day = written("day", "2019-11-14", None), written("same", "2019-11-14T00:00", None)
+    assert len(read_evaluations([old, whole])) == len(read_evaluations([day, same_day])) == 2
+    with pytest.raises(
+        DataError, match=r"of 2 different periods of the log: from 2019-11-14 .*; the whole log"
+    ):
+        read_evaluations([whole, day, same_day])
+
+
 def command(words: list[str]) -> int:
     parser = argparse.ArgumentParser()
     report_cli.register(parser.add_subparsers())

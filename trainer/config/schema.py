@@ -79,6 +79,8 @@ class ModelConfig:
     every step. The column is filled when a run first needs it, by all its ranks, and serves every
     run whose embeddings and frozen layers are the same, whatever is above them. It takes tokens x
     width x bytes: MIND's 101,527 titles of 14 tokens on average, 768 wide in float16, 2.2 GB.
+    Of a set at a URL it is filled in ``data.cache_dir`` on each node, where it stays: it is not
+    counted in ``data.cache_gib``.
     Frozen layers are then without dropout; without the column they have it. float32 gives the same
     losses and gradients otherwise; float16 halves the column and rounds states to 11 bits."""
 

@@ -1,6 +1,6 @@
 """Article vectors of a news encoder, in batches of like lengths under a budget of tokens.
 
-Legend: N articles, U articles of one batch, L tokens, E news width.
+Legend: N articles, U articles of one batch, L tokens, D width of the language model, E news width.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 
 from shards.length_groups import length_groups
 from shards.progress import Progress
+from trainer.frozen.states import StateView
 
 if TYPE_CHECKING:
     from shards.texts import TextView
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def encode_articles(
     model: nn.Module,
-    texts: TextView,
+    texts: TextView | StateView,
     rows: np.ndarray,
     *,
     pad_to_max: bool = False,
@@ -41,9 +42,11 @@ def encode_articles(
 
     Args:
         model: A ``NewsEncoder`` or a ``Recommender``, already on ``device``.
-        texts: What the model reads of an article.
+        texts: What the model reads of an article, or what its frozen layers say about that: then
+            only the layers above are computed, and the model's backbone is cut there.
         rows: int64[N] article rows, in any order.
-        pad_to_max: Pad every text to ``texts.max_tokens``: for models whose pooling reads padding.
+        pad_to_max: Pad every text to ``texts.max_tokens``: for models whose pooling reads padding;
+            not for states.
         batch_tokens: Tokens of a forward pass; one text is always allowed.
         device: Where the batches go.
         precision: ``fp32``, or ``bf16`` for autocast.
@@ -56,7 +59,9 @@ def encode_articles(
         float32[N, E] on the CPU.
     """
     rows = np.asarray(rows, dtype=np.int64)
-    encode = getattr(model, "encode_news", model)
+    encode = getattr(
+        model, "encode_states" if isinstance(texts, StateView) else "encode_news", model
+    )
     if batches is None:
         batches = article_batches(texts, rows, pad_to_max=pad_to_max, batch_tokens=batch_tokens)
     total = sum(len(places) for places in batches)
@@ -67,10 +72,11 @@ def encode_articles(
         bar(total, "encode articles", "articles", progress) as shown,
     ):
         for places in batches:
-            ids_UL, mask_UL = texts.batch(rows[places], pad_to_max)
-            out_UE = encode(
-                torch.from_numpy(ids_UL).to(device), torch.from_numpy(mask_UL).to(device)
-            )
+            if isinstance(texts, StateView):
+                read, mask_UL = texts.batch(rows[places])  # states [U, L, D] in place of ids
+            else:
+                read, mask_UL = texts.batch(rows[places], pad_to_max)
+            out_UE = encode(torch.from_numpy(read).to(device), torch.from_numpy(mask_UL).to(device))
             if vectors_NE is None:
                 vectors_NE = np.zeros((len(rows), out_UE.shape[1]), dtype=np.float32)
             vectors_NE[places] = out_UE.float().cpu().numpy()
@@ -83,7 +89,11 @@ def encode_articles(
 
 
 def article_batches(
-    texts: TextView, rows: np.ndarray, *, pad_to_max: bool = False, batch_tokens: int = 16384
+    texts: TextView | StateView,
+    rows: np.ndarray,
+    *,
+    pad_to_max: bool = False,
+    batch_tokens: int = 16384,
 ) -> list[np.ndarray]:
     """The batches of :func:`encode_articles`: places in ``rows``, int64[u] each."""
     if pad_to_max:
@@ -95,11 +105,15 @@ def article_batches(
 
 @contextlib.contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; the model's own mode comes back afterwards."""
+    """Eval mode without gradients; the model's own mode comes back afterwards.
+
+    No inference mode: what a family keeps from a forward pass (tables of positions) could not be
+    used in training then.
+    """
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         model.train(was_training)

@@ -23,7 +23,7 @@ from trainer.evaluate.impressions import write_impressions
 from trainer.evaluate.metrics import Metrics, impression_metrics
 from trainer.evaluate.pairs import ClickLog, TrainingLog, log_parts, open_click_log
 from trainer.evaluate.segments import segments
-from trainer.evaluate.within import within
+from trainer.evaluate.within import leave_out, outside_period
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,8 +124,9 @@ def evaluate_model(
         on the number of ranks.
 
     Raises:
+        UsageError: The period's bounds are no dates or times.
         ModelError: The export has no user encoder, or does not fit the tokens.
-        DataError: The sets do not belong together, or have no labels.
+        DataError: The sets do not belong together, have no labels, or nothing lies in the period.
     """
     from trainer.evaluate.sharded import Ranks, measure
     from trainer.export.folder import load_export
@@ -133,6 +134,7 @@ def evaluate_model(
     ranks = ranks or Ranks()
     log = open_click_log(articles, clicks)
     log.check_labelled()
+    outside_n = outside_period(log.clicks, options.since, options.until)
     train = open_training_log(articles, options)
     opened = load_export(export)
     ready = make_ready(opened, log, options, ranks)
@@ -151,9 +153,9 @@ def evaluate_model(
         return None
     if options.speed_s > 0:
         speed["articles_per_s"] = _articles_per_second(ready, opened, options)
-    metrics, outside = within(metrics, log.clicks, options.since, options.until)
+    metrics = leave_out(metrics, outside_n)
     name = options.name or _run_name(opened.folder)
-    record = make_record(name, metrics, log, options, train, outside)
+    record = make_record(name, metrics, log, options, train, int(outside_n.sum()))
     record |= {
         "export": str(opened.folder),
         "weights_sha256": opened.weights_sha256,
@@ -178,13 +180,14 @@ def evaluate_baseline(
 
     log = open_click_log(articles, clicks)
     log.check_labelled()
+    outside_n = outside_period(log.clicks, options.since, options.until)
     train = open_training_log(articles, options)
     scores = make_baseline(kind, log.articles.num_rows, seed=options.seed, train=train)
     parts = [
         impression_metrics(scores(part.candidates), log.clicks.clicked(part.rows), part.offsets)
         for part in log_parts(log.clicks)
     ]
-    metrics, outside = within(Metrics.join(parts), log.clicks, options.since, options.until)
+    metrics, outside = leave_out(Metrics.join(parts), outside_n), int(outside_n.sum())
     record = make_record(options.name or kind, metrics, log, options, train, outside)
     return Evaluation(record | {"role": "baseline"}, metrics, log)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import read_json
+from shards.periods import parse_period
 from trainer.errors import DataError
 from trainer.evaluate.bootstrap import CONFIDENCE, Interval
 from trainer.evaluate.markdown import align
@@ -76,7 +77,8 @@ def read_evaluations(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     """The records in JSON files of ``tnr evaluate``, each with its path as ``file``.
 
     Raises:
-        DataError: A file is missing or is no such record, or the records are of different logs.
+        DataError: A file is missing or is no such record, or the records are of different logs, or
+            of different periods of one.
     """
     records = []
     for path in map(Path, paths):
@@ -94,6 +96,13 @@ def read_evaluations(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
         raise DataError(
             f"the evaluations are of {len(logs)} different click logs, so their numbers cannot "
             "stand in one table; report them one log at a time"
+        )
+    bounds = [record.get("period", (None, None)) for record in records]
+    periods = {parse_period(since, until, "--") for since, until in bounds}
+    if len(periods) > 1:
+        raise DataError(
+            f"the evaluations are of {len(periods)} different periods of the log: "
+            f"{'; '.join(sorted(map(str, periods)))}; report them one period at a time"
         )
     return records
 

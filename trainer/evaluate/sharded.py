@@ -35,6 +35,7 @@ from trainer.evaluate.scoring import (
 if TYPE_CHECKING:
     from shards.clicks import ClickColumn
     from shards.texts import TextView
+    from trainer.frozen.states import StateView
     from trainer.models.recommender import Recommender
 
 
@@ -146,13 +147,13 @@ def start_ranks() -> Iterator[Ranks]:
 
 
 def encode_shared(
-    model: Any, texts: TextView, rows: np.ndarray, ranks: Ranks, **how: Any
+    model: Any, texts: TextView | StateView, rows: np.ndarray, ranks: Ranks, **how: Any
 ) -> np.ndarray:
     """:func:`trainer.evaluate.encode.encode_articles` by all ranks together.
 
     Args:
         model: A ``NewsEncoder`` or a ``Recommender``, the same on every rank.
-        texts: What the model reads of an article.
+        texts: As for ``encode_articles``.
         rows: int64[N] article rows.
         ranks: This process among the others.
         how: As for ``encode_articles``; progress is shown by rank 0 alone, of its own part.

@@ -9,31 +9,28 @@ from shards.periods import check_any, parse_period, rows_inside
 from trainer.evaluate.metrics import Metrics
 
 
-def within(
-    metrics: Metrics, clicks: ClickColumn, since: str | None, until: str | None
-) -> tuple[Metrics, int]:
-    """Leave the impressions out that are not in a period, as if they had not been measured.
+def outside_period(clicks: ClickColumn, since: str | None, until: str | None) -> np.ndarray:
+    """Which impressions of a log are not in a period, bool[n].
 
     Args:
-        metrics: Of all impressions of the log, in its order.
         clicks: The log.
         since: First date or time of the period (UTC), None for the beginning of the log.
         until: The first one after it, None for the end of the log.
-
-    Returns:
-        The metrics, with NaN for every impression outside, and how many these are.
 
     Raises:
         UsageError: A bound is no date or time, or the period is empty.
         DataError: No impression lies in it.
     """
-    period = parse_period(since, until, "--")
-    if not period.is_bounded:
-        return metrics, 0
-    num = clicks.num_impressions
+    period, num = parse_period(since, until, "--"), clicks.num_impressions
+    inside = rows_inside(clicks, period)
+    if period.is_bounded:
+        check_any(len(inside), clicks, period, "--", f"{num:,} impressions")
     outside_n = np.ones(num, dtype=bool)
-    outside_n[rows_inside(clicks, period)] = False
-    num_outside = int(outside_n.sum())
-    check_any(num - num_outside, clicks, period, "--", f"{num:,} impressions")
+    outside_n[inside] = False
+    return outside_n
+
+
+def leave_out(metrics: Metrics, outside_n: np.ndarray) -> Metrics:
+    """The same metrics without some impressions, as if these had not been measured: NaN."""
     kept = {name: np.where(outside_n, np.nan, array) for name, array in metrics.arrays().items()}
-    return Metrics.of(kept), num_outside
+    return Metrics.of(kept)

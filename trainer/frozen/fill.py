@@ -4,13 +4,16 @@ Every rank computes its share, then whatever is still missing, so that none wait
 slower or gone; a cell is committed whole or not at all, and one that is there is left alone. So a
 run that is killed goes on where it was, and two runs at once leave one valid file a cell.
 
+Of a set at a URL the column lies in the cache of each node, among the columns that are made there:
+they are neither evicted nor counted in ``data.cache_gib``. The ranks of a node then fill all of it,
+as those of another node commit elsewhere.
+
 The column takes ``tokens x width x bytes of a value``: the 101,527 titles of MIND at a mean of 14
 tokens, 768 wide in float16, are 2.2 GB.
 """
 
-import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -22,8 +25,8 @@ from shards.ragged import offsets_from_lengths, ranges
 from shards.texts import TextView
 from trainer.engine.signals import StopRequest
 from trainer.errors import ModelError, StopForRequeue
-from trainer.evaluate.encode import autocast
-from trainer.frozen.identity import STATES
+from trainer.evaluate.encode import autocast, inference
+from trainer.frozen.states import STATES
 from trainer.models.news_encoder import NewsEncoder
 from trainer.teacher_server.ranks import Place
 from trainer.teacher_server.request import Cell, Target, cells_of_part
@@ -39,22 +42,6 @@ _CELL_BYTES = 2048
 def column_bytes(tokens: int, texts: int, width: int, dtype: str) -> int:
     """Bytes of a column, but for its cells' headers: states, and where each text's begin."""
     return tokens * width * np.dtype(dtype).itemsize + 8 * texts
-
-
-@contextlib.contextmanager
-def without_dropout(encoder: NewsEncoder) -> Iterator[None]:
-    """Eval mode without gradients; the encoder's own mode comes back afterwards.
-
-    No inference mode: what a family keeps from a forward pass (tables of positions) could not be
-    used in training then.
-    """
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        encoder.train(was_training)
 
 
 class StateFiller:
@@ -195,7 +182,7 @@ class StateFiller:
         values = np.empty((int(offsets[-1]), width), dtype=self.dtype)
         stored = getattr(torch, self.dtype)
         compute = str(self.target.made_from["compute"])
-        with without_dropout(self.encoder), autocast(self.device, compute):
+        with inference(self.encoder), autocast(self.device, compute):
             for group in self.texts.groups(rows, self.batch_tokens):
                 ids_UL = torch.from_numpy(group.ids).to(self.device)
                 mask_UL = torch.from_numpy(group.mask).to(self.device).bool()

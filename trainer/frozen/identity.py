@@ -18,8 +18,6 @@ from trainer.models.layers import find_layers
 FORMAT = 1
 FROZEN = "frozen-states"
 """Name of the column."""
-STATES = "states"
-"""Its ragged tensor: a row's tokens, each with its state."""
 
 # Settings of a language model that change no state below the cut.
 _NO_PART = {

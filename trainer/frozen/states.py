@@ -11,7 +11,9 @@ import numpy as np
 from shards.columns import ColumnReader
 from shards.length_groups import length_groups
 from shards.ragged import offsets_from_lengths, ranges
-from trainer.frozen.identity import STATES
+
+STATES = "states"
+"""The ragged tensor of a column: a row's tokens, each with its state."""
 
 
 @dataclass(frozen=True)

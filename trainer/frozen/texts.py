@@ -11,8 +11,8 @@ from shards.texts import TextView
 from trainer.config.schema import TrainConfig
 from trainer.engine.signals import AFTER_BATCH, stop_on_signals
 from trainer.errors import ConfigError, ModelError
-from trainer.evaluate.encode import autocast
-from trainer.frozen.fill import StateFiller, without_dropout
+from trainer.evaluate.encode import autocast, inference
+from trainer.frozen.fill import StateFiller
 from trainer.frozen.identity import FROZEN, frozen_identity
 from trainer.frozen.states import StateView
 from trainer.models.layers import find_layers
@@ -110,7 +110,7 @@ def check_equal(encoder: NewsEncoder, texts: TextView, view: StateView, device: 
             f"{view.reader.folder} holds texts of other lengths than the token column "
             f"{texts.tokens.folder.name}; {anew}"
         )
-    with without_dropout(encoder), autocast(device, str(made_from["compute"])):
+    with inference(encoder), autocast(device, str(made_from["compute"])):
         whole = encoder.backbone(ids, mask.bool())[mask.bool()].float()
         ours = encoder.backbone.above(states.float(), mask.bool())[mask.bool()].float()
     difference = float((whole - ours).abs().max() / whole.abs().max())

@@ -42,6 +42,7 @@ def relative_position_bucket(relative: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # where a teacher is the first to ask, a student trains on it
 def _buckets_by_offset(length: int) -> Tensor:
     """Buckets of the positions ``-(length - 1) .. length - 1``; on the CPU, so equal everywhere."""
     return relative_position_bucket(torch.arange(-(length - 1), length))

@@ -80,9 +80,17 @@ def step_output(
 
 
 def accuracy(scores_BC: Tensor, target_B: Tensor | None = None) -> Tensor:
-    """Share of samples whose true candidate (the first, unless told) scores highest."""
-    best_B = scores_BC.argmax(dim=1)
-    return (best_B == (0 if target_B is None else target_B)).float().mean()
+    """Share of samples whose true candidate (the first, unless told) scores highest.
+
+    Of k that score highest together it counts 1/k: a model that says the same of all candidates
+    is no better than chance.
+    """
+    if target_B is None:
+        target_B = scores_BC.new_zeros(len(scores_BC), dtype=torch.long)
+    own_B1 = scores_BC.gather(1, target_B[:, None])
+    is_best_B = own_B1[:, 0] >= scores_BC.amax(dim=1)
+    ties_B = (scores_BC == own_B1).sum(dim=1).clamp_min(1)
+    return (is_best_B.float() / ties_B).mean()
 
 
 def data_fingerprint(**parts: Any) -> str:
