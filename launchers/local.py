@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from launchers.child import context, run_child
 from launchers.estimate import Estimate
-from launchers.stamps import Stamp, Stamps, State, proved
+from launchers.stamps import Stamp, Stamps, State, proved, refuse_stale
 from launchers.steps import Step, choose, digests, in_order
 from shards.progress import format_duration
 from trainer.errors import EXIT_DONE, EXIT_REQUEUE, TinyNewsRecError, UsageError
@@ -144,14 +144,8 @@ class _Runner:
 
     def _check_stale(self, states: Mapping[str, State]) -> None:
         stale = [step for step in self.steps if states[step.name] is State.STALE]
-        if not stale:
-            return
         if not self.options.redo:
-            raise UsageError(
-                f"{', '.join(step.name for step in stale)}: made by another command, or from the "
-                "results of another command, than the configuration now says. --redo moves their "
-                "outputs aside and does them again; or name another folder with --out"
-            )
+            refuse_stale(stale, "--redo moves their outputs aside and does them again")
         for step in stale:
             assert step.output is not None
             _say(f"{step.name}: its former output is now {_move_aside(Path(step.output))}")

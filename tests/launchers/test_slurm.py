@@ -288,6 +288,30 @@ def test_only_tasks_that_are_not_done_are_submitted_again(slurm: Path, capsys):
     assert submitted(dict.fromkeys(range(6), State.DONE)) == "0-5%8"
 
 
+def test_outputs_of_other_settings_are_not_taken_for_done(slurm: Path, capsys):
+    config, run = slurm / "small.yaml", slurm / "run"
+
+    def submit_with(**more) -> int:
+        content = {"run": str(run), "data": {"synthesize": {}}, "set": more}
+        config.write_text(yaml.safe_dump(content))
+        return main(["pipeline", "submit", str(config), "--only", "post-train"])
+
+    assert submit_with() == 0
+    steps = pipeline_steps(load_pipeline(config))
+    (step,) = (step for step in steps if step.name == "post-train")
+    done = Stamp("post-train", digests(steps)["post-train"], State.DONE, "", 1.0, 2.0)
+    Stamps(run / "pipeline").write(step, done)
+    Path(step.proof[0]).parent.mkdir(parents=True)
+    Path(step.proof[0]).touch()
+    (run / "pipeline" / "slurm" / "jobs.json").unlink()  # Slurm has ended with it
+    assert submit_with() == 0
+    capsys.readouterr()
+    assert submit_with(**{"optimizer.lr": 0.5}) == 2
+    said = capsys.readouterr().err
+    assert "post-train: made by another command" in said and f"Move {step.output} aside" in said
+    assert len((slurm / "sbatch").read_text().splitlines()) == 1
+
+
 def test_an_array_s_tasks_are_read_together():
     text = "9 RUNNING 0 None\n9 PENDING 3 JobArrayTaskLimit\n"
     assert read_squeue(text)["9"] == Queued(("RUNNING", "PENDING"), "JobArrayTaskLimit", 3)
