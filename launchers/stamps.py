@@ -109,6 +109,8 @@ class Stamps:
         """Replace the stamp of a step, or of one task of an array job."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self._path(step, task), stamp.to_dict())
+        if task is not None:  # a stamp of an earlier run here would hide those of the tasks
+            self._path(step, None).unlink(missing_ok=True)
 
     def state(self, step: Step, digest: str) -> State:
         """Where a step stands, for the command that its digest belongs to.
