@@ -15,6 +15,7 @@ from launchers.pipeline import options, overrides, pipeline_steps
 from launchers.settings import build
 from launchers.steps import Step
 from shards.errors import UsageError
+from trainer.cli.demo import hold_out
 from trainer.cli.main import main
 from trainer.cli.pipeline import check_training
 
@@ -297,6 +298,18 @@ def test_submit_without_slurm_says_so_and_prints_without_it(config_file: Path, m
     said = capsys.readouterr().out
     assert said.count("#!/bin/bash") == len(plan())
     assert "--dependency=afterok:<finetune-teacher-1>:<finetune-teacher-2>:<build-train>" in said
+
+
+def test_another_log_of_the_demo_is_split_anew_and_the_same_one_once(tmp_path: Path):
+    logs = [tmp_path / name for name in ("one.tsv", "two.tsv", "copy.tsv")]
+    for log, user in zip(logs, "ABA", strict=True):
+        log.write_text("".join(f"{n}\t{user}\n" for n in range(20)))
+    one, two, copy = (hold_out(log, tmp_path / "split") for log in logs)
+    for (train, dev), log in ((one, logs[0]), (two, logs[1])):
+        assert train.read_text() + dev.read_text() == log.read_text()
+    assert copy == one != two
+    logs[0].write_text(logs[1].read_text())  # the same name, another content
+    assert hold_out(logs[0], tmp_path / "split") == two
 
 
 def test_launchers_load_no_torch():
