@@ -185,6 +185,14 @@ def test_an_untrained_model_is_a_run_of_one_step_that_changes_nothing():
     assert words_after(step, "--run.max_steps") == ["1"]
     assert words_after(steps["evaluate-untrained-s0"], "--name") == ["untrained"]
     check_training([step])
+    # A split that validates while it trains: the one step has nothing to validate.
+    validation = {"validation.max_impressions": 500, "validation.until": "2019-11-15"}
+    steps = plan(
+        baselines={"untrained": True},
+        data=SMALL["data"] | {"split": "public"},
+        stages={"finetune": {"set": validation | {"validation.patience": 2}}},
+    )
+    check_training([steps["untrained-s0"], steps["plain-teacher-s0"]])
 
 
 def test_fields_that_are_tokenized_and_read():
