@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trainer.errors import UsageError
+from trainer.errors import ConfigError, UsageError
 
 _VERBS_WITH_ACTION = ("train", "shards", "teachers")
 
@@ -28,6 +28,18 @@ class Resources:
     """Memory on each machine; None leaves it to the cluster."""
     minutes: int = 60
     """Time limit."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine has.
+
+        Raises:
+            ConfigError: A number is too small.
+        """
+        least = {"nodes": 1, "processes": 1, "cpus": 1, "gpus": 0, "memory_gib": 1, "minutes": 1}
+        for name, value in least.items():
+            given = getattr(self, name)
+            if given is not None and given < value:
+                raise ConfigError(f"resources: {name} is {given}; expected at least {value}")
 
     @property
     def distributed(self) -> bool:

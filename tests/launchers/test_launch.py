@@ -31,7 +31,7 @@ def test_print_shows_the_script_and_writes_nothing(words: list[str], tmp_path: P
     ("options", "more", "message"),
     [
         (["--nodes", "3"], [], "not a multiple of 3 ranks"),
-        (["--cpus", "0"], [], "--cpus is 0; expected at least 1"),
+        (["--cpus", "0"], [], "cpus is 0; expected at least 1"),
         (["--name", "a b"], [], "--name is 'a b'"),
         ([], ["--nodes", "2"], "--nodes stands after the recipe"),
         ([], ["--run.max_stepz", "2"], "max_stepz"),

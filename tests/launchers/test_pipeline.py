@@ -239,6 +239,11 @@ def test_words_of_options_and_overrides():
         ({"teachers": {"steps": [5, 5]}}, "expected at least one, rising"),
         ({"tokenizer": 3}, "tokenizer: expected keys and values, found 3"),
         ({"resources": {"gpus": "two"}}, "resources.gpus is 'two'"),
+        ({"resources": {"processes": 0}}, "resources: processes is 0; expected at least 1"),
+        ({"stages": {"plain": {"resources": {"nodes": -1}}}}, "resources: nodes is -1"),
+        ({"resources": {"memory_gib": 0}}, "resources: memory_gib is 0"),
+        ({"cluster": {"env": {"N": 8}}}, r"env\.N is 8 \(int\); expected str, in quotes"),
+        ({"cluster": {"env": {1: "x"}}}, "a key of cluster.env is 1"),
         ({"stages": {"post_train": {"set": {"run.max_steps": 15}}}}, "the copy of step 20, but"),
     ],
 )

@@ -60,19 +60,20 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.config.validate import check_batch
 
     _check_options(arguments)
+    resources = Resources(
+        nodes=arguments.nodes,
+        processes=arguments.processes,
+        gpus=arguments.gpus,
+        cpus=arguments.cpus,
+        minutes=arguments.minutes,
+    )
     config = load_config(arguments.recipe, arguments.overrides)
     check_batch(config, arguments.nodes * arguments.processes)
     cluster = load_cluster(arguments.cluster) if arguments.cluster else ClusterConfig()
     step = Step(
         name=arguments.name,
         command=("tnr", "train", arguments.recipe, *arguments.overrides),
-        resources=Resources(
-            nodes=arguments.nodes,
-            processes=arguments.processes,
-            gpus=arguments.gpus,
-            cpus=arguments.cpus,
-            minutes=arguments.minutes,
-        ),
+        resources=resources,
     )
     folder = Path(config.run.dir) / "launch"
     jobs = make_jobs([step], cluster, folder, digests([step]))
@@ -91,13 +92,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_options(arguments: argparse.Namespace) -> None:
     from trainer.errors import ConfigError
 
-    least = {"nodes": 1, "processes": 1, "gpus": 0, "cpus": 1, "minutes": 1}
-    for name, value in least.items():
-        if getattr(arguments, name) < value:
-            raise ConfigError(f"--{name} is {getattr(arguments, name)}; expected at least {value}")
     if not arguments.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ConfigError(f"--name is {arguments.name!r}; expected letters, digits, -, _ and .")
-    own = {f"--{name}" for name in (*least, "name", "cluster", "print")}
+    names = ("nodes", "processes", "gpus", "cpus", "minutes", "name", "cluster", "print")
+    own = {f"--{name}" for name in names}
     for word in arguments.overrides:
         if word.split("=")[0] in own:
             raise ConfigError(f"{word} stands after the recipe; options of launch come before it")
