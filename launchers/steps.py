@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from trainer.errors import ConfigError, UsageError
 
 _VERBS_WITH_ACTION = ("train", "shards", "teachers")
+_GOING_ON = ("shards build", "shards tokenize", "teachers cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,11 @@ class Step:
         """Verb, and recipe or action where it has one: steps of one kind take alike long."""
         words = 3 if self.command[1] in _VERBS_WITH_ACTION else 2
         return " ".join(self.command[1:words])
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the step, started again, goes on where it was stopped or killed."""
+        return self.command[1] == "train" or self.kind in _GOING_ON
 
     def tasks(self) -> list[tuple[str, ...]]:
         """The command lines of all tasks, at least one."""

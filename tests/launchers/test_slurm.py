@@ -193,16 +193,33 @@ def test_a_checkpointed_stop_is_requeued_within_the_budget(slurm: Path):
     assert run_script(step, slurm).returncode == 75
     assert (slurm / "scontrol").read_text() == "requeue 7\n"
     assert stamp(slurm, "a")["state"] == "stopped"
-    assert run_script(step, slurm, SLURM_RESTART_COUNT="2").returncode == 75
+    last = run_script(step, slurm, SLURM_RESTART_COUNT="2")
+    assert last.returncode == 75 and "all 2 requeues are spent" in last.stderr
     assert (slurm / "scontrol").read_text() == "requeue 7\n"  # the budget is spent
     assert stamp(slurm, "a")["state"] == "stopped"
 
 
 def test_a_command_that_dies_of_the_signal_while_it_starts_is_requeued(slurm: Path):
-    done = run_script(Step(name="a", command=("tnr", "fail", "140")), slurm)  # 128 + USR2
+    step = Step(name="a", command=("tnr", "train", "fail", "140"))  # 128 + USR2
+    done = run_script(step, slurm)
     assert done.returncode == 75, done.stderr
     assert (slurm / "scontrol").read_text() == "requeue 7\n"
     assert stamp(slurm, "a")["state"] == "stopped"
+
+
+def test_a_step_that_could_only_start_over_fails_at_its_time_limit(slurm: Path):
+    done = run_script(Step(name="a", command=("tnr", "fail", "140")), slurm)
+    assert done.returncode == 1
+    assert "ended by the signal 180 s before its time limit" in done.stderr
+    assert not (slurm / "scontrol").exists()
+    assert (stamp(slurm, "a")["state"], stamp(slurm, "a")["exit_code"]) == ("failed", 1)
+
+
+def test_a_time_limit_that_ends_before_its_signal_is_refused():
+    short = Step(name="a", command=("tnr", "x"), resources=Resources(minutes=3))
+    with pytest.raises(ConfigError, match=r"step a: cluster\.signal_s is 180, expected less"):
+        make_job(short, ClusterConfig(), FOLDER, "d")
+    assert "USR2@179" in make_job(short, ClusterConfig(signal_s=179), FOLDER, "d").script
 
 
 def test_a_job_that_slurm_does_not_requeue_is_stamped_as_stopped(slurm: Path):
