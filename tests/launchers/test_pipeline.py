@@ -232,6 +232,8 @@ def test_words_of_options_and_overrides():
         ({"seeds": [True]}, "expected int"),
         ({"data": {}}, "found none of them"),
         ({"data": {"articles": ["a"]}}, "needs data.train_clicks"),
+        ({"data": {"synthesize": {}, "train_set": "T"}}, "belong to data.articles_set"),
+        ({"data": {"synthesize": {}, "dev_set": "D"}}, "belong to data.articles_set"),
         (
             {"data": {"synthesize": {}, "articles_set": "x"}},
             "data.synthesize and data.articles_set",
