@@ -31,6 +31,8 @@ TAIL_LINES = 20
 SHOWN_CHARS = 160
 """Of a step's command; its log has all of it."""
 LOCK = "lock"
+LOCK_S = 1.0
+"""How long to wait for the lock: :func:`is_running` holds it for a moment too."""
 
 
 class StepFailed(TinyNewsRecError):
@@ -74,7 +76,7 @@ def run_steps(steps: Sequence[Step], folder: Path, options: LocalOptions | None 
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOCK_S)
     except Timeout as error:
         raise UsageError(
             f"another pipeline is running in {folder.parent}; wait for it, or name another folder"
