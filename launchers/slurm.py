@@ -8,7 +8,6 @@ job. Dependencies are ``afterok``, so nothing runs on the results of a job that 
 from __future__ import annotations
 
 import shlex
-import shutil
 import string
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -274,21 +273,16 @@ def submit(
     Args:
         jobs: In an order in which needs come first.
         folder: The pipeline's folder.
-        book: Where the ids are kept.
+        book: Where the ids are kept; :func:`launchers.jobs.submission` gives it and ``queued``.
         queued: Job ids of steps that are queued or running; what needs them waits for them.
 
     Returns:
         Job id of each step that was submitted.
 
     Raises:
-        TinyNewsRecError: There is no ``sbatch``, or it refused a script, or a step is queued with
-            another command than now; names those submitted.
+        TinyNewsRecError: ``sbatch`` refused a script, or a step is queued with another command
+            than now; names those submitted.
     """
-    if shutil.which("sbatch") is None:
-        raise TinyNewsRecError(
-            "there is no sbatch on this machine, so nothing was submitted; run this on a login "
-            "node of the cluster, look at the scripts with --print, or run here: tnr pipeline run"
-        )
     for job in jobs:
         name = job.step.name
         if name in queued and book.jobs[name].digest != job.digest:

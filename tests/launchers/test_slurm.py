@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 import launchers
-from launchers.jobs import JobBook, Queued, read_squeue
+from launchers.jobs import JobBook, Queued, read_squeue, submission
 from launchers.pipeline import load_pipeline, pipeline_steps
 from launchers.slurm import ClusterConfig, load_cluster, make_job, make_jobs, render, submit
 from launchers.stamps import Stamp, Stamps, State
 from launchers.steps import Resources, Step, digests
 from trainer.cli.main import main
-from trainer.errors import ConfigError, TinyNewsRecError
+from trainer.errors import ConfigError, TinyNewsRecError, UsageError
 
 PER_RANK = ClusterConfig(
     tasks="per_rank",
@@ -327,6 +327,21 @@ def test_outputs_of_other_settings_are_not_taken_for_done(slurm: Path, capsys):
     said = capsys.readouterr().err
     assert "post-train: made by another command" in said and f"Move {step.output} aside" in said
     assert len((slurm / "sbatch").read_text().splitlines()) == 1
+
+
+def test_two_submissions_at_once_do_not_lose_each_other_s_jobs(slurm: Path):
+    folder = slurm / "pipeline"
+    with submission(folder) as (book, queued):
+        assert queued == {}
+        with (
+            pytest.raises(UsageError, match="another submission is under way"),
+            submission(folder),
+        ):
+            pass
+        submit(make_jobs([TRAIN], CLUSTER, folder, digests([TRAIN])), folder, book, queued)
+    executable(slurm / "bin" / "squeue", "#!/bin/bash\necho '101 RUNNING 0 None'\n")
+    with submission(folder) as (_, queued):
+        assert queued == {"post-train": "101"}
 
 
 def test_an_array_s_tasks_are_read_together():

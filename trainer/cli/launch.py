@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from pathlib import Path
 
-    from launchers.jobs import JobBook, ask_squeue
+    from launchers.jobs import submission
     from launchers.slurm import ClusterConfig, load_cluster, make_jobs, render, submit
     from launchers.steps import Resources, Step, digests
     from trainer.config.load import load_config
@@ -80,9 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print:
         print(render(jobs, folder))
         return 0
-    book = JobBook(folder)
-    queued = book.queued((ask_squeue() or {}) if book.jobs else {})
-    for number in submit(jobs, folder, book, queued).values():
+    with submission(folder) as (book, queued):
+        ids = submit(jobs, folder, book, queued)
+    for number in ids.values():
         print(f"{number}  {step.name}: script and logs in {folder}")
     if step.name in queued:
         print(f"{step.name} is queued already as job {queued[step.name]}; nothing was submitted")
