@@ -15,6 +15,7 @@ from helpers.world import TINY_MODEL, TinyWorld, make_world
 from launchers import preflight
 from launchers.preflight import Outcome
 from trainer.cli.main import main
+from trainer.engine.deepspeed_file import check_compiler
 from trainer.engine.extensions import cpu_type
 
 Usage = namedtuple("Usage", "total used free")
@@ -47,6 +48,13 @@ def test_compilers_are_a_failure_only_where_the_run_needs_them(tmp_path, monkeyp
     needed = preflight.check_compiler_tools(is_needed=True)
     assert needed.outcome is Outcome.FAIL
     assert needed.found == "no a C++ compiler (g++) and no ninja (pip install ninja)"
+    for name in ("ninja", "icpx"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("CXX", "icpx")
+    named = preflight.check_compiler_tools(is_needed=True)
+    assert named.outcome is Outcome.OK and f"{tmp_path}/icpx" in named.found
+    check_compiler()  # the run itself goes by the same rule
 
 
 def test_the_lock_of_a_killed_build_is_named(tmp_path: Path) -> None:
