@@ -153,6 +153,7 @@ def test_a_run_and_two_ranks(world: TinyWorld, tmp_path: Path, capsys, monkeypat
 
 def test_data_that_are_missing_are_a_failure(tmp_path: Path, capsys) -> None:
     words = ["--data.articles", str(tmp_path / "none"), "--run.dir", str(tmp_path / "run")]
+    words += ["--preset", "cpu"]
     assert main(["preflight", "post_train", *words]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("fail")] == ["data"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from trainer.cli.settings import add_settings, take_preset
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb and its sub-verb."""
@@ -35,12 +37,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     slurm.add_argument("--print", action="store_true", help="show the script and submit nothing")
     slurm.add_argument("recipe", metavar="RECIPE", help="a recipe's name or path")
-    slurm.add_argument(
-        "overrides",
-        nargs=argparse.REMAINDER,
-        metavar="--section.key value",
-        help="settings over the recipe's",
-    )
+    add_settings(slurm)
     slurm.set_defaults(run=run)
 
 
@@ -59,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.config.load import load_config
     from trainer.config.validate import check_batch
 
+    take_preset(arguments)
     _check_options(arguments)
     resources = Resources(
         nodes=arguments.nodes,
@@ -67,12 +65,13 @@ def run(arguments: argparse.Namespace) -> int:
         cpus=arguments.cpus,
         minutes=arguments.minutes,
     )
-    config = load_config(arguments.recipe, arguments.overrides)
+    config = load_config(arguments.recipe, arguments.overrides, preset=arguments.preset)
     check_batch(config, arguments.nodes * arguments.processes)
     cluster = load_cluster(arguments.cluster) if arguments.cluster else ClusterConfig()
+    preset = () if arguments.preset is None else ("--preset", arguments.preset)
     step = Step(
         name=arguments.name,
-        command=("tnr", "train", arguments.recipe, *arguments.overrides),
+        command=("tnr", "train", arguments.recipe, *preset, *arguments.overrides),
         resources=resources,
     )
     folder = Path(config.run.dir) / "launch"
