@@ -243,6 +243,9 @@ def _check(config: PipelineConfig) -> None:
         raise ConfigError("data.articles needs data.train_clicks and data.dev_clicks beside it")
     if data.articles_set and not (data.train_set and data.dev_set):
         raise ConfigError("data.articles_set needs data.train_set and data.dev_set beside it")
+    if not data.articles_set and (data.train_set or data.dev_set):
+        # They would be built, and --redo would move aside what is there.
+        raise ConfigError("data.train_set and data.dev_set belong to data.articles_set")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise ConfigError(f"seeds are {list(config.seeds)}; expected at least one, each once")
     steps = teachers.copy_steps

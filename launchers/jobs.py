@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from launchers.steps import Step
 from shards.files import read_json, write_json_atomic
-from trainer.errors import DataError, TinyNewsRecError
+from trainer.errors import DataError, TinyNewsRecError, UsageError
 
+LOCK_S = 1.0
+"""How long to wait for another submission to end."""
 SQUEUE_S = 60.0
 """How long ``squeue`` may take to answer."""
 
@@ -76,6 +81,36 @@ class JobBook:
     def queued(self, asked: Mapping[str, Queued]) -> dict[str, str]:
         """Job id of each step whose job is still queued or running."""
         return {name: s.job for name, s in self.jobs.items() if s.job in asked}
+
+
+@contextlib.contextmanager
+def submission(folder: Path) -> Iterator[tuple[JobBook, dict[str, str]]]:
+    """Hold a pipeline's jobs while some are submitted: two at once would submit each step twice and
+    lose ids of the other.
+
+    Args:
+        folder: The pipeline's folder.
+
+    Yields:
+        The ids that are known, and the job id of each step that is queued or running.
+
+    Raises:
+        TinyNewsRecError: There is no ``sbatch``, or what is queued is unknown.
+        UsageError: Another submission is under way.
+    """
+    if shutil.which("sbatch") is None:
+        raise TinyNewsRecError(
+            "there is no sbatch on this machine, so nothing was submitted; run this on a login "
+            "node of the cluster, look at the scripts with --print, or run here: tnr pipeline run"
+        )
+    scripts = folder / "slurm"
+    scripts.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(scripts / "lock", timeout=LOCK_S):
+            book = JobBook(folder)
+            yield book, book.queued((ask_squeue() or {}) if book.jobs else {})
+    except Timeout as error:
+        raise UsageError(f"another submission is under way in {folder}; wait for it") from error
 
 
 def ask_squeue() -> dict[str, Queued] | None:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from launchers.child import context, run_child
 from launchers.estimate import Estimate
-from launchers.stamps import Stamp, Stamps, State, proved
+from launchers.stamps import Stamp, Stamps, State, proved, refuse_stale
 from launchers.steps import Step, choose, digests, in_order
 from shards.progress import format_duration
 from trainer.errors import EXIT_DONE, EXIT_REQUEUE, TinyNewsRecError, UsageError
@@ -31,6 +31,8 @@ TAIL_LINES = 20
 SHOWN_CHARS = 160
 """Of a step's command; its log has all of it."""
 LOCK = "lock"
+LOCK_S = 1.0
+"""How long to wait for the lock: :func:`is_running` holds it for a moment too."""
 
 
 class StepFailed(TinyNewsRecError):
@@ -74,7 +76,7 @@ def run_steps(steps: Sequence[Step], folder: Path, options: LocalOptions | None 
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOCK_S)
     except Timeout as error:
         raise UsageError(
             f"another pipeline is running in {folder.parent}; wait for it, or name another folder"
@@ -144,14 +146,8 @@ class _Runner:
 
     def _check_stale(self, states: Mapping[str, State]) -> None:
         stale = [step for step in self.steps if states[step.name] is State.STALE]
-        if not stale:
-            return
         if not self.options.redo:
-            raise UsageError(
-                f"{', '.join(step.name for step in stale)}: made by another command, or from the "
-                "results of another command, than the configuration now says. --redo moves their "
-                "outputs aside and does them again; or name another folder with --out"
-            )
+            refuse_stale(stale, "--redo moves their outputs aside and does them again")
         for step in stale:
             assert step.output is not None
             _say(f"{step.name}: its former output is now {_move_aside(Path(step.output))}")

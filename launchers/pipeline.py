@@ -31,6 +31,9 @@ _UNTRAINED = {
     "model.trainable_layers": 0,
     "model.frozen_states": "off",
     "validation.clicks": None,
+    "validation.since": None,
+    "validation.until": None,
+    "validation.max_impressions": None,
     "validation.patience": None,
 }
 """One step that changes no weight: it is lost in the rounding of any but a zero."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from trainer.engine.extensions import cpu_type, extensions_folder
+from trainer.engine.extensions import cpu_type, extensions_folder, find_compiler, find_ninja
 from trainer.engine.rendezvous import check_master_port, is_free
 from trainer.errors import TrainingError
 
@@ -98,11 +98,8 @@ def check_compiler_tools(*, is_needed: bool) -> Check:
         is_needed: Whether the run does: DeepSpeed on CPUs, ZeRO++, ``run.compile``.
     """
     tools = {
-        "a C++ compiler (g++)": next(
-            filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None
-        ),
-        "ninja (pip install ninja)": shutil.which("ninja")
-        or next((str(p) for p in [Path(sys.executable).with_name("ninja")] if p.exists()), None),
+        "a C++ compiler (g++)": find_compiler(),
+        "ninja (pip install ninja)": find_ninja(),
     }
     missing = [name for name, path in tools.items() if path is None]
     if not missing:

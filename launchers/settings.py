@@ -40,7 +40,8 @@ def build(cls: type[T], values: Any, where: str) -> T:
     """Make a dataclass of a mapping, nested ones too.
 
     Args:
-        cls: A dataclass of plain types, ``X | None``, tuples, mappings and dataclasses.
+        cls: A dataclass of plain types, ``X | None``, tuples, mappings of texts to one of these or
+            to ``Any``, and dataclasses.
         values: What the YAML said.
         where: Dotted place, for messages; "" at the top.
 
@@ -71,6 +72,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         ConfigError: It has another type; names the place, the value and what was expected.
     """
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(inside, value, where)
     if origin is typing.Literal:
@@ -85,13 +88,18 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: expected keys and values, found {_say(value)}")
-        return dict(value)
+        return {
+            convert(str, key, f"a key of {where}"): convert(inside[1], item, f"{where}.{key}")
+            for key, item in value.items()
+        }
     if hint is str and isinstance(value, datetime.date):  # YAML reads 2019-11-14 as one
         return str(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{where} is {_say(value)}; expected {hint.__name__}")
+        # YAML reads 8 as a number and 010 as eight: only quotes keep a text as it was written.
+        quotes = ", in quotes" if hint is str and isinstance(value, int | float) else ""
+        raise ConfigError(f"{where} is {_say(value)}; expected {hint.__name__}{quotes}")
     return value
 
 

@@ -8,7 +8,6 @@ job. Dependencies are ``afterok``, so nothing runs on the results of a job that 
 from __future__ import annotations
 
 import shlex
-import shutil
 import string
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -42,6 +41,19 @@ _AFTER_RANKS = """
 if [[ -e $STOPPED ]]; then
   rm -f "$STOPPED"
   code=75
+fi
+"""
+
+_STARTS_AGAIN = """\
+# Who dies of USR1 or USR2 was still starting, with nothing to save: it starts again.
+if [[ $code -eq 138 || $code -eq 140 ]]; then code=75; fi
+"""
+
+_CANNOT_GO_ON = """\
+# This step dies of USR1 and USR2 and keeps nothing: it would start over, and end like this again.
+if [[ $code -eq 138 || $code -eq 140 ]]; then
+  echo "ended by the signal @{signal_s} s before its time limit: raise resources.minutes" >&2
+  code=1
 fi
 """
 
@@ -177,8 +189,16 @@ def make_job(
         folder: The pipeline's folder of stamps and logs.
         digest: The step's digest, for its stamp.
         left: Tasks of an array that are to do; none stands for all.
+
+    Raises:
+        ConfigError: The signal before the time limit would come before the job has begun.
     """
     resources = step.resources
+    if cluster.signal_s >= 60 * resources.minutes:
+        raise ConfigError(
+            f"step {step.name}: cluster.signal_s is {cluster.signal_s}, expected less than its "
+            f"time limit of {resources.minutes} minutes; lower it or raise resources.minutes"
+        )
     per_rank = cluster.tasks == "per_rank"
     tasks = resources.processes if per_rank else 1
     cpus = max(1, resources.cpus // tasks)
@@ -189,6 +209,7 @@ def make_job(
     rendezvous = ""
     if resources.distributed:
         rendezvous = _Template(_RENDEZVOUS).substitute(folder=quoted)
+    after_signal = _Template(_STARTS_AGAIN if step.goes_on else _CANNOT_GO_ON)
     text = _Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         job_name=f"tnr-{step.name}",
         nodes=resources.nodes,
@@ -202,6 +223,7 @@ def make_job(
         command=_command(step, cluster),
         launch=_launch(step, cluster, cpus),
         rendezvous=rendezvous,
+        after_signal=after_signal.substitute(signal_s=cluster.signal_s),
         after_ranks=_AFTER_RANKS if resources.distributed else "",
         max_requeues=cluster.max_requeues,
         requeue_id="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "$SLURM_JOB_ID",
@@ -251,21 +273,16 @@ def submit(
     Args:
         jobs: In an order in which needs come first.
         folder: The pipeline's folder.
-        book: Where the ids are kept.
+        book: Where the ids are kept; :func:`launchers.jobs.submission` gives it and ``queued``.
         queued: Job ids of steps that are queued or running; what needs them waits for them.
 
     Returns:
         Job id of each step that was submitted.
 
     Raises:
-        TinyNewsRecError: There is no ``sbatch``, or it refused a script, or a step is queued with
-            another command than now; names those submitted.
+        TinyNewsRecError: ``sbatch`` refused a script, or a step is queued with another command
+            than now; names those submitted.
     """
-    if shutil.which("sbatch") is None:
-        raise TinyNewsRecError(
-            "there is no sbatch on this machine, so nothing was submitted; run this on a login "
-            "node of the cluster, look at the scripts with --print, or run here: tnr pipeline run"
-        )
     for job in jobs:
         name = job.step.name
         if name in queued and book.jobs[name].digest != job.digest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from launchers.steps import Step
 from shards.files import read_json, write_json_atomic
+from trainer.errors import UsageError
 
 
 class State(StrEnum):
@@ -107,6 +109,8 @@ class Stamps:
         """Replace the stamp of a step, or of one task of an array job."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self._path(step, task), stamp.to_dict())
+        if task is not None:  # a stamp of an earlier run here would hide those of the tasks
+            self._path(step, None).unlink(missing_ok=True)
 
     def state(self, step: Step, digest: str) -> State:
         """Where a step stands, for the command that its digest belongs to.
@@ -152,6 +156,24 @@ class Stamps:
 def proved(step: Step) -> bool:
     """Whether every path that proves a step done exists."""
     return all(any(True for _ in glob.iglob(pattern)) for pattern in step.proof)  # noqa: PTH207
+
+
+def refuse_stale(stale: Sequence[Step], remedy: str) -> None:
+    """Refuse to go on beside outputs of other commands: a training takes them for its own.
+
+    Args:
+        stale: Steps that are :attr:`State.STALE`.
+        remedy: How their outputs get out of the way, where the caller runs.
+
+    Raises:
+        UsageError: There is one; names all.
+    """
+    if stale:
+        raise UsageError(
+            f"{', '.join(step.name for step in stale)}: made by another command, or from the "
+            f"results of another command, than the configuration now says. {remedy}; or name "
+            "another folder with --out"
+        )
 
 
 def _clock(seconds: float | None) -> str | None:

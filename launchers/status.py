@@ -130,8 +130,8 @@ def _tasks(step: Step) -> list[int | None]:
 
 def _ended(state: str, latest: Stamp | None) -> str:
     """State of a step whose job Slurm no longer knows: it had no chance to say so itself if it was
-    cancelled while it waited, or killed."""
-    if state in (State.DONE, State.FAILED, State.STALE):
+    cancelled while it waited, or killed. One that stopped with its requeues spent did say so."""
+    if state in (State.DONE, State.STOPPED, State.FAILED, State.STALE):
         return state
     by_job = latest is None or latest.job is not None
     return "cancelled" if by_job else state

@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trainer.errors import UsageError
+from trainer.errors import ConfigError, UsageError
 
 _VERBS_WITH_ACTION = ("train", "shards", "teachers")
+_GOING_ON = ("shards build", "shards tokenize", "teachers cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,18 @@ class Resources:
     """Memory on each machine; None leaves it to the cluster."""
     minutes: int = 60
     """Time limit."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine has.
+
+        Raises:
+            ConfigError: A number is too small.
+        """
+        least = {"nodes": 1, "processes": 1, "cpus": 1, "gpus": 0, "memory_gib": 1, "minutes": 1}
+        for name, value in least.items():
+            given = getattr(self, name)
+            if given is not None and given < value:
+                raise ConfigError(f"resources: {name} is {given}; expected at least {value}")
 
     @property
     def distributed(self) -> bool:
@@ -63,6 +76,11 @@ class Step:
         """Verb, and recipe or action where it has one: steps of one kind take alike long."""
         words = 3 if self.command[1] in _VERBS_WITH_ACTION else 2
         return " ".join(self.command[1:words])
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the step, started again, goes on where it was stopped or killed."""
+        return self.command[1] == "train" or self.kind in _GOING_ON
 
     def tasks(self) -> list[tuple[str, ...]]:
         """The command lines of all tasks, at least one."""

@@ -1,6 +1,7 @@
 """The column sets beside a shard set as folders: what each takes, how full it is, and removing
 one."""
 
+import contextlib
 import re
 import secrets
 import shutil
@@ -123,22 +124,32 @@ def remove_folder(shard_set: ShardSet, folder: Path) -> bool:
     """Remove the folder of a column set, if it is there; whether it was.
 
     It is renamed first, so that no reader finds half of it, and of two processes that remove it
-    one does. Whoever has mapped its files can go on reading them.
+    one does. Whoever has mapped its files can go on reading them. What a removal that was killed
+    has left of it is removed as well.
 
     Raises:
         ColumnError: It is a link or lies elsewhere, or cannot be removed.
     """
     if folder.is_symlink() or folder.parent != shard_set.columns_dir:
         raise ColumnError(f"{folder} is a link or lies outside {shard_set.columns_dir}")
-    leaving = folder.with_name(f".removing-{folder.name}-{secrets.token_hex(4)}")
+    leaving = f".removing-{folder.name}-"
     try:
-        folder.rename(leaving)
-        fsync_folder(leaving.parent)
-        shutil.rmtree(leaving)
-    except FileNotFoundError:
-        return False  # it was never there, or another process was first
+        was_there = _rename(folder, folder.with_name(f"{leaving}{secrets.token_hex(4)}"))
+        for left in folder.parent.glob(f"{leaving}*"):
+            with contextlib.suppress(FileNotFoundError):  # another process removes it as well
+                shutil.rmtree(left)
     except OSError as error:
         raise ColumnError(f"cannot remove {folder}: {error.strerror or error}") from error
+    return was_there
+
+
+def _rename(folder: Path, name: Path) -> bool:
+    """Rename a folder durably, if it is there; whether it was."""
+    try:
+        folder.rename(name)
+    except FileNotFoundError:
+        return False  # it was never there, or another process was first
+    fsync_folder(name.parent)
     return True
 
 

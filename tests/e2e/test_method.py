@@ -176,6 +176,7 @@ def test_the_demo_takes_ones_own_files(finished: tuple[Path, Path], tmp_path: Pa
     log = tmp_path / "mine" / "train" / "behaviors.tsv"
     printed = tnr("demo", *words, "--clicks", log, "--print")
     assert printed.returncode == 0, printed.stderr
-    parts = [tmp_path / "demo" / "split" / part / "behaviors.tsv" for part in ("train", "dev")]
+    (split,) = (tmp_path / "demo" / "split").iterdir()
+    parts = [split / part / "behaviors.tsv" for part in ("train", "dev")]
     assert b"".join(part.read_bytes() for part in parts) == log.read_bytes()
     assert len(parts[1].read_text().splitlines()) == len(log.read_text().splitlines()) // 10

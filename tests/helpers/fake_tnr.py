@@ -2,7 +2,7 @@
 
 ``write F TEXT`` appends to a file, ``print TEXT``, ``fail CODE``, ``crash``, ``rank F`` writes
 which rank this is, ``wait F`` creates a file and then waits for a signal: on TERM or USR2 it
-"checkpoints" into ``F.checkpoint`` and exits with 75.
+"checkpoints" into ``F.checkpoint`` and exits with 75. ``train`` before any of them changes nothing.
 """
 
 import os
@@ -16,6 +16,8 @@ from pathlib import Path
 def main(words: Sequence[str] | None = None) -> int:
     """Do what the words say."""
     verb, *rest = sys.argv[1:] if words is None else words
+    if verb == "train":
+        verb, *rest = rest
     if verb == "write":
         with Path(rest[0]).open("a", encoding="utf-8") as file:
             file.write(" ".join(rest[1:]) + "\n")

@@ -27,14 +27,22 @@ def test_print_shows_the_script_and_writes_nothing(words: list[str], tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_a_preset_is_checked_and_passed_on(words: list[str], capsys):
+    for given in (["--preset", "released", *words], [*words, "--preset=released"]):
+        assert main(["launch", "slurm", "--print", *given]) == 0
+        out = capsys.readouterr().out
+        assert "trainer.cli.main train post_train --preset released --run.dir" in out
+
+
 @pytest.mark.parametrize(
     ("options", "more", "message"),
     [
         (["--nodes", "3"], [], "not a multiple of 3 ranks"),
-        (["--cpus", "0"], [], "--cpus is 0; expected at least 1"),
+        (["--cpus", "0"], [], "cpus is 0; expected at least 1"),
         (["--name", "a b"], [], "--name is 'a b'"),
         ([], ["--nodes", "2"], "--nodes stands after the recipe"),
         ([], ["--run.max_stepz", "2"], "max_stepz"),
+        ([], ["--preset"], "unknown preset ''"),
         (["--cluster", "nowhere.yaml"], [], "nowhere.yaml does not exist"),
     ],
 )

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from launchers.local import LocalOptions, StepFailed, is_running, run_steps
+from launchers.local import LOCK, LocalOptions, StepFailed, is_running, run_steps
 from launchers.ranks import children
 from launchers.stamps import Stamps, State
 from launchers.steps import Resources, Step, digests
@@ -133,6 +135,15 @@ def test_what_another_command_made_is_not_used_in_silence(tmp_path: Path, done: 
     assert lines(output) == ["new"]
     assert lines(tmp_path / "out.txt.old-1") == ["old"]
     assert lines(done) == ["b", "b"]  # it rests on a, so it was done again
+
+
+def test_a_look_at_the_lock_does_not_keep_a_pipeline_from_starting(tmp_path: Path):
+    lock = FileLock(tmp_path / LOCK, thread_local=False)
+    lock.acquire()  # as `tnr pipeline status` does for a moment
+    looking = threading.Timer(0.2, lock.release)
+    looking.start()
+    assert run_steps([], tmp_path, FAKE) == 0
+    looking.join()
 
 
 def test_several_processes_are_ranks_of_torchrun(tmp_path: Path, monkeypatch):

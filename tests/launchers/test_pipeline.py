@@ -15,6 +15,7 @@ from launchers.pipeline import options, overrides, pipeline_steps
 from launchers.settings import build
 from launchers.steps import Step
 from shards.errors import UsageError
+from trainer.cli.demo import hold_out
 from trainer.cli.main import main
 from trainer.cli.pipeline import check_training
 
@@ -196,6 +197,14 @@ def test_an_untrained_model_is_a_run_of_one_step_that_changes_nothing():
     assert words_after(step, "--run.max_steps") == ["1"]
     assert words_after(steps["evaluate-untrained-s0"], "--name") == ["untrained"]
     check_training([step])
+    # A split that validates while it trains: the one step has nothing to validate.
+    validation = {"validation.max_impressions": 500, "validation.until": "2019-11-15"}
+    steps = plan(
+        baselines={"untrained": True},
+        data=SMALL["data"] | {"split": "public"},
+        stages={"finetune": {"set": validation | {"validation.patience": 2}}},
+    )
+    check_training([steps["untrained-s0"], steps["plain-teacher-s0"]])
 
 
 def test_fields_that_are_tokenized_and_read():
@@ -235,6 +244,8 @@ def test_words_of_options_and_overrides():
         ({"seeds": [True]}, "expected int"),
         ({"data": {}}, "found none of them"),
         ({"data": {"articles": ["a"]}}, "needs data.train_clicks"),
+        ({"data": {"synthesize": {}, "train_set": "T"}}, "belong to data.articles_set"),
+        ({"data": {"synthesize": {}, "dev_set": "D"}}, "belong to data.articles_set"),
         (
             {"data": {"synthesize": {}, "articles_set": "x"}},
             "data.synthesize and data.articles_set",
@@ -242,6 +253,11 @@ def test_words_of_options_and_overrides():
         ({"teachers": {"steps": [5, 5]}}, "expected at least one, rising"),
         ({"tokenizer": 3}, "tokenizer: expected keys and values, found 3"),
         ({"resources": {"gpus": "two"}}, "resources.gpus is 'two'"),
+        ({"resources": {"processes": 0}}, "resources: processes is 0; expected at least 1"),
+        ({"stages": {"plain": {"resources": {"nodes": -1}}}}, "resources: nodes is -1"),
+        ({"resources": {"memory_gib": 0}}, "resources: memory_gib is 0"),
+        ({"cluster": {"env": {"N": 8}}}, r"env\.N is 8 \(int\); expected str, in quotes"),
+        ({"cluster": {"env": {1: "x"}}}, "a key of cluster.env is 1"),
         ({"stages": {"post_train": {"set": {"run.max_steps": 15}}}}, "the copy of step 20, but"),
     ],
 )
@@ -309,6 +325,18 @@ def test_submit_without_slurm_says_so_and_prints_without_it(config_file: Path, m
     said = capsys.readouterr().out
     assert said.count("#!/bin/bash") == len(plan())
     assert "--dependency=afterok:<finetune-teacher-1>:<finetune-teacher-2>:<build-train>" in said
+
+
+def test_another_log_of_the_demo_is_split_anew_and_the_same_one_once(tmp_path: Path):
+    logs = [tmp_path / name for name in ("one.tsv", "two.tsv", "copy.tsv")]
+    for log, user in zip(logs, "ABA", strict=True):
+        log.write_text("".join(f"{n}\t{user}\n" for n in range(20)))
+    one, two, copy = (hold_out(log, tmp_path / "split") for log in logs)
+    for (train, dev), log in ((one, logs[0]), (two, logs[1])):
+        assert train.read_text() + dev.read_text() == log.read_text()
+    assert copy == one != two
+    logs[0].write_text(logs[1].read_text())  # the same name, another content
+    assert hold_out(logs[0], tmp_path / "split") == two
 
 
 def test_launchers_load_no_torch():

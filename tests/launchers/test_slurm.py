@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 import launchers
-from launchers.jobs import JobBook, Queued, read_squeue
+from launchers.jobs import JobBook, Queued, read_squeue, submission
 from launchers.pipeline import load_pipeline, pipeline_steps
 from launchers.slurm import ClusterConfig, load_cluster, make_job, make_jobs, render, submit
 from launchers.stamps import Stamp, Stamps, State
 from launchers.steps import Resources, Step, digests
 from trainer.cli.main import main
-from trainer.errors import ConfigError, TinyNewsRecError
+from trainer.errors import ConfigError, TinyNewsRecError, UsageError
 
 PER_RANK = ClusterConfig(
     tasks="per_rank",
@@ -193,16 +193,33 @@ def test_a_checkpointed_stop_is_requeued_within_the_budget(slurm: Path):
     assert run_script(step, slurm).returncode == 75
     assert (slurm / "scontrol").read_text() == "requeue 7\n"
     assert stamp(slurm, "a")["state"] == "stopped"
-    assert run_script(step, slurm, SLURM_RESTART_COUNT="2").returncode == 75
+    last = run_script(step, slurm, SLURM_RESTART_COUNT="2")
+    assert last.returncode == 75 and "all 2 requeues are spent" in last.stderr
     assert (slurm / "scontrol").read_text() == "requeue 7\n"  # the budget is spent
     assert stamp(slurm, "a")["state"] == "stopped"
 
 
 def test_a_command_that_dies_of_the_signal_while_it_starts_is_requeued(slurm: Path):
-    done = run_script(Step(name="a", command=("tnr", "fail", "140")), slurm)  # 128 + USR2
+    step = Step(name="a", command=("tnr", "train", "fail", "140"))  # 128 + USR2
+    done = run_script(step, slurm)
     assert done.returncode == 75, done.stderr
     assert (slurm / "scontrol").read_text() == "requeue 7\n"
     assert stamp(slurm, "a")["state"] == "stopped"
+
+
+def test_a_step_that_could_only_start_over_fails_at_its_time_limit(slurm: Path):
+    done = run_script(Step(name="a", command=("tnr", "fail", "140")), slurm)
+    assert done.returncode == 1
+    assert "ended by the signal 180 s before its time limit" in done.stderr
+    assert not (slurm / "scontrol").exists()
+    assert (stamp(slurm, "a")["state"], stamp(slurm, "a")["exit_code"]) == ("failed", 1)
+
+
+def test_a_time_limit_that_ends_before_its_signal_is_refused():
+    short = Step(name="a", command=("tnr", "x"), resources=Resources(minutes=3))
+    with pytest.raises(ConfigError, match=r"step a: cluster\.signal_s is 180, expected less"):
+        make_job(short, ClusterConfig(), FOLDER, "d")
+    assert "USR2@179" in make_job(short, ClusterConfig(signal_s=179), FOLDER, "d").script
 
 
 def test_a_job_that_slurm_does_not_requeue_is_stamped_as_stopped(slurm: Path):
@@ -286,6 +303,45 @@ def test_only_tasks_that_are_not_done_are_submitted_again(slurm: Path, capsys):
     assert submitted({4: State.DONE}, "of other settings") == "2,4,5%8"
     # All are stamped, but nothing proves it: the columns are gone.
     assert submitted(dict.fromkeys(range(6), State.DONE)) == "0-5%8"
+
+
+def test_outputs_of_other_settings_are_not_taken_for_done(slurm: Path, capsys):
+    config, run = slurm / "small.yaml", slurm / "run"
+
+    def submit_with(**more) -> int:
+        content = {"run": str(run), "data": {"synthesize": {}}, "set": more}
+        config.write_text(yaml.safe_dump(content))
+        return main(["pipeline", "submit", str(config), "--only", "post-train"])
+
+    assert submit_with() == 0
+    steps = pipeline_steps(load_pipeline(config))
+    (step,) = (step for step in steps if step.name == "post-train")
+    done = Stamp("post-train", digests(steps)["post-train"], State.DONE, "", 1.0, 2.0)
+    Stamps(run / "pipeline").write(step, done)
+    Path(step.proof[0]).parent.mkdir(parents=True)
+    Path(step.proof[0]).touch()
+    (run / "pipeline" / "slurm" / "jobs.json").unlink()  # Slurm has ended with it
+    assert submit_with() == 0
+    capsys.readouterr()
+    assert submit_with(**{"optimizer.lr": 0.5}) == 2
+    said = capsys.readouterr().err
+    assert "post-train: made by another command" in said and f"Move {step.output} aside" in said
+    assert len((slurm / "sbatch").read_text().splitlines()) == 1
+
+
+def test_two_submissions_at_once_do_not_lose_each_other_s_jobs(slurm: Path):
+    folder = slurm / "pipeline"
+    with submission(folder) as (book, queued):
+        assert queued == {}
+        with (
+            pytest.raises(UsageError, match="another submission is under way"),
+            submission(folder),
+        ):
+            pass
+        submit(make_jobs([TRAIN], CLUSTER, folder, digests([TRAIN])), folder, book, queued)
+    executable(slurm / "bin" / "squeue", "#!/bin/bash\necho '101 RUNNING 0 None'\n")
+    with submission(folder) as (_, queued):
+        assert queued == {"post-train": "101"}
 
 
 def test_an_array_s_tasks_are_read_together():

@@ -63,9 +63,11 @@ def test_an_array_shows_its_done_tasks_and_a_lost_job_is_cancelled(
     for task in (0, 2):
         stamp(steps, 1, tmp_path, State.DONE, task)
     found = rows(steps, tmp_path, "8 PENDING 0 Resources\n")
-    assert found["a"].state == "cancelled"  # it stopped and is not queued
+    assert found["a"].state == "stopped"  # its requeues are spent
     assert (found["b"].progress, found["b"].state) == ("2/3 tasks", "queued")
     assert found["c"].state == "cancelled"  # it never ran: what it needs did not end well
+    stamp(steps, 0, tmp_path, State.RUNNING)
+    assert rows(steps, tmp_path, "")["a"].state == "cancelled"  # it was killed
 
 
 def test_without_slurm_the_stamps_speak(steps: list[Step], tmp_path: Path):

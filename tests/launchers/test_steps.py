@@ -107,6 +107,19 @@ def test_jobs_of_an_array_stamp_their_tasks_and_all_must_be_done(tmp_path: Path)
     assert stamps.state(several, "d") is State.DONE
 
 
+def test_a_job_s_tasks_replace_the_stamp_of_an_earlier_run_here(tmp_path: Path):
+    several = step("a", array=(("x",), ("y",)))
+    stamps = Stamps(tmp_path)
+    stamps.write(several, stamp("a", "d", State.STOPPED, 75))
+    words = ["--folder", str(tmp_path), "--step", "a", "--digest", "d", "--start", "5"]
+    assert mark([*words, "--task", "1"]) == 0
+    assert stamps.state(several, "d") is State.RUNNING
+    assert mark([*words, "--task", "1", "--exit-code", "1"]) == 0
+    assert stamps.state(several, "d") is State.FAILED
+    stamps.write(several, stamp("a", "d", State.DONE))  # then run here to its end
+    assert stamps.state(several, "d") is State.DONE
+
+
 def test_estimate_takes_the_mean_of_a_kind_then_of_all():
     estimate = Estimate()
     train = Step(name="t1", command=("tnr", "train", "finetune", "--run.seed", "1"))

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -128,3 +129,22 @@ def test_columns_of_another_version_and_leftovers_of_a_removal_can_go(
         assert remove_folder(other, column.folder)
         assert not remove_folder(other, column.folder)
     assert list(other.columns_dir.iterdir()) == []
+
+
+def test_what_a_killed_removal_left_goes_with_the_next_one(
+    articles: ShardSet, monkeypatch: pytest.MonkeyPatch
+):
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    column, other = write(articles, EXACT, 3), write(articles, EXACT, 3, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        for folder in (column, other):
+            with pytest.raises(KeyboardInterrupt):
+                remove_folder(articles, folder)
+    assert not remove_folder(articles, column)  # it is not there any more, only what is left of it
+    (left,) = articles.columns_dir.iterdir()
+    assert left.name.startswith(f".removing-{other.name}-")
+    assert write(articles, EXACT, 3, seed=1) == other and remove_folder(articles, other)
+    assert list(articles.columns_dir.iterdir()) == []

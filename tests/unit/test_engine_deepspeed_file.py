@@ -1,11 +1,11 @@
 """DeepSpeed files hold only what DeepSpeed alone knows."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from trainer.engine import deepspeed_file
 from trainer.engine.deepspeed_file import (
     SET_BY_THE_RUN,
     check_compiler,
@@ -138,13 +138,13 @@ def test_zeropp_is_refused_where_its_ranks_or_kernels_are_missing():
 
 
 def test_compiling_layers_without_a_compiler_is_said_before_training(monkeypatch):
-    monkeypatch.setattr(deepspeed_file.shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match=r"run\.compile needs a C\+\+ compiler"):
         check_compiler_of_layers()
 
 
 def test_a_missing_compiler_is_said_before_training(monkeypatch):
-    monkeypatch.setattr(deepspeed_file.shutil, "which", lambda name: None)
-    monkeypatch.setattr(deepspeed_file.sys, "executable", "/nonexistent/python")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(ConfigError, match=r"ninja.*C\+\+ compiler"):
         check_compiler()

@@ -343,7 +343,17 @@ def test_every_training_step_of_a_pipeline_is_planned(capsys) -> None:
     assert plans[0]["steps"]["units"] == 2000 and plans[1]["steps"]["units"] == 3000
     assert any("is not made yet" in note for note in plans[1]["notes"])
     assert main(["plan", *told, str(template), "--run.epochs", "1"]) == 2
-    assert "takes no overrides" in capsys.readouterr().err
+    assert "takes neither overrides nor a preset: --run.epochs 1" in capsys.readouterr().err
+    assert main(["plan", *told, "--preset", "released", str(template)]) == 2
+    assert "takes neither overrides nor a preset: --preset released" in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_pipeline_s_step_is_not_taken_for_a_missing_set(tmp_path, capsys) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("run: r\ndata: {synthesize: {}}\nset: {run.epoch: 2}\n")
+    assert main(["plan", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert "step post-train: " in said and "run.epoch" in said and "--articles" not in said
 
 
 def test_a_second_copy_of_zeropp_is_planned_where_ranks_divide(tmp_path: Path) -> None:

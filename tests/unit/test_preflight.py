@@ -15,6 +15,7 @@ from helpers.world import TINY_MODEL, TinyWorld, make_world
 from launchers import preflight
 from launchers.preflight import Outcome
 from trainer.cli.main import main
+from trainer.engine.deepspeed_file import check_compiler
 from trainer.engine.extensions import cpu_type
 
 Usage = namedtuple("Usage", "total used free")
@@ -47,6 +48,13 @@ def test_compilers_are_a_failure_only_where_the_run_needs_them(tmp_path, monkeyp
     needed = preflight.check_compiler_tools(is_needed=True)
     assert needed.outcome is Outcome.FAIL
     assert needed.found == "no a C++ compiler (g++) and no ninja (pip install ninja)"
+    for name in ("ninja", "icpx"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("CXX", "icpx")
+    named = preflight.check_compiler_tools(is_needed=True)
+    assert named.outcome is Outcome.OK and f"{tmp_path}/icpx" in named.found
+    check_compiler()  # the run itself goes by the same rule
 
 
 def test_the_lock_of_a_killed_build_is_named(tmp_path: Path) -> None:
@@ -145,6 +153,7 @@ def test_a_run_and_two_ranks(world: TinyWorld, tmp_path: Path, capsys, monkeypat
 
 def test_data_that_are_missing_are_a_failure(tmp_path: Path, capsys) -> None:
     words = ["--data.articles", str(tmp_path / "none"), "--run.dir", str(tmp_path / "run")]
+    words += ["--preset", "cpu"]
     assert main(["preflight", "post_train", *words]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("fail")] == ["data"]

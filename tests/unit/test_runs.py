@@ -1,11 +1,16 @@
 """``tnr runs`` over folders as runs leave them."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from helpers.tnr import ROOT
 
 from trainer.cli.main import main
 from trainer.monitor.runs import find_runs
@@ -61,3 +66,12 @@ def test_the_command(runs: Path, capsys: pytest.CaptureFixture[str]):
     assert [run["name"] for run in json.loads(capsys.readouterr().out)] == ["a", "b/c", "d", "e"]
     assert main(["runs", str(runs / "none")]) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_ended_is_no_success(runs: Path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "trainer.cli.main", "runs", str(runs)]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")

@@ -109,23 +109,30 @@ def hold_out(log: Path, folder: Path) -> tuple[Path, Path]:
     """Split a click log by its lines: the first nine tenths to train on, the rest to evaluate on.
 
     Returns:
-        Two ``behaviors.tsv`` below ``folder``; written once, and read again by a later start.
+        Two ``behaviors.tsv`` below ``folder``, in a folder that is named by the log's content:
+        another log has another split, and the same log is split once.
 
     Raises:
         DataError: There is no log, or it has fewer than ten lines.
     """
+    import hashlib
+
     from shards.errors import DataError
     from shards.files import atomic_file
     from shards.mind import BEHAVIORS_NAME, find_member
     from shards.sources import InputFile
 
-    train, dev = folder / "train" / BEHAVIORS_NAME, folder / "dev" / BEHAVIORS_NAME
-    if train.is_file() and dev.is_file():
-        return train, dev
     file = find_member(log, BEHAVIORS_NAME) or InputFile(log)
-    total = sum(1 for _ in file.lines())
+    total, digest = 0, hashlib.sha256()
+    for _, line in file.lines():
+        total += 1
+        digest.update((line or b"") + b"\n")
     if total < 10:
         raise DataError(f"{log} has {total} lines; a held-out tenth needs at least 10")
+    split = folder / digest.hexdigest()[:12]
+    train, dev = split / "train" / BEHAVIORS_NAME, split / "dev" / BEHAVIORS_NAME
+    if train.is_file() and dev.is_file():
+        return train, dev
     train.parent.mkdir(parents=True, exist_ok=True)
     dev.parent.mkdir(parents=True, exist_ok=True)
     last = total - total // 10

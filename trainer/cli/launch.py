@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from trainer.cli.settings import add_settings, take_preset
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb and its sub-verb."""
@@ -35,12 +37,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     slurm.add_argument("--print", action="store_true", help="show the script and submit nothing")
     slurm.add_argument("recipe", metavar="RECIPE", help="a recipe's name or path")
-    slurm.add_argument(
-        "overrides",
-        nargs=argparse.REMAINDER,
-        metavar="--section.key value",
-        help="settings over the recipe's",
-    )
+    add_settings(slurm)
     slurm.set_defaults(run=run)
 
 
@@ -53,35 +50,38 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from pathlib import Path
 
-    from launchers.jobs import JobBook, ask_squeue
+    from launchers.jobs import submission
     from launchers.slurm import ClusterConfig, load_cluster, make_jobs, render, submit
     from launchers.steps import Resources, Step, digests
     from trainer.config.load import load_config
     from trainer.config.validate import check_batch
 
+    take_preset(arguments)
     _check_options(arguments)
-    config = load_config(arguments.recipe, arguments.overrides)
+    resources = Resources(
+        nodes=arguments.nodes,
+        processes=arguments.processes,
+        gpus=arguments.gpus,
+        cpus=arguments.cpus,
+        minutes=arguments.minutes,
+    )
+    config = load_config(arguments.recipe, arguments.overrides, preset=arguments.preset)
     check_batch(config, arguments.nodes * arguments.processes)
     cluster = load_cluster(arguments.cluster) if arguments.cluster else ClusterConfig()
+    preset = () if arguments.preset is None else ("--preset", arguments.preset)
     step = Step(
         name=arguments.name,
-        command=("tnr", "train", arguments.recipe, *arguments.overrides),
-        resources=Resources(
-            nodes=arguments.nodes,
-            processes=arguments.processes,
-            gpus=arguments.gpus,
-            cpus=arguments.cpus,
-            minutes=arguments.minutes,
-        ),
+        command=("tnr", "train", arguments.recipe, *preset, *arguments.overrides),
+        resources=resources,
     )
     folder = Path(config.run.dir) / "launch"
     jobs = make_jobs([step], cluster, folder, digests([step]))
     if arguments.print:
         print(render(jobs, folder))
         return 0
-    book = JobBook(folder)
-    queued = book.queued((ask_squeue() or {}) if book.jobs else {})
-    for number in submit(jobs, folder, book, queued).values():
+    with submission(folder) as (book, queued):
+        ids = submit(jobs, folder, book, queued)
+    for number in ids.values():
         print(f"{number}  {step.name}: script and logs in {folder}")
     if step.name in queued:
         print(f"{step.name} is queued already as job {queued[step.name]}; nothing was submitted")
@@ -91,13 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_options(arguments: argparse.Namespace) -> None:
     from trainer.errors import ConfigError
 
-    least = {"nodes": 1, "processes": 1, "gpus": 0, "cpus": 1, "minutes": 1}
-    for name, value in least.items():
-        if getattr(arguments, name) < value:
-            raise ConfigError(f"--{name} is {getattr(arguments, name)}; expected at least {value}")
     if not arguments.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ConfigError(f"--name is {arguments.name!r}; expected letters, digits, -, _ and .")
-    own = {f"--{name}" for name in (*least, "name", "cluster", "print")}
+    names = ("nodes", "processes", "gpus", "cpus", "minutes", "name", "cluster", "print")
+    own = {f"--{name}" for name in names}
     for word in arguments.overrides:
         if word.split("=")[0] in own:
             raise ConfigError(f"{word} stands after the recipe; options of launch come before it")

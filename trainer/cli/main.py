@@ -62,12 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # otherwise: gigabytes where every micro-batch has its own shape. A step needs a few dozen.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
-        return arguments.run(arguments) or EXIT_DONE
+        code = arguments.run(arguments) or EXIT_DONE
+        sys.stdout.flush()  # so that a closed pipe is met here, not in the interpreter's teardown
+        return code
     except TinyNewsRecError as error:
         print(f"tnr: error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        return EXIT_DONE
+        # Who read the output has ended, as in `tnr runs | head`; the command may have done half.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("tnr: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -95,9 +95,9 @@ def run_here(arguments: argparse.Namespace) -> int:
 
 def run_submit(arguments: argparse.Namespace) -> int:
     """Submit the steps that are not done, or show the scripts of all of them."""
-    from launchers.jobs import JobBook, ask_squeue
+    from launchers.jobs import submission
     from launchers.slurm import load_cluster, make_jobs, render, submit
-    from launchers.stamps import Stamps, State
+    from launchers.stamps import Stamps, State, refuse_stale
     from launchers.steps import choose, digests
 
     config, steps = _load(arguments)
@@ -108,22 +108,25 @@ def run_submit(arguments: argparse.Namespace) -> int:
     if arguments.print:
         print(render(make_jobs(chosen, cluster, folder, known), folder))
         return 0
-    book, stamps = JobBook(folder), Stamps(folder)
-    queued = book.queued((ask_squeue() or {}) if book.jobs else {})
-    done = [step for step in chosen if stamps.state(step, known[step.name]) is State.DONE]
-    todo = [step for step in chosen if step not in done]
-    folder.mkdir(parents=True, exist_ok=True)
-    left = {
-        step.name: tasks
-        for step in todo
-        if len(tasks := stamps.tasks_left(step, known[step.name])) < len(step.array)
-    }
-    ids = submit(make_jobs(todo, cluster, folder, known, left), folder, book, queued)
+    stamps = Stamps(folder)
+    with submission(folder) as (book, queued):
+        states = {step.name: stamps.state(step, known[step.name]) for step in chosen}
+        todo = [step for step in chosen if states[step.name] is not State.DONE]
+        # What is queued with other settings is refused where it would be submitted.
+        unqueued = [step for step in todo if step.name not in queued]
+        stale = [step for step in unqueued if states[step.name] is State.STALE]
+        refuse_stale(stale, f"Move {', '.join(str(step.output) for step in stale)} aside")
+        left = {
+            step.name: tasks
+            for step in todo
+            if len(tasks := stamps.tasks_left(step, known[step.name])) < len(step.array)
+        }
+        ids = submit(make_jobs(todo, cluster, folder, known, left), folder, book, queued)
     for name, number in ids.items():
         some = ", ".join(map(str, left.get(name, ())))
         print(f"{number}  {name}{f' (tasks {some})' if some else ''}")
-    waiting = len(todo) - len(ids)
-    print(f"{len(ids)} jobs submitted, {waiting} queued already, {len(done)} steps done already")
+    waiting, done = len(todo) - len(ids), len(chosen) - len(todo)
+    print(f"{len(ids)} jobs submitted, {waiting} queued already, {done} steps done already")
     return 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from trainer.cli.settings import add_settings, take_preset
+
 if TYPE_CHECKING:
     from trainer.plan.data import Counts
     from trainer.plan.plan import Options, Plan
@@ -32,12 +34,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "what", metavar="WHAT", help="a recipe's name or path, or a pipeline's YAML"
     )
-    parser.add_argument(
-        "overrides",
-        nargs=argparse.REMAINDER,
-        metavar="--section.key value",
-        help="settings over the recipe's",
-    )
+    add_settings(parser)
     parser.add_argument("--nodes", type=_positive, default=1, help="machines (default 1)")
     parser.add_argument("--processes", type=_positive, default=1, help="ranks a machine (1)")
     parser.add_argument("--gpu-gib", type=float, help="memory of a GPU: say what fits")
@@ -54,7 +51,6 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--vocab-size", type=_positive, default=30522, help="of a random backbone without data"
     )
-    parser.add_argument("--preset", help="settings under the overrides: 'released'")
     parser.add_argument("--json", action="store_true", help="print it as JSON, in plain units")
     parser.set_defaults(run=run)
 
@@ -67,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.plan.plan import crowded
     from trainer.plan.show import lines, to_json
 
+    take_preset(arguments)
     plans = _pipeline(arguments) if _is_pipeline(arguments.what) else [_recipe(arguments)]
     items = [item for plan, _ in plans for item in plan.disk]
     warnings = crowded(items)
@@ -110,11 +107,15 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
     """Plan every training step of a pipeline with the resources that it asks for."""
     from launchers.pipeline import load_pipeline, pipeline_steps
     from trainer.config.load import load_config
-    from trainer.errors import TinyNewsRecError, UsageError
+    from trainer.errors import DataError, TinyNewsRecError, UsageError
     from trainer.plan.plan import make_plan
 
-    if arguments.overrides:
-        raise UsageError(f"a pipeline takes no overrides: {' '.join(arguments.overrides)}")
+    if arguments.overrides or arguments.preset is not None:
+        given = arguments.overrides or ["--preset", arguments.preset]
+        raise UsageError(
+            f"a pipeline takes neither overrides nor a preset: {' '.join(given)}; its file has "
+            "'set' and 'stages'"
+        )
     plans = []
     for step in pipeline_steps(load_pipeline(arguments.what)):
         if step.command[1] != "train":
@@ -125,10 +126,10 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
             config = load_config(step.command[2], step.command[3:])
             plan = make_plan(config, options, name=step.name, has_data=True)
         except TinyNewsRecError as error:
-            raise type(error)(
-                f"step {step.name}: {error} (sets that are not built yet: give --articles and "
-                "--impressions)"
-            ) from error
+            hint = ""
+            if isinstance(error, DataError) and options.counts is None:
+                hint = " (sets that are not built yet: give --articles and --impressions)"
+            raise type(error)(f"step {step.name}: {error}{hint}") from error
         plans.append((plan, options))
     return plans
 

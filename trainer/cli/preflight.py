@@ -7,6 +7,8 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from trainer.cli.settings import add_settings, take_preset
+
 if TYPE_CHECKING:
     from launchers.preflight import Check
     from trainer.config.schema import TrainConfig
@@ -34,12 +36,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ),
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name or path")
-    parser.add_argument(
-        "overrides",
-        nargs=argparse.REMAINDER,
-        metavar="--section.key value",
-        help="settings over the recipe's",
-    )
+    add_settings(parser)
     parser.add_argument(
         "--processes", type=int, default=1, help="ranks to start here for an all-reduce (1: none)"
     )
@@ -57,9 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     from launchers.preflight import Outcome
     from trainer.config.load import load_config
 
+    take_preset(arguments)
     config = None
     if arguments.recipe is not None:
-        config = load_config(arguments.recipe, arguments.overrides)
+        config = load_config(arguments.recipe, arguments.overrides, preset=arguments.preset)
     checks = _here(config)
     rank = int(os.environ.get("RANK", "0"))
     checks += _together(arguments, checks)

@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from trainer.cli.settings import add_settings, take_preset
+
 if TYPE_CHECKING:
     from trainer.config.schema import TrainConfig
     from trainer.engine.signals import StopRequest
@@ -26,17 +28,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         ),
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name or path")
-    parser.add_argument(
-        "overrides",
-        nargs=argparse.REMAINDER,
-        metavar="--section.key value",
-        help="settings over the recipe's",
-    )
-    parser.add_argument(
-        "--preset",
-        help="settings under the overrides: 'released' (released code), 'cpu' (faster on a CPU), "
-        "'cpu_bf16' (on one with hardware for bf16)",
-    )
+    add_settings(parser)
     parser.add_argument("--dry-run", action="store_true", help="show the resolved run and stop")
     parser.add_argument("--settings", action="store_true", help="list every setting and stop")
     parser.set_defaults(run=run)
@@ -67,15 +59,12 @@ def _load(arguments: argparse.Namespace, overrides: list[str]) -> "TrainConfig":
 
 def _own_options(arguments: argparse.Namespace) -> list[str]:
     """Pick this command's own options out of what follows the recipe."""
+    take_preset(arguments)
     words = list(arguments.overrides)
     for flag in ("--dry-run", "--settings"):
         if flag in words:
             words.remove(flag)
             setattr(arguments, flag[2:].replace("-", "_"), True)
-    if "--preset" in words:
-        place = words.index("--preset")
-        arguments.preset = words[place + 1] if place + 1 < len(words) else ""
-        del words[place : place + 2]
     return words
 
 

@@ -7,12 +7,10 @@ refused, because one of the two places would be silently wrong.
 
 import importlib.resources
 import json
-import os
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
+from trainer.engine.extensions import find_compiler, find_ninja
 from trainer.errors import ConfigError
 
 SET_BY_THE_RUN = {
@@ -156,9 +154,9 @@ def check_compiler() -> None:
             obscurely.
     """
     missing = []
-    if shutil.which("ninja") is None and not (Path(sys.executable).parent / "ninja").exists():
+    if find_ninja() is None:
         missing.append("ninja (pip install ninja)")
-    if not _has_compiler():
+    if find_compiler() is None:
         missing.append("a C++ compiler (g++)")
     if missing:
         raise ConfigError(
@@ -173,16 +171,11 @@ def check_compiler_of_layers() -> None:
     Raises:
         ConfigError: There is no C++ compiler.
     """
-    if not _has_compiler():
+    if find_compiler() is None:
         raise ConfigError(
             "run.compile needs a C++ compiler (g++) on a machine without GPUs; install it, or "
             "leave run.compile out"
         )
-
-
-def _has_compiler() -> bool:
-    named = os.environ.get("CXX", "")
-    return any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++", named) if compiler)
 
 
 def _check_offload(zero: dict[str, Any], path: Path) -> None:

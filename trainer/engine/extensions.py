@@ -1,4 +1,4 @@
-"""Where DeepSpeed keeps the libraries that it compiles at a first start. No torch.
+"""What DeepSpeed compiles with, and where it keeps the libraries of a first start. No torch.
 
 They are compiled for the very CPU that compiles them. In a home folder that unlike nodes share, the
 library of one node is the illegal instruction of another, so each type of CPU has a folder of its
@@ -8,6 +8,8 @@ own.
 import hashlib
 import os
 import platform
+import shutil
+import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -33,6 +35,18 @@ def cpu_type(cpuinfo: str | None = None) -> str:
     ]
     digest = hashlib.sha256("\n".join([platform.machine(), *told]).encode()).hexdigest()
     return f"cpu-{digest[:10]}"
+
+
+def find_compiler() -> str | None:
+    """Path of a C++ compiler: a usual one, or the one that ``CXX`` names."""
+    names = ("c++", "g++", "clang++", os.environ.get("CXX", ""))
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def find_ninja() -> str | None:
+    """Path of ninja, which pip puts beside an interpreter that may not be on the path."""
+    beside = Path(sys.executable).with_name("ninja")
+    return shutil.which("ninja") or (str(beside) if beside.exists() else None)
 
 
 def extensions_folder(environment: Mapping[str, str] = os.environ) -> Path:

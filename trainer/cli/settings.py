@@ -1,0 +1,33 @@
+"""What follows a recipe on the command line, wherever one is given: overrides and a preset."""
+
+import argparse
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the overrides, which take all words after the recipe, and ``--preset``.
+
+    Args:
+        parser: Of the command; its recipe is added before.
+    """
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="--section.key value",
+        help="settings over the recipe's",
+    )
+    parser.add_argument(
+        "--preset",
+        help="settings under the overrides: 'released' (released code), 'cpu' (faster on a CPU), "
+        "'cpu_bf16' (on one with hardware for bf16)",
+    )
+
+
+def take_preset(arguments: argparse.Namespace) -> None:
+    """Move a preset that stands behind the recipe from the overrides to ``arguments.preset``."""
+    words, arguments.overrides = iter(arguments.overrides), []
+    for word in words:
+        name, is_whole, value = word.partition("=")
+        if name == "--preset":
+            arguments.preset = value if is_whole else next(words, "")
+        else:
+            arguments.overrides.append(word)
