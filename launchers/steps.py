@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from trainer.errors import ConfigError, UsageError
 
 _VERBS_WITH_ACTION = ("train", "shards", "teachers")
-_GOING_ON = ("shards build", "shards tokenize", "teachers cache")
+_GOING_ON = ("shards build", "shards tokenize", "teachers cache", "teachers logits")
 
 
 @dataclass(frozen=True, kw_only=True)
