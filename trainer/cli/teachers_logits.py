@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from trainer.cli.settings import add_settings, take_preset
+
 if TYPE_CHECKING:
     from trainer.config.schema import TrainConfig
 
@@ -37,19 +39,14 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         metavar="I/N",
         help="fill the I-th of N parts of the cells, counted from 0 (default: all)",
     )
-    logits.add_argument("--preset", help="settings under the overrides, as of 'tnr train'")
     logits.add_argument("recipe", metavar="RECIPE", help="a recipe's name or path")
-    logits.add_argument(
-        "overrides",
-        nargs=argparse.REMAINDER,
-        metavar="--section.key value",
-        help="settings over the recipe's",
-    )
+    add_settings(logits)
     logits.set_defaults(run=run_logits)
 
 
 def run_logits(arguments: argparse.Namespace) -> int:
     """Fill what is missing."""
+    take_preset(arguments)
     from trainer.cli.teachers import say_where
     from trainer.engine.signals import AFTER_BATCH, stop_on_signals
     from trainer.tasks.sources import open_sources, stored_logits
