@@ -13,13 +13,14 @@ import json
 import mmap
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from shards.cell_tensors import CellTensors
 from shards.errors import ColumnError, DamageError
 from shards.files import allow_many_open_files, atomic_file, fsync_folder, write_json_atomic
 from shards.manifest import ShardInfo
@@ -245,43 +246,6 @@ def check_names(path: object, places: Mapping[str, TensorPlace], record: CellRec
         )
 
 
-class HasTensors(Protocol):
-    """A cell, here or elsewhere."""
-
-    places: dict[str, TensorPlace]
-
-    def array(self, name: str) -> np.ndarray:
-        """One tensor, read-only."""
-        ...
-
-
-class CellTensors(Mapping[str, np.ndarray]):
-    """The tensors of a cell by name; each is mapped when it is asked for."""
-
-    __slots__ = ("_cell",)
-
-    def __init__(self, cell: HasTensors) -> None:
-        self._cell = cell
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """One tensor."""
-        if name not in self._cell.places:
-            raise KeyError(name)
-        return self._cell.array(name)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is one of this name; nothing is mapped."""
-        return name in self._cell.places
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self._cell.places)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._cell.places)
-
-
 class Cell:
     """The memory-mapped tensors of one committed cell.
 
@@ -340,7 +304,7 @@ class Cell:
         return data_path(self._folder, self._shard)
 
     @property
-    def tensors(self) -> "CellTensors":
+    def tensors(self) -> CellTensors:
         """Name to array, made when it is first asked for: a view of the mapped file, read-only."""
         return CellTensors(self)
 
