@@ -1,6 +1,6 @@
 """Checking column sets against their commit records, byte by byte."""
 
-from shards.cells import open_cell
+from shards.cells import open_cell, record_path
 from shards.column_info import ColumnInfo, read_info, removal_command, repair_command
 from shards.column_reader import ColumnReader
 from shards.errors import ColumnError, DamageError
@@ -12,7 +12,8 @@ def verify_columns(reader: ColumnReader) -> list[str]:
 
     Returns:
         One line for every damaged cell, naming file, tensor and remedy; an empty list if all is
-        well. Cells that are not filled (a reader has none) are no damage.
+        well. Cells that are not filled (a reader has none) are no damage, unless they have a
+        commit record.
     """
     info = ColumnInfo(reader.folder, reader.name, reader.made_from, reader.fingerprint)
     return _damaged_cells(reader.shard_set, info)
@@ -56,6 +57,11 @@ def _damaged_cells(shard_set: ShardSet, info: ColumnInfo) -> list[str]:
         except DamageError as error:
             problems.append(str(error))
             continue
+        if cell is None and (record := record_path(info.folder, shard)).exists():
+            problems.append(
+                f"{record}: this commit record and the data file beside it do not belong together; "
+                f"run `{repair_command(shard_set, info.name)}`"
+            )
         if cell is not None and damaged:
             problems.append(
                 f"{cell.path}: the checksum of {', '.join(damaged)} is not the one of its commit "

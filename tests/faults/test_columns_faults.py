@@ -14,6 +14,7 @@ import pytest
 from helpers.sets import article_texts, make_articles
 
 import shards.cells
+from shards.column_check import verify_column_folders
 from shards.columns import ColumnReader, ColumnWriter, verify_columns
 from shards.errors import ColumnError, DamageError
 
@@ -265,6 +266,26 @@ def test_truncated_cell(articles):
     data.write_bytes(data.read_bytes()[:-4])
     with pytest.raises(ColumnError, match="1 of 4"):
         ColumnReader.open(articles, "teacher-v")
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "header", "record"])
+def test_a_committed_cell_that_lost_its_data_is_no_intact_one(articles, damage):
+    """E5: a cell that was never filled is no damage, one with a commit record is."""
+    writer = fill(articles)
+    (writer.folder / "news-000001.safetensors").unlink()
+    (writer.folder / "news-000001.json").unlink()
+    assert verify_column_folders(articles) == ([], [writer.folder.name])
+    data = writer.folder / "news-000002.safetensors"
+    if damage == "missing":
+        data.unlink()
+    elif damage == "record":
+        data.with_suffix(".json").write_text("{")
+    else:
+        content = data.read_bytes()
+        data.write_bytes(content[:-4] if damage == "cut" else b"\xff" * 8 + content[8:])
+    problems, intact = verify_column_folders(articles)
+    assert intact == []
+    assert len(problems) == 1 and "news-000002.json: this commit record" in problems[0]
 
 
 def test_flipped_bit_is_found_by_verifying(articles):
