@@ -8,7 +8,7 @@ from shards.reader import ShardSet
 
 
 def verify_columns(reader: ColumnReader) -> list[str]:
-    """Read all of a column set and check it against its commit records.
+    """Read all of a column set and check it against its commit records, here and in the cache.
 
     Returns:
         One line for every damaged cell, naming file, tensor and remedy; an empty list if all is
@@ -16,7 +16,14 @@ def verify_columns(reader: ColumnReader) -> list[str]:
         commit record.
     """
     info = ColumnInfo(reader.folder, reader.name, reader.made_from, reader.fingerprint)
-    return _damaged_cells(reader.shard_set, info)
+    problems = _damaged_cells(reader.shard_set, info)
+    for cell in reader.mirror_cells().values():
+        if damaged := cell.damaged_tensors():
+            problems.append(
+                f"{cell.url}: the checksum of {', '.join(damaged)} in the cache {cell.folder} is "
+                "not the one of its commit record; remove that folder"
+            )
+    return problems
 
 
 def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:

@@ -19,7 +19,7 @@ from helpers.tnr import ROOT, tnr
 from helpers.world import TINY_MODEL, make_world
 
 from shards.cache import CacheSettings
-from shards.columns import ColumnReader
+from shards.columns import ColumnReader, verify_columns
 from shards.errors import DamageError, DataError
 from shards.reader import ShardSet
 from shards.remote import Patience, RemoteError
@@ -147,6 +147,17 @@ def test_a_cell_written_again_elsewhere_is_never_mixed_with_what_is_here(server,
         tokens.batch("body", ROWS, 20)
 
 
+def test_verifying_reads_the_tensors_in_the_cache(opened):
+    reader = TokenColumn.open(opened()).reader
+    assert verify_columns(reader) == []
+    kept = next(reader.folder.glob("fetched/title.values@*@news-000001"))
+    data = bytearray(kept.read_bytes())
+    data[3] ^= 1
+    kept.write_bytes(data)
+    (problem,) = verify_columns(TokenColumn.open(opened()).reader)
+    assert CELL in problem and f"title.values in the cache {kept.parent}" in problem
+
+
 def test_a_manifest_that_was_damaged_on_the_way(server, opened, articles):
     server.faults.damage = lambda path, data: (
         data.replace(b'"samples": 16', b'"samples": 17') if path.endswith("manifest.json") else data
@@ -204,7 +215,7 @@ import sys
 sys.path[:0] = [{repository!r}]
 import numpy as np
 from shards.cache import CacheSettings
-from shards.columns import ColumnReader
+from shards.columns import ColumnReader, verify_columns
 from shards.reader import ShardSet
 from shards.tokens import TokenColumn
 shard_set = ShardSet.open(sys.argv[1], cache=CacheSettings(sys.argv[2]))
