@@ -25,7 +25,7 @@ from shards.click_cells import (
     parse_time,
     write_click_column,
 )
-from shards.columns import ColumnReader
+from shards.columns import ColumnReader, removal_command, repair_command
 from shards.errors import DataError
 from shards.negatives import draw_distinct, sample_keys
 from shards.ragged import offsets_from_lengths, pad, row_of_value
@@ -205,7 +205,8 @@ class ClickColumn:
             row = int(rows[np.argmin(sizes)])
             raise DataError(
                 f"impression {row} of {self.reader.shard_set.path} has no candidate that was not "
-                "clicked; build the set again with --force"
+                f"clicked; run `{removal_command(self.reader.shard_set, self.reader.folder)}` and "
+                f"`{repair_command(self.reader.shard_set, CLICKS)}`"
             )
         keys = sample_keys(_CANDIDATES, seed, np.asarray(epochs), click_units)
         drawn = draw_distinct(keys, sizes, count)

@@ -57,6 +57,7 @@ def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:
 
 def _damaged_cells(shard_set: ShardSet, info: ColumnInfo) -> list[str]:
     problems = []
+    repair = repair_command(shard_set, info.name, info.made_from)
     for shard in shard_set.manifest.shards:
         try:
             cell = open_cell(info.folder, info.fingerprint, shard)
@@ -67,12 +68,12 @@ def _damaged_cells(shard_set: ShardSet, info: ColumnInfo) -> list[str]:
         if cell is None and (record := record_path(info.folder, shard)).exists():
             problems.append(
                 f"{record}: this commit record and the data file beside it do not belong together; "
-                f"run `{repair_command(shard_set, info.name)}`"
+                f"run `{repair}`"
             )
         if cell is not None and damaged:
             problems.append(
                 f"{cell.path}: the checksum of {', '.join(damaged)} is not the one of its commit "
                 f"record; delete {cell.path.with_suffix('.json').name} and "
-                f"run `{repair_command(shard_set, info.name)}`"
+                f"run `{repair}`"
             )
     return problems

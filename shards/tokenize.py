@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.column_info import TOKENIZER_FOLDER, TOKENS
 from shards.columns import ColumnReader, ColumnWriter
 from shards.damage import Skip, SkipBudget
 from shards.errors import ColumnError, DamageError, DataError, UsageError
@@ -37,10 +38,8 @@ from shards.text_fields import (
 )
 from shards.tokenizer import TokenizerFacts, load_tokenizer, publish_tokenizer, tokenizer_facts
 
-TOKENS = "tokens"
 SKIPPED = "skipped"
 """Tensor uint8[rows] of the cells with damaged samples alone: 1 where a sample was skipped."""
-TOKENIZER_FOLDER = "tokenizer"
 _FORMAT = 1
 _BATCH = 256
 _CHARS_PER_TOKEN = 6  # a generous first guess for news: the cut is repeated where it was too short

@@ -202,8 +202,10 @@ def test_negatives_of_columns_from_before_that_are_refused(articles, tmp_path, m
     clicks = make_clicks(tmp_path / "i", articles, samples=[sample])
     assert clicks.num_clicks == 1
     monkeypatch.undo()
-    with pytest.raises(DataError, match=r"impression 0 of .* no candidate .* --force"):
+    with pytest.raises(DataError, match=r"impression 0 of .* no candidate .*") as caught:
         clicks.sample_negatives(0, np.array([0]), np.array([0]), 2)
+    removal = f"`tnr shards columns {tmp_path / 'i'} --remove {clicks.reader.folder.name} --yes`"
+    assert removal in str(caught.value) and "--force" not in str(caught.value)
 
 
 def test_log_without_labels(articles, tmp_path):
