@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -112,6 +113,33 @@ def test_data_of_one_writer_under_the_record_of_another_is_not_trusted(articles)
         ColumnReader.open(articles, "teacher-v")
     fill(articles)
     assert all_rows(ColumnReader.open(articles, "teacher-v")) == list(range(ROWS))
+
+
+def test_of_writers_whose_values_differ_the_last_leaves_a_committed_cell(articles, monkeypatch):
+    """E1: data of the first, data of the second, record of the second, record of the first."""
+    writer = ColumnWriter(articles, "teacher-v", MADE_FROM)
+    real = shards.cells.write_json_atomic
+    written, second_done = threading.Event(), threading.Event()
+
+    def late(path, values):
+        if threading.current_thread() is not threading.main_thread() and not second_done.is_set():
+            written.set()
+            assert second_done.wait(10)
+        real(path, values)
+
+    monkeypatch.setattr(shards.cells, "write_json_atomic", late)
+    first = threading.Thread(target=writer.write, args=(1, tensors_of(articles, 1)))
+    first.start()
+    assert written.wait(10)
+    writer.write(1, tensors_of(articles, 1, 0.5))
+    second_done.set()
+    first.join()
+    assert writer.missing() == [0, 2, 3]
+    # One that never finds its own record beside its own data gives up with an error.
+    monkeypatch.setattr("shards.columns.read_record", lambda *cell: None)
+    monkeypatch.setattr("shards.columns._WAITS_S", (0.0, 0.0))
+    with pytest.raises(ColumnError, match="others write it at the same time"):
+        writer.write(0, tensors_of(articles, 0))
 
 
 @pytest.mark.parametrize("moment", ["data", "record"])
