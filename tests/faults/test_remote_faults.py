@@ -147,6 +147,18 @@ def test_a_cell_written_again_elsewhere_is_never_mixed_with_what_is_here(server,
         tokens.batch("body", ROWS, 20)
 
 
+def test_a_record_cannot_name_a_file_outside_its_folder(opened, articles, tmp_path):
+    folder = next(articles.columns_dir.glob("tokens-*"))
+    record = json.loads((folder / CELL).with_suffix(".json").read_text())
+    content = "/../../../..".ljust(64, "x")
+    data = (folder / CELL).read_bytes().replace(record["content"].encode(), content.encode())
+    (folder / CELL).write_bytes(data)
+    (folder / CELL).with_suffix(".json").write_text(json.dumps(record | {"content": content}))
+    with pytest.raises(DataError, match=r"news-000001.json is not the commit record"):
+        TokenColumn.open(opened())
+    assert not list(tmp_path.rglob("..@*"))
+
+
 def test_verifying_reads_the_tensors_in_the_cache(opened):
     reader = TokenColumn.open(opened()).reader
     assert verify_columns(reader) == []
