@@ -264,6 +264,13 @@ def test_d4_samples_are_refused_one_by_one(tmp_path, reason):
     assert rebuild_indexes(tmp_path) == ["a.idx"]
 
 
+def test_d4_a_member_nested_too_deep_is_bad_json(tmp_path):
+    deep = b'{"title": "t", "body": ' + b"[" * 1010 + b'"x"' + b"]" * 1010 + b"}"
+    write_tar(tmp_path / "a.tar", [("a.json", deep), ("b.json", json_bytes(ROWS[1]))])
+    made = index_tars([tmp_path], max_refused=0.5)
+    assert list(made) == [ROWS[1]] and made.manifest.refused == {"bad JSON": 1}
+
+
 def test_d4_interleaved_keys_are_joined(tmp_path):
     """webdataset makes four half samples of these."""
     a, b = text_members("a", "TA", "BA"), text_members("b", "TB", "BB")
