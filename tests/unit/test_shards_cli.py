@@ -118,6 +118,15 @@ def test_the_repair_of_a_click_column_leaves_the_other_columns(capsys, inputs):
     assert ColumnReader.open(log, "teacher-clicks").num_rows == 6
 
 
+def test_the_articles_of_a_log_may_lie_elsewhere(capsys, inputs, monkeypatch):
+    build_both(capsys, inputs)
+    monkeypatch.setenv("TNR_CACHE", str(inputs / "cache"))
+    given = ["--clicks", inputs / "behaviors.tsv", "--article-set", (inputs / "news").as_uri()]
+    code, _, err = run(capsys, "build", *given, "--out", inputs / "other")
+    assert (code, err) == (0, "")
+    assert ShardSet.open(inputs / "other").fingerprint == ShardSet.open(inputs / "log").fingerprint
+
+
 def test_verify_fails_on_damage_and_index_mends_an_index(capsys, inputs):
     build_both(capsys, inputs)
     index = inputs / "news" / "news-000000.idx"
