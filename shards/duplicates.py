@@ -98,7 +98,7 @@ def read_duplicates(articles: ShardSet) -> Iterator[tuple[str, int]]:
     if not isinstance(facts, dict):
         return
     if articles.mirror is not None:
-        articles.mirror.bring_file(DUPLICATES_NAME)
+        articles.mirror.bring_file(DUPLICATES_NAME, str(facts.get("sha256")))
     path = articles.path / DUPLICATES_NAME
     if not path.is_file() or sha256_file(path) != facts.get("sha256"):
         raise DamageError(
