@@ -16,6 +16,7 @@ from shards.errors import DamageError
 from shards.near_duplicates import near_duplicates, signatures
 from shards.reader import ShardSet
 from shards.remote import Patience
+from shards.verify import verify_set
 
 TIME = "11/15/2019 8:55:22 PM"
 
@@ -83,6 +84,8 @@ def test_clicks_on_a_dropped_article_find_the_one_that_was_kept(tmp_path, damage
         listed.write_text(listed.read_text().replace('"row": 2', '"row": 1'))
     elif damage == "missing":
         listed.unlink()
+    problems = [str(problem) for problem in verify_set(made.path).problems]
+    assert problems == [] if damage == "none" else "duplicates.jsonl: is missing" in problems[0]
     if damage != "none":
         with pytest.raises(DamageError, match=r"duplicates\.jsonl is missing or is not the file"):
             build_impressions([folder], made, tmp_path / "log")
