@@ -12,7 +12,7 @@ from helpers.elsewhere import Server, s3_variables, serve
 from helpers.tnr import tnr
 from helpers.world import TinyWorld, make_world
 
-from shards.cache import CacheSettings, is_windowed
+from shards.cache import Cache, CacheSettings, is_windowed
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader, ColumnWriter
 from shards.errors import DataError, UsageError
@@ -137,6 +137,20 @@ def test_a_cache_too_small_for_a_window_says_how_large_it_must_be(world, server,
     pinned, _ = pinned_and_cells(world, server, tmp_path / "measure")
     with pytest.raises(DataError, match=r"raise data\.cache_gib, or lower data\.window_shards"):
         build(config_of(world, server, tmp_path, data__cache_gib=(pinned + 100) / 2**30))
+
+
+@pytest.mark.parametrize("size", [30, 60])
+def test_what_two_processes_fetch_at_once_is_counted(tmp_path, size):
+    folder = tmp_path / "set" / "version"
+    folder.mkdir(parents=True)
+    settings = CacheSettings(str(tmp_path), max_bytes=100)
+    first = Cache(settings)
+    first.use(folder)
+    with first.file(folder / "a.tar", 60) as path:
+        Cache(settings).write(folder / "b.tar", bytes(size))
+        path.write_bytes(bytes(60))
+    first.write(folder / "c.tar", bytes(40))
+    assert first.total() <= 100
 
 
 def test_what_is_needed_for_any_row_comes_once_and_bodies_not_before(world, server, tmp_path):
