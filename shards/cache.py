@@ -18,6 +18,7 @@ open only what is read window by window (tars, indexes, bodies).
 import contextlib
 import fcntl
 import glob
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -119,8 +120,9 @@ class Cache:
         Yields:
             Whether it has to be: False where another thread or process has done so meanwhile.
         """
-        name = path.relative_to(self.folder).as_posix().replace("/", "+")
-        with self._lock(name):
+        # By its hash: the path as one name could be longer than a file system allows.
+        name = path.relative_to(self.folder).as_posix()
+        with self._lock(hashlib.sha256(name.encode()).hexdigest()):
             needed = not path.exists()
             if needed:
                 path.parent.mkdir(parents=True, exist_ok=True)
