@@ -119,6 +119,18 @@ def test_out_leaves_the_tars_folder_alone(tmp_path):
     assert beside.fingerprint == made.fingerprint
 
 
+def test_fewer_tars_leave_nothing_of_the_others(tmp_path):
+    tars = json_tars(tmp_path / "tars", ROWS)
+    outs = (None, tmp_path / "set")
+    for out in outs:
+        index_tars(tars, out)
+    tars[0].unlink()
+    for out in outs:
+        fewer = index_tars(tars[1:], out, force=True)
+        assert list(fewer) == ROWS[4:]
+        assert verify_set(fewer.path).problems == ()
+
+
 def test_some_tars_of_a_folder_need_a_folder_of_their_own(tmp_path):
     tars = json_tars(tmp_path / "tars", ROWS)
     with pytest.raises(UsageError, match="give --out"):
