@@ -37,6 +37,8 @@ def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:
     intact: list[str] = []
     folders = sorted(shard_set.columns_dir.iterdir()) if shard_set.columns_dir.is_dir() else []
     for folder in folders:
+        if folder.name.startswith("."):  # of the system, or a column that is being removed
+            continue
         try:
             info = read_info(folder)
         except (ColumnError, DamageError) as error:

@@ -302,6 +302,7 @@ def test_a_committed_cell_that_lost_its_data_is_no_intact_one(articles, damage):
     writer = fill(articles)
     (writer.folder / "news-000001.safetensors").unlink()
     (writer.folder / "news-000001.json").unlink()
+    (articles.columns_dir / ".nfs0000000000000001").touch()
     assert verify_column_folders(articles) == ([], [writer.folder.name])
     data = writer.folder / "news-000002.safetensors"
     if damage == "missing":
