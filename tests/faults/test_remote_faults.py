@@ -147,6 +147,27 @@ def test_a_cell_written_again_elsewhere_is_never_mixed_with_what_is_here(server,
         tokens.batch("body", ROWS, 20)
 
 
+def test_a_shard_that_does_not_stay_in_the_cache_is_no_damage(opened, articles):
+    shard_set = opened(max_bytes=articles.shards[0].bytes + 100)
+    with pytest.raises(DataError, match=r"leaves the cache as fast as it comes") as caught:
+        shard_set.sample(0)
+    assert not isinstance(caught.value, DamageError)
+
+
+def test_damage_in_the_cache_says_what_to_delete(opened):
+    shard_set = opened()
+    shard_set.sample(0)
+    tar = shard_set.path / "news-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[520] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(DamageError, match=r"news-000000\.tar, .* delete it and news-000000\.idx"):
+        opened().sample(0)
+    for path in (tar, tar.with_suffix(".idx")):
+        path.unlink()
+    assert opened().sample(0)["id"] == "N0"
+
+
 def test_a_record_cannot_name_a_file_outside_its_folder(opened, articles, tmp_path):
     folder = next(articles.columns_dir.glob("tokens-*"))
     record = json.loads((folder / CELL).with_suffix(".json").read_text())
