@@ -134,9 +134,8 @@ class ShardSet:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the set again where it is unpickled: descriptors and locks do not travel."""
-        if self.mirror is not None:
-            return (_open_url, (self.mirror.url, self.mirror.settings))
-        return (_reopen, (str(self.path),))
+        cache = None if self.mirror is None else self.mirror.settings
+        return (_reopen, (self.location, self.fingerprint, cache))
 
     @property
     def location(self) -> str:
@@ -370,13 +369,12 @@ def _unreadable(error: OSError) -> str:
     return f"cannot be read: {error.strerror or error}"
 
 
-def _reopen(path: str) -> ShardSet:
+def _reopen(location: str, fingerprint: str, cache: CacheSettings | None) -> ShardSet:
     """Open a set in another process: its files were checked in the first."""
-    return ShardSet.open(path, check_files=False)
-
-
-def _open_url(url: str, cache: CacheSettings) -> ShardSet:
-    return ShardSet.open(url, cache=cache)
+    shard_set = ShardSet.open(location, cache=cache, check_files=False)
+    if shard_set.fingerprint != fingerprint:
+        raise DataError(f"{location} was built again since this run opened it; start it again")
+    return shard_set
 
 
 def _check_size(path: Path, expected: int) -> None:
