@@ -213,15 +213,5 @@ class ClickColumn:
         starts = offsets_from_lengths(sizes)[:-1]
         return unclicked[starts[:, None] + drawn] - offsets[:-1, None]
 
-    def even_clicks(self, count: int) -> np.ndarray:
-        """``count`` training units taken evenly over the log, int64[count] ascending, without
-        repeats.
-
-        All of them where there are no more than ``count``.
-        """
-        if count >= self.num_clicks:
-            return np.arange(self.num_clicks, dtype=np.int64)
-        return np.arange(count, dtype=np.int64) * self.num_clicks // count
-
 
 __all__ = ["CLICKS", "ClickColumn", "made_from", "parse_time", "write_click_column"]

@@ -223,13 +223,6 @@ def test_clicks_that_are_not_there(clicks):
             clicks.click(np.array([0, unit]))
 
 
-def test_clicks_taken_evenly(clicks):
-    chosen = clicks.even_clicks(10)
-    assert len(set(chosen.tolist())) == 10 and chosen[0] == 0
-    assert np.ptp(np.diff(chosen)) <= 1 and chosen[-1] >= clicks.num_clicks * 0.85
-    assert clicks.even_clicks(10**6).tolist() == list(range(clicks.num_clicks))
-
-
 def test_written_once_and_completed_after_a_loss(articles, tmp_path, samples):
     impressions = make_impressions(tmp_path / "i", articles, samples=samples, samples_per_shard=10)
     folder = ClickColumn.open(impressions).reader.folder
