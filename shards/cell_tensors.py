@@ -1,18 +1,27 @@
-"""The tensors of a cell by name, whether it lies here or elsewhere."""
+"""The tensors of a cell by name, and where they lie, whether it is here or elsewhere."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from shards.cells import TensorPlace
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """Where a tensor lies in a safetensors file."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int
+    """First byte, counted from the start of the file."""
+    end: int
 
 
 class HasTensors(Protocol):
     """A cell, here or elsewhere."""
 
-    places: "dict[str, TensorPlace]"
+    places: dict[str, TensorPlace]
 
     def array(self, name: str) -> np.ndarray:
         """One tensor, read-only."""

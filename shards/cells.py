@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.cell_tensors import CellTensors
+from shards.cell_tensors import CellTensors, TensorPlace
 from shards.errors import ColumnError, DamageError
 from shards.files import allow_many_open_files, atomic_file, fsync_folder, write_json_atomic
 from shards.manifest import ShardInfo
@@ -54,17 +54,6 @@ class CellRecord:
     """sha256 of the data file."""
     crc32: dict[str, int]
     """CRC-32 of each tensor's bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """Where a tensor lies in a safetensors file."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    begin: int
-    """First byte, counted from the start of the file."""
-    end: int
 
 
 def data_path(folder: Path, shard: ShardInfo) -> Path:
