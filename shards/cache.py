@@ -18,6 +18,7 @@ open only what is read window by window (tars, indexes, bodies).
 import contextlib
 import fcntl
 import glob
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -90,7 +91,9 @@ class Cache:
                 f" folder with data.cache_dir or {CACHE_VARIABLE}"
             ) from error
         with self._room_lock, self._lock("room"):
-            self._write_total(self._count())
+            # A set in use may have processes that fetch: the ledger has their reservations.
+            if all(self._is_free(mark.parent) for mark in self.folder.glob(f"*/*/{_IN_USE}")):
+                self._write_total(self._count())
 
     def __del__(self) -> None:
         """Give the sets in use free."""
@@ -117,8 +120,9 @@ class Cache:
         Yields:
             Whether it has to be: False where another thread or process has done so meanwhile.
         """
-        name = path.relative_to(self.folder).as_posix().replace("/", "+")
-        with self._lock(name):
+        # By its hash: the path as one name could be longer than a file system allows.
+        name = path.relative_to(self.folder).as_posix()
+        with self._lock(hashlib.sha256(name.encode()).hexdigest()):
             needed = not path.exists()
             if needed:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +191,11 @@ class Cache:
     def _evict(self, size: int, path: Path) -> int:
         """Remove files until ``size`` more bytes fit; return the bytes that are left."""
         files = list(self._files())
-        total = self._reserved + sum(status.st_size for _, status in files)
+        held = self._reserved + sum(status.st_size for _, status in files)
+        # What the ledger has beyond that, other processes fetch (or one that was killed did): room
+        # is made for it too, but it alone is no reason to refuse.
+        others = max(self._read_total() - held, 0)
+        total = held + others
         free = {
             folder: self._is_free(folder)
             for folder in {self.folder.joinpath(*self._parts(p)[:2]) for p, _ in files}
@@ -202,10 +210,10 @@ class Cache:
                 break
             file.unlink(missing_ok=True)
             total -= file_size
-        if total + size > self.max_bytes:
+        if (needed := total - others) + size > self.max_bytes:
             raise DataError(
                 f"the cache {self.folder} may hold {self.max_bytes / GIB:.3g} GiB, of which"
-                f" {total / GIB:.3g} GiB are needed by the sets in use, and {path.name} of"
+                f" {needed / GIB:.3g} GiB are needed by the sets in use, and {path.name} of"
                 f" {size / GIB:.3g} GiB no longer fits; raise data.cache_gib"
             )
         return total

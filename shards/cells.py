@@ -11,21 +11,24 @@ import errno
 import hashlib
 import json
 import mmap
+import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from shards.cell_tensors import CellTensors, TensorPlace
 from shards.errors import ColumnError, DamageError
 from shards.files import allow_many_open_files, atomic_file, fsync_folder, write_json_atomic
 from shards.manifest import ShardInfo
 
 _HEADER_LENGTH = struct.Struct("<Q")
 _ATTEMPTS = 3
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "|b1",
@@ -52,17 +55,6 @@ class CellRecord:
     """sha256 of the data file."""
     crc32: dict[str, int]
     """CRC-32 of each tensor's bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """Where a tensor lies in a safetensors file."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    begin: int
-    """First byte, counted from the start of the file."""
-    end: int
 
 
 def data_path(folder: Path, shard: ShardInfo) -> Path:
@@ -192,6 +184,9 @@ def parse_record(data: bytes, column: str, shard: ShardInfo) -> CellRecord | Non
     found = (record.column, record.shard, record.shard_sha256, record.rows)
     if found != expected:
         return None
+    # The hash of what may come from elsewhere becomes a part of the names of files.
+    if not _SHA256.fullmatch(str(record.content)):
+        return None
     # A reader holds thousands of records: what they have in common is in memory once.
     return replace(record, column=column, shard=shard.name, shard_sha256=shard.sha256)
 
@@ -278,43 +273,6 @@ def check_names(path: object, places: Mapping[str, TensorPlace], record: CellRec
         )
 
 
-class HasTensors(Protocol):
-    """A cell, here or elsewhere."""
-
-    places: dict[str, TensorPlace]
-
-    def array(self, name: str) -> np.ndarray:
-        """One tensor, read-only."""
-        ...
-
-
-class CellTensors(Mapping[str, np.ndarray]):
-    """The tensors of a cell by name; each is mapped when it is asked for."""
-
-    __slots__ = ("_cell",)
-
-    def __init__(self, cell: HasTensors) -> None:
-        self._cell = cell
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """One tensor."""
-        if name not in self._cell.places:
-            raise KeyError(name)
-        return self._cell.array(name)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is one of this name; nothing is mapped."""
-        return name in self._cell.places
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self._cell.places)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._cell.places)
-
-
 class Cell:
     """The memory-mapped tensors of one committed cell.
 
@@ -373,7 +331,7 @@ class Cell:
         return data_path(self._folder, self._shard)
 
     @property
-    def tensors(self) -> "CellTensors":
+    def tensors(self) -> CellTensors:
         """Name to array, made when it is first asked for: a view of the mapped file, read-only."""
         return CellTensors(self)
 

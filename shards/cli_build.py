@@ -7,6 +7,7 @@ from typing import Any
 from shards.errors import UsageError
 from shards.fields import FIELD_NAMES, ArticleFields
 from shards.manifest import DEFAULT_SAMPLES_PER_SHARD
+from shards.remote import set_argument
 from shards.sources import DEFAULT_MAX_REFUSED, FORMATS
 
 _BUILD_EPILOG = """\
@@ -63,9 +64,9 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="D", help="folder of the set")
     parser.add_argument(
         "--article-set",
-        type=Path,
-        metavar="D",
-        help="with --clicks: the article set whose articles the log names",
+        type=set_argument,
+        metavar="SET",
+        help="with --clicks: folder or URL of the article set whose articles the log names",
     )
     parser.add_argument(
         "--history-order",
@@ -131,7 +132,7 @@ def _add_article_options(group: Any) -> None:
 
 def _build(arguments: argparse.Namespace) -> int:
     paths = {name: getattr(arguments, f"{name}_field") for name in FIELD_NAMES}
-    article_set: Path | None = arguments.article_set
+    article_set: Path | str | None = arguments.article_set
     if arguments.clicks:
         unfit = [f"--{name}-field" for name, path in paths.items() if path is not None]
         given = {name: getattr(arguments, name) for name in _ARTICLE_OPTIONS}

@@ -25,7 +25,7 @@ from shards.click_cells import (
     parse_time,
     write_click_column,
 )
-from shards.columns import ColumnReader
+from shards.columns import ColumnReader, removal_command, repair_command
 from shards.errors import DataError
 from shards.negatives import draw_distinct, sample_keys
 from shards.ragged import offsets_from_lengths, pad, row_of_value
@@ -205,22 +205,13 @@ class ClickColumn:
             row = int(rows[np.argmin(sizes)])
             raise DataError(
                 f"impression {row} of {self.reader.shard_set.path} has no candidate that was not "
-                "clicked; build the set again with --force"
+                f"clicked; run `{removal_command(self.reader.shard_set, self.reader.folder)}` and "
+                f"`{repair_command(self.reader.shard_set, CLICKS)}`"
             )
         keys = sample_keys(_CANDIDATES, seed, np.asarray(epochs), click_units)
         drawn = draw_distinct(keys, sizes, count)
         starts = offsets_from_lengths(sizes)[:-1]
         return unclicked[starts[:, None] + drawn] - offsets[:-1, None]
-
-    def even_clicks(self, count: int) -> np.ndarray:
-        """``count`` training units taken evenly over the log, int64[count] ascending, without
-        repeats.
-
-        All of them where there are no more than ``count``.
-        """
-        if count >= self.num_clicks:
-            return np.arange(self.num_clicks, dtype=np.int64)
-        return np.arange(count, dtype=np.int64) * self.num_clicks // count
 
 
 __all__ = ["CLICKS", "ClickColumn", "made_from", "parse_time", "write_click_column"]

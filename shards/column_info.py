@@ -10,8 +10,12 @@ from typing import Any
 from shards.errors import ColumnError, DamageError
 from shards.files import fingerprint, read_json
 from shards.reader import ShardSet
+from shards.text_fields import tokenize_command
 
 COLUMN_FILE = "column.json"
+TOKENS = "tokens"
+TOKENIZER_FOLDER = "tokenizer"
+"""In a token column's folder."""
 VALUES = ".values"
 OFFSETS = ".offsets"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -83,17 +87,34 @@ def list_columns(shard_set: ShardSet, name: str | None = None) -> list[ColumnInf
     return infos
 
 
-def repair_command(shard_set: ShardSet, name: str) -> str:
-    """The command that makes, completes or replaces a column set of this name."""
-    if name == "tokens":
-        return f"tnr shards tokenize {shard_set.location} --tokenizer TOKENIZER"
-    if name == "clicks":
-        return f"tnr shards build --clicks LOG --article-set SET --out {shard_set.location} --force"
+def repair_command(
+    shard_set: ShardSet, name: str, made_from: Mapping[str, Any] | None = None
+) -> str:
+    """The command that makes, completes or replaces a column set of this name, and nothing else.
+
+    Args:
+        shard_set: the set it belongs to.
+        name: what it is called.
+        made_from: what it was, or is to be, made from, where that is known.
+    """
+    made_from = made_from or {}
+    if name == TOKENS:
+        own = describe(shard_set, name, made_from).folder / TOKENIZER_FOLDER
+        limits = {field: made_from[f"{field}_tokens"] for field in made_from.get("fields", ())}
+        return tokenize_command(shard_set.location, own if own.is_dir() else "TOKENIZER", limits)
+    if name == "clicks":  # a set that is there already gets the column that it lacks
+        return f"tnr shards build --clicks LOG --article-set SET --out {shard_set.location}"
     if name == "frozen-states":
         return "tnr train RECIPE --model.frozen_states TYPE"
     if name == "teacher-logits":
         return "tnr teachers logits RECIPE"
-    return "tnr teachers cache"
+    sets = f"--stage 1 --articles {shard_set.location}"
+    if name == "teacher-clicks":
+        sets = f"--stage 2 --articles SET --clicks {shard_set.location}"
+    elif name.startswith("teacher-news"):
+        sets = f"--stage 2 --articles {shard_set.location} --clicks SET"
+    options = [f"--{key} {made_from[key]}" for key in ("dtype", "compute") if key in made_from]
+    return " ".join(["tnr teachers cache", sets, "--models MODELS", *options])
 
 
 def removal_command(shard_set: ShardSet, folder: Path) -> str:

@@ -67,7 +67,7 @@ class ColumnReader:
         self._names: dict[int, frozenset[str]] = {}
         self._cells: dict[int, Cell | MirrorCell] = {}
         self._wait = wait
-        repair = repair_command(shard_set, self.name)
+        repair = repair_command(shard_set, self.name, self.made_from)
         if info.made_from.get("shard_set") != shard_set.fingerprint:
             raise ColumnError(
                 f"the column {info.folder} was made from another version of the shard set: "
@@ -145,7 +145,7 @@ class ColumnReader:
             ColumnError: there is none, there are several to choose from, it differs (each field is
                 named) or it is not complete; the message says which command mends it.
         """
-        repair = repair_command(shard_set, name)
+        repair = repair_command(shard_set, name, made_from)
         if shard_set.mirror is not None and made_from is not None:
             shard_set.mirror.add_column(describe(shard_set, name, made_from).folder.name)
         found = list_columns(shard_set, name)
@@ -199,7 +199,7 @@ class ColumnReader:
             if cell is None:
                 raise ColumnError(
                     f"the cell of {info.name} in {self.folder} is no longer there; "
-                    f"run `{repair_command(self.shard_set, self.name)}`"
+                    f"run `{repair_command(self.shard_set, self.name, self.made_from)}`"
                 )
             self._cells[shard] = cell
             self._names.setdefault(shard, frozenset(cell.places))

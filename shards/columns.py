@@ -8,6 +8,8 @@ the shard. Ragged data are two tensors, ``<x>.values`` and ``<x>.offsets`` (int6
 simply run again.
 """
 
+import random
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +36,7 @@ from shards.ragged import row_of_value
 from shards.reader import ShardSet
 
 _ROWS_NAMED = 8
+_WAITS_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 
 
 class ColumnWriter:
@@ -106,12 +109,27 @@ class ColumnWriter:
             replace: write also where a cell is committed.
 
         Raises:
-            ColumnError: a shape does not fit the shard, or a float is not finite (rows are named).
+            ColumnError: a shape does not fit the shard, or a float is not finite (rows are named);
+                or other writers kept mixing their files with ours.
         """
         info = self.shard_set.manifest.shards[shard]
         _check_tensors(tensors, info.samples, int(self.shard_set.shard_starts[shard]), info.name)
-        if replace or not self.is_committed(shard):
+        if not replace and self.is_committed(shard):
+            return
+        # Two writers whose values differ in a last bit can leave the data of one under the record
+        # of the other. Each looks after its last rename, so whoever renamed last sees such a
+        # mixture and, a while later so that they do not meet again, writes once more. A file system
+        # that shows renames late may still hide it; then the cell counts as missing.
+        for wait_s in _WAITS_S:
             write_cell(self.folder, self.info.fingerprint, info, tensors)
+            for pause_s in (0.0, random.uniform(0.0, wait_s)):
+                time.sleep(pause_s)
+                if read_record(self.folder, self.info.fingerprint, info) is not None:
+                    return
+        raise ColumnError(
+            f"the cell of {info.name} in {self.folder} is not committed after {len(_WAITS_S)} "
+            "tries: others write it at the same time; run the same command again"
+        )
 
 
 def _check_tensors(

@@ -16,6 +16,7 @@ import numpy as np
 
 from shards.errors import DamageError
 from shards.files import sha256_file
+from shards.manifest import Manifest
 from shards.publish import DUPLICATES_NAME
 from shards.reader import ShardSet
 from shards.spool import Spool, read_column
@@ -87,6 +88,15 @@ def describe_duplicates(folder: Path) -> dict[str, Any]:
     return {"name": DUPLICATES_NAME, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
+def duplicates_problem(folder: Path, manifest: Manifest) -> str | None:
+    """Say what is wrong with ``duplicates.jsonl`` in ``folder``, or None."""
+    facts = manifest.source.get("duplicates")
+    path = folder / DUPLICATES_NAME
+    if not isinstance(facts, dict) or (path.is_file() and sha256_file(path) == facts.get("sha256")):
+        return None
+    return "is missing or is not the file that was built; build the article set again"
+
+
 def read_duplicates(articles: ShardSet) -> Iterator[tuple[str, int]]:
     """Yield (id, row) of every article that was dropped for one with the same content.
 
@@ -98,12 +108,10 @@ def read_duplicates(articles: ShardSet) -> Iterator[tuple[str, int]]:
     if not isinstance(facts, dict):
         return
     if articles.mirror is not None:
-        articles.mirror.bring_file(DUPLICATES_NAME)
+        articles.mirror.bring_file(DUPLICATES_NAME, str(facts.get("sha256")))
     path = articles.path / DUPLICATES_NAME
-    if not path.is_file() or sha256_file(path) != facts.get("sha256"):
-        raise DamageError(
-            f"{path} is missing or is not the file that was built; build the article set again"
-        )
+    if (problem := duplicates_problem(articles.path, articles.manifest)) is not None:
+        raise DamageError(f"{path} {problem}")
     with path.open(encoding="utf-8") as file:
         for line in file:
             entry = json.loads(line)

@@ -190,7 +190,8 @@ def _text(name: str, values: list[Any]) -> str:
 
 
 def _leaves(name: str, value: Any) -> Iterator[str]:
-    if value is None:
+    # NaN, which alone differs from itself, is what pandas writes for a missing text.
+    if value is None or (isinstance(value, float) and value != value):
         return
     if isinstance(value, str):
         stripped = value.strip()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from shards.errors import DataError, UsageError
+from shards.errors import DamageError, DataError, UsageError
 from shards.fields import ArticleFields
 from shards.files import atomic_file, fsync_folder, temporary_name
 from shards.foreign_scan import ScannedShard, Scanner, Tally
@@ -20,6 +20,7 @@ from shards.manifest import (
     Manifest,
     check_foreign_name,
     has_manifest,
+    read_manifest,
     write_manifest,
 )
 from shards.progress import Progress
@@ -179,6 +180,7 @@ def _publish(
 ) -> None:
     """Write everything, the manifest last."""
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_former(folder, {shard.info.name for shard in shards})
     # Until the new one is there the folder is no shard set.
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     for tar in linked:
@@ -199,6 +201,21 @@ def _publish(
         layout=scanner.layout,
     )
     write_manifest(folder, manifest)
+
+
+def _remove_former(folder: Path, kept: set[str]) -> None:
+    """Remove links and indexes of the set that is replaced, of tars that the new one lacks."""
+    try:
+        former = read_manifest(folder) if has_manifest(folder) else None
+    except DamageError:
+        return  # what it had is not known; `tnr shards verify` names what is left over
+    if former is None or former.layout is None:
+        return
+    for shard in former.shards:
+        if shard.name not in kept:
+            (folder / shard.index_name).unlink(missing_ok=True)
+            if (folder / shard.name).is_symlink():
+                (folder / shard.name).unlink()
 
 
 def _link(link: Path, tar: Path) -> None:

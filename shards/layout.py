@@ -108,7 +108,10 @@ class ArticleDecoder:
             RowError: If the member is not UTF-8, not a JSON object, or a field is not text.
         """
         if self.layout.members[member].field == JSON:
-            return self._readers[member].read(parse_object(data))
+            try:
+                return self._readers[member].read(parse_object(data))
+            except RecursionError as error:  # nested about a thousand deep
+                raise RowError("bad JSON") from error
         try:
             text = data.removeprefix(_BOM).decode("utf-8")
         except UnicodeDecodeError as error:

@@ -194,14 +194,21 @@ class Mirror:
                 if not good or zlib.crc32(os.pread(tar.fileno(), length, offset)) != crc32:
                     raise DamageError("it does not fit its tar (crc32): damaged, or another's")
 
-    def bring_file(self, name: str) -> None:
+    def bring_file(self, name: str, sha256: str) -> None:
         """Bring over a small file that the set has beside its shards, unless it is here.
 
         Raises:
-            DataError: The server does not have it, or cannot be reached.
+            DataError: The server does not have it, has another one, or cannot be reached.
         """
-        if not (self.folder / name).is_file():
-            self.remote.read(name, lambda data: _keep(self.folder / name, data))
+        path = self.folder / name
+
+        def keep(data: bytes) -> None:
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise DamageError("its sha256 is not the manifest's")
+            _keep(path, data)
+
+        if not path.is_file() or sha256_file(path) != sha256:
+            self.remote.read(name, keep)
 
     def touch(self, path: Path) -> bool:
         """Say whether a file is here; it then counts as just used."""

@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from shards.cache import FETCHED, is_windowed
+from shards.cell_tensors import CellTensors, TensorPlace
 from shards.cells import (
     CellRecord,
-    CellTensors,
-    TensorPlace,
     check_names,
     content_of,
     data_path,

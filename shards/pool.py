@@ -22,9 +22,15 @@ Result = TypeVar("Result")
 class Workers:
     """One or several processes; use it as a context manager."""
 
-    def __init__(self, processes: int) -> None:
-        """Start none yet: with one of them, or one task, the work is done in this process."""
+    def __init__(self, processes: int, begin: Callable[[], None] | None = None) -> None:
+        """Start none yet: with one of them, or one task, the work is done in this process.
+
+        Args:
+            processes: How many.
+            begin: What each of several does first.
+        """
         self.processes = processes
+        self._begin = begin
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
@@ -59,7 +65,7 @@ class Workers:
             return
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.processes, context, _start)
+            self._pool = ProcessPoolExecutor(self.processes, context, _start, (self._begin,))
         waiting: deque[Future[Result]] = deque()
         for task in tasks:
             waiting.append(self._pool.submit(function, task))
@@ -69,10 +75,12 @@ class Workers:
             yield waiting.popleft().result()
 
 
-def _start() -> None:
+def _start(begin: Callable[[], None] | None) -> None:
     # An interrupt at the terminal reaches all; the parent deals with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    if begin is not None:
+        begin()
 
 
 def _leave_with_parent() -> None:

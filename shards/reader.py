@@ -26,12 +26,14 @@ from shards.fields import RowError
 from shards.index import RECORD, TAR_BLOCK, MemberIndex, read_index, read_member_index
 from shards.layout import ArticleDecoder
 from shards.manifest import Manifest, ShardInfo, read_manifest
+from shards.open_shard import OpenShard
 from shards.remote import is_url
 
 if TYPE_CHECKING:
     from shards.mirror import Mirror
 
 _MAX_OPEN_SHARDS = 64
+_TRIES_ELSEWHERE = 3
 _MAX_OPEN_ELSEWHERE = 4  # an open shard takes disk even when it was evicted from the cache
 # Looked up once: a read takes five microseconds, and each of these look-ups a hundredth of it.
 _unpack_record, _record_bytes = RECORD.unpack_from, RECORD.size
@@ -47,22 +49,6 @@ def sample_key(row: int) -> str:
 def member_name(row: int) -> str:
     """Return the name of a row's member in its tar."""
     return sample_key(row) + ".json"
-
-
-class _OpenShard:
-    """A shard's descriptor and index; closed once no thread uses it any more."""
-
-    __slots__ = ("bytes", "descriptor", "index", "members")
-
-    def __init__(self, descriptor: int, size: int, index: np.ndarray | MemberIndex) -> None:
-        self.descriptor = descriptor
-        self.bytes = size
-        self.members = index if isinstance(index, MemberIndex) else None
-        # Of a set of our own: records of 16 bytes, unpacked one by one.
-        self.index = index.data if isinstance(index, MemberIndex) else index.tobytes()
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
 
 
 class ShardSet:
@@ -95,7 +81,7 @@ class ShardSet:
         self.columns_dir = path / "columns"
         self._starts: list[int] = self.shard_starts.tolist()
         self._lock = threading.Lock()
-        self._opened: dict[int, _OpenShard] = {}
+        self._opened: dict[int, OpenShard] = {}
         self._decoder = None if manifest.layout is None else ArticleDecoder(manifest.layout)
 
     @classmethod
@@ -148,9 +134,8 @@ class ShardSet:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the set again where it is unpickled: descriptors and locks do not travel."""
-        if self.mirror is not None:
-            return (_open_url, (self.mirror.url, self.mirror.settings))
-        return (_reopen, (str(self.path),))
+        cache = None if self.mirror is None else self.mirror.settings
+        return (_reopen, (self.location, self.fingerprint, cache))
 
     @property
     def location(self) -> str:
@@ -336,20 +321,13 @@ class ShardSet:
             return read_index(path, info.samples)
         return read_member_index(path, info.samples, len(layout.members), info.index_sha256)
 
-    def _open_shard(self, shard: int, place: int, row: int) -> _OpenShard:
+    def _open_shard(self, shard: int, place: int, row: int) -> OpenShard:
         with self._lock:
             if shard in self._opened:
                 return self._opened[shard]
+            index, descriptor = self._open_files(shard, place, row)
             info = self.manifest.shards[shard]
-            index = self._read_index(shard)
-            try:
-                descriptor = os.open(self.path / info.name, os.O_RDONLY)
-            except OSError as error:
-                records = index.records[place] if isinstance(index, MemberIndex) else index[place]
-                offset = int(records["offset"].flat[0])
-                cause = f"cannot read the shard: {error.strerror or error}"
-                raise self._damage(shard, offset, row, cause) from error
-            opened = self._opened[shard] = _OpenShard(descriptor, info.bytes, index)
+            opened = self._opened[shard] = OpenShard(descriptor, info.bytes, index)
             if len(self._opened) > (
                 _MAX_OPEN_SHARDS if self.mirror is None else _MAX_OPEN_ELSEWHERE
             ):
@@ -357,26 +335,46 @@ class ShardSet:
                 del self._opened[next(iter(self._opened))]
         return opened
 
+    def _open_files(self, shard: int, place: int, row: int) -> tuple[np.ndarray | MemberIndex, int]:
+        """Return a shard's index and a descriptor of its tar."""
+        path = self.path / self.manifest.shards[shard].name
+        for _ in range(1 if self.mirror is None else _TRIES_ELSEWHERE):
+            index = self._read_index(shard)
+            try:
+                return index, os.open(path, os.O_RDONLY)
+            except OSError as error:
+                if self.mirror is not None and isinstance(error, FileNotFoundError):
+                    continue  # evicted since it was brought over
+                records = index.records[place] if isinstance(index, MemberIndex) else index[place]
+                offset = int(records["offset"].flat[0])
+                cause = f"cannot read the shard: {error.strerror or error}"
+                raise self._damage(shard, offset, row, cause) from error
+        raise DataError(f"{path} leaves the cache as fast as it comes; raise data.cache_gib")
+
     def _damage(self, shard: int, offset: int, row: int, cause: str) -> SampleDamage:
         skip = Skip(self.shards[shard].name, int(offset), int(row), cause)
-        return SampleDamage(
-            skip,
-            f"{self.path / skip.shard}, offset {offset} (row {row}): {cause}; the tar or its index"
-            f" is damaged or was replaced; `tnr shards verify {self.path}` shows what",
-        )
+        if self.mirror is None:
+            remedy = (
+                "the tar or its index is damaged or was replaced; `tnr shards verify"
+                f" {self.path}` shows what"
+            )
+        else:
+            index = self.shards[shard].index_name
+            remedy = f"delete it and {index} there, and both are fetched again"
+        where = f"{self.path / skip.shard}, offset {offset} (row {row})"
+        return SampleDamage(skip, f"{where}: {cause}; {remedy}")
 
 
 def _unreadable(error: OSError) -> str:
     return f"cannot be read: {error.strerror or error}"
 
 
-def _reopen(path: str) -> ShardSet:
+def _reopen(location: str, fingerprint: str, cache: CacheSettings | None) -> ShardSet:
     """Open a set in another process: its files were checked in the first."""
-    return ShardSet.open(path, check_files=False)
-
-
-def _open_url(url: str, cache: CacheSettings) -> ShardSet:
-    return ShardSet.open(url, cache=cache)
+    shard_set = ShardSet.open(location, cache=cache, check_files=False)
+    if shard_set.fingerprint != fingerprint:
+        raise DataError(f"{location} was built again since this run opened it; start it again")
+    return shard_set
 
 
 def _check_size(path: Path, expected: int) -> None:

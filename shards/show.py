@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from shards.column_info import TOKENS
 from shards.columns import ColumnReader, list_columns
 from shards.errors import ColumnError, UsageError
 from shards.reader import ShardSet
 from shards.text_fields import field_text
-from shards.tokenize import TOKENS
 from shards.tokens import TokenColumn
 
 _REST = 60

@@ -57,6 +57,22 @@ def check_fields(fields: Sequence[str], option: str) -> None:
             raise UsageError(f"{option} names {field} twice")
 
 
+def tokenize_command(location: str, tokenizer: object, limits: Mapping[str, int]) -> str:
+    """What makes a token column.
+
+    Args:
+        location: folder or URL of the article set.
+        tokenizer: its folder or name.
+        limits: fields that are stored, each with its longest text; without any, the defaults.
+    """
+    fields = in_order(limits)
+    words = ["tnr shards tokenize", location, f"--tokenizer {tokenizer}"]
+    if fields and fields != DEFAULT_FIELDS:
+        words.append(f"--fields {','.join(fields)}")
+    words += [f"--{field}-tokens {limits[field]}" for field in fields]
+    return " ".join(words)
+
+
 def in_order(fields: Iterable[str]) -> tuple[str, ...]:
     """Fields in the order in which columns list them, so that the same ones are the same column."""
     wanted = set(fields)

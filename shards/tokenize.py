@@ -10,10 +10,8 @@ are tokenized as the text they are.
 """
 
 import json
-import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -22,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from shards.column_info import TOKENIZER_FOLDER, TOKENS
 from shards.columns import ColumnReader, ColumnWriter
 from shards.damage import Skip, SkipBudget
 from shards.errors import ColumnError, DamageError, DataError, UsageError
+from shards.pool import Workers
 from shards.ragged import join
 from shards.reader import ShardSet
 from shards.text_fields import (
@@ -37,10 +37,8 @@ from shards.text_fields import (
 )
 from shards.tokenizer import TokenizerFacts, load_tokenizer, publish_tokenizer, tokenizer_facts
 
-TOKENS = "tokens"
 SKIPPED = "skipped"
 """Tensor uint8[rows] of the cells with damaged samples alone: 1 where a sample was skipped."""
-TOKENIZER_FOLDER = "tokenizer"
 _FORMAT = 1
 _BATCH = 256
 _CHARS_PER_TOKEN = 6  # a generous first guess for news: the cut is repeated where it was too short
@@ -343,10 +341,9 @@ def _fill(
                 for count in job.run(shard, budget):
                     update(count)
             return
-        context = multiprocessing.get_context("spawn")
         try:
-            with ProcessPoolExecutor(processes, context, _start_worker, (job,)) as pool:
-                results = pool.map(partial(_run_shard, allowed=budget.allowed), missing)
+            with Workers(processes, partial(_start_worker, job)) as workers:
+                results = workers.map(partial(_run_shard, allowed=budget.allowed), missing)
                 for count, skips, error in results:
                     budget.add(skips, error)
                     update(count)

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.column_info import TOKENIZER_FOLDER, TOKENS
 from shards.columns import ColumnReader, repair_command
 from shards.errors import ColumnError
 from shards.reader import ShardSet
-from shards.text_fields import DEFAULT_FIELDS, DEFAULT_TOKENS, TEXT_FIELDS, in_order, listed
+from shards.text_fields import DEFAULT_TOKENS, TEXT_FIELDS, listed, tokenize_command
 from shards.texts import TextView
-from shards.tokenize import SKIPPED, TOKENIZER_FOLDER, TOKENS
+from shards.tokenize import SKIPPED
 
 
 class TokenColumn:
@@ -64,9 +65,8 @@ class TokenColumn:
                 raise ColumnError(f"{reader.folder} holds {reader.name!r}, not tokens")
         column = cls(reader)
         if not column.tokenizer_dir.is_dir():
-            raise ColumnError(
-                f"{column.tokenizer_dir} is missing; run `{repair_command(shard_set, TOKENS)}`"
-            )
+            repair = repair_command(shard_set, TOKENS, reader.made_from)
+            raise ColumnError(f"{column.tokenizer_dir} is missing; run `{repair}`")
         return column
 
     @cached_property
@@ -142,11 +142,5 @@ class TokenColumn:
 
     def _command(self, field: str, tokens: int) -> str:
         """What makes a column that stores all that this one does, and this of ``field``."""
-        limits = self.limits | {field: tokens}
-        fields = in_order(limits)
-        words = ["tnr shards tokenize", self.reader.shard_set.location]
-        words += ["--tokenizer", str(self.tokenizer_dir)]
-        if fields != DEFAULT_FIELDS:
-            words += ["--fields", ",".join(fields)]
-        words += [f"--{each}-tokens {limits[each]}" for each in fields]
-        return " ".join(map(str, words))
+        location = self.reader.shard_set.location
+        return tokenize_command(location, self.tokenizer_dir, self.limits | {field: tokens})

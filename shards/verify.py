@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.duplicates import duplicates_problem
 from shards.errors import DamageError
 from shards.index import TAR_BLOCK, padded, read_index
 from shards.manifest import Manifest, ShardInfo, read_manifest
 from shards.progress import Progress
+from shards.publish import DUPLICATES_NAME
 from shards.reader import member_name
 from shards.verify_foreign import Problem, foreign_problems, hash_problems
 
@@ -58,6 +60,8 @@ def verify_set(folder: str | Path) -> Verification:
             first_row += shard.samples
             bar.update(shard.bytes)
     problems.extend(_extra_files(folder, manifest))
+    if (problem := duplicates_problem(folder, manifest)) is not None:
+        problems.append(Problem(DUPLICATES_NAME, None, problem))
     return Verification(manifest, tuple(problems))
 
 

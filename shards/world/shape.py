@@ -65,9 +65,9 @@ def like_mind(scale: float = 1.0) -> dict[str, Any]:
     }
 
 
-def history_lengths(
+def fill_lengths(
     rng: np.random.Generator,
-    count: int,
+    empty: np.ndarray,
     mean: float = HISTORY_MEAN,
     empty_share: float = EMPTY_HISTORIES,
     longest: int = 0,
@@ -76,22 +76,14 @@ def history_lengths(
 
     Args:
         rng: Source of the draws.
-        count: How many histories.
+        empty: bool[n], which histories have none.
         mean: Mean length, empty ones counted.
         empty_share: Share of histories without an article.
         longest: Longest length; 0: 24 times the mean.
 
     Returns:
-        int64[count].
+        int64[n].
     """
-    return fill_lengths(rng, rng.random(count) < empty_share, mean, empty_share, longest)
-
-
-def fill_lengths(
-    rng: np.random.Generator, empty: np.ndarray, mean: float, empty_share: float, longest: int = 0
-) -> np.ndarray:
-    """Draws the lengths of histories of which it is known whether they are empty, bool[n]; the rest
-    as for :func:`history_lengths`."""
     nonempty = max(1.0 - empty_share, 1e-9)
     highest = longest or _MAX_HISTORY_FACTOR * mean
     lengths = lengths_with_mean(rng, len(empty), mean / nonempty, _HISTORY_SPREAD, 1, highest)
@@ -133,12 +125,6 @@ def click_counts(
     many = rng.random(len(candidates)) < multi_click_share
     clicks = 1 + many * rng.geometric(_MORE_CLICKS, len(candidates))
     return np.minimum(clicks, candidates - 1)
-
-
-def popularity(rng: np.random.Generator, count: int, skew: float = POPULARITY_SKEW) -> np.ndarray:
-    """Draws how popular articles are: log-normal, float64[count], summing to 1."""
-    weights = np.exp(skew * rng.standard_normal(count))
-    return weights / weights.sum()
 
 
 def lengths_with_mean(

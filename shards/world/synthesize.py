@@ -1,12 +1,10 @@
 """Writes a world to a folder: corpus, click log, and last the truth about them."""
 
 import dataclasses
+import functools
 import gzip
-import multiprocessing
+import itertools
 import platform
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 
 from shards.errors import UsageError
 from shards.files import atomic_file, fingerprint, read_json, write_json_atomic
+from shards.pool import Workers
 from shards.progress import Progress
 from shards.world.articles import attributes_of_first, block_size, num_blocks
 from shards.world.ceiling import ClickTruth
@@ -33,8 +32,6 @@ from shards.world.users import Users, draw_histories, history_pool
 TRUTH = "truth.json"
 _MARK = ".synthesize.json"
 _COMPRESSION = 5
-
-_worker_topics: Topics | None = None
 
 
 def synthesize(
@@ -77,9 +74,8 @@ def synthesize(
         return done
     _claim(out, mark, force, settings)
 
-    topics = Topics(settings)
-    lengths = _write_articles(topics, out, articles, processes, chunk_blocks)
-    clicks = _write_clicks(topics, out)
+    lengths = _write_articles(settings, out, articles, processes, chunk_blocks)
+    clicks = _write_clicks(_topics(settings), out)
     files = {name: (out / name).stat().st_size for name in (articles, *_written(settings))}
     truth = {
         "fingerprint": mark,
@@ -149,12 +145,14 @@ def _fingerprint_of(path: Path) -> str | None:
     return found.get("fingerprint") if isinstance(found, dict) else None
 
 
-def _start_worker(settings: WorldSettings) -> None:
-    global _worker_topics
-    _worker_topics = Topics(settings)
+@functools.lru_cache(maxsize=1)
+def _topics(settings: WorldSettings) -> Topics:
+    """Once in a process."""
+    return Topics(settings)
 
 
-def _chunk(topics: Topics, blocks: range, compress: bool) -> list[WrittenBlock]:
+def _chunk(blocks: range, settings: WorldSettings, compress: bool) -> list[WrittenBlock]:
+    topics = _topics(settings)
     result = []
     for block in blocks:
         written = write_block(topics, block)
@@ -166,36 +164,9 @@ def _chunk(topics: Topics, blocks: range, compress: bool) -> list[WrittenBlock]:
     return result
 
 
-def _chunk_in_worker(blocks: range, compress: bool) -> list[WrittenBlock]:
-    assert _worker_topics is not None
-    return _chunk(_worker_topics, blocks, compress)
-
-
-def _written_blocks(
-    topics: Topics, chunks: list[range], compress: bool, processes: int
-) -> Iterator[WrittenBlock]:
-    """Yields all blocks in order, a bounded number of chunks ahead."""
-    if processes == 1:
-        for blocks in chunks:
-            yield from _chunk(topics, blocks, compress)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        processes, context, initializer=_start_worker, initargs=(topics.settings,)
-    ) as pool:
-        waiting: deque[Future[list[WrittenBlock]]] = deque()
-        for blocks in chunks:
-            waiting.append(pool.submit(_chunk_in_worker, blocks, compress))
-            if len(waiting) > 2 * processes:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-
-
 def _write_articles(
-    topics: Topics, out: Path, name: str, processes: int, chunk_blocks: int
+    settings: WorldSettings, out: Path, name: str, processes: int, chunk_blocks: int
 ) -> dict[str, Any]:
-    settings = topics.settings
     total = num_blocks(settings)
     step = max(1, chunk_blocks)
     chunks = [range(first, min(first + step, total)) for first in range(0, total, step)]
@@ -205,7 +176,9 @@ def _write_articles(
         names = (name, *(f"{part}/news.tsv" for part in parts))
         files = [stack.enter_context(atomic_file(out / each)) for each in names]
         bar = stack.enter_context(Progress(settings.articles, "writing articles", "articles"))
-        blocks = _written_blocks(topics, chunks, name.endswith(".gz"), processes)
+        workers = stack.enter_context(Workers(processes))
+        job = functools.partial(_chunk, settings=settings, compress=name.endswith(".gz"))
+        blocks = itertools.chain.from_iterable(workers.map(job, chunks))
         for number, block in enumerate(blocks):
             texts = (block.lines, *(block.news[part] for part in parts))
             for file, text in zip(files, texts, strict=True):

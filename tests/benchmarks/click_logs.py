@@ -18,12 +18,7 @@ from typing import Any
 import numpy as np
 from doj import data_folder, tnr
 
-from shards.world.shape import (
-    POPULARITY_SKEW,
-    candidate_counts,
-    history_lengths,
-    popularity,
-)
+from shards.world.shape import EMPTY_HISTORIES, POPULARITY_SKEW, candidate_counts, fill_lengths
 
 NUM_NEWS = 101_527
 SKEW = POPULARITY_SKEW
@@ -42,9 +37,11 @@ def mind_like_log(folder: Path, encoder: Path, impressions: int, skew: float) ->
     source = folder / "mind"
     source.mkdir(parents=True)
     rng = np.random.default_rng(1)
-    histories = history_lengths(rng, impressions, longest=801).clip(max=HISTORY)
+    empty = rng.random(impressions) < EMPTY_HISTORIES
+    histories = fill_lengths(rng, empty, longest=801).clip(max=HISTORY)
     candidates = candidate_counts(rng, impressions, most=300)
-    shares = [np.cumsum(popularity(rng, NUM_NEWS, skew)) for _ in range(2)]
+    weights = [np.cumsum(np.exp(skew * rng.standard_normal(NUM_NEWS))) for _ in range(2)]
+    shares = [sums / sums[-1] for sums in weights]  # log-normal popularity
     used: set[int] = set()
     with (source / "behaviors.tsv").open("w") as file:
         for number, (past, shown) in enumerate(zip(histories, candidates, strict=True)):

@@ -209,7 +209,7 @@ def opening(folder: Path) -> None:
 
 def read(clicks: ClickColumn, count: int) -> None:
     """Histories and negatives of clicks taken evenly over the log."""
-    units = clicks.even_clicks(count)
+    units = np.arange(count, dtype=np.int64) * clicks.num_clicks // count
     rows, _ = clicks.click(units)
     clicks.history(rows, 50)
     clicks.sample_negatives(0, units, np.zeros(len(units), dtype=np.int64), 4)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from helpers.sets import article_texts, make_articles
 
 import shards.cells
+from shards.column_check import verify_column_folders
 from shards.columns import ColumnReader, ColumnWriter, verify_columns
 from shards.errors import ColumnError, DamageError
 
@@ -111,6 +113,33 @@ def test_data_of_one_writer_under_the_record_of_another_is_not_trusted(articles)
         ColumnReader.open(articles, "teacher-v")
     fill(articles)
     assert all_rows(ColumnReader.open(articles, "teacher-v")) == list(range(ROWS))
+
+
+def test_of_writers_whose_values_differ_the_last_leaves_a_committed_cell(articles, monkeypatch):
+    """E1: data of the first, data of the second, record of the second, record of the first."""
+    writer = ColumnWriter(articles, "teacher-v", MADE_FROM)
+    real = shards.cells.write_json_atomic
+    written, second_done = threading.Event(), threading.Event()
+
+    def late(path, values):
+        if threading.current_thread() is not threading.main_thread() and not second_done.is_set():
+            written.set()
+            assert second_done.wait(10)
+        real(path, values)
+
+    monkeypatch.setattr(shards.cells, "write_json_atomic", late)
+    first = threading.Thread(target=writer.write, args=(1, tensors_of(articles, 1)))
+    first.start()
+    assert written.wait(10)
+    writer.write(1, tensors_of(articles, 1, 0.5))
+    second_done.set()
+    first.join()
+    assert writer.missing() == [0, 2, 3]
+    # One that never finds its own record beside its own data gives up with an error.
+    monkeypatch.setattr("shards.columns.read_record", lambda *cell: None)
+    monkeypatch.setattr("shards.columns._WAITS_S", (0.0, 0.0))
+    with pytest.raises(ColumnError, match="others write it at the same time"):
+        writer.write(0, tensors_of(articles, 0))
 
 
 @pytest.mark.parametrize("moment", ["data", "record"])
@@ -265,6 +294,27 @@ def test_truncated_cell(articles):
     data.write_bytes(data.read_bytes()[:-4])
     with pytest.raises(ColumnError, match="1 of 4"):
         ColumnReader.open(articles, "teacher-v")
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "header", "record"])
+def test_a_committed_cell_that_lost_its_data_is_no_intact_one(articles, damage):
+    """E5: a cell that was never filled is no damage, one with a commit record is."""
+    writer = fill(articles)
+    (writer.folder / "news-000001.safetensors").unlink()
+    (writer.folder / "news-000001.json").unlink()
+    (articles.columns_dir / ".nfs0000000000000001").touch()
+    assert verify_column_folders(articles) == ([], [writer.folder.name])
+    data = writer.folder / "news-000002.safetensors"
+    if damage == "missing":
+        data.unlink()
+    elif damage == "record":
+        data.with_suffix(".json").write_text("{")
+    else:
+        content = data.read_bytes()
+        data.write_bytes(content[:-4] if damage == "cut" else b"\xff" * 8 + content[8:])
+    problems, intact = verify_column_folders(articles)
+    assert intact == []
+    assert len(problems) == 1 and "news-000002.json: this commit record" in problems[0]
 
 
 def test_flipped_bit_is_found_by_verifying(articles):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.corpora import articles
 from helpers.foreign_tars import json_tars, text_tars, write_tar
-from helpers.sets import make_impressions
+from helpers.sets import make_articles, make_impressions
 
 from shards.build import build_impressions
 from shards.clicks import ClickColumn
@@ -267,6 +267,16 @@ def test_skips_of_several_processes_share_one_budget(made, tokenizer, processes,
     reader = tokenize_set(made, tokenizer, processes=processes, skip_damaged=2)
     assert capfd.readouterr().err.count("skipped damaged sample") == 2
     assert TokenColumn(reader).skipped_rows.tolist() == [1, 9]
+
+
+def test_damage_ends_the_work_of_several_processes_soon(tmp_path, tokenizer):
+    articles = make_articles(tmp_path / "many", 20, 1)
+    path = articles.path / articles.shards[0].name
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(DamageError, match="row 0"):
+        tokenize_set(articles, tokenizer, processes=2)
+    left = len(list(articles.columns_dir.glob("tokens-*/*.safetensors")))
+    assert left < 10, "what had not begun was left out"
 
 
 def test_a_mended_shard_mends_the_tokens(made, tokenizer):

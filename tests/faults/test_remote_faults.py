@@ -19,7 +19,7 @@ from helpers.tnr import ROOT, tnr
 from helpers.world import TINY_MODEL, make_world
 
 from shards.cache import CacheSettings
-from shards.columns import ColumnReader
+from shards.columns import ColumnReader, verify_columns
 from shards.errors import DamageError, DataError
 from shards.reader import ShardSet
 from shards.remote import Patience, RemoteError
@@ -147,6 +147,50 @@ def test_a_cell_written_again_elsewhere_is_never_mixed_with_what_is_here(server,
         tokens.batch("body", ROWS, 20)
 
 
+def test_a_shard_that_does_not_stay_in_the_cache_is_no_damage(opened, articles):
+    shard_set = opened(max_bytes=articles.shards[0].bytes + 100)
+    with pytest.raises(DataError, match=r"leaves the cache as fast as it comes") as caught:
+        shard_set.sample(0)
+    assert not isinstance(caught.value, DamageError)
+
+
+def test_damage_in_the_cache_says_what_to_delete(opened):
+    shard_set = opened()
+    shard_set.sample(0)
+    tar = shard_set.path / "news-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[520] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(DamageError, match=r"news-000000\.tar, .* delete it and news-000000\.idx"):
+        opened().sample(0)
+    for path in (tar, tar.with_suffix(".idx")):
+        path.unlink()
+    assert opened().sample(0)["id"] == "N0"
+
+
+def test_a_record_cannot_name_a_file_outside_its_folder(opened, articles, tmp_path):
+    folder = next(articles.columns_dir.glob("tokens-*"))
+    record = json.loads((folder / CELL).with_suffix(".json").read_text())
+    content = "/../../../..".ljust(64, "x")
+    data = (folder / CELL).read_bytes().replace(record["content"].encode(), content.encode())
+    (folder / CELL).write_bytes(data)
+    (folder / CELL).with_suffix(".json").write_text(json.dumps(record | {"content": content}))
+    with pytest.raises(DataError, match=r"news-000001.json is not the commit record"):
+        TokenColumn.open(opened())
+    assert not list(tmp_path.rglob("..@*"))
+
+
+def test_verifying_reads_the_tensors_in_the_cache(opened):
+    reader = TokenColumn.open(opened()).reader
+    assert verify_columns(reader) == []
+    kept = next(reader.folder.glob("fetched/title.values@*@news-000001"))
+    data = bytearray(kept.read_bytes())
+    data[3] ^= 1
+    kept.write_bytes(data)
+    (problem,) = verify_columns(TokenColumn.open(opened()).reader)
+    assert CELL in problem and f"title.values in the cache {kept.parent}" in problem
+
+
 def test_a_manifest_that_was_damaged_on_the_way(server, opened, articles):
     server.faults.damage = lambda path, data: (
         data.replace(b'"samples": 16', b'"samples": 17') if path.endswith("manifest.json") else data
@@ -204,7 +248,7 @@ import sys
 sys.path[:0] = [{repository!r}]
 import numpy as np
 from shards.cache import CacheSettings
-from shards.columns import ColumnReader
+from shards.columns import ColumnReader, verify_columns
 from shards.reader import ShardSet
 from shards.tokens import TokenColumn
 shard_set = ShardSet.open(sys.argv[1], cache=CacheSettings(sys.argv[2]))

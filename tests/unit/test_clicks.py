@@ -202,8 +202,10 @@ def test_negatives_of_columns_from_before_that_are_refused(articles, tmp_path, m
     clicks = make_clicks(tmp_path / "i", articles, samples=[sample])
     assert clicks.num_clicks == 1
     monkeypatch.undo()
-    with pytest.raises(DataError, match=r"impression 0 of .* no candidate .* --force"):
+    with pytest.raises(DataError, match=r"impression 0 of .* no candidate .*") as caught:
         clicks.sample_negatives(0, np.array([0]), np.array([0]), 2)
+    removal = f"`tnr shards columns {tmp_path / 'i'} --remove {clicks.reader.folder.name} --yes`"
+    assert removal in str(caught.value) and "--force" not in str(caught.value)
 
 
 def test_log_without_labels(articles, tmp_path):
@@ -219,13 +221,6 @@ def test_clicks_that_are_not_there(clicks):
     for unit in (-1, clicks.num_clicks):
         with pytest.raises(IndexError, match=f"the log has {clicks.num_clicks}"):
             clicks.click(np.array([0, unit]))
-
-
-def test_clicks_taken_evenly(clicks):
-    chosen = clicks.even_clicks(10)
-    assert len(set(chosen.tolist())) == 10 and chosen[0] == 0
-    assert np.ptp(np.diff(chosen)) <= 1 and chosen[-1] >= clicks.num_clicks * 0.85
-    assert clicks.even_clicks(10**6).tolist() == list(range(clicks.num_clicks))
 
 
 def test_written_once_and_completed_after_a_loss(articles, tmp_path, samples):

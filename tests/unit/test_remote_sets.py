@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.elsewhere import Server, s3_variables, serve
+from helpers.foreign_tars import write_tar
 from helpers.tnr import tnr
 from helpers.world import TinyWorld, make_world
 
-from shards.cache import CacheSettings, is_windowed
+from shards.cache import Cache, CacheSettings, is_windowed
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader, ColumnWriter
 from shards.errors import DataError, UsageError
+from shards.foreign import index_tars
 from shards.order import EpochOrder
 from shards.reader import ShardSet
 from shards.remote import Patience, check_url
@@ -142,6 +144,30 @@ def test_a_cache_too_small_for_a_window_says_how_large_it_must_be(world, server,
     pinned, _ = pinned_and_cells(world, server, tmp_path / "measure")
     with pytest.raises(DataError, match=r"raise data\.cache_gib, or lower data\.window_shards"):
         build(config_of(world, server, tmp_path, data__cache_gib=(pinned + 100) / 2**30))
+
+
+@pytest.mark.parametrize("size", [30, 60])
+def test_what_two_processes_fetch_at_once_is_counted(tmp_path, size):
+    folder = tmp_path / "set" / "version"
+    folder.mkdir(parents=True)
+    settings = CacheSettings(str(tmp_path), max_bytes=100)
+    first = Cache(settings)
+    first.use(folder)
+    with first.file(folder / "a.tar", 60) as path:
+        Cache(settings).write(folder / "b.tar", bytes(size))
+        path.write_bytes(bytes(60))
+    first.write(folder / "c.tar", bytes(40))
+    assert first.total() <= 100
+
+
+def test_a_tar_may_have_the_longest_name_that_a_set_takes(tmp_path):
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    write_tar(folder / f"{'n' * 196}.tar", [("a.json", b'{"title": "t", "body": "b"}')])
+    ColumnWriter(index_tars([folder]), "teacher-v", {}).write(0, {"title": np.ones(1)})
+    there = ShardSet.open(folder.as_uri(), cache=settings(tmp_path / "cache"))
+    assert there.sample(0)["title"] == "t"
+    assert ColumnReader.open(there, "teacher-v").gather("title", np.arange(1)) == 1
 
 
 def test_what_is_needed_for_any_row_comes_once_and_bodies_not_before(world, server, tmp_path):

@@ -123,6 +123,13 @@ def test_the_body_is_the_body_else_the_abstract_else_empty(tmp_path):
     assert built.manifest.fields == ("abstract", "body", "id", "title")
 
 
+def test_a_missing_text_that_pandas_wrote_as_nan_is_none(tmp_path):
+    row = {"id": 1, "title": "t", "body": float("nan"), "abstract": "A", "category": [float("nan")]}
+    path = write_json_lines(tmp_path / "a.jsonl", [row])
+    (article,) = build_articles([path], tmp_path / "set").shard_set
+    assert article == {"id": "1", "title": "t", "body": "A", "abstract": "A"}
+
+
 @pytest.mark.parametrize("pack", ["folder", "zip", "zip with folder", "file"])
 def test_news_of_mind(tmp_path, pack):
     news = [

@@ -4,10 +4,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from helpers.corpora import articles, write_json_lines
 from helpers.foreign_tars import json_bytes, write_tar
 
+from shards.clicks import ClickColumn
+from shards.columns import ColumnReader, ColumnWriter
+from shards.errors import ColumnError
 from shards.reader import ShardSet
 from trainer.cli.main import main
 
@@ -97,6 +101,30 @@ def test_clicks_verify_stats_show(capsys, inputs):
     assert json.loads(out) == articles(9)[4]
     code, out, _ = run(capsys, "show", inputs / "log", 0, "--articles", inputs / "news")
     assert json.loads(out)["history"] == ["Title “1” of the day", "Title “2” of the day"]
+
+
+def test_the_repair_of_a_click_column_leaves_the_other_columns(capsys, inputs):
+    build_both(capsys, inputs)
+    log = ShardSet.open(inputs / "log")
+    ColumnWriter(log, "teacher-clicks", {}).write(0, {"x": np.zeros(6)})
+    (record,) = log.columns_dir.glob("clicks-*/*-000000.json")
+    record.unlink()
+    with pytest.raises(ColumnError) as caught:
+        ClickColumn.open(log)
+    _, _, *words = str(caught.value).split("run `")[1].rstrip("`").split()
+    known = {"LOG": inputs / "behaviors.tsv", "SET": inputs / "news"}
+    assert run(capsys, *(known.get(word, word) for word in words))[0] == 0
+    assert ClickColumn.open(log).num_impressions == 6
+    assert ColumnReader.open(log, "teacher-clicks").num_rows == 6
+
+
+def test_the_articles_of_a_log_may_lie_elsewhere(capsys, inputs, monkeypatch):
+    build_both(capsys, inputs)
+    monkeypatch.setenv("TNR_CACHE", str(inputs / "cache"))
+    given = ["--clicks", inputs / "behaviors.tsv", "--article-set", (inputs / "news").as_uri()]
+    code, _, err = run(capsys, "build", *given, "--out", inputs / "other")
+    assert (code, err) == (0, "")
+    assert ShardSet.open(inputs / "other").fingerprint == ShardSet.open(inputs / "log").fingerprint
 
 
 def test_verify_fails_on_damage_and_index_mends_an_index(capsys, inputs):

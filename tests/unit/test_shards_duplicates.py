@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.build import build_articles, build_impressions
+from shards.cache import CacheSettings
 from shards.duplicates import first_of_each, read_duplicates
 from shards.errors import DamageError
 from shards.near_duplicates import near_duplicates, signatures
+from shards.reader import ShardSet
+from shards.remote import Patience
+from shards.verify import verify_set
 
 TIME = "11/15/2019 8:55:22 PM"
 
@@ -80,6 +84,8 @@ def test_clicks_on_a_dropped_article_find_the_one_that_was_kept(tmp_path, damage
         listed.write_text(listed.read_text().replace('"row": 2', '"row": 1'))
     elif damage == "missing":
         listed.unlink()
+    problems = [str(problem) for problem in verify_set(made.path).problems]
+    assert problems == [] if damage == "none" else "duplicates.jsonl: is missing" in problems[0]
     if damage != "none":
         with pytest.raises(DamageError, match=r"duplicates\.jsonl is missing or is not the file"):
             build_impressions([folder], made, tmp_path / "log")
@@ -90,6 +96,21 @@ def test_clicks_on_a_dropped_article_find_the_one_that_was_kept(tmp_path, damage
         ([2, 0], [1, 2], [0, 1]),
         ([3], [2, 2, 0], [0, 1, 0]),
     ]
+
+
+def test_the_file_of_a_set_elsewhere_is_checked_before_it_is_kept(tmp_path):
+    rows = articles(2)
+    path = write_json_lines(tmp_path / "a.jsonl", [rows[0], rows[0] | {"id": "D"}, rows[1]])
+    made = build_articles([path], tmp_path / "set").shard_set
+    cache = CacheSettings(str(tmp_path / "cache"), patience=Patience(attempts=1))
+    there = ShardSet.open(made.path.as_uri(), cache=cache)
+    listed = made.path / "duplicates.jsonl"
+    whole = listed.read_bytes()
+    listed.write_bytes(whole[:-5])  # as an answer that was cut off on its way
+    with pytest.raises(DamageError, match=r"its sha256 is not the manifest's"):
+        list(read_duplicates(there))
+    listed.write_bytes(whole)
+    assert list(read_duplicates(there)) == [("D", 0)]
 
 
 @settings(deadline=None)

@@ -119,6 +119,18 @@ def test_out_leaves_the_tars_folder_alone(tmp_path):
     assert beside.fingerprint == made.fingerprint
 
 
+def test_fewer_tars_leave_nothing_of_the_others(tmp_path):
+    tars = json_tars(tmp_path / "tars", ROWS)
+    outs = (None, tmp_path / "set")
+    for out in outs:
+        index_tars(tars, out)
+    tars[0].unlink()
+    for out in outs:
+        fewer = index_tars(tars[1:], out, force=True)
+        assert list(fewer) == ROWS[4:]
+        assert verify_set(fewer.path).problems == ()
+
+
 def test_some_tars_of_a_folder_need_a_folder_of_their_own(tmp_path):
     tars = json_tars(tmp_path / "tars", ROWS)
     with pytest.raises(UsageError, match="give --out"):
@@ -262,6 +274,13 @@ def test_d4_samples_are_refused_one_by_one(tmp_path, reason):
     # Remade indexes leave out the same samples.
     (tmp_path / "a.idx").unlink()
     assert rebuild_indexes(tmp_path) == ["a.idx"]
+
+
+def test_d4_a_member_nested_too_deep_is_bad_json(tmp_path):
+    deep = b'{"title": "t", "body": ' + b"[" * 1010 + b'"x"' + b"]" * 1010 + b"}"
+    write_tar(tmp_path / "a.tar", [("a.json", deep), ("b.json", json_bytes(ROWS[1]))])
+    made = index_tars([tmp_path], max_refused=0.5)
+    assert list(made) == [ROWS[1]] and made.manifest.refused == {"bad JSON": 1}
 
 
 def test_d4_interleaved_keys_are_joined(tmp_path):

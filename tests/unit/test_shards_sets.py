@@ -207,6 +207,13 @@ def contents_of_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def test_a_set_that_was_built_again_is_not_taken_for_the_one_that_was_open(tmp_path):
+    travelling = pickle.dumps(write_set(tmp_path / "set", articles(3)))
+    write_set(tmp_path / "set", articles(3, first=1), force=True)
+    with pytest.raises(DataError, match="was built again since this run opened it"):
+        pickle.loads(travelling)
+
+
 def test_what_a_killed_build_left_is_cleared(tmp_path):
     leftover = tmp_path / "set" / ".building-99999-00000000"
     leftover.mkdir(parents=True)

@@ -19,6 +19,7 @@ from shards.length_groups import WORTH, length_groups, most_groups
 from shards.tokenize import TextEncoder, cuts_at_spaces, safe_cut, tokenize_set
 from shards.tokenizer import load_tokenizer, tokenizer_sha256, train_tokenizer
 from shards.tokens import TokenColumn
+from trainer.cli.main import main
 
 ALPHABET = "abcdeéÉßΣσçñĳﬁ½ñ̃ ̃ \u00a0\u200b\t\n   .,!?'’“”-—…()[]12३日本語한국Привет🙂▁"
 texts = st.text(st.sampled_from(ALPHABET), max_size=160) | st.text(max_size=60)
@@ -178,6 +179,19 @@ def test_more_tokens_than_stored_is_an_error_with_the_command(tokens, field, sto
     message = str(caught.value)
     assert f"stores {stored}" in message
     assert "tnr shards tokenize" in message and f"--{field}-tokens {stored + 1}" in message
+
+
+def test_the_repair_of_a_column_makes_the_same_column(tmp_path, tokens):
+    shard_set = make_articles(tmp_path / "a", 8, 4)
+    options = {"fields": ["title", "abstract"], "title_tokens": 9, "abstract_tokens": 20}
+    reader = tokenize_set(shard_set, str(tokens.tokenizer_dir), **options)
+    record = reader.folder / "news-000001.json"
+    record.unlink()
+    with pytest.raises(ColumnError) as caught:
+        TokenColumn.open(shard_set, reader.folder.name)
+    _, *words = str(caught.value).split("run `")[1].rstrip("`").split()
+    assert main(words) == 0
+    assert record.exists() and len(list(shard_set.columns_dir.iterdir())) == 1
 
 
 def test_no_room_beside_the_special_tokens(articles, tokens):

@@ -5,17 +5,15 @@ import re
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from shards.errors import UsageError
 from shards.world.settings import WorldSettings
 from shards.world.shape import (
-    POPULARITY_SKEW,
+    EMPTY_HISTORIES,
     candidate_counts,
     click_counts,
-    history_lengths,
+    fill_lengths,
     like_mind,
-    popularity,
 )
 from shards.world.synthesize import synthesize
 from trainer.cli.main import main
@@ -24,7 +22,9 @@ COUNT = 200_000
 
 
 def test_histories_have_minds_lengths():
-    lengths = history_lengths(np.random.default_rng(0), COUNT, longest=801)
+    rng = np.random.default_rng(0)
+    empty = rng.random(COUNT) < EMPTY_HISTORIES
+    lengths = fill_lengths(rng, empty, longest=801)
     assert lengths.dtype == np.int64 and len(lengths) == COUNT
     assert lengths.mean() == pytest.approx(32.9, rel=0.02)
     assert np.median(lengths) == pytest.approx(19, abs=1)
@@ -32,8 +32,8 @@ def test_histories_have_minds_lengths():
     assert 600 < lengths.max() <= 801
     assert (lengths == 0).mean() == pytest.approx(0.022, abs=0.002)
     assert (lengths > 50).mean() == pytest.approx(0.20, abs=0.03)
-    assert history_lengths(np.random.default_rng(0), COUNT, longest=100).max() == 100
-    assert not history_lengths(np.random.default_rng(0), 100, mean=0.0).any()
+    assert fill_lengths(rng, empty, longest=100).max() == 100
+    assert not fill_lengths(rng, empty, mean=0.0).any()
 
 
 def test_impressions_have_minds_candidates_and_clicks():
@@ -47,16 +47,6 @@ def test_impressions_have_minds_candidates_and_clicks():
     assert ((clicks >= 1) & (clicks < counts)).all()
     assert (clicks >= 2).mean() == pytest.approx(0.28, abs=0.01)
     assert clicks.mean() == pytest.approx(3_383_656 / 2_232_748, rel=0.02)
-
-
-@pytest.mark.parametrize("skew", [0.5, POPULARITY_SKEW])
-def test_popularity_is_log_normal(skew):
-    shares = np.sort(popularity(np.random.default_rng(0), COUNT, skew))[::-1]
-    assert shares.sum() == pytest.approx(1.0)
-    for top in (0.01, 0.1):
-        # Share of the largest p of a log-normal: Phi(sigma - Phi^-1(1 - p)).
-        expected = stats.norm.cdf(skew - stats.norm.ppf(1 - top))
-        assert shares[: int(top * COUNT)].sum() == pytest.approx(expected, rel=0.08)
 
 
 @pytest.fixture(scope="module")
