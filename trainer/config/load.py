@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from trainer.config.bias import settle_bias
 from trainer.config.presets import preset as preset_settings
 from trainer.config.schema import TrainConfig
 from trainer.config.validate import validate
@@ -118,9 +119,10 @@ def from_settings(settings: Mapping[str, Any], *, where: str) -> TrainConfig:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return tyro.cli(TrainConfig, args=words, config=(tyro.conf.FlagConversionOff,))
+            config = tyro.cli(TrainConfig, args=words, config=(tyro.conf.FlagConversionOff,))
     except SystemExit as error:
         raise ConfigError(f"{where}: {_reason(said.getvalue())}") from error
+    return dataclasses.replace(config, model=settle_bias(config.model))
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
