@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.files import read_json, sha256_file, write_json_atomic
-from trainer.errors import ColumnError, ModelError
+from trainer.errors import ColumnError, DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +73,11 @@ class Export:
 
         found, too_little = [], None
         for folder in sorted(articles.columns_dir.glob("tokens-*")):
-            column = TokenColumn.open(articles, folder.name)
+            try:
+                column = TokenColumn.open(articles, folder.name)
+            except DataError as error:  # unfinished, stale or damaged: another may serve
+                found.append(f"{folder.name} ({error})")
+                continue
             if column.tokenizer_sha256 != self.info["tokenizer_sha256"]:
                 found.append(f"{folder.name} (tokenizer {column.tokenizer_sha256[:12]}…)")
                 continue
