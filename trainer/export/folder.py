@@ -162,7 +162,8 @@ def export_model(
         model.save_pretrained(building)
         if tokenizer_dir is not None:
             for file in sorted(tokenizer_dir.iterdir()):
-                if file.is_file():
+                # A served tokenizer's folder may hold anything: nothing of the model's gives way.
+                if file.is_file() and not (building / file.name).exists():
                     shutil.copyfile(file, building / file.name)
         described = info | {
             "format": FORMAT,
