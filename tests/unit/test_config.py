@@ -41,6 +41,15 @@ def test_recipes_follow_the_paper_and_the_preset_the_released_code() -> None:
     assert not released.model.pooling_mask
 
 
+def test_a_preset_is_that_of_the_task_that_is_asked_for(tmp_path: Path) -> None:
+    words = [*NEEDED, "--data.clicks", "c", "--task", "finetune"]
+    assert load_config("post_train", words, preset="released").optimizer.amsgrad
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("run: {seed: 7}\n")
+    with pytest.raises(ConfigError, match=r"preset cpu needs a task, one of post_train, .*; it is"):
+        load_config(str(recipe), NEEDED, preset="cpu")
+
+
 def test_presets_for_cpus_drop_attention_dropout_alone() -> None:
     plain = load_config("post_train", NEEDED)
     for name, precision in (("cpu", "fp32"), ("cpu_bf16", "bf16")):

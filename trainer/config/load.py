@@ -43,7 +43,7 @@ def load_config(
     settings = read_recipe(recipe)
     given = parse_overrides(overrides)
     if preset is not None:
-        task = given.get("task", settings.get("task"))
+        task = [*given.get("task", ()), settings.get("task")][0]
         settings |= preset_settings(preset, str(task))
     settings |= given
     config = from_settings(settings, where=f"recipe {recipe}")
