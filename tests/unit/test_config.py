@@ -85,6 +85,18 @@ def test_a_recipe_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
     assert (config.run.seed, config.data.num_negatives) == (7, 4)
 
 
+def test_a_base_by_path_is_looked_up_beside_its_recipe(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "base.yaml").write_text("base: finetune\nrun: {seed: 7}\n")
+    mine, other = tmp_path / "mine.yaml", tmp_path / "shared" / "other.yaml"
+    mine.write_text("base: shared/base.yaml\n")
+    assert read_recipe(str(mine))["run.seed"] == 7
+    mine.write_text("base: shared/other.yaml\n")
+    other.write_text("base: ../mine.yaml\n")
+    with pytest.raises(ConfigError, match="its bases name each other"):
+        read_recipe(str(mine))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

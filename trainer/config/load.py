@@ -59,7 +59,8 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(recipe: str, _seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Read a recipe and its bases into dotted settings.
+    """Read a recipe and its bases into dotted settings; a base's path starts from the recipe's
+    folder.
 
     Raises:
         ConfigError: The recipe is missing, is not YAML with sections, or has an unknown key.
@@ -69,7 +70,8 @@ def read_recipe(recipe: str, _seen: tuple[str, ...] = ()) -> dict[str, Any]:
         near = difflib.get_close_matches(recipe, recipe_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there is {', '.join(recipe_names())}"
         raise ConfigError(f"no recipe {recipe!r} ({path} is not a file){hint}")
-    if str(path) in _seen:
+    here = str(path.resolve())
+    if here in _seen:
         raise ConfigError(f"recipe {recipe}: its bases name each other: {' -> '.join(_seen)}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -77,8 +79,10 @@ def read_recipe(recipe: str, _seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"recipe {path}: expected sections, found {type(content).__name__}")
-    base = content.pop("base", None)
-    settings = read_recipe(str(base), (*_seen, str(path))) if base else {}
+    base = str(content.pop("base", None) or "")
+    if base.endswith((".yaml", ".yml")):
+        base = str(path.parent / base)
+    settings = read_recipe(base, (*_seen, here)) if base else {}
     own = flatten(content)
     _check_keys(own, where=f"recipe {path}")
     return settings | own
