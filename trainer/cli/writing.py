@@ -23,6 +23,16 @@ def writing(out: Path) -> Iterator[None]:
         raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
+def make_folder_of(out: Path) -> None:
+    """Before long work: find at once that there can be no such file.
+
+    Raises:
+        DataError: Its folder cannot be made.
+    """
+    with writing(out):
+        pass
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder under a temporary name, which becomes ``out`` when the block ends without an error.
