@@ -1,4 +1,4 @@
-"""UniLMv2, the paper's language model: its sizes, and its released weights in Hugging Face's form.
+"""UniLMv2, the paper's language model: its released weights in Hugging Face's form.
 
 Shape legend: A attention heads, D width.
 """
@@ -12,12 +12,9 @@ from torch import Tensor
 from transformers import BertConfig, BertTokenizer
 
 from trainer.config.bias import BIAS_KEY
-from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.errors import ModelError
 from trainer.models.relative_position import NUM_BUCKETS
 
-VOCAB_SIZE = 30522
-PAD_ID = 0
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 _TELL_SIZES = (
     BIAS_KEY,
@@ -26,30 +23,6 @@ _TELL_SIZES = (
     "embeddings.token_type_embeddings.weight",
     "encoder.layer.0.intermediate.dense.bias",
 )
-
-
-def unilmv2_model(num_layers: int = 12) -> ModelConfig:
-    """The paper's model with random weights: UniLMv2-base, or its first layers as a student.
-
-    Args:
-        num_layers: 12 for a teacher, 4, 2 or 1 for the paper's students.
-
-    Returns:
-        The configuration; build it with ``VOCAB_SIZE`` and ``PAD_ID``. Its parameters, with the
-        pooler and the classifier that the paper counts and nothing uses, are the paper's 109.89,
-        53.18, 39.01 and 31.92 million.
-    """
-    return ModelConfig(
-        backbone=BackboneConfig(
-            num_layers=12,
-            layers=tuple(range(num_layers)),
-            hidden_size=768,
-            num_heads=12,
-            intermediate_size=3072,
-            max_positions=512,
-            relative_position_bias=True,
-        ),
-    )
 
 
 def convert_unilmv2(state: dict[str, Tensor]) -> dict[str, Tensor]:
