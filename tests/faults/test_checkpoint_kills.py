@@ -125,6 +125,21 @@ def test_a5_killed_while_exporting(tmp_path, capsys, place):
     ours, theirs = (load_export(folder / "export") for folder in (run, tmp_path / "whole"))
     assert ours.weights_sha256 == theirs.weights_sha256
     assert ours.load_model() is not None
+    assert not list(run.glob(".export*"))
+
+
+def test_a5_killed_while_an_export_is_replaced(tmp_path):
+    """The one before is back as soon as the next start exports, and nothing else stays."""
+    run = tmp_path / "run"
+    train_recommender(run, run__max_steps=2)
+    before = load_export(run / "export").weights_sha256
+    assert run_child(die_in_export, run, "before the commit") == -signal.SIGKILL
+    assert not (run / "export").exists()
+    assert run_child(die_in_export, run, "weights") == -signal.SIGKILL
+    assert load_export(run / "export").weights_sha256 == before
+    train_recommender(run, run__max_steps=4)
+    assert load_export(run / "export").weights_sha256 != before
+    assert not list(run.glob(".export*"))
 
 
 @WAYS

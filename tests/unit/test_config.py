@@ -41,6 +41,15 @@ def test_recipes_follow_the_paper_and_the_preset_the_released_code() -> None:
     assert not released.model.pooling_mask
 
 
+def test_a_preset_is_that_of_the_task_that_is_asked_for(tmp_path: Path) -> None:
+    words = [*NEEDED, "--data.clicks", "c", "--task", "finetune"]
+    assert load_config("post_train", words, preset="released").optimizer.amsgrad
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("run: {seed: 7}\n")
+    with pytest.raises(ConfigError, match=r"preset cpu needs a task, one of post_train, .*; it is"):
+        load_config(str(recipe), NEEDED, preset="cpu")
+
+
 def test_presets_for_cpus_drop_attention_dropout_alone() -> None:
     plain = load_config("post_train", NEEDED)
     for name, precision in (("cpu", "fp32"), ("cpu_bf16", "bf16")):
@@ -76,6 +85,18 @@ def test_a_recipe_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
     assert (config.run.seed, config.data.num_negatives) == (7, 4)
 
 
+def test_a_base_by_path_is_looked_up_beside_its_recipe(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "base.yaml").write_text("base: finetune\nrun: {seed: 7}\n")
+    mine, other = tmp_path / "mine.yaml", tmp_path / "shared" / "other.yaml"
+    mine.write_text("base: shared/base.yaml\n")
+    assert read_recipe(str(mine))["run.seed"] == 7
+    mine.write_text("base: shared/other.yaml\n")
+    other.write_text("base: ../mine.yaml\n")
+    with pytest.raises(ConfigError, match="its bases name each other"):
+        read_recipe(str(mine))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -90,6 +111,20 @@ def test_a_recipe_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
         (["--run.copies.rule", "list"], "run.copies.steps"),
         (["--model.backbone.hidden_size", "130"], "130"),
         (["--optimizer.lr", "nan"], "more than 0"),
+        (["--optimizer.backbone_lr", "-0.01"], "optimizer.backbone_lr is -0.01; expected more"),
+        (["--optimizer.max_grad_norm", "-1"], "optimizer.max_grad_norm is -1.0; expected more"),
+        (["--optimizer.max_grad_norm", "0"], "optimizer.max_grad_norm is 0.0; expected more"),
+        (["--optimizer.betas", "0.9", "1.0"], "the second, is 1.0; expected at least 0 and less"),
+        (["--optimizer.betas", "-0.1", "0.9"], "the first, is -0.1"),
+        (["--model.backbone.hidden_dropout", "3"], "hidden_dropout is 3.0; expected at least 0"),
+        (["--model.backbone.attention_dropout", "nan"], "attention_dropout is nan"),
+        (["--model.backbone.num_heads", "0"], "model.backbone.num_heads is 0; expected at least 1"),
+        (["--model.backbone.num_layers", "0"], "model.backbone.num_layers is 0"),
+        (["--model.backbone.hidden_size", "0"], "model.backbone.hidden_size is 0"),
+        (["--model.backbone.intermediate_size", "0"], "model.backbone.intermediate_size is 0"),
+        (["--model.query_dim", "0"], "model.query_dim is 0"),
+        (["--model.news_dim", "0"], "model.news_dim is 0"),
+        (["--model.user_encoder", "nrms", "--model.user_heads", "0"], "model.user_heads is 0"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_setting(words: list[str], said: str) -> None:

@@ -1,10 +1,15 @@
 """Conversion of released UniLMv2 weights, on a made-up checkpoint of their form."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.tiny_models import tiny_model
 
-from trainer.errors import ModelError
+from shards.tokenizer import load_tokenizer
+from trainer.cli.main import main
+from trainer.config.load import load_config
+from trainer.errors import ConfigError, ModelError
 from trainer.models import build_news_encoder
 from trainer.models.unilmv2 import convert_unilmv2, save_unilmv2
 
@@ -73,10 +78,21 @@ def test_names_heads_and_table(released):
     assert not [name for name in converted if name.startswith(("bert.", "cls.", "pooler."))]
 
 
-def test_a_converted_folder_is_a_backbone(released, tmp_path):
+@pytest.fixture
+def vocab(tmp_path) -> Path:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "news", "##es"]
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(words) + "\n")
+    return path
+
+
+def test_a_converted_folder_is_a_backbone_with_its_bias(released, vocab, tmp_path):
     torch.save(released, tmp_path / "unilm2.bin")
-    folder = save_unilmv2(tmp_path / "unilm2.bin", tmp_path / "unilmv2")
-    model = tiny_model({"name": str(folder), "relative_position_bias": True, "layers": (0,)})
+    folder = tmp_path / "made" / "unilmv2"
+    words = ["convert", "unilmv2", "--weights", tmp_path / "unilm2.bin", "--vocab", vocab]
+    assert main([str(word) for word in [*words, "--out", folder]]) == 0
+    assert load_tokenizer(folder)("NEWSes")["input_ids"] == [2, 5, 6, 3]
+    model = tiny_model({"name": str(folder), "layers": (0,)})  # the bias is not asked for
     encoder = build_news_encoder(model, vocab_size=50, pad_id=0)
     converted = convert_unilmv2(released)
     assert torch.equal(encoder.backbone.rel_pos_bias.weight, converted["rel_pos_bias.weight"])
@@ -85,7 +101,29 @@ def test_a_converted_folder_is_a_backbone(released, tmp_path):
     assert encoder.config.backbone.num_attention_heads == HEADS
 
 
-def test_other_checkpoints_are_refused(released, tmp_path):
+def test_the_bias_left_out_is_what_the_weights_say(released, vocab, tmp_path):
+    torch.save(released, tmp_path / "unilm2.bin")
+    held = save_unilmv2(tmp_path / "unilm2.bin", vocab, tmp_path / "unilmv2")
+    plain = tmp_path / "plain"
+    build_news_encoder(
+        tiny_model(), vocab_size=50, pad_id=0
+    ).backbone.language_model.save_pretrained(plain)
+    words = ["--data.articles", "a", "--run.dir", "r", "--model.backbone.name"]
+
+    def settled(name, *more):
+        config = load_config("post_train", [*words, str(name), *more])
+        return config.model.backbone.relative_position_bias
+
+    # What is recorded is what a run had before there was a choice, but for weights with a table.
+    assert settled(held) is True
+    assert [settled(name) for name in ("random", plain, "some/bert")] == [False] * 3
+    assert settled(held, "--model.init", "runs/teacher/export") is False
+    assert settled(plain, "--model.backbone.relative_position_bias", "true") is True
+    with pytest.raises(ConfigError, match=r"relative_position_bias is false, but .*unilmv2"):
+        settled(held, "--model.backbone.relative_position_bias", "false")
+
+
+def test_other_checkpoints_are_refused(released, vocab, tmp_path):
     without_table = dict(released)
     del without_table["bert.encoder.rel_pos_bias.weight"]
     with pytest.raises(ModelError, match=r"no UniLMv2 checkpoint: it has no rel_pos_bias\.weight"):
@@ -95,14 +133,18 @@ def test_other_checkpoints_are_refused(released, tmp_path):
     with pytest.raises(ModelError, match=r"layer\.1\.attention\.self\.v_bias is absent"):
         convert_unilmv2(without_bias)
     with pytest.raises(ModelError, match="cannot be read"):
-        save_unilmv2(tmp_path / "absent.bin", tmp_path / "out")
+        save_unilmv2(tmp_path / "absent.bin", vocab, tmp_path / "out")
+    torch.save(released, tmp_path / "unilm2.bin")
+    vocab.write_text("\n".join(f"word{n}" for n in range(51)))
+    with pytest.raises(ModelError, match=r"has 56 word pieces.*knows 50"):
+        save_unilmv2(tmp_path / "unilm2.bin", vocab, tmp_path / "out")
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+def test_a_checkpoint_that_would_run_code_is_refused(vocab, tmp_path):
     class Evil:
         def __reduce__(self):
             return (print, ("ran",))
 
     torch.save({"bert.x": Evil()}, tmp_path / "evil.bin")
     with pytest.raises(ModelError, match="cannot be read"):
-        save_unilmv2(tmp_path / "evil.bin", tmp_path / "out")
+        save_unilmv2(tmp_path / "evil.bin", vocab, tmp_path / "out")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.rich import joined_ids, make_rich_world, rich_sample
-from helpers.world import TINY_MODEL, TinyWorld
+from helpers.world import TINY_MODEL, TinyWorld, make_world
 
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader
@@ -18,7 +18,7 @@ from shards.tokenize import tokenize_set
 from shards.tokenizer import load_tokenizer
 from trainer.cli.main import main
 from trainer.config.load import from_settings, load_config
-from trainer.errors import ColumnError, ConfigError, UsageError
+from trainer.errors import ColumnError, ConfigError, ModelError, UsageError
 from trainer.evaluate.evaluate import EvaluateOptions, make_ready
 from trainer.evaluate.metrics import ranks_without_ties
 from trainer.evaluate.pairs import open_click_log
@@ -286,6 +286,23 @@ def test_a_model_finds_the_column_that_stores_what_it_reads(tmp_path: Path) -> N
     everything.rename(tmp_path / "elsewhere")
     assert title_alone.tokens(world.articles).folder == small.folder
     with pytest.raises(ColumnError, match="stores title, not the category; run `tnr shards tok"):
+        export.tokens(world.articles)
+
+
+def test_an_unfinished_column_beside_the_right_one_is_no_hindrance(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    export, right = load_export(world.teacher("finetune", 1)), world.tokens.folder
+    folder = right
+    for title_tokens in range(4, 10):
+        options = {"fields": ("title",), "title_tokens": title_tokens}
+        folder = tokenize_set(world.articles, world.tokens.tokenizer_dir, **options).folder
+        next(folder.glob("*000000.json")).unlink()
+        if folder.name < right.name:
+            break
+    assert folder.name < right.name  # looked at first
+    assert export.tokens(world.articles).folder == right
+    right.rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=rf"{folder.name} \(.*is not complete: 1 of"):
         export.tokens(world.articles)
 
 

@@ -208,9 +208,13 @@ def test_batches_and_steps() -> None:
 
 def test_columns_by_hand() -> None:
     shape = {"teachers": 4, "articles": 10, "impressions": 5, "candidates": 50, "width": 256}
-    assert teacher_columns("post_train_distill", **shape, value_bytes=2) == 4 * 2 * 10 * 256 * 2
-    assert teacher_columns("finetune_distill", **shape, value_bytes=4) == 4 * (
-        (15 * 256 + 50) * 4 + 5 * 8
+    assert teacher_columns("post_train_distill", **shape, dtype="float16") == 4 * 2 * 10 * 256 * 2
+    assert teacher_columns("finetune_distill", **shape, dtype="float32") == 4 * (
+        (15 * 256 + 50) * 4 + 5 * 20
+    )
+    # int8: a scale in float32 a vector; scores in float16
+    assert teacher_columns("finetune_distill", **shape, dtype="int8") == 4 * (
+        15 * (256 + 4) + 50 * 2 + 5 * 20
     )
     assert token_column(10, 100) == 10 * (200 + 16)
 
@@ -310,7 +314,7 @@ def test_sizes_that_are_told_stand_for_sets_that_are_not_built(capsys) -> None:
     assert main(["plan", *words]) == 0
     said = capsys.readouterr().out
     assert "640 units x 1 epochs -> 20 optimizer steps" in said
-    held = 2 * ((1640 * 256 + 640 * 40) * 2 + 8 * 640)
+    held = 2 * ((1640 * 256 + 640 * 40) * 2 + 20 * 640)
     assert f"{held / 1e9:9.2f} GB  columns of 2 teachers, stage II (float16)" in said
     assert f"{1000 * (536 * 2 + 16) / 1e9:9.2f} GB  token column, at most" in said
 

@@ -165,6 +165,16 @@ def test_without_matplotlib_the_table_still_comes(tmp_path: Path, monkeypatch, c
     assert not png.exists()
 
 
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, option: str) -> None:
+    if option == "--plot":
+        pytest.importorskip("matplotlib")
+    paths = write_records(tmp_path, RECORDS)
+    for out in (tmp_path, Path(paths[0]) / "below" / "a file"):
+        with pytest.raises(DataError, match=f"^{out} cannot be written: "):
+            command([*paths, option, str(out)])
+
+
 def test_plot_is_written_and_no_label_touches_another(tmp_path: Path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     boxes = []

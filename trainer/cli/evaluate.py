@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print the four metrics and write the record."""
     from pathlib import Path
 
+    from trainer.cli.writing import make_folder_of, writing
     from trainer.errors import UsageError
     from trainer.evaluate.evaluate import (
         EvaluateOptions,
@@ -132,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     out = Path(arguments.out) if arguments.out else None
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is found at once
+        make_folder_of(out)
     with start_ranks() as ranks:
         if arguments.baseline is None:
             found = evaluate_model(
@@ -148,6 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     summary(found.record)
     if out is not None:
-        found.write(out)
+        with writing(out):
+            found.write(out)
         print(f"  record: {out}")
     return 0

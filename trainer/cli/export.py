@@ -25,10 +25,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(arguments: argparse.Namespace) -> int:
     """Verify and copy."""
     import shutil
-    import uuid
 
     from shards.files import sha256_file
-    from trainer.errors import ModelError, UsageError
+    from trainer.cli.writing import new_folder
+    from trainer.errors import ModelError
     from trainer.export.folder import INFO, WEIGHTS, load_export
 
     source = Path(arguments.source)
@@ -37,12 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     export = load_export(source)
     if sha256_file(source / WEIGHTS) != export.weights_sha256:
         raise ModelError(f"{source / WEIGHTS} is not what {INFO} says: damaged or edited")
-    out: Path = arguments.out
-    if out.exists():
-        raise UsageError(f"{out} exists already; name another folder or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.parent / f".{out.name}.tmp-{uuid.uuid4().hex[:8]}"
-    shutil.copytree(source, building)
-    building.rename(out)
-    print(f"{out}: {export.info['kind']} of {export.info.get('run', source)}")
+    with new_folder(arguments.out) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    print(f"{arguments.out}: {export.info['kind']} of {export.info.get('run', source)}")
     return 0

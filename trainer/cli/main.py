@@ -14,6 +14,7 @@ from trainer.errors import EXIT_DONE, EXIT_USAGE, TinyNewsRecError
 VERBS = (
     ("trainer.cli.demo", "demo"),
     ("shards.cli", "shards"),
+    ("trainer.cli.convert", "convert"),
     ("trainer.cli.train", "train"),
     ("trainer.cli.launch", "launch"),
     ("trainer.cli.teachers", "teachers"),

@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Predict and write the zip."""
     from pathlib import Path
 
+    from trainer.cli.writing import make_folder_of, writing
     from trainer.evaluate.evaluate import EvaluateOptions, make_ready
     from trainer.evaluate.pairs import open_click_log
     from trainer.evaluate.prediction import write_prediction
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=True,
     )
     out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is found at once
+    make_folder_of(out)
     log = open_click_log(arguments.articles, arguments.clicks)
     with start_ranks() as ranks:
         ready = make_ready(load_export(arguments.export), log, options, ranks)
@@ -76,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.behaviors is not None:
         scored = with_refused(scored, ids, arguments.behaviors)
         ids = (one for one, _ in log_lines(arguments.behaviors))
-    write_prediction(out, ids, *scored, progress=True)
+    with writing(out):
+        write_prediction(out, ids, *scored, progress=True)
     lines = len(scored.offsets) - 1
     print(f"{out}: {lines:,} impressions, {len(scored.scores):,} candidates, checked")
     refused = sum(log.impressions.manifest.refused.values())

@@ -61,8 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from shards.files import atomic_file
+    from shards.plot import PlotUnavailable
+    from trainer.cli.writing import writing
     from trainer.evaluate.compare import comparison_notes, comparison_text, tell_apart
-    from trainer.evaluate.plot import PlotUnavailable, plot_quality_speed
+    from trainer.evaluate.plot import plot_quality_speed
     from trainer.evaluate.report import make_rows, read_ceilings, read_evaluations, table
     from trainer.evaluate.text_report import text_report
 
@@ -80,13 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n" + "\n".join(comparison_notes(comparisons)))
     if arguments.out:
         out = Path(arguments.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(out, "w") as file:
+        with writing(out), atomic_file(out, "w") as file:
             file.write(text_report(rows, records, shown, resampled, comparisons))
         print(f"report: {out}")
     if arguments.plot:
         try:
-            drawn = plot_quality_speed(rows, arguments.plot, ceilings)
+            with writing(Path(arguments.plot)):
+                drawn = plot_quality_speed(rows, arguments.plot, ceilings)
         except PlotUnavailable as error:
             # The numbers are what matters: a missing extra must not fail a pipeline at its end.
             print(f"tnr: warning: {error}", file=sys.stderr)

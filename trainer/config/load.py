@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from trainer.config.bias import settle_bias
 from trainer.config.presets import preset as preset_settings
 from trainer.config.schema import TrainConfig
 from trainer.config.validate import validate
@@ -42,7 +43,7 @@ def load_config(
     settings = read_recipe(recipe)
     given = parse_overrides(overrides)
     if preset is not None:
-        task = given.get("task", settings.get("task"))
+        task = [*given.get("task", ()), settings.get("task")][0]
         settings |= preset_settings(preset, str(task))
     settings |= given
     config = from_settings(settings, where=f"recipe {recipe}")
@@ -58,7 +59,8 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(recipe: str, _seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Read a recipe and its bases into dotted settings.
+    """Read a recipe and its bases into dotted settings; a base's path starts from the recipe's
+    folder.
 
     Raises:
         ConfigError: The recipe is missing, is not YAML with sections, or has an unknown key.
@@ -68,7 +70,8 @@ def read_recipe(recipe: str, _seen: tuple[str, ...] = ()) -> dict[str, Any]:
         near = difflib.get_close_matches(recipe, recipe_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there is {', '.join(recipe_names())}"
         raise ConfigError(f"no recipe {recipe!r} ({path} is not a file){hint}")
-    if str(path) in _seen:
+    here = str(path.resolve())
+    if here in _seen:
         raise ConfigError(f"recipe {recipe}: its bases name each other: {' -> '.join(_seen)}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -76,8 +79,10 @@ def read_recipe(recipe: str, _seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"recipe {path}: expected sections, found {type(content).__name__}")
-    base = content.pop("base", None)
-    settings = read_recipe(str(base), (*_seen, str(path))) if base else {}
+    base = str(content.pop("base", None) or "")
+    if base.endswith((".yaml", ".yml")):
+        base = str(path.parent / base)
+    settings = read_recipe(base, (*_seen, here)) if base else {}
     own = flatten(content)
     _check_keys(own, where=f"recipe {path}")
     return settings | own
@@ -118,9 +123,10 @@ def from_settings(settings: Mapping[str, Any], *, where: str) -> TrainConfig:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return tyro.cli(TrainConfig, args=words, config=(tyro.conf.FlagConversionOff,))
+            config = tyro.cli(TrainConfig, args=words, config=(tyro.conf.FlagConversionOff,))
     except SystemExit as error:
         raise ConfigError(f"{where}: {_reason(said.getvalue())}") from error
+    return dataclasses.replace(config, model=settle_bias(config.model))
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Named sets of settings that are laid over a recipe, below the command line.
 
-``released`` turns every switch of ``README.md``'s "Paper and released code" to what the public
-Tiny-NewsRec code does where it differs from the paper; recipes by themselves follow the paper.
+``released`` turns every switch of the table in ``README.md`` to what the public Tiny-NewsRec code
+does where it differs from the paper; recipes by themselves follow the paper.
 
 ``cpu`` and ``cpu_bf16`` are what training on a CPU is advised to use, without and with hardware for
 bf16 (``amx_bf16`` or ``avx512_bf16`` in ``/proc/cpuinfo``). Dropout of attention weights keeps
@@ -50,8 +50,10 @@ def preset(name: str, task: str) -> dict[str, Any]:
     """Dotted settings of a preset for one task.
 
     Raises:
-        ConfigError: There is no preset of that name.
+        ConfigError: There is no preset of that name, or no such task.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; there is {', '.join(sorted(PRESETS))}")
+    if task not in _TASKS:
+        raise ConfigError(f"preset {name} needs a task, one of {', '.join(_TASKS)}; it is {task}")
     return dict(PRESETS[name][task])

@@ -35,9 +35,9 @@ class BackboneConfig:
     """Dropout of hidden states; None keeps the backbone's own (0.1 for ``random``)."""
     attention_dropout: float | None = None
     """Dropout of attention weights; None keeps the backbone's own (0.1 for ``random``)."""
-    relative_position_bias: bool = False
-    """Add UniLMv2's relative position bias (32 buckets up to distance 128, shared by all
-    layers)."""
+    relative_position_bias: bool | None = None
+    """Add UniLMv2's relative position bias (32 buckets up to distance 128, shared by all layers);
+    None adds it where the backbone's weights hold its table (``tnr convert unilmv2``)."""
 
 
 @dataclass(frozen=True, kw_only=True)

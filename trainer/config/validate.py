@@ -4,9 +4,9 @@ run."""
 from collections.abc import Collection
 
 from shards.periods import parse_period
+from trainer.config.ranges import check_model, check_ranges
 from trainer.config.schema import (
     BackboneConfig,
-    ModelConfig,
     RunConfig,
     TrainConfig,
     ValidationConfig,
@@ -28,8 +28,8 @@ def validate(config: TrainConfig, given: Collection[str] = ()) -> None:
     Raises:
         ConfigError: On the first setting that is wrong.
     """
-    _check_ranges(config)
-    _check_model(config.model)
+    check_ranges(config)
+    check_model(config.model)
     if config.model.backbone.name != "random":
         _check_no_sizes(config.model.backbone, given)
     _check_run(config)
@@ -63,89 +63,6 @@ def _accumulation(config: TrainConfig, world_size: int) -> int:
             f"{-(-run.global_batch // per_step) * per_step} or another micro-batch"
         )
     return run.global_batch // per_step
-
-
-def _check_ranges(config: TrainConfig) -> None:
-    data, run, loss, optimizer = config.data, config.run, config.loss, config.optimizer
-    at_least: dict[str, tuple[float, float]] = {
-        "data.max_title_tokens": (data.max_title_tokens, 3),
-        "data.max_abstract_tokens": (data.max_abstract_tokens, 3),
-        "data.max_body_tokens": (data.max_body_tokens, 3),
-        "data.max_category_tokens": (data.max_category_tokens, 3),
-        "data.num_negatives": (data.num_negatives, 1),
-        "data.history_length": (data.history_length, 1),
-        "data.user_block": (data.user_block, 1),
-        "data.window_shards": (data.window_shards, 1),
-        "data.workers": (data.workers, 0),
-        "data.batch_tokens": (data.batch_tokens, 0),
-        "data.fetch_ahead": (data.fetch_ahead, 0),
-        "data.fetch_attempts": (data.fetch_attempts, 1),
-        "model.user_last_k": (config.model.user_last_k, 1),
-        "run.global_batch": (run.global_batch, 1),
-        "run.micro_batch": (run.micro_batch, 1),
-        "run.checkpoint_every": (run.checkpoint_every, 1),
-        "run.keep_checkpoints": (run.keep_checkpoints, 1),
-        "run.keep_every": (run.checkpoint_every if run.keep_every is None else run.keep_every, 1),
-        "run.not_finite_budget": (run.not_finite_budget, 0),
-        "run.log_every": (run.log_every, 1),
-        "run.seed": (run.seed, 0),
-        "run.copies.every": (run.copies.every, 1),
-        "run.copies.count": (run.copies.count, 1),
-        "optimizer.warmup_steps": (optimizer.warmup_steps, 0),
-        "optimizer.weight_decay": (optimizer.weight_decay, 0),
-        "loss.target": (loss.target, 0),
-        "loss.distill": (loss.distill, 0),
-        "loss.embedding": (loss.embedding, 0),
-        "validation.every": (config.validation.every, 1),
-        "validation.max_impressions": (_or(config.validation.max_impressions, 1), 1),
-        "validation.patience": (_or(config.validation.patience, 1), 1),
-        "validation.min_delta": (config.validation.min_delta, 0),
-    }
-    for name, (value, least) in at_least.items():
-        if not value >= least:
-            raise ConfigError(f"{name} is {value}; expected at least {least}")
-    above_zero = {
-        "run.epochs": run.epochs,
-        "run.hang_timeout_s": run.hang_timeout_s,
-        "teachers.follow_timeout_s": config.teachers.follow_timeout_s,
-        "run.peak_tflops": 1.0 if run.peak_tflops is None else run.peak_tflops,
-        "data.cache_gib": data.cache_gib,
-        "loss.temperature": loss.temperature,
-        "optimizer.lr": optimizer.lr,
-        "optimizer.eps": optimizer.eps,
-    }
-    for name, positive in above_zero.items():
-        if not positive > 0:
-            raise ConfigError(f"{name} is {positive}; expected more than 0")
-    steps = run.profile_steps
-    if list(steps) != sorted({step for step in steps if step > 0}):
-        raise ConfigError(
-            f"run.profile_steps is {steps}; expected distinct steps from 1, lowest first"
-        )
-    if run.max_steps is not None and run.max_steps < 1:
-        raise ConfigError(f"run.max_steps is {run.max_steps}; expected at least 1")
-
-
-def _check_model(model: ModelConfig) -> None:
-    backbone = model.backbone
-    if backbone.name == "random" and backbone.hidden_size % backbone.num_heads:
-        raise ConfigError(
-            f"model.backbone.hidden_size {backbone.hidden_size} is not a multiple of "
-            f"model.backbone.num_heads {backbone.num_heads}"
-        )
-    if backbone.layers is not None and list(backbone.layers) != sorted(set(backbone.layers)):
-        raise ConfigError(
-            f"model.backbone.layers {backbone.layers}: expected distinct layers, lowest first"
-        )
-    if model.user_encoder == "nrms" and model.news_dim % model.user_heads:
-        raise ConfigError(
-            f"model.news_dim {model.news_dim} is not a multiple of model.user_heads "
-            f"{model.user_heads}, which the NRMS user encoder needs"
-        )
-    if model.trainable_layers is not None and model.trainable_layers < 0:
-        raise ConfigError(
-            f"model.trainable_layers is {model.trainable_layers}; expected at least 0"
-        )
 
 
 def _check_no_sizes(backbone: BackboneConfig, given: Collection[str]) -> None:
@@ -394,10 +311,6 @@ def _check_unused(validation: ValidationConfig) -> None:
                 f"validation.{name} is set, but validation.clicks is not: name the impression set "
                 "to validate on"
             )
-
-
-def _or(value: int | None, instead: int) -> int:
-    return instead if value is None else value
 
 
 def _check_window_negatives(config: TrainConfig) -> None:

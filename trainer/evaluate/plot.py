@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import TinyNewsRecError
+from shards.plot import PlotUnavailable
 from trainer.evaluate.bootstrap import CONFIDENCE
 from trainer.evaluate.report import Ceiling, Row
 
@@ -25,10 +25,6 @@ _OFFSETS = (
 """Where a label may stand, in points from its marker, best first."""
 
 
-class PlotUnavailable(TinyNewsRecError):
-    """matplotlib is not installed; the report itself does not need it."""
-
-
 def plot_quality_speed(
     rows: Sequence[Row], path: str | Path, ceilings: Sequence[Ceiling] = ()
 ) -> int:
@@ -36,7 +32,7 @@ def plot_quality_speed(
 
     Args:
         rows: Models; those without a speed (baselines) are not drawn.
-        path: The PNG.
+        path: The PNG; its folder must exist.
         ceilings: Best reachable AUC, as lines.
 
     Returns:
@@ -68,9 +64,7 @@ def plot_quality_speed(
         axes.axhline(auc, color="#3a3a3a", linestyle=style, linewidth=1.2, zorder=1)
     _frame(axes, drawn, ceilings)
     _label_points(figure, canvas, axes, drawn, ceilings)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, format="png")
+    figure.savefig(path, format="png")
     return len(drawn)
 
 

@@ -5,15 +5,15 @@ kind of model it is, its text lengths, and the sha256 of its weights and tokeniz
 columns know it.
 """
 
-import os
+import glob
 import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.files import read_json, sha256_file, write_json_atomic
-from trainer.errors import ColumnError, ModelError
+from shards.files import read_json, sha256_file, temporary_name, write_json_atomic
+from trainer.errors import ColumnError, DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +73,11 @@ class Export:
 
         found, too_little = [], None
         for folder in sorted(articles.columns_dir.glob("tokens-*")):
-            column = TokenColumn.open(articles, folder.name)
+            try:
+                column = TokenColumn.open(articles, folder.name)
+            except DataError as error:  # unfinished, stale or damaged: another may serve
+                found.append(f"{folder.name} ({error})")
+                continue
             if column.tokenizer_sha256 != self.info["tokenizer_sha256"]:
                 found.append(f"{folder.name} (tokenizer {column.tokenizer_sha256[:12]}…)")
                 continue
@@ -153,12 +157,14 @@ def export_model(
     from trainer.models import Recommender
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = folder.parent / f".{folder.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    _clear(folder)
+    building = temporary_name(folder)
     try:
         model.save_pretrained(building)
         if tokenizer_dir is not None:
             for file in sorted(tokenizer_dir.iterdir()):
-                if file.is_file():
+                # A served tokenizer's folder may hold anything: nothing of the model's gives way.
+                if file.is_file() and not (building / file.name).exists():
                     shutil.copyfile(file, building / file.name)
         described = info | {
             "format": FORMAT,
@@ -170,6 +176,16 @@ def export_model(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return Export(folder, described)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed exports left; one that was to be replaced comes back to an empty place."""
+    name = glob.escape(folder.name)
+    for old in folder.parent.glob(f".{name}.old-*"):
+        if not folder.exists():
+            old.rename(folder)
+    for left in (*folder.parent.glob(f".{name}.old-*"), *folder.parent.glob(f".{name}.tmp-*")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _replace(new: Path, folder: Path) -> None:

@@ -12,9 +12,6 @@ from trainer.models.layers import pooler_arguments
 from trainer.models.relative_position import RelativePositionBias
 from trainer.models.split import LayerSplit
 
-BIAS_KEY = "rel_pos_bias.weight"
-"""Name of the bias table in a backbone folder (see :mod:`trainer.models.unilmv2`)."""
-
 # Families whose attention adds a given float mask [U, A, L, L] to its scores as it is.
 _TAKES_A_BIAS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 # Families that count positions from the padding id on: they read pad_token_id + 1 tokens less.

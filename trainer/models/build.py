@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
+from trainer.config.bias import BIAS_KEY, settle_bias
 from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.errors import ModelError
-from trainer.models.backbone import BIAS_KEY
 from trainer.models.configuration import NewsEncoderConfig, RecommenderConfig
 from trainer.models.layers import pooler_arguments, select_layers
 from trainer.models.loading import (
@@ -107,7 +107,7 @@ def _news_encoder(
 
 
 def _encoder_of_backbone(config: ModelConfig, vocab_size: int, pad_id: int) -> NewsEncoder:
-    backbone = config.backbone
+    backbone = settle_bias(config).backbone
     language_model: PreTrainedModel
     lm_config: PreTrainedConfig
     if backbone.name == RANDOM:
@@ -127,7 +127,7 @@ def _encoder_of_backbone(config: ModelConfig, vocab_size: int, pad_id: int) -> N
             pooling_mask=config.pooling_mask,
             query_dim=config.query_dim,
             news_dim=config.news_dim,
-            relative_position_bias=backbone.relative_position_bias,
+            relative_position_bias=bool(backbone.relative_position_bias),
         ),
         language_model,
     )

@@ -1,4 +1,4 @@
-"""UniLMv2, the paper's language model: its sizes, and its released weights in Hugging Face's form.
+"""UniLMv2, the paper's language model: its released weights in Hugging Face's form.
 
 Shape legend: A attention heads, D width.
 """
@@ -9,40 +9,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import BertConfig
+from transformers import BertConfig, BertTokenizer
 
-from trainer.config.schema import BackboneConfig, ModelConfig
+from trainer.config.bias import BIAS_KEY
 from trainer.errors import ModelError
-from trainer.models.backbone import BIAS_KEY
 from trainer.models.relative_position import NUM_BUCKETS
 
-VOCAB_SIZE = 30522
-PAD_ID = 0
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-
-
-def unilmv2_model(num_layers: int = 12) -> ModelConfig:
-    """The paper's model with random weights: UniLMv2-base, or its first layers as a student.
-
-    Args:
-        num_layers: 12 for a teacher, 4, 2 or 1 for the paper's students.
-
-    Returns:
-        The configuration; build it with ``VOCAB_SIZE`` and ``PAD_ID``. Its parameters, with the
-        pooler and the classifier that the paper counts and nothing uses, are the paper's 109.89,
-        53.18, 39.01 and 31.92 million.
-    """
-    return ModelConfig(
-        backbone=BackboneConfig(
-            num_layers=12,
-            layers=tuple(range(num_layers)),
-            hidden_size=768,
-            num_heads=12,
-            intermediate_size=3072,
-            max_positions=512,
-            relative_position_bias=True,
-        ),
-    )
+_TELL_SIZES = (
+    BIAS_KEY,
+    "embeddings.word_embeddings.weight",
+    "embeddings.position_embeddings.weight",
+    "embeddings.token_type_embeddings.weight",
+    "encoder.layer.0.intermediate.dense.bias",
+)
 
 
 def convert_unilmv2(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -81,8 +61,7 @@ def convert_unilmv2(state: dict[str, Tensor]) -> dict[str, Tensor]:
             converted |= _split_attention(attention, tensor, state)
         elif last not in ("q_bias", "v_bias", "position_ids"):
             converted[name] = tensor
-    wanted = (BIAS_KEY, "embeddings.word_embeddings.weight")
-    missing = [name for name in wanted if name not in converted]
+    missing = [name for name in _TELL_SIZES if name not in converted]
     if missing:
         raise ModelError(f"this is no UniLMv2 checkpoint: it has no {missing[0]}")
     # Clones: the three parts of a fused weight would share one storage, which safetensors refuses.
@@ -92,36 +71,58 @@ def convert_unilmv2(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def save_unilmv2(checkpoint: str | Path, folder: str | Path) -> Path:
-    """Convert a released checkpoint file to a folder that ``backbone.name`` can name.
+def save_unilmv2(checkpoint: str | Path, vocab: str | Path, folder: str | Path) -> Path:
+    """Convert a released checkpoint to a folder that ``backbone.name`` and ``--tokenizer`` name.
 
-    The recipe then sets ``backbone.relative_position_bias`` to true. The file is read with
-    ``weights_only``, so that nothing in it is run.
+    The checkpoint is read with ``weights_only``, so that nothing in it is run. Sizes are those of
+    its tensors; what these do not tell (GELU, dropout 0.1, epsilon 1e-12) is BERT's.
 
     Args:
         checkpoint: The released ``.bin`` file.
-        folder: Where ``config.json`` and ``model.safetensors`` are written; made if absent.
+        vocab: The word pieces that belong to it, uncased, one a line.
+        folder: Where configuration, weights and tokenizer are written; made if absent.
 
     Returns:
         The folder.
 
     Raises:
-        ModelError: The file cannot be read, or holds something else.
+        ModelError: A file cannot be read, holds something else, or does not fit the other.
     """
+    weights = convert_unilmv2(_read_checkpoint(checkpoint))
+    tokenizer = BertTokenizer(vocab=_read_vocab(vocab))
+    config = _config_of(weights, tokenizer.pad_token_id)
+    if len(tokenizer) > config.vocab_size:
+        raise ModelError(
+            f"{vocab} has {len(tokenizer)} word pieces, special ones included, but {checkpoint} "
+            f"knows {config.vocab_size}: they do not belong together"
+        )
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+def _read_checkpoint(checkpoint: str | Path) -> dict[str, Tensor]:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError) as error:
         raise ModelError(f"{checkpoint} cannot be read as a checkpoint: {error}") from error
     if not isinstance(state, dict):
         raise ModelError(f"{checkpoint} holds a {type(state).__name__}; expected a state dict")
-    weights = convert_unilmv2(state)
+    return state
+
+
+def _config_of(weights: dict[str, Tensor], pad_id: int) -> BertConfig:
     vocab_size, width = weights["embeddings.word_embeddings.weight"].shape
     num_heads = weights[BIAS_KEY].shape[1]
     if width % num_heads:
         raise ModelError(f"width {width} is not a multiple of the {num_heads} heads of the table")
     layers = {name.split(".")[2] for name in weights if name.startswith("encoder.layer.")}
-    config = BertConfig(
+    return BertConfig(
         vocab_size=vocab_size,
+        pad_token_id=pad_id,
         hidden_size=width,
         num_hidden_layers=len(layers),
         num_attention_heads=num_heads,
@@ -130,11 +131,14 @@ def save_unilmv2(checkpoint: str | Path, folder: str | Path) -> Path:
         type_vocab_size=len(weights["embeddings.token_type_embeddings.weight"]),
         architectures=["BertModel"],
     )
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    config.save_pretrained(target)
-    return target
+
+
+def _read_vocab(vocab: str | Path) -> dict[str, int]:
+    try:
+        words = Path(vocab).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{vocab} cannot be read as a vocabulary: {error}") from error
+    return {word: number for number, word in enumerate(words)}
 
 
 def _split_attention(attention: str, fused: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ from trainer.config.schema import TrainConfig
 from trainer.plan.batches import StepPlan
 from trainer.plan.memory import FP32, checkpoint_bytes
 from trainer.plan.sizes import TaskSize
+from trainer.teacher_server.sizes import ROW_BYTES
+from trainer.teacher_server.storage import value_bytes, vector_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +83,13 @@ def run_items(
 
 def teacher_columns(
     task: str, *, teachers: int, articles: int, impressions: int, candidates: int, width: int,
-    value_bytes: int,
+    dtype: str,
 ) -> int:  # fmt: skip
-    """Bytes of the columns that M teachers fill for a task.
+    """Bytes of the columns that M teachers fill for a task, at most.
 
     Stage I: a title and a body vector an article. Stage II: a title vector an article, a user
-    vector and an offset an impression, and a score for each candidate.
+    vector an impression (fewer where histories come again) and where it is, and a score for each
+    candidate.
 
     Args:
         task: ``post_train...`` is stage I, ``finetune...`` stage II.
@@ -95,13 +98,13 @@ def teacher_columns(
         impressions: Rows of the impression set.
         candidates: Candidates of all impressions.
         width: Width of the teachers' vectors.
-        value_bytes: 2 for float16, 4 for float32.
+        dtype: How they are stored.
     """
+    vector = vector_bytes(width, dtype)
     if task.startswith("post_train"):
-        values = 2 * articles * width
-        return teachers * values * value_bytes
-    values = (articles + impressions) * width + candidates
-    return teachers * (values * value_bytes + 8 * impressions)
+        return teachers * 2 * articles * vector
+    clicks = impressions * (vector + ROW_BYTES) + candidates * value_bytes(dtype)
+    return teachers * (articles * vector + clicks)
 
 
 def token_column(articles: int, tokens_each: float, fields: int = 2, value_bytes: int = 2) -> int:

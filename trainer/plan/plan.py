@@ -287,7 +287,7 @@ def _disk(
             impressions=counts.impressions,
             candidates=counts.candidates,
             width=size.news_dim,
-            value_bytes=2 if config.teachers.dtype == "float16" else 4,
+            dtype=config.teachers.dtype,
         )
         stage = "I" if config.task.startswith("post_train") else "II"
         what = f"columns of {teachers} teachers, stage {stage} ({config.teachers.dtype})"

@@ -23,7 +23,7 @@ from trainer.teacher_server import identity
 from trainer.teacher_server.request import FillRequest, Target, targets
 from trainer.teacher_server.storage import value_bytes, vector_bytes
 
-_ROW_BYTES = 20
+ROW_BYTES = 20
 """Of an impression: where its scores and its user vector begin, and who holds the vector."""
 CELL_BYTES = 2048
 """Header and commit record of a cell, rounded up."""
@@ -62,7 +62,7 @@ class Sizes:
         cells = range(target.shard_set.num_shards)
         shown = np.array([int(clicks.reader.cell(s)["candidates.offsets"][-1]) for s in cells])
         held = self._held(clicks, int(teacher.info["history_length"]))
-        return held * vector + shown * value_bytes(dtype) + rows * _ROW_BYTES + CELL_BYTES
+        return held * vector + shown * value_bytes(dtype) + rows * ROW_BYTES + CELL_BYTES
 
     def _held(self, clicks: ClickColumn, length: int) -> np.ndarray:
         """Distinct histories whose vectors each cell holds, int64[shards]."""

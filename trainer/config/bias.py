@@ -1,0 +1,44 @@
+"""UniLMv2's relative position bias, where the settings leave it to the weights of the backbone."""
+
+import dataclasses
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from trainer.config.schema import BackboneConfig, ModelConfig
+from trainer.errors import ConfigError
+
+BIAS_KEY = "rel_pos_bias.weight"
+"""The bias table in the weights of a backbone's folder, as ``tnr convert unilmv2`` writes it."""
+
+
+def settle_bias(model: ModelConfig) -> ModelConfig:
+    """Put true or false for a ``backbone.relative_position_bias`` of None.
+
+    True where the weights in the folder ``backbone.name`` hold its table. A model that starts from
+    an export (``init``) has what the export has, and is asked for nothing: false.
+
+    Raises:
+        ConfigError: It is false although the weights hold the table, or they cannot be read.
+    """
+    asked = model.backbone.relative_position_bias
+    is_held = model.init is None and _holds_table(model.backbone)
+    if asked is False and is_held:
+        raise ConfigError(
+            f"model.backbone.relative_position_bias is false, but {model.backbone.name} was made "
+            f"with that bias (its weights hold {BIAS_KEY}): leave it out"
+        )
+    settled = is_held if asked is None else asked
+    backbone = dataclasses.replace(model.backbone, relative_position_bias=settled)
+    return dataclasses.replace(model, backbone=backbone)
+
+
+def _holds_table(backbone: BackboneConfig) -> bool:
+    weights = Path(backbone.name) / "model.safetensors"
+    if backbone.name == "random" or not weights.is_file():
+        return False
+    try:
+        with safe_open(weights, framework="np") as tensors:
+            return BIAS_KEY in tensors.keys()  # noqa: SIM118 (it is no mapping)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{weights} cannot be read: {error}") from error
