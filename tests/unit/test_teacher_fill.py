@@ -1,6 +1,7 @@
 """Filling in parts, beside other processes and with interruptions."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,13 +20,13 @@ from helpers.teacher_columns import (
     world_of_returning_users,
 )
 from helpers.tnr import ROOT, tnr
-from helpers.world import TinyWorld
+from helpers.world import TinyWorld, make_world
 
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader
 from shards.histories import distinct, holders
 from trainer.cli.main import main
-from trainer.errors import UsageError
+from trainer.errors import ColumnError, UsageError
 from trainer.export.folder import load_export
 from trainer.teacher_server.fill import fill
 from trainer.teacher_server.identity import EXACT
@@ -37,7 +38,7 @@ from trainer.teacher_server.request import (
     parse_part,
     targets,
 )
-from trainer.teacher_server.signals import StoredClickSignals
+from trainer.teacher_server.signals import StoredClickSignals, StoredTextSignals
 from trainer.teacher_server.teachers import open_teachers
 from trainer.teacher_server.verify import verify_lines
 
@@ -90,6 +91,23 @@ def test_parts_in_any_order_store_the_same_bytes_and_encode_no_article_twice(
     assert columns_of(world) == at_once
     assert sum(map(len, encoded)) == len(teachers) * world.articles.num_rows
     assert not list(world.articles.columns_dir.glob(f"*{EXACT}*"))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_command_that_a_student_names_can_be_run_as_it_is(tmp_path: Path, stage: int) -> None:
+    world = make_world(tmp_path / "a b", num_impressions=4)
+    teacher = teachers_of(world, stage, 1)
+
+    def student() -> None:
+        if stage == 1:
+            StoredTextSignals(world.articles, teacher, "float16", "fp32")
+        else:
+            StoredClickSignals(world.articles, world.impressions, teacher, "float16", "fp32")
+
+    with pytest.raises(ColumnError) as told:
+        student()
+    assert main(shlex.split(str(told.value).rpartition("Repair: tnr ")[2])) == 0
+    student()
 
 
 def test_impressions_with_one_history_share_one_stored_user_vector(world: TinyWorld) -> None:

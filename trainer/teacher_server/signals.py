@@ -6,6 +6,7 @@ processes on a node, their pages are in its memory once, as the page cache.
 Shapes: M teachers, U distinct titles, B samples, C candidates, E_m width of teacher m.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -179,7 +180,7 @@ def _open(
     remedy: str,
     follower: Follower | None,
 ) -> ColumnReader:
-    repair = f"{remedy} --models {teacher.folder}"
+    repair = f"{remedy} {shlex.quote(str(teacher.folder))}"
     if follower is not None:
         return follower.open(shard_set, name, wanted, str(teacher.folder), repair)
     try:
@@ -194,8 +195,7 @@ def _remedy(
     stage: int, articles: ShardSet, impressions: ShardSet | None, dtype: str, compute: str
 ) -> str:
     """The command that fills a stage's columns, without the teacher."""
-    clicks = "" if impressions is None else f"--clicks {impressions.location} "
-    return (
-        f"tnr teachers cache --stage {stage} --articles {articles.location} {clicks}"
-        f"--dtype {dtype} --compute {compute}"
-    )
+    words = ["tnr", "teachers", "cache", "--stage", str(stage), "--articles", articles.location]
+    if impressions is not None:
+        words += ["--clicks", impressions.location]
+    return shlex.join([*words, "--dtype", dtype, "--compute", compute, "--models"])
