@@ -26,8 +26,9 @@ from shards.clicks import ClickColumn
 from shards.columns import ColumnReader
 from shards.histories import distinct, holders
 from trainer.cli.main import main
-from trainer.errors import ColumnError, UsageError
+from trainer.errors import ColumnError, DamageError, UsageError
 from trainer.export.folder import load_export
+from trainer.teacher_server.empty import EMPTY, read_empty, write_empty
 from trainer.teacher_server.fill import fill
 from trainer.teacher_server.identity import EXACT
 from trainer.teacher_server.live import LiveClickSignals
@@ -39,6 +40,7 @@ from trainer.teacher_server.request import (
     targets,
 )
 from trainer.teacher_server.signals import StoredClickSignals, StoredTextSignals
+from trainer.teacher_server.status import status_lines
 from trainer.teacher_server.teachers import open_teachers
 from trainer.teacher_server.verify import verify_lines
 
@@ -108,6 +110,44 @@ def test_the_command_that_a_student_names_can_be_run_as_it_is(tmp_path: Path, st
         student()
     assert main(shlex.split(str(told.value).rpartition("Repair: tnr ")[2])) == 0
     student()
+
+
+@pytest.mark.parametrize("damage", ["lost", "without a checksum", "flipped"])
+def test_a_damaged_vector_of_the_empty_title_is_found_and_mended_alone(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path / "a b", num_impressions=4)
+    teacher = teachers_of(world, 2, 1)
+    asked = request(world, 2)
+
+    def student() -> StoredClickSignals:
+        return StoredClickSignals(world.articles, world.impressions, teacher, "float16", "fp32")
+
+    fill(teacher, asked, silent)
+    before = columns_of(world)
+    (path,) = world.articles.columns_dir.glob(f"*/{EMPTY}")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    if damage == "lost":
+        path.unlink()
+    else:  # without a checksum is what was written before there was one
+        path.write_bytes(content if damage == "flipped" else content[:-4])
+
+    lines, is_complete = status_lines(teacher, asked)
+    assert not is_complete and "damaged: " in lines[1] and EMPTY in lines[1]
+    with pytest.raises(DamageError, match=EMPTY):
+        list(verify_lines(teacher, asked, rows=4))
+    with pytest.raises(ColumnError, match=rf"no usable teacher-news .*{EMPTY}.*Repair: ") as told:
+        student()
+    monkeypatch.setattr(TeacherModel, "titles", None)  # nothing else is encoded
+    command = str(told.value).rpartition("Repair: tnr ")[2]
+    assert main(shlex.split(command)) == 0
+    assert columns_of(world) == before
+    student()
+    monkeypatch.undo()
+    write_empty(path.parent, read_empty(world.articles, path.parent) + np.float16(1))
+    with pytest.raises(ColumnError, match=f"empty title differs .*; delete {EMPTY} and fill it"):
+        list(verify_lines(teacher, asked, rows=4))
 
 
 def test_impressions_with_one_history_share_one_stored_user_vector(world: TinyWorld) -> None:

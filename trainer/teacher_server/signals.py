@@ -14,8 +14,9 @@ import numpy as np
 
 from shards.columns import ColumnReader
 from shards.reader import ShardSet
-from trainer.errors import ColumnError
+from trainer.errors import ColumnError, DamageError
 from trainer.export.folder import Export, load_export
+from trainer.teacher_server.empty import read_empty
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.identity import (
     CLICKS,
@@ -26,9 +27,6 @@ from trainer.teacher_server.identity import (
     text_identity,
 )
 from trainer.teacher_server.storage import gather_ragged_vectors, gather_vectors
-
-EMPTY = "empty.npy"
-"""File of a ``teacher-news`` column with the vector of the empty title (all padding)."""
 
 
 class TeacherSignals(Protocol):
@@ -131,7 +129,7 @@ class StoredClickSignals:
             wanted = clicks_identity(teacher, articles, impressions, dtype, compute)
             self.news.append(news)
             self.clicked.append(_open(impressions, CLICKS, wanted, teacher, remedy, follower))
-            self.empty.append(np.load(news.folder / EMPTY, allow_pickle=False))
+            self.empty.append(_read_empty(news, teacher, remedy))
         self.dims = [width(column, "news") for column in self.news]
 
     @property
@@ -188,6 +186,17 @@ def _open(
     except ColumnError as error:
         raise ColumnError(
             f"no usable {name} column of teacher {teacher.folder}: {error}. Repair: {repair}"
+        ) from error
+
+
+def _read_empty(news: ColumnReader, teacher: Export, remedy: str) -> np.ndarray:
+    """The vector [E] of the empty title."""
+    try:
+        return read_empty(news.shard_set, news.folder)
+    except DamageError as error:
+        raise ColumnError(
+            f"no usable {NEWS} column of teacher {teacher.folder}: {error}. "
+            f"Repair: {remedy} {shlex.quote(str(teacher.folder))}"
         ) from error
 
 

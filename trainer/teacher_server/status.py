@@ -7,6 +7,8 @@ from typing import Any
 from shards.columns import ColumnInfo, describe, differing_fields, list_columns
 from trainer.errors import ColumnError, DamageError
 from trainer.export.folder import Export
+from trainer.teacher_server.empty import read_empty
+from trainer.teacher_server.identity import NEWS
 from trainer.teacher_server.request import FillRequest, Target, targets
 from trainer.teacher_server.sizes import mb, missing_cells, stored_bytes
 from trainer.teacher_server.teachers import open_teachers
@@ -116,4 +118,9 @@ def _damage(info: ColumnInfo, target: Target, missing: list[int]) -> str:
                 f"{data_path(info.folder, shard).name} is not what its commit record says "
                 "(tnr teachers cache fills it again)"
             )
+    if target.name == NEWS and len(missing) < len(shards):
+        try:
+            read_empty(target.shard_set, info.folder)
+        except DamageError as error:
+            return str(error)
     return ""
