@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,40 @@ def test_parts_in_any_order_store_the_same_bytes_and_encode_no_article_twice(
     assert columns_of(world) == at_once
     assert sum(map(len, encoded)) == len(teachers) * world.articles.num_rows
     assert not list(world.articles.columns_dir.glob(f"*{EXACT}*"))
+
+
+def test_another_process_may_finish_the_teacher_while_this_one_encodes(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, asked = teachers_of(world, 2, 1), request(world, 2)
+    fill(teacher, asked, silent)
+    at_once = columns_of(world)
+    forget(world)
+    titles = TeacherModel.titles
+
+    def late(self, rows, count=None):
+        monkeypatch.setattr(TeacherModel, "titles", titles)
+        assert fill(teacher, asked, silent) == len(list_cells(open_teachers(teacher), asked))
+        return titles(self, rows, count)
+
+    monkeypatch.setattr(TeacherModel, "titles", late)
+    assert fill(teacher, asked, silent) == 1
+    assert columns_of(world) == at_once
+
+
+def test_a_working_column_that_cannot_be_written_is_an_error(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = TeacherModel.titles
+
+    def remove_first(self, rows, count=None):
+        for folder in world.articles.columns_dir.glob(f"{EXACT}-*"):
+            shutil.rmtree(folder)
+        return titles(self, rows, count)
+
+    monkeypatch.setattr(TeacherModel, "titles", remove_first)
+    with pytest.raises(ColumnError, match=rf"cannot write .*{EXACT}"):
+        fill(teachers_of(world, 2, 1), request(world, 2), silent)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -248,7 +248,12 @@ class _Filler:
         if cell is not None:
             return cell.tensors["news"]
         vectors = self.model.titles(shard_rows(self.request.articles, shard), count)
-        writer.write(shard, {"news": vectors})
+        try:
+            writer.write(shard, {"news": vectors})
+        except ColumnError:
+            # Where another process has finished the teacher, the working column may be gone.
+            if any(one.missing() for one in self.writers.values()):
+                raise
         return vectors
 
     def _open_news(self) -> ColumnReader | None:
