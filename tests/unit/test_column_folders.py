@@ -128,3 +128,19 @@ def test_columns_of_another_version_and_leftovers_of_a_removal_can_go(
         assert remove_folder(other, column.folder)
         assert not remove_folder(other, column.folder)
     assert list(other.columns_dir.iterdir()) == []
+
+
+def test_what_a_killed_removal_left_goes_with_the_next(
+    articles: ShardSet, monkeypatch: pytest.MonkeyPatch
+):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    gone, other = write(articles, FROZEN, 3), write(articles, EXACT, 3)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shards.column_folders.shutil.rmtree", killed)
+        remove_folder(articles, gone)
+    (left,) = articles.columns_dir.glob(".removing-*")
+    assert len(list(left.iterdir())) == 7
+    assert not remove_folder(articles, gone)
+    assert list(articles.columns_dir.iterdir()) == [other]
