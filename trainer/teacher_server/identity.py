@@ -55,16 +55,13 @@ def text_identity(teacher: Export, articles: ShardSet, dtype: str, compute: str)
             f"{teacher.folder} knows no max_body_tokens: it was not post-trained on title and body "
             "pairs, so it cannot be a stage I teacher"
         )
-    return (
-        teacher_identity(teacher)
-        | _damaged(teacher, articles)
-        | {
-            "max_body_tokens": teacher.info["max_body_tokens"],
-            "articles": articles.fingerprint,
-            "dtype": dtype,
-            "compute": compute,
-        }
-    )
+    return teacher_identity(teacher) | {
+        **_damaged(teacher, articles),
+        "max_body_tokens": teacher.info["max_body_tokens"],
+        "articles": articles.fingerprint,
+        "dtype": dtype,
+        "compute": compute,
+    }
 
 
 def news_identity(teacher: Export, articles: ShardSet, dtype: str, compute: str) -> dict[str, Any]:
@@ -74,15 +71,12 @@ def news_identity(teacher: Export, articles: ShardSet, dtype: str, compute: str)
         ModelError: The teacher has no user encoder.
     """
     _check_recommender(teacher)
-    return (
-        teacher_identity(teacher)
-        | _damaged(teacher, articles)
-        | {
-            "articles": articles.fingerprint,
-            "dtype": dtype,
-            "compute": compute,
-        }
-    )
+    return teacher_identity(teacher) | {
+        **_damaged(teacher, articles),
+        "articles": articles.fingerprint,
+        "dtype": dtype,
+        "compute": compute,
+    }
 
 
 def clicks_identity(

@@ -178,7 +178,7 @@ def _open(
     remedy: str,
     follower: Follower | None,
 ) -> ColumnReader:
-    repair = f"{remedy} {shlex.quote(str(teacher.folder))}"
+    repair = f"{remedy} --models {shlex.quote(str(teacher.folder))}"
     if follower is not None:
         return follower.open(shard_set, name, wanted, str(teacher.folder), repair)
     try:
@@ -196,7 +196,7 @@ def _read_empty(news: ColumnReader, teacher: Export, remedy: str) -> np.ndarray:
     except DamageError as error:
         raise ColumnError(
             f"no usable {NEWS} column of teacher {teacher.folder}: {error}. "
-            f"Repair: {remedy} {shlex.quote(str(teacher.folder))}"
+            f"Repair: {remedy} --models {shlex.quote(str(teacher.folder))}"
         ) from error
 
 
@@ -207,4 +207,4 @@ def _remedy(
     words = ["tnr", "teachers", "cache", "--stage", str(stage), "--articles", articles.location]
     if impressions is not None:
         words += ["--clicks", impressions.location]
-    return shlex.join([*words, "--dtype", dtype, "--compute", compute, "--models"])
+    return shlex.join([*words, "--dtype", dtype, "--compute", compute])
