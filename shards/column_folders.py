@@ -1,7 +1,6 @@
 """The column sets beside a shard set as folders: what each takes, how full it is, and removing
 one."""
 
-import contextlib
 import re
 import secrets
 import shutil
@@ -25,6 +24,8 @@ _WORKING = ("teacher-news-exact",)
 """Columns that others are filled from: they are held even when they are complete."""
 _BY_FULL_NAME = ("tokens", "clicks")
 """Columns that nothing can be trained without, and that are made from the shards themselves."""
+_LEAVING = ".removing-"
+"""How the name of a folder begins that is being removed."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -124,33 +125,28 @@ def remove_folder(shard_set: ShardSet, folder: Path) -> bool:
     """Remove the folder of a column set, if it is there; whether it was.
 
     It is renamed first, so that no reader finds half of it, and of two processes that remove it
-    one does. Whoever has mapped its files can go on reading them. What a removal that was killed
-    has left of it is removed as well.
+    one does. Whoever has mapped its files can go on reading them. What was left of other columns by
+    processes that were killed while they removed them goes too.
 
     Raises:
         ColumnError: It is a link or lies elsewhere, or cannot be removed.
     """
     if folder.is_symlink() or folder.parent != shard_set.columns_dir:
         raise ColumnError(f"{folder} is a link or lies outside {shard_set.columns_dir}")
-    leaving = f".removing-{folder.name}-"
+    leaving = folder.with_name(f"{_LEAVING}{folder.name}-{secrets.token_hex(4)}")
+    was_there = False
     try:
-        was_there = _rename(folder, folder.with_name(f"{leaving}{secrets.token_hex(4)}"))
-        for left in folder.parent.glob(f"{leaving}*"):
-            with contextlib.suppress(FileNotFoundError):  # another process removes it as well
-                shutil.rmtree(left)
+        folder.rename(leaving)
+        was_there = True
+        fsync_folder(leaving.parent)
+        shutil.rmtree(leaving)
+    except FileNotFoundError:
+        pass  # it was never there, or another process was first
     except OSError as error:
         raise ColumnError(f"cannot remove {folder}: {error.strerror or error}") from error
+    for left in folder.parent.glob(f"{_LEAVING}*"):
+        shutil.rmtree(left, ignore_errors=True)  # what is not ours to remove is listed and stays
     return was_there
-
-
-def _rename(folder: Path, name: Path) -> bool:
-    """Rename a folder durably, if it is there; whether it was."""
-    try:
-        folder.rename(name)
-    except FileNotFoundError:
-        return False  # it was never there, or another process was first
-    fsync_folder(name.parent)
-    return True
 
 
 def _look(shard_set: ShardSet, folder: Path) -> ColumnFolder:

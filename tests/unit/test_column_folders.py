@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 
@@ -131,20 +130,17 @@ def test_columns_of_another_version_and_leftovers_of_a_removal_can_go(
     assert list(other.columns_dir.iterdir()) == []
 
 
-def test_what_a_killed_removal_left_goes_with_the_next_one(
+def test_what_a_killed_removal_left_goes_with_the_next(
     articles: ShardSet, monkeypatch: pytest.MonkeyPatch
 ):
-    def killed(_: Path) -> None:
+    def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    column, other = write(articles, EXACT, 3), write(articles, EXACT, 3, seed=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
-        for folder in (column, other):
-            with pytest.raises(KeyboardInterrupt):
-                remove_folder(articles, folder)
-    assert not remove_folder(articles, column)  # it is not there any more, only what is left of it
-    (left,) = articles.columns_dir.iterdir()
-    assert left.name.startswith(f".removing-{other.name}-")
-    assert write(articles, EXACT, 3, seed=1) == other and remove_folder(articles, other)
-    assert list(articles.columns_dir.iterdir()) == []
+    gone, other = write(articles, FROZEN, 3), write(articles, EXACT, 3)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shards.column_folders.shutil.rmtree", killed)
+        remove_folder(articles, gone)
+    (left,) = articles.columns_dir.glob(".removing-*")
+    assert len(list(left.iterdir())) == 7
+    assert not remove_folder(articles, gone)
+    assert list(articles.columns_dir.iterdir()) == [other]

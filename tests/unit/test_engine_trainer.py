@@ -94,6 +94,25 @@ def test_finished_run_says_so_and_does_nothing(tmp_path, capsys):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
+def test_finished_run_is_no_other_run(tmp_path):
+    class OtherData(ToyData):
+        fingerprint = "something else"
+
+    run = tmp_path / "run"
+    train(run, run__max_steps=7)
+    copies = {"run__copies__rule": "list", "run__copies__steps": (2,)}
+    for newest in ("intact", "damaged"):
+        with pytest.raises(CheckpointError, match="on other data"):
+            train(run, data=OtherData(seed=3), run__max_steps=7)
+        with pytest.raises(ConfigError, match=r"copies of steps \[2\], but the run is past them"):
+            train(run, run__max_steps=7, **copies)
+        with pytest.raises(ConfigError, match="steps behind it"):
+            train(run, run__max_steps=4)
+        (run / "checkpoints" / "step_00000007" / "state.json").write_text(newest)
+    train(run, run__max_steps=7)
+    assert state(run) == {"state": "finished", "step": 7, "steps": 7}
+
+
 def test_finished_run_is_extended_by_more_steps(tmp_path):
     train(tmp_path / "run", run__max_steps=3)
     train(tmp_path / "run", run__max_steps=6)

@@ -1,6 +1,8 @@
 """Filling in parts, beside other processes and with interruptions."""
 
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +21,15 @@ from helpers.teacher_columns import (
     world_of_returning_users,
 )
 from helpers.tnr import ROOT, tnr
-from helpers.world import TinyWorld
+from helpers.world import TinyWorld, make_world
 
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader
 from shards.histories import distinct, holders
 from trainer.cli.main import main
-from trainer.errors import UsageError
+from trainer.errors import ColumnError, DamageError, UsageError
 from trainer.export.folder import load_export
+from trainer.teacher_server.empty import EMPTY, read_empty, write_empty
 from trainer.teacher_server.fill import fill
 from trainer.teacher_server.identity import EXACT
 from trainer.teacher_server.live import LiveClickSignals
@@ -37,7 +40,8 @@ from trainer.teacher_server.request import (
     parse_part,
     targets,
 )
-from trainer.teacher_server.signals import StoredClickSignals
+from trainer.teacher_server.signals import StoredClickSignals, StoredTextSignals
+from trainer.teacher_server.status import status_lines
 from trainer.teacher_server.teachers import open_teachers
 from trainer.teacher_server.verify import verify_lines
 
@@ -90,6 +94,95 @@ def test_parts_in_any_order_store_the_same_bytes_and_encode_no_article_twice(
     assert columns_of(world) == at_once
     assert sum(map(len, encoded)) == len(teachers) * world.articles.num_rows
     assert not list(world.articles.columns_dir.glob(f"*{EXACT}*"))
+
+
+def test_another_process_may_finish_the_teacher_while_this_one_encodes(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, asked = teachers_of(world, 2, 1), request(world, 2)
+    fill(teacher, asked, silent)
+    at_once = columns_of(world)
+    forget(world)
+    titles = TeacherModel.titles
+
+    def late(self, rows, count=None):
+        monkeypatch.setattr(TeacherModel, "titles", titles)
+        assert fill(teacher, asked, silent) == len(list_cells(open_teachers(teacher), asked))
+        return titles(self, rows, count)
+
+    monkeypatch.setattr(TeacherModel, "titles", late)
+    assert fill(teacher, asked, silent) == 1
+    assert columns_of(world) == at_once
+
+
+def test_a_working_column_that_cannot_be_written_is_an_error(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = TeacherModel.titles
+
+    def remove_first(self, rows, count=None):
+        for folder in world.articles.columns_dir.glob(f"{EXACT}-*"):
+            shutil.rmtree(folder)
+        return titles(self, rows, count)
+
+    monkeypatch.setattr(TeacherModel, "titles", remove_first)
+    with pytest.raises(ColumnError, match=rf"cannot write .*{EXACT}"):
+        fill(teachers_of(world, 2, 1), request(world, 2), silent)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_command_that_a_student_names_can_be_run_as_it_is(tmp_path: Path, stage: int) -> None:
+    world = make_world(tmp_path / "a b", num_impressions=4)
+    teacher = teachers_of(world, stage, 1)
+
+    def student() -> None:
+        if stage == 1:
+            StoredTextSignals(world.articles, teacher, "float16", "fp32")
+        else:
+            StoredClickSignals(world.articles, world.impressions, teacher, "float16", "fp32")
+
+    with pytest.raises(ColumnError) as told:
+        student()
+    assert main(shlex.split(str(told.value).rpartition("Repair: tnr ")[2])) == 0
+    student()
+
+
+@pytest.mark.parametrize("damage", ["lost", "without a checksum", "flipped"])
+def test_a_damaged_vector_of_the_empty_title_is_found_and_mended_alone(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path / "a b", num_impressions=4)
+    teacher = teachers_of(world, 2, 1)
+    asked = request(world, 2)
+
+    def student() -> StoredClickSignals:
+        return StoredClickSignals(world.articles, world.impressions, teacher, "float16", "fp32")
+
+    fill(teacher, asked, silent)
+    before = columns_of(world)
+    (path,) = world.articles.columns_dir.glob(f"*/{EMPTY}")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    if damage == "lost":
+        path.unlink()
+    else:  # without a checksum is what was written before there was one
+        path.write_bytes(content if damage == "flipped" else content[:-4])
+
+    lines, is_complete = status_lines(teacher, asked)
+    assert not is_complete and "damaged: " in lines[1] and EMPTY in lines[1]
+    with pytest.raises(DamageError, match=EMPTY):
+        list(verify_lines(teacher, asked, rows=4))
+    with pytest.raises(ColumnError, match=rf"no usable teacher-news .*{EMPTY}.*Repair: ") as told:
+        student()
+    monkeypatch.setattr(TeacherModel, "titles", None)  # nothing else is encoded
+    command = str(told.value).rpartition("Repair: tnr ")[2]
+    assert main(shlex.split(command)) == 0
+    assert columns_of(world) == before
+    student()
+    monkeypatch.undo()
+    write_empty(path.parent, read_empty(world.articles, path.parent) + np.float16(1))
+    with pytest.raises(ColumnError, match=f"empty title differs .*; delete {EMPTY} and fill it"):
+        list(verify_lines(teacher, asked, rows=4))
 
 
 def test_impressions_with_one_history_share_one_stored_user_vector(world: TinyWorld) -> None:

@@ -1,6 +1,7 @@
 """Teacher columns: filled once, told apart by what they were made from, and equal to the live
 teacher."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,44 @@ def test_only_one_teacher_is_in_memory_at_a_time(
     monkeypatch.setattr(fill_module, "TeacherModel", Counted)
     fill(teachers_of(world, 1, count=3), request(world, 1), silent)
     assert len(alive) == 3
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_vectors_of_damaged_articles_do_not_outlive_the_repair(
+    world: TinyWorld, stage: int
+) -> None:
+    def check_losses() -> None:
+        stored, live = (losses(world, stage, teachers, s, "float32") for s in ("stored", "live"))
+        np.testing.assert_allclose(stored, live, rtol=2e-6)
+
+    def asked_for() -> list[dict]:
+        found = targets(fill_module.load_export(teachers[0]), asked)
+        return [target.made_from for target in found]
+
+    teachers, lengths = teachers_of(world, stage, 1), {"title_tokens": 12, "body_tokens": 40}
+    asked, tokenizer = request(world, stage, dtype="float32"), world.folder / "tokenizer"
+    undamaged = asked_for()
+    assert all("damaged_rows" not in made_from for made_from in undamaged)
+
+    shard = world.articles.path / world.articles.manifest.shards[0].name
+    intact = shard.read_bytes()
+    place = intact.index(b'"title"') + 12
+    shard.write_bytes(intact[:place] + bytes([intact[place] ^ 1]) + intact[place + 1 :])
+    shutil.rmtree(world.tokens.folder)
+    column = tokenize_set(world.articles, tokenizer, **lengths, skip_damaged=1)
+    cells = fill(teachers, asked, silent)
+    assert status_lines(teachers, asked)[1]
+    check_losses()
+
+    shard.write_bytes(intact)
+    tokenize_set(world.articles, tokenizer, **lengths)
+    assert not status_lines(teachers, asked)[1]
+    with pytest.raises(ColumnError, match=r"damaged_rows is '.*' in the column, not asked for"):
+        losses(world, stage, teachers, "stored", "float32")
+    assert fill(teachers, asked, silent) == cells
+    check_losses()
+    shutil.rmtree(column.folder)  # whoever reads columns need not have the teacher's tokens
+    assert asked_for() == undamaged
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -5,7 +5,8 @@ import pytest
 from helpers.sets import make_articles
 
 from shards.columns import ColumnReader, ColumnWriter
-from shards.errors import ColumnError
+from shards.errors import ColumnError, DamageError
+from trainer.teacher_server.empty import EMPTY, read_empty, write_empty
 from trainer.teacher_server.storage import (
     DTYPES,
     gather_ragged_vectors,
@@ -105,3 +106,25 @@ def test_scores_stay_in_float16_under_int8():
     assert store_plain(scores, "int8").dtype == np.float16
     assert np.isinf(store_plain(scores, "float16")[1])
     assert store_plain(scores, "float32")[1] == 70000.0
+
+
+def test_an_empty_titles_vector_is_read_as_written_or_refused(tmp_path):
+    articles = make_articles(tmp_path / "set", 4)
+    vector_E = vectors(rows=1)[0, :6].astype(np.float16)
+    write_empty(tmp_path, vector_E)
+    path = tmp_path / EMPTY
+    intact = path.read_bytes()
+    read = read_empty(articles, tmp_path)
+    assert read.dtype == np.float16 and (read == vector_E).all()
+    damaged = [intact[:size] for size in range(len(intact))]
+    for place in range(len(intact)):
+        flipped = bytearray(intact)
+        flipped[place] ^= 1 << place % 8
+        damaged.append(bytes(flipped))
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(DamageError, match=r"empty.npy .*tnr teachers cache makes it again"):
+            read_empty(articles, tmp_path)
+    path.unlink()
+    with pytest.raises(DamageError, match="No such file"):
+        read_empty(articles, tmp_path)

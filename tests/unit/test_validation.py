@@ -25,7 +25,7 @@ from trainer.config.validate import validate
 from trainer.engine.distributed import Distributed, start
 from trainer.engine.trainer import Trainer
 from trainer.engine.validation import Progress, Validator
-from trainer.errors import CheckpointError, TinyNewsRecError, TrainingError
+from trainer.errors import CheckpointError, ConfigError, TinyNewsRecError, TrainingError
 from trainer.evaluate.metrics import METRIC_NAMES, ranking_metrics
 from trainer.tasks.build import build
 
@@ -179,6 +179,11 @@ def test_last_step_is_exported_if_asked_for(worlds, validated):
     assert same(model_of(run / "export"), model_of(validated / "copies" / f"step_{STEPS:08d}"))
     info = json.loads((run / "export" / "tnr.json").read_text())
     assert (info["step"], info["chosen"]) == (STEPS, "last step")
+    with pytest.raises(ConfigError, match=r"run\.export was 'last' when .*move that folder away"):
+        worlds.train("last")
+    (run / "export").rename(run / "before")
+    worlds.train("last")
+    assert same(model_of(run / "export"), model_of(validated / "export"))
 
 
 def test_patience_ends_the_run_at_one_step_however_often_it_was_interrupted(worlds):

@@ -13,6 +13,7 @@ and a rename publishes it. The folders themselves say which is newest, and the v
 they are wrong. Nothing is decided by modification times.
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -46,7 +47,7 @@ _NAME = re.compile(r"step_(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were verified."""
+    """A checkpoint; its files were verified, unless :meth:`CheckpointStore.look` found it."""
 
     folder: Path
     step: int
@@ -152,6 +153,13 @@ class CheckpointStore:
                 f"{self.folder / LATEST} names a checkpoint, but the folder holds none; put it "
                 "back, or start a new run in another folder"
             )
+        return None
+
+    def look(self) -> Checkpoint | None:
+        """The newest checkpoint whose ``state.json`` can be read; no other file is looked at."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(DataError):
+                return Checkpoint(self.path(step), step, read_json(self.path(step) / STATE))
         return None
 
     @again_where_stale

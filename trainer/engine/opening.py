@@ -51,7 +51,8 @@ def open_run(
     Raises:
         CheckpointError: The folder holds another run, or its checkpoints are damaged or gone. A run
             that was ever at a later step than 0 never starts from scratch.
-        ConfigError: The run is already past what the configuration now asks for.
+        ConfigError: The run is already past what the configuration now asks for, or is finished and
+            exported other weights.
         TrainingError: Another process trains in the folder.
     """
     folder.open()
@@ -59,15 +60,17 @@ def open_run(
     stored = folder.stored_config()
     if stored is not None:
         check_same_run(stored, settings, fingerprint, fingerprint)
-    if _is_done(config, state, steps) and folder.export.exists():
-        early = f" of {steps}; {state['reason']}" if state.get("reason") else ""
-        folder.say(f"{folder.path} is finished: {state['step']} steps are done{early}")
-        return Opened(None, is_finished=True)
-    checkpoint = store.find()
+    is_finished = _is_done(config, state, steps) and folder.export.exists()
+    checkpoint = store.look() if is_finished else store.find()
     if checkpoint is not None:
         _check_checkpoint(checkpoint, settings, fingerprint)
         _check_reach(folder, checkpoint.step, steps, copy_steps)
-    elif state.get("step", 0) > 0:
+    if is_finished:
+        _check_export(config, folder, stored or settings)
+        early = f" of {steps}; {state['reason']}" if state.get("reason") else ""
+        folder.say(f"{folder.path} is finished: {state['step']} steps are done{early}")
+        return Opened(None, is_finished=True)
+    if checkpoint is None and state.get("step", 0) > 0:
         raise CheckpointError(
             f"{folder.path} was at step {state['step']}, but its checkpoints are gone; put them "
             "back, or start a new run in another folder"
@@ -131,6 +134,18 @@ def _check_reach(folder: RunFolder, step: int, steps: int, copy_steps: list[int]
         raise ConfigError(
             f"run.copies wants copies of steps {gone}, but the run is past them, at step {step}, "
             "and has none; choose later steps, or start a new run in another folder"
+        )
+
+
+def _check_export(config: TrainConfig, folder: RunFolder, stored: Mapping[str, Any]) -> None:
+    """Refuse other weights than those that a finished run exported; which ones is a choice only
+    where it was validated."""
+    now = config.run.export
+    was = stored["run"].get("export", now)
+    if config.validation.clicks is not None and was != now:
+        raise ConfigError(
+            f"run.export was {was!r} when {folder.export} was written, and is now {now!r}; move "
+            "that folder away to have the other weights exported, or give the setting back"
         )
 
 

@@ -8,7 +8,7 @@ columns know it.
 import glob
 import shutil
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class Export:
 
     folder: Path
     info: dict[str, Any]
+    _damaged: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def weights_sha256(self) -> str:
@@ -92,6 +93,17 @@ class Export:
             f"({self.info['tokenizer_sha256'][:12]}…); found: {', '.join(found) or 'none'}. "
             f"Make it: tnr shards tokenize {articles.location} --tokenizer {self.folder}"
         )
+
+    def damaged_rows(self, articles: "ShardSet") -> list[int]:
+        """Rows whose samples were damaged when :meth:`tokens` was made, ascending: their texts are
+        empty. None where there is no such column; looked for once."""
+        if articles.location not in self._damaged:
+            try:
+                rows = self.tokens(articles).skipped_rows.tolist()
+            except (ColumnError, ModelError):
+                rows = []
+            self._damaged[articles.location] = rows
+        return self._damaged[articles.location]
 
     @property
     def news_parts(self) -> tuple[tuple[str, int], ...]:

@@ -10,7 +10,6 @@ the news of a corpus is encoded once for all tasks of an array, no task waits fo
 of them may be killed. Whoever finds the teacher complete removes the working column.
 """
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,13 +22,13 @@ from shards.cells import data_path, open_cell
 from shards.clicks import ClickColumn
 from shards.column_folders import remove_folder
 from shards.columns import ColumnReader, ColumnWriter, describe
-from shards.files import atomic_file
 from shards.histories import holders
 from shards.ragged import offsets_from_lengths
 from shards.reader import ShardSet
 from trainer.engine.signals import StopRequest
-from trainer.errors import ColumnError, ModelError, StopForRequeue
+from trainer.errors import ColumnError, DamageError, ModelError, StopForRequeue
 from trainer.export.folder import Export, load_export
+from trainer.teacher_server.empty import read_empty, write_empty
 from trainer.teacher_server.identity import CLICKS, EXACT, NEWS, TEXT, news_identity
 from trainer.teacher_server.outputs import Count, TeacherModel
 from trainer.teacher_server.request import (
@@ -40,7 +39,6 @@ from trainer.teacher_server.request import (
     list_cells,
     targets,
 )
-from trainer.teacher_server.signals import EMPTY
 from trainer.teacher_server.sizes import Sizes, bytes_to_write, check_room
 from trainer.teacher_server.storage import store, store_plain, store_ragged
 from trainer.teacher_server.teachers import open_teachers
@@ -93,8 +91,10 @@ def fill(
             for number, (teacher, writers) in enumerate(zip(opened, all_writers, strict=True)):
                 cells = [cell for cell in todo if cell.teacher == number]
                 progress.teacher = f"teacher {number + 1} of {len(opened)}"
-                report(f"{progress.teacher}: {teacher.folder}, {len(cells)} cells to fill")
-                if cells:
+                mends_empty = _lacks_empty(writers) and not writers[NEWS].missing()
+                rest = ", and the vector of the empty title" if mends_empty else ""
+                report(f"{progress.teacher}: {teacher.folder}, {len(cells)} cells to fill{rest}")
+                if cells or mends_empty:
                     _fill_one(teacher, writers, cells, run)
                 _remove_working_column(teacher, writers, request)
         except StopForRequeue as stopped:
@@ -104,6 +104,17 @@ def fill(
                 "the same command again to go on"
             ) from stopped
     return progress.cells_done
+
+
+def _lacks_empty(writers: Writers) -> bool:
+    """Whether a column of news vectors is without a good vector of the empty title."""
+    if NEWS not in writers:
+        return False
+    try:
+        read_empty(writers[NEWS].shard_set, writers[NEWS].folder)
+    except DamageError:
+        return True
+    return False
 
 
 def _is_committed(cell: Cell, writers: Sequence[Writers]) -> bool:
@@ -163,7 +174,13 @@ class _Filler:
         self._make = {TEXT: self._text, NEWS: self._news_cell, CLICKS: self._clicks}
 
     def fill(self, cells: list[Cell]) -> None:
-        """Compute and commit cells one by one; those that are there by then are left out."""
+        """Compute and commit cells one by one; those that are there by then are left out.
+
+        The vector of the empty title comes first: whoever follows the column reads it first.
+        """
+        if _lacks_empty(self.writers):
+            vector_E = store_plain(self.model.empty_title(), self.dtype)
+            write_empty(self.writers[NEWS].folder, vector_E)
         for cell in cells:
             self.run.stop.check()
             writer, work = self.writers[cell.name], CellWork(self.run.progress, cell.work)
@@ -192,16 +209,7 @@ class _Filler:
         return store("title", self.model.titles(rows, count), self.dtype) | body
 
     def _news_cell(self, shard: int, count: Count) -> Tensors:
-        self._write_empty()
         return store("news", self._exact_news(shard, count), self.dtype)
-
-    def _write_empty(self) -> None:
-        path = self.writers[NEWS].folder / EMPTY
-        if not path.is_file():
-            buffer = io.BytesIO()
-            np.save(buffer, store_plain(self.model.empty_title(), self.dtype), allow_pickle=False)
-            with atomic_file(path) as file:
-                file.write(buffer.getvalue())
 
     def _clicks(self, shard: int, count: Count) -> Tensors | None:
         """None where another process has finished the teacher meanwhile."""
@@ -240,7 +248,12 @@ class _Filler:
         if cell is not None:
             return cell.tensors["news"]
         vectors = self.model.titles(shard_rows(self.request.articles, shard), count)
-        writer.write(shard, {"news": vectors})
+        try:
+            writer.write(shard, {"news": vectors})
+        except ColumnError:
+            # Where another process has finished the teacher, the working column may be gone.
+            if any(one.missing() for one in self.writers.values()):
+                raise
         return vectors
 
     def _open_news(self) -> ColumnReader | None:
@@ -254,8 +267,6 @@ class _Filler:
             order = np.random.default_rng(self.request.part).permutation(len(missing))
             for shard in (missing[place] for place in order):
                 if not writer.is_committed(shard):
-                    if self.request.dtype == "float32":
-                        self._write_empty()
                     self._exact_news(shard, lambda units: self.run.stop.check())
             try:
                 reader = ColumnReader.open(

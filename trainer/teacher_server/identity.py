@@ -9,6 +9,7 @@ history of the log, and the score of each candidate of every impression, by a fi
 
 from typing import Any
 
+from shards.files import fingerprint
 from shards.negatives import Negatives
 from shards.reader import ShardSet
 from trainer.errors import ModelError
@@ -58,6 +59,7 @@ def text_identity(teacher: Export, articles: ShardSet, dtype: str, compute: str)
             "pairs, so it cannot be a stage I teacher"
         )
     return teacher_identity(teacher) | {
+        **_damaged(teacher, articles),
         "max_body_tokens": teacher.info["max_body_tokens"],
         "articles": articles.fingerprint,
         "dtype": dtype,
@@ -96,6 +98,7 @@ def news_identity(teacher: Export, articles: ShardSet, dtype: str, compute: str)
     """
     _check_recommender(teacher)
     return teacher_identity(teacher) | {
+        **_damaged(teacher, articles),
         "articles": articles.fingerprint,
         "dtype": dtype,
         "compute": compute,
@@ -115,6 +118,17 @@ def clicks_identity(
         "impressions": impressions.fingerprint,
         "history_length": teacher.info["history_length"],
     }
+
+
+def _damaged(teacher: Export, articles: ShardSet) -> dict[str, Any]:
+    """Which articles had empty texts because they were damaged, where any had: once the shard is
+    mended and tokenized again, these have others.
+
+    Whoever reads a column need not have the teacher's tokens. Nothing then tells of such articles,
+    and a column is asked for that was filled without any.
+    """
+    rows = teacher.damaged_rows(articles)
+    return {"damaged_rows": fingerprint(rows)} if rows else {}
 
 
 def _check_recommender(teacher: Export) -> None:

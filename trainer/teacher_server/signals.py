@@ -6,6 +6,7 @@ processes on a node, their pages are in its memory once, as the page cache.
 Shapes: M teachers, U distinct titles, B samples, C candidates, E_m width of teacher m.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,8 +15,9 @@ import numpy as np
 
 from shards.columns import ColumnReader
 from shards.reader import ShardSet
-from trainer.errors import ColumnError
+from trainer.errors import ColumnError, DamageError
 from trainer.export.folder import Export, load_export
+from trainer.teacher_server.empty import read_empty
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.identity import (
     CLICKS,
@@ -28,9 +30,6 @@ from trainer.teacher_server.identity import (
 )
 from trainer.teacher_server.request import Target
 from trainer.teacher_server.storage import gather_ragged_vectors, gather_vectors
-
-EMPTY = "empty.npy"
-"""File of a ``teacher-news`` column with the vector of the empty title (all padding)."""
 
 
 class TeacherSignals(Protocol):
@@ -99,7 +98,7 @@ class StoredTextSignals:
             open_column(
                 Target(articles, TEXT, text_identity(one, articles, dtype, compute)),
                 one,
-                f"{remedy} --models {one.folder}",
+                _repair(remedy, one),
                 follower,
             )
             for one in map(load_export, teachers)
@@ -140,14 +139,14 @@ class StoredClickSignals:
         self.empty: list[np.ndarray] = []
         remedy = _remedy(2, articles, impressions, dtype, compute)
         for teacher in map(load_export, teachers):
-            repair = f"{remedy} --models {teacher.folder}"
+            repair = _repair(remedy, teacher)
             wanted = Target(articles, NEWS, news_identity(teacher, articles, dtype, compute))
             news = open_column(wanted, teacher, repair, follower)
             made_from = clicks_identity(teacher, articles, impressions, dtype, compute)
             wanted = Target(impressions, CLICKS, made_from)
             self.news.append(news)
             self.clicked.append(open_column(wanted, teacher, repair, follower))
-            self.empty.append(np.load(news.folder / EMPTY, allow_pickle=False))
+            self.empty.append(_read_empty(news, teacher, repair))
         self.dims = [width(column, "news") for column in self.news]
 
     @property
@@ -217,12 +216,26 @@ def open_column(
         ) from error
 
 
+def _read_empty(news: ColumnReader, teacher: Export, repair: str) -> np.ndarray:
+    """The vector [E] of the empty title."""
+    try:
+        return read_empty(news.shard_set, news.folder)
+    except DamageError as error:
+        raise ColumnError(
+            f"no usable {NEWS} column of teacher {teacher.folder}: {error}. Repair: {repair}"
+        ) from error
+
+
+def _repair(remedy: str, teacher: Export) -> str:
+    """The command that fills a teacher's columns."""
+    return f"{remedy} --models {shlex.quote(str(teacher.folder))}"
+
+
 def _remedy(
     stage: int, articles: ShardSet, impressions: ShardSet | None, dtype: str, compute: str
 ) -> str:
     """The command that fills a stage's columns, without the teacher."""
-    clicks = "" if impressions is None else f"--clicks {impressions.location} "
-    return (
-        f"tnr teachers cache --stage {stage} --articles {articles.location} {clicks}"
-        f"--dtype {dtype} --compute {compute}"
-    )
+    words = ["tnr", "teachers", "cache", "--stage", str(stage), "--articles", articles.location]
+    if impressions is not None:
+        words += ["--clicks", impressions.location]
+    return shlex.join([*words, "--dtype", dtype, "--compute", compute])

@@ -13,7 +13,8 @@ from shards.columns import (
 )
 from trainer.errors import ColumnError, DamageError
 from trainer.export.folder import Export
-from trainer.teacher_server.identity import LOGITS
+from trainer.teacher_server.empty import read_empty
+from trainer.teacher_server.identity import LOGITS, NEWS
 from trainer.teacher_server.request import FillRequest, Target, drawn, logits_from, targets
 from trainer.teacher_server.sizes import mb, missing_cells, stored_bytes
 from trainer.teacher_server.teachers import open_teachers
@@ -127,4 +128,9 @@ def _damage(info: ColumnInfo, target: Target, missing: list[int]) -> str:
                 f"{data_path(info.folder, shard).name} is not what its commit record says "
                 f"({repair_command(target.shard_set, target.name)} fills it again)"
             )
+    if target.name == NEWS and len(missing) < len(shards):
+        try:
+            read_empty(target.shard_set, info.folder)
+        except DamageError as error:
+            return str(error)
     return ""

@@ -10,6 +10,7 @@ from shards.clicks import ClickColumn
 from shards.columns import ColumnReader, verify_columns
 from trainer.errors import ColumnError, DamageError
 from trainer.export.folder import Export
+from trainer.teacher_server.empty import EMPTY, read_empty
 from trainer.teacher_server.identity import CLICKS, NEWS
 from trainer.teacher_server.outputs import TeacherModel
 from trainer.teacher_server.request import FillRequest, Target, drawn, logits_from, targets
@@ -29,7 +30,7 @@ class Errors(NamedTuple):
     """Largest errors of stored against recomputed values."""
 
     kind: str
-    """``title``, ``body``, ``news``, ``user`` or ``scores``."""
+    """``title``, ``body``, ``news``, ``empty title``, ``user`` or ``scores``."""
     absolute: float
     relative: float
     """Of a vector: length of the difference over the vector's length, the largest of the rows. Of
@@ -85,9 +86,10 @@ def _verify_values(
         found = _recompute(model, reader, request, rows)
         worst = max(found, key=lambda errors: errors.share)
         if not worst.share <= allowed:
+            wrong = EMPTY if worst.kind == "empty title" else "the folder"
             raise ColumnError(
                 f"{reader.folder}: a recomputed value of {worst.kind} differs by {worst.share:.2e} "
-                f"of the largest, expected at most {allowed:.0e}; delete the folder and fill it "
+                f"of the largest, expected at most {allowed:.0e}; delete {wrong} and fill it "
                 "again"
             )
         told = ", ".join(map(str, found))
@@ -101,7 +103,11 @@ def _recompute(
     num_rows = reader.shard_set.num_rows
     rows = np.unique(np.linspace(0, num_rows - 1, min(count, num_rows)).astype(np.int64))
     if reader.name == NEWS:
-        return [_vector_errors("news", gather_vectors(reader, "news", rows), model.titles(rows))]
+        empty_E = read_empty(reader.shard_set, reader.folder)
+        return [
+            _vector_errors("news", gather_vectors(reader, "news", rows), model.titles(rows)),
+            _vector_errors("empty title", empty_E[None], model.empty_title()[None]),
+        ]
     if reader.name == CLICKS:
         clicks = ClickColumn.open(reader.shard_set)
         users, scores, _ = model.impressions_from(model.titles, clicks, rows)
