@@ -16,6 +16,7 @@ from shards.stream import Stream
 from shards.tokenize import tokenize_set
 from shards.tokenizer import train_tokenizer
 from trainer.errors import ColumnError, ModelError
+from trainer.export.folder import Export
 from trainer.tasks.build import build
 from trainer.teacher_server import fill as fill_module
 from trainer.teacher_server.fill import FillRequest, fill, targets
@@ -202,6 +203,15 @@ def test_vectors_of_damaged_articles_do_not_outlive_the_repair(
     check_losses()
     shutil.rmtree(column.folder)  # whoever reads columns need not have the teacher's tokens
     assert asked_for() == undamaged
+
+
+def test_a_teacher_that_knows_empty_texts_of_articles_that_are_read_is_refused(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers = teachers_of(world, 1, 1)
+    monkeypatch.setattr(Export, "damaged_rows", lambda *_: [3])  # of a tokenizer of its own
+    with pytest.raises(ColumnError, match=r"1 articles were damaged .* \(row 3 first\)"):
+        losses(world, 1, teachers, "live", "float32")
 
 
 @pytest.mark.parametrize("stage", [1, 2])

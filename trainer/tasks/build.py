@@ -1,11 +1,12 @@
 """From a configuration to a task: open the data, build the model, join them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -13,7 +14,7 @@ from shards.texts import TextView
 from shards.tokens import TokenColumn
 from trainer.config.schema import TrainConfig
 from trainer.config.validate import check_positions
-from trainer.errors import ModelError
+from trainer.errors import ColumnError, ModelError
 from trainer.export.folder import export_model, load_export
 from trainer.frozen.states import StateView
 from trainer.frozen.texts import frozen_texts
@@ -170,11 +171,13 @@ def open_signals(config: TrainConfig, opened: Sources) -> TeacherSignals | None:
     """What the teachers of a distillation say; None of a task without teachers.
 
     Raises:
-        ColumnError: A teacher's columns are missing, not complete, or of other settings.
+        ColumnError: A teacher's columns are missing, not complete, or of other settings; or its
+            texts of articles that the run reads are empty.
     """
     teachers, articles, impressions = config.teachers, opened.articles, opened.impressions
     if not teachers.models:
         return None
+    _check_teachers_texts(teachers.models, opened)
     if teachers.source == "live":
         if impressions is None:
             return LiveTextSignals(articles, teachers.models)
@@ -186,6 +189,20 @@ def open_signals(config: TrainConfig, opened: Sources) -> TeacherSignals | None:
     if impressions is None:
         return StoredTextSignals(articles, *stored)
     return StoredClickSignals(articles, impressions, *stored)
+
+
+def _check_teachers_texts(models: Sequence[str], opened: Sources) -> None:
+    """A teacher with a tokenizer of its own has its own token column, which may have been made
+    while articles were damaged that have been mended since."""
+    for teacher in map(load_export, models):
+        damaged = teacher.damaged_rows(opened.articles)
+        empty = np.setdiff1d(damaged, opened.tokens.skipped_rows)
+        if len(empty):
+            raise ColumnError(
+                f"the tokens of teacher {teacher.folder} were made while {len(empty)} articles were "
+                f"damaged that this run reads (row {empty[0]} first): tokenize "
+                f"{opened.articles.location} again with its tokenizer, then fill its columns"
+            )
 
 
 def _follower(config: TrainConfig) -> Follower | None:

@@ -76,6 +76,7 @@ def logits_from(vectors: Target) -> list[Target]:
         Target(vectors.shard_set, info.name, info.made_from)
         for info in list_columns(vectors.shard_set, identity.LOGITS)
         if made_from.items() <= info.made_from.items()
+        and made_from.get("damaged_rows") == info.made_from.get("damaged_rows")
     ]
     return sorted(found, key=lambda one: (one.made_from["seed"], one.made_from["epoch"]))
 
