@@ -199,8 +199,8 @@ def _check_teachers_texts(models: Sequence[str], opened: Sources) -> None:
         empty = np.setdiff1d(damaged, opened.tokens.skipped_rows)
         if len(empty):
             raise ColumnError(
-                f"the tokens of teacher {teacher.folder} were made while {len(empty)} articles were "
-                f"damaged that this run reads (row {empty[0]} first): tokenize "
+                f"the tokens of teacher {teacher.folder} were made while {len(empty)} articles "
+                f"were damaged that this run reads (row {empty[0]} first): tokenize "
                 f"{opened.articles.location} again with its tokenizer, then fill its columns"
             )
 
