@@ -26,7 +26,7 @@ def register(verbs: Any) -> None:
         default=[],
         metavar="NAME",
         help="a column, such as frozen-states-0123456789ab, or all of a kind, such as frozen-states"
-        " (not tokens and clicks); one that is being filled is refused",
+        " (not tokens, clicks, and what is not complete, which a process may be filling)",
     )
     parser.add_argument("--yes", action="store_true", help="really remove what --remove names")
     parser.set_defaults(run=_columns)

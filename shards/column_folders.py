@@ -5,7 +5,6 @@ import re
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,10 @@ from shards.cells import read_record
 from shards.column_info import ColumnInfo, read_info
 from shards.errors import ColumnError, DamageError, UsageError
 from shards.files import fsync_folder
-from shards.progress import format_duration
 from shards.reader import ShardSet
 
-FILLING_S = 600.0
-"""How long after the last write a column that is not complete counts as one being filled. Nothing
-holds a column while it is filled, so that any process may be killed and several may fill one."""
 _WORKING = ("teacher-news-exact",)
-"""Columns that others are filled from: they are held even when they are complete."""
+"""Columns that others are filled from, even when they are complete."""
 _BY_FULL_NAME = ("tokens", "clicks")
 """Columns that nothing can be trained without, and that are made from the shards themselves."""
 _LEAVING = ".removing-"
@@ -41,8 +36,6 @@ class ColumnFolder:
     """Of all its files."""
     cells: int
     """Shards whose cell is committed."""
-    age_s: float
-    """Seconds since something in it was written."""
 
     @property
     def kind(self) -> str | None:
@@ -57,10 +50,11 @@ class ColumnFolder:
         )
 
     @property
-    def is_held(self) -> bool:
-        """Whether a process seems to be filling it, or others from it."""
-        may_be = self.cells < self.shard_set.num_shards or self.kind in _WORKING
-        return self.is_current and may_be and self.age_s < FILLING_S
+    def may_be_filled(self) -> bool:
+        """Whether a process may be filling it, or others from it. Nothing holds a column while it
+        is filled, so that any process may be killed, and times of files decide nothing."""
+        is_part = self.cells < self.shard_set.num_shards or self.kind in _WORKING
+        return self.is_current and is_part
 
     def state(self) -> str:
         """How full it is, in words."""
@@ -69,11 +63,7 @@ class ColumnFolder:
         if not self.is_current:
             return "made from another version of the set"
         said = f"{self.cells} of {self.shard_set.num_shards} cells"
-        if self.is_held:
-            said += ", being filled"
-        if self.is_held or self.cells < self.shard_set.num_shards:
-            said += f", written {format_duration(self.age_s)} ago"
-        return said
+        return f"{said}, maybe being filled" if self.may_be_filled else said
 
     def made_from(self) -> str:
         """What it was made from in short: no sections, and hashes by their first digits."""
@@ -98,8 +88,8 @@ def choose(columns: Sequence[ColumnFolder], names: Sequence[str]) -> list[Column
     """The columns of these names, to be removed: a folder's name, or that of all of a kind.
 
     Raises:
-        UsageError: No column has a name, tokens or clicks are not named by their folder, or a
-            column is being filled.
+        UsageError: No column has a name, or one is not named by its folder that has to be: tokens,
+            clicks, and what a process may be filling.
     """
     chosen: dict[Path, ColumnFolder] = {}
     for name in names:
@@ -111,13 +101,13 @@ def choose(columns: Sequence[ColumnFolder], names: Sequence[str]) -> list[Column
         if not found:
             known = ", ".join(column.folder.name for column in columns) or "none"
             raise UsageError(f"--remove {name}: there is no such column; there is {known}")
-        chosen |= {column.folder: column for column in found}
-    for column in chosen.values():
-        if column.is_held:
-            raise UsageError(
-                f"{column.folder}: {column.state()}; end what fills it, or wait until nothing was "
-                f"written for {format_duration(FILLING_S)}"
-            )
+        for column in found:
+            if column.may_be_filled and name != column.folder.name:
+                raise UsageError(
+                    f"--remove {name}: {column.folder.name} has {column.state()}; where nothing "
+                    "fills it, name it by its folder"
+                )
+            chosen[column.folder] = column
     return list(chosen.values())
 
 
@@ -154,14 +144,13 @@ def _look(shard_set: ShardSet, folder: Path) -> ColumnFolder:
         info = read_info(folder)
     except (ColumnError, DamageError):
         info = None
-    size, written = 0, 0.0
+    size = 0
     for path in (folder, *folder.rglob("*")):
         try:
             found = path.lstat()
         except FileNotFoundError:
             continue  # a temporary file, which has its own name by now
-        written = max(written, found.st_mtime)
         size += found.st_size if stat.S_ISREG(found.st_mode) else 0
     records = (read_record(folder, info.fingerprint, shard) for shard in shard_set.shards if info)
     cells = sum(record is not None for record in records)
-    return ColumnFolder(shard_set, folder, info, size, cells, time.time() - written)
+    return ColumnFolder(shard_set, folder, info, size, cells)
