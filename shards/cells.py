@@ -15,7 +15,8 @@ import re
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +183,10 @@ def parse_record(data: bytes, column: str, shard: ShardInfo) -> CellRecord | Non
         return None
     expected = (column, shard.name, shard.sha256, shard.samples)
     found = (record.column, record.shard, record.shard_sha256, record.rows)
-    if found != expected:
-        return None
     # The hash of what may come from elsewhere becomes a part of the names of files.
-    if not _SHA256.fullmatch(str(record.content)):
+    if found != expected or not _SHA256.fullmatch(str(record.content)):
         return None
-    # A reader holds thousands of records: what they have in common is in memory once.
-    return replace(record, column=column, shard=shard.name, shard_sha256=shard.sha256)
+    return record
 
 
 def content_of(header: dict[str, Any]) -> str | None:
@@ -276,7 +274,8 @@ def check_names(path: object, places: Mapping[str, TensorPlace], record: CellRec
 class Cell:
     """The memory-mapped tensors of one committed cell.
 
-    A student with many teachers holds thousands of these, so they hold little.
+    A student with many teachers holds thousands of these, so they hold little: of the record only
+    the checksums, and where tensors lie once for all cells where they lie alike.
 
     Args:
         folder: the column set's folder.
@@ -286,20 +285,18 @@ class Cell:
     Attributes:
         bytes: the mapped file.
         places: name to where the tensor lies in it.
-        record: its commit record.
 
     Raises:
         DamageError: the file does not hold what the record says.
     """
 
-    __slots__ = ("_arrays", "_folder", "_map", "_shard", "bytes", "places", "record")
+    __slots__ = ("_arrays", "_crc32", "_folder", "_map", "_shard", "bytes", "places")
 
     def __init__(self, folder: Path, shard: ShardInfo, record: CellRecord) -> None:
         """Map the file; nothing is read but its header."""
         self._folder = folder
         self._shard = shard
         self._arrays: dict[str, np.ndarray] = {}
-        self.record = record
         header, start = _read_header(self.path)
         if content_of(header) != record.content:
             raise DamageError(f"{self.path} is not the file that its commit record describes")
@@ -319,8 +316,9 @@ class Cell:
                 f"{self.path} has {len(self._map)} bytes, its commit record says {record.bytes}"
             )
         self.bytes = memoryview(self._map)
-        self.places = tensor_places(header, start, self.path)
+        self.places = _same_places(tuple(tensor_places(header, start, self.path).items()))
         check_names(self.path, self.places, record)
+        self._crc32 = tuple(record.crc32[name] for name in self.places)
         for name, place in self.places.items():
             if place.end > len(self._map):
                 raise DamageError(f"{self.path}: tensor {name} lies beyond the end of the file")
@@ -354,10 +352,10 @@ class Cell:
             DamageError: the mapped file has become shorter.
         """
         now = self._map.size()  # of the file that was mapped, whatever lies under its name now
-        if now < self.record.bytes:
+        if now < len(self._map):
             raise DamageError(
                 f"{self.path} was cut to {now} bytes while it was being read "
-                f"(its commit record says {self.record.bytes})"
+                f"(its commit record says {len(self._map)})"
             )
 
     def damaged_tensors(self) -> list[str]:
@@ -365,9 +363,15 @@ class Cell:
         self.check_not_cut()
         return [
             name
-            for name, array in self.tensors.items()
-            if zlib.crc32(_bytes(array)) != self.record.crc32[name]
+            for name, crc32 in zip(self.places, self._crc32, strict=True)
+            if zlib.crc32(_bytes(self.array(name))) != crc32
         ]
+
+
+@lru_cache(maxsize=1024)
+def _same_places(items: tuple[tuple[str, TensorPlace], ...]) -> dict[str, TensorPlace]:
+    """Where tensors lie, by name: one object for equal places."""
+    return dict(items)
 
 
 def open_cell(folder: Path, column: str, shard: ShardInfo) -> Cell | None:
