@@ -36,7 +36,6 @@ _DTYPES = {
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
 }  # fmt: skip
-_DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,8 @@ def write_cell(
     Raises:
         ColumnError: the file system refused (full, read-only); the cell is then not committed.
     """
+    from safetensors.numpy import save
+
     arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     digest = hashlib.sha256()
     crcs = {}
@@ -96,24 +97,20 @@ def write_cell(
         digest.update(view)
         crcs[name] = zlib.crc32(view)
     content = digest.hexdigest()
-    # From the arrays straight to the file: a cell may be large, and in memory once is enough.
-    parts = safetensors_parts(arrays, {"content": content})
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
+    payload = save(arrays, metadata={"content": content})
     record = CellRecord(
         column=column,
         shard=shard.name,
         shard_sha256=shard.sha256,
         rows=shard.samples,
-        bytes=sum(map(len, parts)),
+        bytes=len(payload),
         content=content,
-        sha256=digest.hexdigest(),
+        sha256=hashlib.sha256(payload).hexdigest(),
         crc32=crcs,
     )
     try:
         with atomic_file(data_path(folder, shard)) as file:
-            file.writelines(parts)
+            file.write(payload)
         fsync_folder(folder)
         write_json_atomic(record_path(folder, shard), asdict(record))
     except OSError as error:
@@ -122,36 +119,6 @@ def write_cell(
             "committed, run the same command again once the folder can be written"
         ) from error
     return record
-
-
-def safetensors_parts(
-    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> list[bytes | memoryview]:
-    """What a safetensors file is made of, end to end: its header, and the bytes of each array.
-
-    Nothing is copied, and equal arguments are equal bytes; safetensors' own writer copies each
-    array twice and puts the metadata in any order. The widest types come first, so that each array
-    lies at a multiple of its own size.
-
-    Args:
-        arrays: contiguous, by name.
-        metadata: in the order in which it is to stand in the header.
-    """
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
-    parts: list[bytes | memoryview] = []
-    end = 0
-    for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
-        array = arrays[name]
-        begin, end = end, end + array.nbytes
-        entries[name] = {
-            "dtype": _DTYPE_NAMES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [begin, end],
-        }
-        parts.append(_bytes(array))
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header = header.ljust(-(-len(header) // 8) * 8)
-    return [_HEADER_LENGTH.pack(len(header)), header, *parts]
 
 
 def read_record(folder: Path, column: str, shard: ShardInfo) -> CellRecord | None:

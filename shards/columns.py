@@ -157,8 +157,7 @@ def _check_tensors(
                 )
         elif not name.endswith(OFFSETS) and (array.ndim == 0 or len(array) != rows):
             raise ColumnError(f"{where}: {name} has shape {array.shape}, the shard has {rows} rows")
-        ends = (array.min(initial=0), array.max(initial=0)) if array.dtype.kind == "f" else ()
-        if not np.isfinite(ends).all():  # so that nothing as large as the array is made
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = np.unique(np.nonzero(~np.isfinite(array))[0])
             if offsets is not None:
                 bad = np.unique(row_of_value(offsets, bad))

@@ -1,15 +1,13 @@
 """Column sets: what is written is what is gathered, and a reader says exactly why it refuses."""
 
 import json
-import tracemalloc
 
 import numpy as np
 import pytest
 from helpers.sets import make_articles
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from shards.columns import ColumnReader, ColumnWriter, list_columns, verify_columns
 from shards.errors import ColumnError, DamageError
@@ -118,43 +116,6 @@ def test_any_safetensors_reader_reads_a_cell(reader, articles):
     for name, array in cell.items():
         np.testing.assert_array_equal(array, tensors[name])
         assert not array.flags.writeable
-
-
-def test_a_file_is_as_safetensors_lays_it_out(tmp_path):
-    articles = make_articles(tmp_path / "articles", 3, 3)
-    tensors = {
-        "half.values": np.arange(14, dtype=np.float16).reshape(7, 2),
-        "half.offsets": np.array([0, 0, 3, 7]),
-        "flag": np.array([True, False, True]),
-        "small": np.array([[-1], [2], [3]], np.int8),
-        "none": np.empty((3, 0), np.float32),
-    }
-    writer = ColumnWriter(articles, "mixed", {})
-    writer.write(0, tensors)
-    path = writer.folder / "news-000000.safetensors"
-    with safe_open(path, "np") as file:
-        content = file.metadata()["content"]
-    loaded = load_file(path)
-    assert loaded.keys() == tensors.keys()
-    for name, array in tensors.items():
-        assert loaded[name].dtype == array.dtype
-        np.testing.assert_array_equal(loaded[name], array)
-    assert path.stat().st_size == len(save(tensors, {"content": content}))
-    for place in ColumnReader.open(articles, "mixed")._cell(0).places.values():
-        assert place.begin % place.dtype.itemsize == 0
-
-
-def test_writing_a_cell_takes_no_memory_of_its_size(tmp_path):
-    articles = make_articles(tmp_path / "articles", 3, 3)
-    values = np.ones((3, 1 << 20), np.float32)
-    writer = ColumnWriter(articles, "large", {})
-    tracemalloc.start()
-    try:
-        writer.write(0, {"x": values})
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < values.nbytes / 20
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8, np.uint32, np.int64, np.bool_])

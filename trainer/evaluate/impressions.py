@@ -12,11 +12,11 @@ Its metadata are ``format`` and ``clicks``, the fingerprint of the impression se
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 
-from shards.cells import safetensors_parts
 from shards.files import atomic_file, sha256_file
 from trainer.evaluate.metrics import METRIC_NAMES, Metrics
 
@@ -40,11 +40,23 @@ def write_impressions(
     Returns:
         What the record says of the file: its name and its sha256.
     """
+    from safetensors.numpy import save
+
     rows = np.flatnonzero(~np.isnan(metrics.auc_n))
     values = metrics.arrays()
     tensors: dict[str, np.ndarray] = {"row": rows, "user": users[rows].astype(np.int32)}
     tensors |= {name: values[f"{name}_n"][rows] for name in METRIC_NAMES}
     path = record.with_suffix(".impressions.safetensors")
     with atomic_file(path) as file:
-        file.writelines(safetensors_parts(tensors, {"format": FORMAT, "clicks": clicks}))
+        file.write(_sorted_metadata(save(tensors, {"format": FORMAT, "clicks": clicks})))
     return {FILE_KEY: path.name, HASH_KEY: sha256_file(path)}
+
+
+def _sorted_metadata(data: bytes) -> bytes:
+    """A safetensors file whose metadata come in the order of their names; safetensors itself writes
+    them in any, and equal evaluations are to be equal bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return data[:8] + text.ljust(end - 8) + data[end:]
