@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,29 +98,29 @@ def repair_command(
         name: what it is called.
         made_from: what it was, or is to be, made from, where that is known.
     """
-    made_from = made_from or {}
+    made_from, location = made_from or {}, shlex.quote(shard_set.location)
     if name == TOKENS:
         own = describe(shard_set, name, made_from).folder / TOKENIZER_FOLDER
         limits = {field: made_from[f"{field}_tokens"] for field in made_from.get("fields", ())}
         return tokenize_command(shard_set.location, own if own.is_dir() else "TOKENIZER", limits)
     if name == "clicks":  # a set that is there already gets the column that it lacks
-        return f"tnr shards build --clicks LOG --article-set SET --out {shard_set.location}"
+        return f"tnr shards build --clicks LOG --article-set SET --out {location}"
     if name == "frozen-states":
         return "tnr train RECIPE --model.frozen_states TYPE"
     if name == "teacher-logits":
         return "tnr teachers logits RECIPE"
-    sets = f"--stage 1 --articles {shard_set.location}"
+    sets = f"--stage 1 --articles {location}"
     if name == "teacher-clicks":
-        sets = f"--stage 2 --articles SET --clicks {shard_set.location}"
+        sets = f"--stage 2 --articles SET --clicks {location}"
     elif name.startswith("teacher-news"):
-        sets = f"--stage 2 --articles {shard_set.location} --clicks SET"
+        sets = f"--stage 2 --articles {location} --clicks SET"
     options = [f"--{key} {made_from[key]}" for key in ("dtype", "compute") if key in made_from]
     return " ".join(["tnr teachers cache", sets, "--models MODELS", *options])
 
 
 def removal_command(shard_set: ShardSet, folder: Path) -> str:
     """The command that removes a column set."""
-    return f"tnr shards columns {shard_set.location} --remove {folder.name} --yes"
+    return f"tnr shards columns {shlex.quote(shard_set.location)} --remove {folder.name} --yes"
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ number: so it is read by the encoder that is there anyway, a category that train
 says something, and an exported model has no table of categories to keep in step with the data.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -66,11 +67,12 @@ def tokenize_command(location: str, tokenizer: object, limits: Mapping[str, int]
         limits: fields that are stored, each with its longest text; without any, the defaults.
     """
     fields = in_order(limits)
-    words = ["tnr shards tokenize", location, f"--tokenizer {tokenizer}"]
+    words = ["tnr", "shards", "tokenize", location, "--tokenizer", str(tokenizer)]
     if fields and fields != DEFAULT_FIELDS:
-        words.append(f"--fields {','.join(fields)}")
-    words += [f"--{field}-tokens {limits[field]}" for field in fields]
-    return " ".join(words)
+        words += ["--fields", ",".join(fields)]
+    for field in fields:
+        words += [f"--{field}-tokens", str(limits[field])]
+    return shlex.join(words)
 
 
 def in_order(fields: Iterable[str]) -> tuple[str, ...]:
