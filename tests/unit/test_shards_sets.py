@@ -208,6 +208,7 @@ def contents_of_files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_set_that_was_built_again_is_not_taken_for_the_one_that_was_open(tmp_path):
+    # Made here, as a loader sends a set to its workers.
     travelling = pickle.dumps(write_set(tmp_path / "set", articles(3)))
     write_set(tmp_path / "set", articles(3, first=1), force=True)
     with pytest.raises(DataError, match="was built again since this run opened it"):
