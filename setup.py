@@ -39,6 +39,7 @@ setup(
         "filelock>=3.12",
         "packaging>=23",
         "orjson>=3.10",
+        "msgspec>=0.19",
         "fsspec>=2024.6",
         "zlib-ng>=0.5",
     ],

@@ -12,13 +12,20 @@ import json
 import os
 import resource
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, overload
+
+import msgspec
 
 from shards.errors import DamageError, DataError
 
 _BLOCK_BYTES = 1 << 20
+MAX_JSON_BYTES = 64 << 20
+"""Largest JSON file that is read whole: a manifest of 200,000 shards has half of it."""
+
+T = TypeVar("T")
 
 
 @functools.cache
@@ -94,20 +101,82 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
         file.write(text + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file that this project wrote.
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a regular file for reading, unbuffered.
+
+    A FIFO or a device in a file's place would block for ever or never end, so both are refused.
 
     Raises:
-        DataError: If the file is not there or cannot be read.
-        DamageError: If it does not hold JSON.
+        DataError: If the file is missing, cannot be read, or is not a regular file.
     """
-    path = Path(path)
     try:
-        return json.loads(path.read_bytes())
+        file = open(path, "rb", buffering=0, opener=_open_without_waiting)  # noqa: SIM115
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DataError(f"cannot read {path}: it is not a regular file")
+    return file
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_bytes(path: str | Path, *, limit: int) -> bytes:
+    """Read a whole regular file of at most ``limit`` bytes.
+
+    Raises:
+        DataError: If the file is missing, cannot be read, or is not a regular file.
+        DamageError: If the file is larger than ``limit`` bytes.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise DamageError(f"{path} has {size:,} bytes; expected at most {limit:,}")
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@overload
+def read_json(path: str | Path, *, limit: int = MAX_JSON_BYTES) -> Any: ...
+@overload
+def read_json(path: str | Path, kind: type[T], *, limit: int = MAX_JSON_BYTES) -> T: ...
+def read_json(path: str | Path, kind: Any = Any, *, limit: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file and check it against the type that it must have.
+
+    Args:
+        path: The file.
+        kind: A dataclass, ``dict[str, int]`` or any other type that msgspec knows; ``Annotated``
+            fields with ``msgspec.Meta`` state ranges and patterns. Unknown keys are ignored.
+        limit: Largest size in bytes.
+
+    Raises:
+        DataError: If the file is missing, cannot be read, or is not a regular file.
+        DamageError: If the file is too large, is not JSON, or a value has another type; the
+            message names the value's place.
+    """
+    return parse_json(read_bytes(path, limit=limit), kind, where=path)
+
+
+@overload
+def parse_json(data: bytes | str, *, where: object) -> Any: ...
+@overload
+def parse_json(data: bytes | str, kind: type[T], *, where: object) -> T: ...
+def parse_json(data: bytes | str, kind: Any = Any, *, where: object) -> Any:
+    """Parse JSON and check it against a type; ``where`` names its source in the error.
+
+    Raises:
+        DamageError: If ``data`` is not JSON, is nested too deeply, or a value has another type.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise DamageError(f"{where} is damaged or was edited: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise DamageError(f"{path} does not hold JSON: {error}") from error
+        raise DamageError(f"{where} does not hold JSON: {error}") from error
 
 
 def sha256_file(path: str | Path) -> str:
@@ -118,7 +187,7 @@ def sha256_file(path: str | Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
     except OSError as error:
