@@ -82,6 +82,18 @@ def write_click_column(impression_set: ShardSet, workers: Workers | None = None)
     return ColumnReader.open(impression_set, CLICKS, made_from())
 
 
+def shard_tensors(impression_set: ShardSet, shard: int) -> dict[str, np.ndarray]:
+    """What a cell of clicks holds but for ``user``, from the samples of its shard.
+
+    Raises:
+        DataError: a sample is no impression.
+        DamageError: the shard is damaged.
+    """
+    _, tensors = _ReadShard(impression_set, frozenset([shard])).run(shard)
+    assert tensors is not None
+    return tensors
+
+
 class UserNumbers:
     """Numbers users by first appearance; each is known by a hash of 64 bits.
 

@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from shards.cell_tensors import OFFSETS, VALUES
 from shards.cells import read_record, write_cell
-from shards.column_check import verify_columns
 from shards.column_info import (
     COLUMN_FILE,
-    OFFSETS,
-    VALUES,
     ColumnInfo,
     describe,
     differing_fields,
@@ -179,5 +177,4 @@ __all__ = [
     "read_info",
     "removal_command",
     "repair_command",
-    "verify_columns",
 ]

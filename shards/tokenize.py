@@ -16,17 +16,20 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shards.column_extras import TOKENIZER_SUMS, tokenizer_problem, write_tokenizer_sums
 from shards.column_info import TOKENIZER_FOLDER, TOKENS
 from shards.columns import ColumnReader, ColumnWriter
 from shards.damage import Skip, SkipBudget
-from shards.errors import ColumnError, DamageError, DataError, UsageError
+from shards.errors import ColumnError, DamageError, DataError, StoppedError, UsageError
 from shards.pool import Workers
 from shards.ragged import join
 from shards.reader import ShardSet
+from shards.stopping import Pace, Stopping, TaskStopping, stop_on_sigterm
 from shards.text_fields import (
     DEFAULT_FIELDS,
     DEFAULT_TOKENS,
@@ -35,7 +38,16 @@ from shards.text_fields import (
     field_text,
     in_order,
 )
-from shards.tokenizer import TokenizerFacts, load_tokenizer, publish_tokenizer, tokenizer_facts
+from shards.tokenizer import (
+    TokenizerFacts,
+    load_tokenizer,
+    publish_tokenizer,
+    tokenizer_facts,
+    tokenizer_sha256,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SKIPPED = "skipped"
 """Tensor uint8[rows] of the cells with damaged samples alone: 1 where a sample was skipped."""
@@ -245,7 +257,7 @@ def tokenize_set(
         raise UsageError(f"--processes is {processes}, expected at least 1")
     source = made_from(facts, limits)
     writer = ColumnWriter(shard_set, TOKENS, source)
-    publish_tokenizer(loaded, writer.folder / TOKENIZER_FOLDER)
+    _keep_tokenizer(loaded, facts, writer.folder)
     job = _Job(writer, facts.backend, rooms, _id_dtype(facts.vocab_size))
     open_shards = sorted({*writer.missing(), *writer.committed_with(SKIPPED)})
     try:
@@ -253,6 +265,24 @@ def tokenize_set(
     finally:
         budget.write_report(writer.folder)
     return ColumnReader.open(shard_set, TOKENS, source)
+
+
+def _keep_tokenizer(loaded: "PreTrainedTokenizerBase", facts: TokenizerFacts, folder: Path) -> None:
+    """Save the tokenizer in the column's folder, with its checksums; one that is there stays."""
+    there = folder / TOKENIZER_FOLDER
+    is_unlisted = there.is_dir() and not (folder / TOKENIZER_SUMS).exists()
+    publish_tokenizer(loaded, there)
+    if is_unlisted and tokenizer_sha256(load_tokenizer(there)) != facts.sha256:
+        raise ColumnError(
+            f"{there} is not the tokenizer that the column was made with; remove it and run the "
+            "same command again"
+        )
+    write_tokenizer_sums(folder)
+    if (problem := tokenizer_problem(folder)) is not None:
+        raise ColumnError(
+            f"{problem}; remove {there} and {folder / TOKENIZER_SUMS} and run the same command "
+            "again"
+        )
 
 
 def _rooms(limits: Mapping[str, int], special: int) -> dict[str, int]:
@@ -283,8 +313,10 @@ class _Job:
         self.dtype = dtype
         self._encoder: TextEncoder | None = None
 
-    def run(self, shard: int, budget: SkipBudget) -> Iterator[int]:
+    def run(self, shard: int, budget: SkipBudget, stopping: Stopping) -> Iterator[int]:
         """Fill one cell; yields how many more articles are tokenized."""
+        stopping.check()
+        pace = Pace(self.writer.shard_set.shards[shard].samples)
         if self._encoder is None:
             self._encoder = TextEncoder(self.backend)
         rows: dict[str, list[list[int]]] = {field: [] for field in self.rooms}
@@ -296,6 +328,8 @@ class _Job:
             for field, room in self.rooms.items():
                 texts = (field_text(sample, field) for sample in samples)
                 rows[field] += self._encoder.encode(texts, room)
+            pace.add(len(samples))
+            stopping.check(pace.left_s)
             yield len(samples)
         tensors = {}
         for field, ids in rows.items():
@@ -311,43 +345,60 @@ class _Job:
         return {**self.__dict__, "_encoder": None}
 
 
-_job: _Job | None = None  # of this worker process
+# Of this worker process.
+_job: _Job | None = None
+_stopping: TaskStopping | None = None
 
 
 def _start_worker(job: _Job) -> None:
-    global _job
+    global _job, _stopping
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _job = job
+    _job, _stopping = job, TaskStopping()
 
 
 def _run_shard(shard: int, allowed: int) -> tuple[int, list[Skip], DamageError | None]:
-    if _job is None:
+    if _job is None or _stopping is None:
         raise RuntimeError("the worker was not started by _start_worker")
     budget = SkipBudget(allowed, say=False)
-    try:
-        return sum(_job.run(shard, budget)), budget.skipped, None
-    except DamageError as error:
-        return 0, budget.skipped, error
+    with _stopping.task():
+        try:
+            return sum(_job.run(shard, budget, _stopping)), budget.skipped, None
+        except DamageError as error:
+            return 0, budget.skipped, error
 
 
 def _fill(
     job: _Job, missing: list[int], processes: int, progress: bool, budget: SkipBudget
 ) -> None:
-    """Fill the missing cells, here or in several processes."""
+    """Fill the missing cells, here or in several processes.
+
+    Raises:
+        StoppedError: SIGTERM came; cells that were nearly done are finished.
+    """
     shards = job.writer.shard_set.manifest.shards
-    with _shown(sum(shards[s].samples for s in missing), progress) as update:
-        if processes == 1:
-            for shard in missing:
-                for count in job.run(shard, budget):
-                    update(count)
-            return
+    with (
+        stop_on_sigterm() as stopping,
+        _shown(sum(shards[s].samples for s in missing), progress) as update,
+    ):
         try:
+            if processes == 1:
+                for shard in missing:
+                    for count in job.run(shard, budget, stopping):
+                        update(count)
+                return
             with Workers(processes, partial(_start_worker, job)) as workers:
                 results = workers.map(partial(_run_shard, allowed=budget.allowed), missing)
                 for count, skips, error in results:
                     budget.add(skips, error)
                     update(count)
-        except BrokenProcessPool as error:
+                    stopping.check()
+        except (StoppedError, BrokenProcessPool) as error:
+            if stopping.is_asked or isinstance(error, StoppedError):
+                left = len(job.writer.missing())
+                raise StoppedError(
+                    f"stopped by SIGTERM: {left} of {len(shards)} cells are left; what is committed"
+                    " stays, run the same command again to go on"
+                ) from error
             raise ColumnError(
                 "a tokenizing process was killed (out of memory?); run the same command again with "
                 f"fewer --processes than {processes}: finished shards are kept"

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from shards.clicks import ClickColumn
-from shards.columns import ColumnReader, verify_columns
+from shards.column_check import verify_columns
+from shards.columns import ColumnReader
 from trainer.errors import ColumnError, DamageError
 from trainer.export.folder import Export
 from trainer.teacher_server.empty import EMPTY, read_empty

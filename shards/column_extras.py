@@ -1,0 +1,94 @@
+"""What a column set has beside its cells, and its checksums: a tokenizer, the empty title's vector.
+
+The files of ``tokenizer/`` are listed in ``tokenizer.sha256``, in the form that ``sha256sum
+--check`` reads. A vector lies in a file of its own, ``empty.npy``, that ends in a CRC-32; the name
+of the folder goes into it, so that the file of another column does not fit.
+"""
+
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from shards.column_info import TOKENIZER_FOLDER
+from shards.errors import DamageError, DataError
+from shards.files import atomic_file, read_bytes, sha256_file
+
+EMPTY = "empty.npy"
+"""Name of the file with the vector of the empty title."""
+TOKENIZER_SUMS = f"{TOKENIZER_FOLDER}.sha256"
+_CRC_BYTES = 4
+_MAX_VECTOR_BYTES = 1 << 24
+_MAX_SUMS_BYTES = 1 << 20
+
+
+def write_vector(folder: Path, vector_E: np.ndarray) -> None:
+    """Publish the vector, as it is to be stored, in a column's folder."""
+    buffer = io.BytesIO()
+    np.save(buffer, vector_E, allow_pickle=False)
+    array = buffer.getvalue()
+    with atomic_file(folder / EMPTY) as file:
+        file.write(array + _crc32(array, folder.name))
+
+
+def read_vector(folder: Path) -> np.ndarray:
+    """The vector [E] in a column's folder, as it was written.
+
+    Files of older versions, whose checksum does not know the folder, are read too; those that were
+    written before there was a checksum count as damaged.
+
+    Raises:
+        DamageError: It is not there, or not what was written.
+    """
+    path = folder / EMPTY
+    try:
+        data = read_bytes(path, limit=_MAX_VECTOR_BYTES)
+    except DataError as error:
+        raise DamageError(str(error)) from error
+    array, checksum = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
+    if checksum not in (_crc32(array, folder.name), _crc32(array, "")):
+        raise DamageError(f"{path} has no checksum (crc32) or another one")
+    try:
+        vector_E: np.ndarray = np.load(io.BytesIO(array), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DamageError(f"{path} does not hold an array: {error}") from error
+    if vector_E.ndim != 1 or vector_E.dtype.kind != "f" or not np.isfinite(vector_E).all():
+        raise DamageError(f"{path} does not hold a vector of finite numbers")
+    return vector_E
+
+
+def _crc32(array: bytes, name: str) -> bytes:
+    return zlib.crc32(array, zlib.crc32(name.encode())).to_bytes(_CRC_BYTES, "little")
+
+
+def write_tokenizer_sums(folder: Path) -> None:
+    """List the files of a column's tokenizer with their sha256, unless they are listed."""
+    if (folder / TOKENIZER_SUMS).exists():
+        return
+    inside = sorted(path for path in (folder / TOKENIZER_FOLDER).iterdir() if path.is_file())
+    lines = [f"{sha256_file(path)}  {TOKENIZER_FOLDER}/{path.name}\n" for path in inside]
+    with atomic_file(folder / TOKENIZER_SUMS, "w") as file:
+        file.write("".join(lines))
+
+
+def tokenizer_problem(folder: Path) -> str | None:
+    """Say which file of a column's tokenizer is missing or is not the one that was saved, or None.
+
+    Columns of older versions have no list of them; then only the folder must be there.
+    """
+    if not (folder / TOKENIZER_FOLDER).is_dir():
+        return f"{folder / TOKENIZER_FOLDER} is missing"
+    sums = folder / TOKENIZER_SUMS
+    if not sums.exists():
+        return None
+    try:
+        lines = read_bytes(sums, limit=_MAX_SUMS_BYTES).decode("utf-8", "replace").splitlines()
+        for line in lines:
+            digest, _, name = line.partition("  ")
+            path = folder / TOKENIZER_FOLDER / Path(name).name
+            if sha256_file(path) != digest:
+                return f"{path} is not the file that was saved: its sha256 is not that of {sums}"
+    except DataError as error:
+        return str(error)
+    return None if lines else f"{sums} is empty"
