@@ -134,6 +134,41 @@ def check_offsets(name: str, offsets: np.ndarray, num_values: int, path: object)
         raise DamageError(f"{path}: {name} do not rise from 0 to the {num_values} values")
 
 
+def unlike(
+    places: Mapping[str, TensorPlace], expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+) -> str | None:
+    """Say which tensor of a cell is not like those of other cells, or None.
+
+    A gather over both would cast values, or read at other places.
+
+    Args:
+        places: Those of the cell.
+        expected: Name to (dtype, shape of one row or value); others may be there or not.
+    """
+    for name, place in places.items():
+        dtype, shape = expected.get(name, (place.dtype, place.shape[1:]))
+        if (place.dtype, place.shape[1:]) != (dtype, shape):
+            return (
+                f"the values of {name} are {place.dtype}{list(place.shape[1:])}, those of other "
+                f"cells {dtype}{list(shape)}"
+            )
+    return None
+
+
+def check_bound(name: str, array: np.ndarray, bound: int, path: object) -> None:
+    """Check that whole numbers lie from 0 up to, and without, ``bound``.
+
+    Raises:
+        DamageError: One does not.
+    """
+    if not array.size or (array.dtype.kind in "iu" and 0 <= array.min() <= array.max() < bound):
+        return
+    raise DamageError(
+        f"{path}: {name} holds {array.dtype} from {array.min()} to {array.max()}, expected whole "
+        f"numbers from 0 to {bound - 1}: it is of another set, or was edited; make it again"
+    )
+
+
 class HasTensors(Protocol):
     """A cell, here or elsewhere."""
 

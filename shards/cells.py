@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from zlib_ng import zlib_ng
@@ -38,6 +39,7 @@ from shards.cell_tensors import (
     CellHeader,
     CellTensors,
     TensorPlace,
+    check_bound,
     check_offsets,
     header_bytes,
     parse_header,
@@ -55,6 +57,7 @@ from shards.files import (
 from shards.manifest import ShardInfo
 
 _ATTEMPTS = 3
+_NO_BOUNDS: Mapping[str, int] = {}
 _FIRST_BYTES = 4096  # enough for the header of any column of ours
 
 
@@ -163,6 +166,8 @@ class Cell:
         record: its commit record.
         check: whether a tensor is read whole and checked when it is first asked for.
         repair: the command that fills the column, for messages.
+        bounds: name to what the whole numbers of a tensor lie below, from 0 on; looked at when it
+            is first asked for, whatever ``check`` says.
 
     Attributes:
         bytes: the mapped file.
@@ -174,8 +179,8 @@ class Cell:
     """
 
     __slots__ = (
-        "_arrays", "_check", "_crc32", "_folder", "_map", "_repair", "_shard", "begins", "bytes",
-        "places",
+        "_arrays", "_bounds", "_check", "_crc32", "_folder", "_map", "_repair", "_shard",
+        "begins", "bytes", "places",
     )  # fmt: skip
 
     def __init__(
@@ -186,11 +191,13 @@ class Cell:
         *,
         check: bool = True,
         repair: str = "",
+        bounds: Mapping[str, int] = _NO_BOUNDS,
     ) -> None:
         """Map the file; nothing is read but its header."""
         self._folder = folder
         self._shard = shard
         self._check = check
+        self._bounds = bounds
         self._repair = repair
         self._arrays: dict[str, np.ndarray] = {}
         self.begins: dict[str, int] = {}
@@ -261,6 +268,8 @@ class Cell:
             values = self.places.get(name.removesuffix(OFFSETS) + VALUES)
             if values is not None:
                 check_offsets(name, found, values.shape[0], self.path)
+        if name in self._bounds:
+            check_bound(name, found, self._bounds[name], self.path)
         self._arrays[name] = found
         self.begins[name] = self.places[name].begin
         return found
@@ -330,11 +339,9 @@ def _same_places(items: tuple[tuple[str, TensorPlace], ...]) -> dict[str, Tensor
     return dict(items)
 
 
-def open_cell(
-    folder: Path, column: str, shard: ShardInfo, *, check: bool = True, repair: str = ""
-) -> Cell | None:
-    """Map a committed cell; None where it is not committed. Arguments as in :func:`read_record`
-    and :class:`Cell`.
+def open_cell(folder: Path, column: str, shard: ShardInfo, **options: Any) -> Cell | None:
+    """Map a committed cell; None where it is not committed. Arguments as in :func:`read_record`;
+    ``options`` are those of :class:`Cell`.
 
     Another writer of the same cell may replace both files between our reading the one and the
     other, so a mismatch is looked at again before it counts.
@@ -347,7 +354,7 @@ def open_cell(
         if record is None:
             return None
         try:
-            return Cell(folder, shard, record, check=check, repair=repair)
+            return Cell(folder, shard, record, **options)
         except DamageError:
             if attempt == _ATTEMPTS - 1:
                 raise

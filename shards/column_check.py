@@ -27,6 +27,7 @@ from shards.errors import DamageError, DataError
 from shards.manifest import ShardInfo
 from shards.ragged import row_of_value
 from shards.reader import ShardSet
+from shards.tokenizer import load_tokenizer, tokenizer_sha256
 from shards.tokens import TokenSource
 
 _NEWS = "teacher-news"
@@ -113,8 +114,6 @@ def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
 
 
 def _tokenizer_problems(folder: Path, source: TokenSource, repair: str) -> Iterator[str]:
-    from shards.tokenizer import load_tokenizer, tokenizer_sha256
-
     problem, there = tokenizer_problem(folder), folder / TOKENIZER_FOLDER
     if problem is None:
         try:

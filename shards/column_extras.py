@@ -8,12 +8,17 @@ of the folder goes into it, so that the file of another column does not fit.
 import io
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shards.column_info import TOKENIZER_FOLDER
-from shards.errors import DamageError, DataError
+from shards.errors import ColumnError, DamageError, DataError
 from shards.files import atomic_file, read_bytes, sha256_file
+from shards.tokenizer import load_tokenizer, publish_tokenizer, tokenizer_sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 EMPTY = "empty.npy"
 """Name of the file with the vector of the empty title."""
@@ -62,14 +67,31 @@ def _crc32(array: bytes, name: str) -> bytes:
     return zlib.crc32(array, zlib.crc32(name.encode())).to_bytes(_CRC_BYTES, "little")
 
 
-def write_tokenizer_sums(folder: Path) -> None:
-    """List the files of a column's tokenizer with their sha256, unless they are listed."""
-    if (folder / TOKENIZER_SUMS).exists():
-        return
-    inside = sorted(path for path in (folder / TOKENIZER_FOLDER).iterdir() if path.is_file())
-    lines = [f"{sha256_file(path)}  {TOKENIZER_FOLDER}/{path.name}\n" for path in inside]
-    with atomic_file(folder / TOKENIZER_SUMS, "w") as file:
-        file.write("".join(lines))
+def keep_tokenizer(loaded: "PreTrainedTokenizerBase", sha256: str, folder: Path) -> None:
+    """Save a column's tokenizer in its folder, with its checksums; one that is there stays.
+
+    Args:
+        loaded: The tokenizer.
+        sha256: What :func:`shards.tokenizer.tokenizer_sha256` says of it.
+        folder: The column's folder.
+
+    Raises:
+        ColumnError: The one that is there is another one, or was edited.
+    """
+    there, sums = folder / TOKENIZER_FOLDER, folder / TOKENIZER_SUMS
+    is_unlisted = there.is_dir() and not sums.exists()
+    publish_tokenizer(loaded, there)
+    problem = None
+    if is_unlisted and tokenizer_sha256(load_tokenizer(there)) != sha256:
+        problem = f"{there} is not the tokenizer that the column was made with"
+    elif not sums.exists():
+        inside = sorted(path for path in there.iterdir() if path.is_file())
+        lines = [f"{sha256_file(path)}  {TOKENIZER_FOLDER}/{path.name}\n" for path in inside]
+        with atomic_file(sums, "w") as file:
+            file.write("".join(lines))
+    problem = problem or tokenizer_problem(folder)
+    if problem is not None:
+        raise ColumnError(f"{problem}; remove {there} and {sums}, and run the same command again")
 
 
 def tokenizer_problem(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from shards.cell_tensors import OFFSETS, VALUES, TensorPlace
+from shards.cell_tensors import OFFSETS, VALUES, TensorPlace, unlike
 from shards.cells import Cell, open_cell, read_record
 from shards.column_info import (
     ColumnInfo,
@@ -49,6 +49,7 @@ class ColumnReader:
         name: what the column is called.
         made_from: everything that decided the values.
         fingerprint: hash of the name and ``made_from``.
+        bounds: name to what the whole numbers of a tensor must lie below; for who opens it to set.
         repair: the command that makes, completes or replaces it.
         tensors: name to (dtype, shape of one row or, for values, of one value).
     """
@@ -67,6 +68,7 @@ class ColumnReader:
         self._names: dict[int, frozenset[str]] = {}
         self._cells: dict[int, Cell | MirrorCell] = {}
         self._wait = wait
+        self.bounds: dict[str, int] = {}
         self.tensors: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
         self.repair = repair = repair_command(shard_set, self.name, self.made_from)
         if info.made_from.get("shard_set") != shard_set.fingerprint:
@@ -122,7 +124,8 @@ class ColumnReader:
             self.folder,
             self.fingerprint,
             self._shards[number],
-            self.shard_set.check_columns,
+            check=self.shard_set.check_columns,
+            bounds=self.bounds,
         )
         if cell is not None:
             self._cells[number] = cell
@@ -214,23 +217,20 @@ class ColumnReader:
         return cell
 
     def _opened(self, info: ShardInfo) -> Cell | None:
-        check = self.shard_set.check_columns
-        return open_cell(self.folder, self.fingerprint, info, check=check, repair=self.repair)
+        return open_cell(
+            self.folder,
+            self.fingerprint,
+            info,
+            check=self.shard_set.check_columns,
+            repair=self.repair,
+            bounds=self.bounds,
+        )
 
     def _check_alike(self, places: Mapping[str, TensorPlace], where: object) -> None:
-        """Refuse a cell whose values a gather would cast, or read at other places.
-
-        Raises:
-            DamageError: a tensor has another type or width than in the other cells.
-        """
-        for name, place in places.items():
-            found, expected = (place.dtype, place.shape[1:]), self.tensors.get(name)
-            if expected is not None and found != expected:
-                raise DamageError(
-                    f"{where}: the values of {name} are {found[0]}{list(found[1])}, those of "
-                    f"other cells {expected[0]}{list(expected[1])}; delete {self.folder} and run "
-                    f"`{self.repair}`"
-                )
+        if (problem := unlike(places, self.tensors)) is not None:
+            raise DamageError(
+                f"{where}: {problem}; delete the commit record beside it and run `{self.repair}`"
+            )
 
     def cells_with(self, tensor: str) -> list[int]:
         """Shards whose cells hold a tensor that not all cells need have."""

@@ -10,8 +10,9 @@ import mmap
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from zlib_ng import zlib_ng
@@ -32,6 +33,7 @@ from shards.cell_tensors import (
     CellHeader,
     CellTensors,
     TensorPlace,
+    check_bound,
     check_offsets,
     header_bytes,
     parse_header,
@@ -43,6 +45,7 @@ from shards.manifest import ShardInfo
 from shards.mirror import COLUMNS, Mirror, in_parallel
 from shards.remote import MissingError
 
+_NO_BOUNDS: Mapping[str, int] = {}
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FIRST_BYTES = 1 << 14  # enough for the header of any column of ours
 
@@ -56,6 +59,7 @@ class MirrorCell:
         column: Its fingerprint.
         shard: The shard of the cell.
         check: Whether a tensor is checked against its checksum when it is mapped.
+        bounds: As in :class:`shards.cells.Cell`.
 
     Attributes:
         record: Its commit record.
@@ -68,11 +72,19 @@ class MirrorCell:
     """
 
     def __init__(
-        self, mirror: Mirror, folder: Path, column: str, shard: ShardInfo, check: bool = True
+        self,
+        mirror: Mirror,
+        folder: Path,
+        column: str,
+        shard: ShardInfo,
+        *,
+        check: bool = True,
+        bounds: Mapping[str, int] = _NO_BOUNDS,
     ) -> None:
         """Bring the record and the header over."""
         self.mirror = mirror
         self._checks = check
+        self._bounds = bounds
         self.shard = shard
         self.folder = folder / FETCHED
         self._column = column
@@ -237,6 +249,8 @@ class MirrorCell:
         values = self.places.get(name.removesuffix(OFFSETS) + VALUES)
         if name.endswith(OFFSETS) and values is not None:
             check_offsets(name, array, values.shape[0], self.url)
+        if name in self._bounds:
+            check_bound(name, array, self._bounds[name], self.url)
 
     def drop_evicted(self) -> None:
         """Let go of maps whose files were evicted, so that the disk gets the room back."""
@@ -268,9 +282,9 @@ def _map(path: Path, place: TensorPlace) -> np.ndarray:
 
 
 def open_mirror_cell(
-    mirror: Mirror, folder: Path, column: str, shard: ShardInfo, check: bool = True
+    mirror: Mirror, folder: Path, column: str, shard: ShardInfo, **options: Any
 ) -> MirrorCell | None:
-    """Open a cell elsewhere; None where it is not committed there. Arguments as in
+    """Open a cell elsewhere; None where it is not committed there. Arguments are those of
     :class:`MirrorCell`.
 
     Raises:
@@ -279,7 +293,7 @@ def open_mirror_cell(
     if not mirror.is_elsewhere(folder):
         return None
     try:
-        return MirrorCell(mirror, folder, column, shard, check)
+        return MirrorCell(mirror, folder, column, shard, **options)
     except MissingError:
         return None
 

@@ -16,13 +16,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from shards.column_extras import TOKENIZER_SUMS, tokenizer_problem, write_tokenizer_sums
-from shards.column_info import TOKENIZER_FOLDER, TOKENS
+from shards.column_extras import keep_tokenizer
+from shards.column_info import TOKENS
 from shards.columns import ColumnReader, ColumnWriter
 from shards.damage import Skip, SkipBudget
 from shards.errors import ColumnError, DamageError, DataError, StoppedError, UsageError
@@ -38,16 +37,7 @@ from shards.text_fields import (
     field_text,
     in_order,
 )
-from shards.tokenizer import (
-    TokenizerFacts,
-    load_tokenizer,
-    publish_tokenizer,
-    tokenizer_facts,
-    tokenizer_sha256,
-)
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from shards.tokenizer import TokenizerFacts, load_tokenizer, tokenizer_facts
 
 SKIPPED = "skipped"
 """Tensor uint8[rows] of the cells with damaged samples alone: 1 where a sample was skipped."""
@@ -257,7 +247,7 @@ def tokenize_set(
         raise UsageError(f"--processes is {processes}, expected at least 1")
     source = made_from(facts, limits)
     writer = ColumnWriter(shard_set, TOKENS, source)
-    _keep_tokenizer(loaded, facts, writer.folder)
+    keep_tokenizer(loaded, facts.sha256, writer.folder)
     job = _Job(writer, facts.backend, rooms, _id_dtype(facts.vocab_size))
     open_shards = sorted({*writer.missing(), *writer.committed_with(SKIPPED)})
     try:
@@ -265,24 +255,6 @@ def tokenize_set(
     finally:
         budget.write_report(writer.folder)
     return ColumnReader.open(shard_set, TOKENS, source)
-
-
-def _keep_tokenizer(loaded: "PreTrainedTokenizerBase", facts: TokenizerFacts, folder: Path) -> None:
-    """Save the tokenizer in the column's folder, with its checksums; one that is there stays."""
-    there = folder / TOKENIZER_FOLDER
-    is_unlisted = there.is_dir() and not (folder / TOKENIZER_SUMS).exists()
-    publish_tokenizer(loaded, there)
-    if is_unlisted and tokenizer_sha256(load_tokenizer(there)) != facts.sha256:
-        raise ColumnError(
-            f"{there} is not the tokenizer that the column was made with; remove it and run the "
-            "same command again"
-        )
-    write_tokenizer_sums(folder)
-    if (problem := tokenizer_problem(folder)) is not None:
-        raise ColumnError(
-            f"{problem}; remove {there} and {folder / TOKENIZER_SUMS} and run the same command "
-            "again"
-        )
 
 
 def _rooms(limits: Mapping[str, int], special: int) -> dict[str, int]:

@@ -136,11 +136,11 @@ class TokenColumn:
             return
         place = int(np.argmax(values))
         row = int(rows[row_of_value(offsets, np.array([place]))[0]])
-        shard = self.reader.shard_set.locate(row)[0]
+        shard = self.reader.shard_set.shards[self.reader.shard_set.locate(row)[0]]
         raise DamageError(
-            f"{self.folder}: the {field} of row {row} ({self.reader.shard_set.shards[shard].name}) "
-            f"has the token id {values[place]}, the vocabulary has {self.vocab_size} ids; delete "
-            f"{self.folder} and run `{self.reader.repair}`"
+            f"{self.folder}: the {field} of row {row} ({shard.name}) has the token id "
+            f"{values[place]}, the vocabulary has {self.vocab_size} ids; delete {shard.stem}.json "
+            f"there and run `{self.reader.repair}`"
         )
 
     @cached_property

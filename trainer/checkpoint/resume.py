@@ -39,6 +39,7 @@ MAY_CHANGE = frozenset(
         # Data may have moved: what they are is checked by fingerprint.
         "data.articles",
         "data.clicks",
+        "data.check_columns",
         "data.cache_dir",
         "data.cache_gib",
         "data.fetch_ahead",

@@ -165,6 +165,11 @@ class DataConfig:
     workers: int = 1
     """Threads that make batches ahead of the training; 0 makes each when it is asked for. The
     batches are the same whatever the number."""
+    check_columns: bool = True
+    """Check the tensors of token, click, teacher and frozen-state columns against their checksums
+    when a process first touches them: each is then read whole once, at the speed of the disk or
+    some GB/s from memory; ``tnr shards verify`` checks more. Sizes, shapes, offsets and ids are
+    checked whatever is set here."""
     cache_dir: str | None = None
     """Sets at a URL: folder on a local disk for what is brought over, shared by the ranks of a
     node; None takes ``$TNR_CACHE``, or ``~/.cache/tiny-newsrec``."""

@@ -134,7 +134,7 @@ class _Run:
     @cached_property
     def clicks(self) -> ClickColumn:
         assert self.request.impressions is not None
-        return ClickColumn.open(self.request.impressions)
+        return ClickColumn.open(self.request.impressions, self.request.articles.num_rows)
 
     def holders(self, history_length: int) -> np.ndarray:
         if history_length not in self._holders:

@@ -110,7 +110,7 @@ def _recompute(
             _vector_errors("empty title", empty_E[None], model.empty_title()[None]),
         ]
     if reader.name == CLICKS:
-        clicks = ClickColumn.open(reader.shard_set)
+        clicks = ClickColumn.open(reader.shard_set, request.articles.num_rows)
         users, scores, _ = model.impressions_from(model.titles, clicks, rows)
         stored, _ = reader.gather_ragged("scores", rows)
         return [
