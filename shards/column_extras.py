@@ -86,9 +86,8 @@ def keep_tokenizer(loaded: "PreTrainedTokenizerBase", sha256: str, folder: Path)
         problem = f"{there} is not the tokenizer that the column was made with"
     elif not sums.exists():
         inside = sorted(path for path in there.iterdir() if path.is_file())
-        lines = [f"{sha256_file(path)}  {TOKENIZER_FOLDER}/{path.name}\n" for path in inside]
         with atomic_file(sums, "w") as file:
-            file.write("".join(lines))
+            file.writelines(map(_sum_line, inside))
     problem = problem or tokenizer_problem(folder)
     if problem is not None:
         raise ColumnError(f"{problem}; remove {there} and {sums}, and run the same command again")
@@ -105,12 +104,22 @@ def tokenizer_problem(folder: Path) -> str | None:
     if not sums.exists():
         return None
     try:
-        lines = read_bytes(sums, limit=_MAX_SUMS_BYTES).decode("utf-8", "replace").splitlines()
-        for line in lines:
-            digest, _, name = line.partition("  ")
-            path = folder / TOKENIZER_FOLDER / Path(name).name
-            if sha256_file(path) != digest:
-                return f"{path} is not the file that was saved: its sha256 is not that of {sums}"
+        data = read_bytes(sums, limit=_MAX_SUMS_BYTES)
+        there = {
+            path.name: path
+            for path in sorted((folder / TOKENIZER_FOLDER).iterdir())
+            if not path.name.startswith(".")
+        }
+        for name in sorted(there):
+            line = _sum_line(there[name])
+            if line.encode() not in data.splitlines(keepends=True):
+                return f"{there[name]} is not the file that was saved, whose sha256 is in {sums}"
     except DataError as error:
         return str(error)
-    return None if lines else f"{sums} is empty"
+    if len(data.splitlines()) != len(there):
+        return f"{folder / TOKENIZER_FOLDER} lacks a file that {sums} lists"
+    return None
+
+
+def _sum_line(path: Path) -> str:
+    return f"{sha256_file(path)}  {TOKENIZER_FOLDER}/{path.name}\n"
