@@ -16,15 +16,17 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards.column_extras import keep_tokenizer
-from shards.column_info import TOKENS
+from shards.column_info import TOKENIZER_FOLDER, TOKENS
 from shards.columns import ColumnReader, ColumnWriter
 from shards.damage import Skip, SkipBudget
 from shards.errors import ColumnError, DamageError, DataError, StoppedError, UsageError
+from shards.files import read_json
 from shards.pool import Workers
 from shards.ragged import join
 from shards.reader import ShardSet
@@ -280,7 +282,7 @@ class _Job:
     ) -> None:
         """``rooms``: the most ids of each field, without special tokens."""
         self.writer = writer
-        self.backend = backend
+        self.backend: str | None = backend
         self.rooms = dict(rooms)
         self.dtype = dtype
         self._encoder: TextEncoder | None = None
@@ -290,7 +292,7 @@ class _Job:
         stopping.check()
         pace = Pace(self.writer.shard_set.shards[shard].samples)
         if self._encoder is None:
-            self._encoder = TextEncoder(self.backend)
+            self._encoder = TextEncoder(self.backend or _saved_backend(self.writer.folder))
         rows: dict[str, list[list[int]]] = {field: [] for field in self.rooms}
         stream = budget.samples(self.writer.shard_set, shard)
         skipped: list[bool] = []
@@ -314,7 +316,15 @@ class _Job:
         self.writer.write(shard, tensors, replace=self.writer.is_committed(shard))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encoder": None}
+        # Less than a pipe holds: a process that is killed before it has read the rest would leave
+        # the one that starts it waiting for ever (CPython's popen_spawn_posix).
+        return {**self.__dict__, "_encoder": None, "backend": None}
+
+
+def _saved_backend(folder: Path) -> str:
+    """JSON of the fast tokenizer that was saved in a column's folder."""
+    values = read_json(folder / TOKENIZER_FOLDER / "tokenizer.json")
+    return json.dumps(values | {"truncation": None, "padding": None})
 
 
 # Of this worker process.
