@@ -136,7 +136,8 @@ def _whole_cell(info: ColumnInfo, shard: ShardInfo, repair: str) -> Cell:
         record = check_record(info.folder, info.fingerprint, shard)
     except DataError as error:
         raise DamageError(
-            f"{error}: this commit record and the data file beside it do not belong together"
+            f"{record_path(info.folder, shard)}: this commit record and the data file beside it do "
+            f"not belong together ({error})"
         ) from error
     if cell is None:
         raise DamageError(f"{record_path(info.folder, shard)} is being written")

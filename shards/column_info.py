@@ -112,11 +112,12 @@ def repair_command(
     made_from, location = made_from or {}, shlex.quote(shard_set.location)
     if name == TOKENS:
         own = describe(shard_set, name, made_from).folder / TOKENIZER_FOLDER
-        fields = made_from.get("fields")
+        stored = made_from.get("fields")
+        fields = stored if isinstance(stored, list) else []
         limits = {
-            field: made_from.get(f"{field}_tokens")
+            field: made_from[f"{field}_tokens"]
             for field in TEXT_FIELDS
-            if isinstance(fields, list) and field in fields
+            if field in fields and f"{field}_tokens" in made_from
         }
         return tokenize_command(shard_set.location, own if own.is_dir() else "TOKENIZER", limits)
     if name == "clicks":  # a set that is there already gets the column that it lacks

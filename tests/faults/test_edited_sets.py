@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.sets import make_articles, make_clicks, make_impressions, make_tokens
+from helpers.world import TINY_MODEL
 from safetensors.numpy import load_file, save_file
 
 from shards.cells import write_cell
@@ -175,7 +176,11 @@ def test_a_cell_of_another_teacher_whose_record_was_edited(home: Path) -> None:
     with pytest.raises(ColumnError, match=rf"1 of 3 shards have no committed cell.*{CELL}"):
         ColumnReader.open(articles, "teacher-text", TEACHERS[0])
     (said,) = problems(home / "news")
-    assert f"{CELL}.safetensors" in said and "do not belong together; run `tnr teachers" in said
+    assert (
+        f"{CELL}.safetensors" in said
+        and "do not belong together (" in said
+        and "; run `tnr teachers" in said
+    )
 
 
 def test_a_cell_of_an_older_version_is_read_and_its_record_checked(home: Path) -> None:
@@ -311,6 +316,28 @@ def test_a_token_id_beyond_the_vocabulary(home: Path) -> None:
     assert tokens.batch("title", np.arange(8), 12)[0].shape[0] == 8
     (said,) = problems(home / "news")
     assert "title holds uint16 up to 60000, expected token ids below" in said
+
+
+@pytest.mark.parametrize("damage", ["id", "bit"])
+def test_training_refuses_damaged_tokens_in_one_line(
+    home: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if damage == "id":
+        token_cell(home, lambda tensors: tensors["title.values"].__setitem__(0, 60_000))
+    else:
+        flip(ColumnReader.open(ShardSet.open(home / "news"), "tokens").folder, "title.values")
+    given = {
+        **TINY_MODEL,
+        "data.articles": home / "news",
+        "run.dir": home / "run",
+        "run.max_steps": 5,
+        "run.copies.rule": "none",
+    }
+    words = [str(word) for key, value in given.items() for word in (f"--{key}", value)]
+    assert main(["train", "post_train", *words]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and CELL in err and "`tnr shards tokenize" in err
+    assert sum(line.startswith("tnr: error: ") for line in err.splitlines()) == 1
 
 
 def test_texts_that_are_longer_than_the_column_says(home: Path) -> None:
