@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import DataError, UsageError
+from shards.errors import DamageError, UsageError
 from shards.fields import FIELD_NAMES, ArticleFields
 from shards.manifest import has_manifest
 from shards.sources import DEFAULT_MAX_REFUSED
@@ -160,7 +160,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     for folder in arguments.sets:
         try:
             found = verify_set(folder)
-        except DataError as error:
+        except DamageError as error:
             print(f"{folder}: {error}", file=sys.stderr)
             damaged += 1
             continue
