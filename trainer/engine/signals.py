@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from trainer.errors import EXIT_REQUEUE, StopForRequeue
+from trainer.interrupt import EXIT_INTERRUPTED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask for a checkpoint and an end."""
@@ -58,7 +59,8 @@ class StopRequest:
         else:
             # No exception: one that is raised inside an import may be taken for a missing package.
             _say(f"{name}: stopped before training began; the same command starts again")
-            os._exit(EXIT_REQUEUE)
+            # A scheduler starts it again; who pressed Ctrl-C wants it to end.
+            os._exit(EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_REQUEUE)
 
     def check(self) -> None:
         """Raise where the process was asked to stop.
