@@ -324,8 +324,8 @@ def _check_folder(folder: Path) -> None:
     refuse_control(str(folder), "the folder of scripts and logs")
     if "\\" in str(folder):
         raise ConfigError(
-            f"the folder of scripts and logs is {shown(str(folder))}; Slurm drops a \\ from a log's "
-            "path, and then puts no job id there: choose a folder without"
+            f"the folder of scripts and logs is {shown(str(folder))}; Slurm drops a \\ from the "
+            "path of a log, and then puts no job id there: choose a folder without"
         )
 
 

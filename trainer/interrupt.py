@@ -6,19 +6,24 @@ be lost in a callback: the process ends at once. Elsewhere in a running command 
 ``KeyboardInterrupt``, so that what the command holds is given back.
 """
 
-import os
-import signal
-import sys
-from types import FrameType
+from __future__ import annotations
 
-EXIT_INTERRUPTED = 128 + signal.SIGINT
+import _signal  # what signal is made of: that module's enumerations take longer than the rest here
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+EXIT_INTERRUPTED = 128 + _signal.SIGINT
 
 _is_running = False
 
 
 def watch() -> None:
     """Answer Ctrl-C from now on, as the process of a command."""
-    signal.signal(signal.SIGINT, _handle)
+    _signal.signal(_signal.SIGINT, _handle)
 
 
 def set_running(is_running: bool) -> None:

@@ -1,9 +1,9 @@
 """YAML files that people write: recipes, pipelines, cluster files. One reader for all of them.
 
 Plain scalars that YAML 1.1 takes for a truth value or a number keep their text (:class:`Scalar`):
-a setting that wants text gets ``off``, ``1.10`` or ``0123`` unchanged. Times, dates and numbers with
-a leading zero are text. Limits: 1 MiB, 32 levels, 50,000 values after aliases are expanded; regular
-files only.
+a setting that wants text gets ``off``, ``1.10`` or ``0123`` unchanged. Times, dates and numbers
+with a leading zero are text. Limits: 1 MiB, 32 levels, 50,000 values after aliases are expanded;
+regular files only.
 """
 
 import os
