@@ -155,7 +155,9 @@ class Stamps:
 
 def proved(step: Step) -> bool:
     """Whether every path that proves a step done exists."""
-    return all(any(True for _ in glob.iglob(pattern)) for pattern in step.proof)  # noqa: PTH207
+    # Only * is a pattern: a run folder may well be called runs/[1].
+    patterns = (glob.escape(path).replace("[*]", "*") for path in step.proof)
+    return all(any(True for _ in glob.iglob(pattern)) for pattern in patterns)  # noqa: PTH207
 
 
 def refuse_stale(stale: Sequence[Step], remedy: str) -> None:

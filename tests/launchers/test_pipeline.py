@@ -1,6 +1,5 @@
 """The pipeline's configuration and its plan: which steps, with which commands, resting on what."""
 
-import datetime
 import shlex
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from launchers.steps import Step
 from shards.errors import UsageError
 from trainer.cli.demo import hold_out
 from trainer.cli.main import main
-from trainer.cli.pipeline import check_training
+from trainer.cli.pipeline import check_steps
 
 TEMPLATES = Path(launchers.__file__).parent / "templates"
 SMALL = {
@@ -150,11 +149,11 @@ def test_public_split_holds_out_the_last_day_of_training_and_reports_on_dev():
         "finetune": {"set": {"validation.every": 50}},
         "finetune_distill": {"set": {"validation.since": "2019-11-13"}},
     }
-    data = SMALL["data"] | {"split": "public", "validate_from": datetime.date(2019, 11, 14)}
+    data = SMALL["data"] | {"split": "public", "validate_from": "2019-11-14"}
     public, official = plan(data=data, stages=sets), plan()
     names = ("finetune-teacher-1", "stage-2-student-1-s0", "plain-student-1-s0")
     assert "".join(shlex.join(public[name].command) + "\n" for name in names) == PUBLIC
-    check_training([public[name] for name in names])
+    check_steps([public[name] for name in names])
     for name, step in public.items():
         if name.startswith(("build-", "cache-", "post-", "stage-1-")):
             assert step == official[name]
@@ -196,7 +195,7 @@ def test_an_untrained_model_is_a_run_of_one_step_that_changes_nothing():
     assert words_after(step, "--optimizer.lr") == ["1e-30"]
     assert words_after(step, "--run.max_steps") == ["1"]
     assert words_after(steps["evaluate-untrained-s0"], "--name") == ["untrained"]
-    check_training([step])
+    check_steps([step])
     # A split that validates while it trains: the one step has nothing to validate.
     validation = {"validation.max_impressions": 500, "validation.until": "2019-11-15"}
     steps = plan(
@@ -204,7 +203,7 @@ def test_an_untrained_model_is_a_run_of_one_step_that_changes_nothing():
         data=SMALL["data"] | {"split": "public"},
         stages={"finetune": {"set": validation | {"validation.patience": 2}}},
     )
-    check_training([steps["untrained-s0"], steps["plain-teacher-s0"]])
+    check_steps([steps["untrained-s0"], steps["plain-teacher-s0"]])
 
 
 def test_fields_that_are_tokenized_and_read():
@@ -284,14 +283,14 @@ def test_files_that_hold_no_pipeline(tmp_path: Path):
 @pytest.mark.parametrize("name", ["mind.yaml", "demo.yaml"])
 def test_the_templates_resolve_to_the_last_training_step(name: str):
     steps = pipeline_steps(load_pipeline(TEMPLATES / name))
-    check_training(steps)
+    check_steps(steps)
     assert steps[-1].name == "report"
 
 
 def test_a_wrong_override_is_found_before_anything_runs():
     steps = list(plan(stages={"finetune_distill": {"set": {"loss.temprature": 2}}}).values())
     with pytest.raises(UsageError, match=r"step stage-2-student-1-s0: .*temprature"):
-        check_training(steps)
+        check_steps(steps)
 
 
 @pytest.fixture

@@ -148,7 +148,9 @@ def test_mistakes_are_one_line_that_names_the_setting(words: list[str], said: st
 def test_sizes_are_for_random_backbones(tmp_path: Path, name: str, value: str) -> None:
     sizes, pretrained = [f"--model.backbone.{name}", value], ["--model.backbone.name", "some/bert"]
     load_config("post_train", [*NEEDED, *sizes])
-    with pytest.raises(ConfigError, match=f"^model.backbone.{name} is {value}, .* some/bert"):
+    with pytest.raises(
+        ConfigError, match=f"^command line: model.backbone.{name} is {value}, .* some/bert"
+    ):
         load_config("post_train", [*NEEDED, *sizes, *pretrained])
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"base: post_train\nmodel: {{backbone: {{{name}: {int(value) + 4}}}}}\n")

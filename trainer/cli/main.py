@@ -1,6 +1,9 @@
 """``tnr``: one command; every verb is a module that registers its parser and imports heavy things
 late."""
 
+from trainer import interrupt  # before anything that takes time: Ctrl-C is answered from here on
+
+# isort: split
 import argparse
 import importlib
 import os
@@ -59,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; mistakes of the user print one line, no
     traceback."""
     arguments = build_parser().parse_args(argv)
+    interrupt.set_running(True)
     # oneDNN keeps a compiled kernel for every shape it has seen, 1,024 of them unless told
     # otherwise: gigabytes where every micro-batch has its own shape. A step needs a few dozen.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -74,8 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
+        interrupt.set_running(False)  # once more ends at once
         print("tnr: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return interrupt.EXIT_INTERRUPTED
+    finally:
+        interrupt.set_running(False)
 
 
 def entry() -> NoReturn:

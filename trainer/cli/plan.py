@@ -106,6 +106,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[Plan, Options]:
 def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
     """Plan every training step of a pipeline with the resources that it asks for."""
     from launchers.pipeline import load_pipeline, pipeline_steps
+    from trainer.cli.pipeline import say_notes
     from trainer.config.load import load_config
     from trainer.errors import DataError, TinyNewsRecError, UsageError
     from trainer.plan.plan import make_plan
@@ -117,7 +118,9 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
             "'set' and 'stages'"
         )
     plans = []
-    for step in pipeline_steps(load_pipeline(arguments.what)):
+    steps = pipeline_steps(load_pipeline(arguments.what))
+    say_notes(steps)
+    for step in steps:
         if step.command[1] != "train":
             continue
         took = step.resources
@@ -140,7 +143,7 @@ def _is_pipeline(what: str) -> bool:
 
     if not what.endswith((".yaml", ".yml")) or not Path(what).is_file():
         return False
-    from launchers.settings import read_yaml
+    from trainer.config.yaml_files import read_yaml
 
     return isinstance(read_yaml(what).get("run"), str)
 

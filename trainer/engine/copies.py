@@ -24,7 +24,9 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
         outside = [step for step in copies.steps if not 1 <= step <= total_steps]
         if outside:
             raise ConfigError(
-                f"run.copies.steps has {outside}, but the run has steps 1 to {total_steps}"
+                f"run.copies.steps has {outside}, but the run has steps 1 to {total_steps}; "
+                "lengthen the run, name others, or set run.copies.rule none for a trial that "
+                "leaves no teachers"
             )
         return sorted(set(copies.steps))
     multiples = list(range(copies.every, total_steps + 1, copies.every))
@@ -35,9 +37,11 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
     else:
         chosen, wanted = sorted({*multiples, total_steps})[-copies.count :], copies.count
     if len(chosen) < wanted:
+        fitting = total_steps // wanted
+        lower = f"run.copies.every {fitting} or less, or " if fitting else ""
         raise ConfigError(
             f"run.copies.rule {copies.rule} with every {copies.every} gives {len(chosen)} copies "
-            f"in {total_steps} steps, but {wanted} are wanted; lengthen the run or lower "
-            "run.copies.every"
+            f"in {total_steps} steps, but {wanted} are wanted as teachers; lengthen the run, "
+            f"or set {lower}run.copies.rule none for a trial that leaves no teachers"
         )
     return chosen
