@@ -176,6 +176,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _print_result(result: Any) -> None:
     from shards.publish import NOTED_NAME
+    from shards.tables import TSV_REMEDY
 
     shard_set, manifest = result.shard_set, result.shard_set.manifest
     if result.already_built:
@@ -186,6 +187,11 @@ def _print_result(result: Any) -> None:
     )
     counts = {name: count for name, count in manifest.counts.items() if name != "written" and count}
     print("  " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
+    if "rows_in_quotes" in counts:
+        print(
+            f"  note: {counts['rows_in_quotes']:,} rows have fields in quotes, which stay in the"
+            f" texts; {TSV_REMEDY}"
+        )
     if (shard_set.path / NOTED_NAME).exists():
         print(f"  what is odd about rows that were kept is listed in {shard_set.path / NOTED_NAME}")
     if manifest.refused:
