@@ -5,10 +5,9 @@ order of the inputs, which rows are articles (:mod:`shards.duplicates`).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,7 @@ from shards.pool import Workers
 from shards.publish import DUPLICATES_NAME, SetPublisher
 from shards.reader import ShardSet
 from shards.sources import InputFile
-from shards.spool import Spool, read_column
+from shards.spool import Facts, Spool, read_column
 from shards.spooled_build import ReadChunk, SpooledBuild, SpoolJob
 from shards.tables import TSV_REMEDY
 
@@ -125,7 +124,7 @@ class ArticleBuild(SpooledBuild):
         rows = refused_first = 0
         for facts in self.spool(job, columns, reader.wanted()):
             self._add_quoting(job, facts)
-            reader.note(facts.pop("seen", ()), facts.pop("keys", ()))
+            reader.note(facts.pop("seen", []), facts.pop("keys", []))
             refused_first += facts["refused_first"] if refused_first == rows else 0
             rows += facts["rows"]
             if refused_first >= HOPELESS_ROWS:
@@ -133,7 +132,7 @@ class ArticleBuild(SpooledBuild):
         reader.check_all_seen(job.file.name, required if reader.has_other_names else ())
         self._note_quoting(job)
 
-    def _add_quoting(self, job: SpoolJob, facts: Mapping[str, Any]) -> None:
+    def _add_quoting(self, job: SpoolJob, facts: Facts) -> None:
         self._quoting += np.array(facts.get("quoting", (0, 0, 0)), np.int64)
 
     def _note_quoting(self, job: SpoolJob) -> None:

@@ -19,8 +19,7 @@ import orjson
 
 from shards.click_cells import UNKNOWN_TIME, parse_time
 from shards.duplicates import first_of_each, read_duplicates
-from shards.errors import DamageError
-from shards.files import atomic_file
+from shards.files import atomic_file, read_json
 from shards.intake import HOPELESS_ROWS, Intake
 from shards.mind import find_row, has_labels, parse_behavior
 from shards.pool import Workers
@@ -212,13 +211,10 @@ def read_article_rows(path: Path) -> dict[str, int]:
     """Return what :func:`write_article_rows` has written; once in a process.
 
     Raises:
-        DamageError: If it cannot be read.
+        DamageError: If it is damaged.
+        DataError: If it cannot be read.
     """
-    try:
-        rows: dict[str, int] = orjson.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DamageError(f"cannot read {path}, which this build has written") from error
-    return rows
+    return read_json(path, dict[str, int], limit=path.stat().st_size)
 
 
 def find_labels(files: Sequence[InputFile], rows: Mapping[str, int]) -> bool | None:

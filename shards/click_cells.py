@@ -91,6 +91,7 @@ def write_click_column(impression_set: ShardSet, workers: Workers | None = None)
                 if tensors is not None:
                     writer.write(shard, tensors | {"user": numbers})
                 bar.update(len(hashes))
+    writer.clear_leftovers()
     return ColumnReader.open(impression_set, CLICKS, made_from())
 
 

@@ -301,7 +301,8 @@ def _leaf_names(value: Any, path: str = "") -> Iterator[str]:
         value = next((item for item in value if isinstance(item, Mapping)), None)
     if isinstance(value, Mapping) and path.count(".") < _MAX_SHOWN_DEPTH:
         for key, inner in value.items():
-            yield from _leaf_names(inner, f"{path}.{key}" if path else str(key))
+            name = str(key).encode("utf-8", "backslashreplace").decode("utf-8")
+            yield from _leaf_names(inner, f"{path}.{name}" if path else name)
     elif path:
         yield path
 

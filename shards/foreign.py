@@ -9,7 +9,13 @@ from pathlib import Path
 
 from shards.errors import DamageError, DataError, UsageError
 from shards.fields import ArticleFields
-from shards.files import atomic_file, fsync_folder, open_regular, temporary_name
+from shards.files import (
+    atomic_file,
+    clear_leftovers,
+    fsync_folder,
+    open_regular,
+    temporary_name,
+)
 from shards.foreign_scan import ScannedShard, Scanner, Tally
 from shards.heads import HEAD_BYTES, packing
 from shards.index import MEMBER_INDEX_MAGIC
@@ -192,6 +198,10 @@ def _publish(
 ) -> None:
     """Write everything, the manifest last."""
     folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
+    for link in folder.glob(".*.tar.tmp-*"):
+        if link.is_symlink():
+            link.unlink(missing_ok=True)
     _remove_former(folder, {shard.info.name for shard in shards})
     # Until the new one is there the folder is no shard set.
     (folder / MANIFEST_NAME).unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import tarfile
 from pathlib import Path
 
 from shards.errors import DamageError
-from shards.files import atomic_file, sha256_file
+from shards.files import atomic_file, clear_leftovers, sha256_file
 from shards.foreign_scan import Scanner
 from shards.index import IndexBuilder
 from shards.manifest import Manifest, ShardInfo, read_manifest
@@ -23,6 +23,7 @@ def rebuild_indexes(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    clear_leftovers(folder)
     if manifest.layout is not None:
         return _rebuild_foreign(folder, manifest, _scanner(manifest))
     written = []

@@ -32,7 +32,7 @@ from shards.pool import Workers
 from shards.progress import Progress
 from shards.publish import SetPublisher
 from shards.sources import MAX_ROW_BYTES, InputFile, Row
-from shards.spool import Spool, SpoolWriter, read_at, read_column
+from shards.spool import Facts, Spool, SpoolWriter, read_at, read_column
 
 _WORK_FORMAT = 2
 
@@ -168,7 +168,7 @@ class SpooledBuild:
         job: SpoolJob,
         columns: Sequence[str] = (),
         wanted: Sequence[Sequence[str]] | None = None,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Facts]:
         """Make the spools of one input, or find them made; yield the facts of each.
 
         Args:
