@@ -118,7 +118,7 @@ class ArticleBuild(SpooledBuild):
             return
         columns = reader.required_columns(required)
         if job.form == "parquet":
-            reader.note((), leaf_names(job.file))
+            reader.note_leaves(leaf_names(job.file))
         if job.form != "jsonl":  # tables have been asked for their columns
             required = ()
         rows = refused_first = 0

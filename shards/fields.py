@@ -171,6 +171,17 @@ class FieldReader:
         self._never_seen.difference_update(seen)
         self._keys = self._keys or list(keys)
 
+    def note_leaves(self, leaves: Sequence[str]) -> None:
+        """Count as seen the fields that have a place in a table with these paths to its columns."""
+        for name, (path, steps) in self._paths.items():
+            keys = [key for key, _, _ in steps if not (key.isascii() and key.isdigit())]
+            starts = {path, ".".join(keys)}
+            if any(
+                leaf == start or leaf.startswith(f"{start}.") for leaf in leaves for start in starts
+            ):
+                self._never_seen.discard(name)
+        self._keys = list(leaves)
+
     def check_all_seen(self, source: str, required: Sequence[str] = ()) -> None:
         """Check, at the end of an input, that every named or required field occurred in some row.
 

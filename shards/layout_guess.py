@@ -99,8 +99,8 @@ def _first_samples(
     suffixes: Counter[str] = Counter()
     records: dict[str, list[dict]] = {}
     with TarWalk(tar, hashlib.sha256()) as walk:
-        for number, member in enumerate(walk):
-            if number == _MEMBERS_LOOKED_AT:
+        for member in walk:
+            if suffixes.total() == _MEMBERS_LOOKED_AT:
                 break
             parts = split_name(member.name.decode("utf-8", "replace"))
             if parts is None or not member.is_file:

@@ -34,7 +34,7 @@ FORMATS = ("jsonl", "csv", "tsv", "parquet", "mind")
 _EXCERPT_CHARS = 160
 _BUFFER_BYTES = 1 << 18
 _FREE_UNPACKED_BYTES = 64 << 20
-_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+|[\[{]+|[\]}]+', re.DOTALL)
+_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]+|[\]}]+', re.DOTALL)
 _SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
