@@ -17,6 +17,7 @@ from shards.layout import JSON, ArticleDecoder, Layout, parse_object, split_name
 from shards.layout_guess import MEMBERS, fields_under_other_names, looks_like
 from shards.manifest import ShardInfo
 from shards.sources import MAX_ROW_BYTES
+from shards.tables import printable
 from shards.tar import TarMember, TarWalk
 
 _HOPELESS_SAMPLES = 1000
@@ -66,7 +67,9 @@ class Tally:
         where = ""
         if self.refusals:
             first = self.refusals[0]
-            where = f"; the first: {first.source}, offset {first.offset} ({first.excerpt})"
+            where = (
+                f"; the first: {first.source}, offset {first.offset} ({printable(first.excerpt)})"
+            )
         if refused > max_refused * samples:
             raise DataError(
                 f"{refused:,} of {samples:,} samples were refused"
@@ -112,7 +115,7 @@ class Scanner:
         """Start with no samples; the ids of all samples are held."""
         self.layout = layout
         self.guessed = frozenset(guessed)
-        words = " ".join(f"{member.field}=*.{member.suffix}" for member in layout.members)
+        words = " ".join(f"{item.field}=*.{printable(item.suffix)}" for item in layout.members)
         self.tally = Tally(words if MEMBERS in self.guessed else "")
         self.decoder = ArticleDecoder(layout, strict=True)
         self.json = next((n for n, m in enumerate(layout.members) if m.field == JSON), None)

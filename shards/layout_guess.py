@@ -14,7 +14,7 @@ from shards.errors import DataError, UsageError
 from shards.fields import FIELD_NAMES, ArticleFields, RowError
 from shards.layout import JSON, Layout, LayoutMember, parse_object, split_name
 from shards.sources import MAX_ROW_BYTES
-from shards.tables import shown_names
+from shards.tables import printable, shown_names
 from shards.tar import TarWalk
 
 MEMBERS = "members"
@@ -79,7 +79,7 @@ def guess_layout(tars: Sequence[Path], members: Mapping[str, str], fields: Artic
             " without any; give --member json=SUFFIX"
         )
     if "title" not in chosen and JSON not in chosen:
-        found = ", ".join(f".{suffix}" for suffix, _ in suffixes.most_common(8))
+        found = ", ".join(printable(f".{suffix}") for suffix, _ in suffixes.most_common(8))
         raise DataError(
             f"{tar}: cannot tell which member holds the title; its members end in: {found}; give"
             " --member json=SUFFIX, or --member title=SUFFIX --member body=SUFFIX"

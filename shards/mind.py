@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from shards.errors import DataError
 from shards.fields import RowError, check_key, whole_number
 from shards.sources import InputFile, check_is_file, open_zip
+from shards.tables import printable
 
 NEWS_NAME = "news.tsv"
 BEHAVIORS_NAME = "behaviors.tsv"
@@ -64,7 +65,8 @@ def find_member(path: Path, name: str) -> InputFile | None:
         ]
         found = archive.namelist()
     if len(members) != 1:
-        named = ", ".join(found[:_MEMBERS_NAMED]) + (", …" if len(found) > _MEMBERS_NAMED else "")
+        named = ", ".join(map(printable, found[:_MEMBERS_NAMED]))
+        named += ", …" if len(found) > _MEMBERS_NAMED else ""
         raise DataError(
             f"the archive {path} has {len(members)} members named {name}, expected one; its members"
             f" are: {named or 'none'}"

@@ -24,7 +24,7 @@ class _Unheld:
         """Name the column and what its type said."""
         self.column = column
         self.reason = "bad UTF-8" if isinstance(error, UnicodeError) else f"unreadable {column}"
-        self.text = f"column {column} of type {kind}: {error}"
+        self.text = f"column {column} of type {kind}: {_said(error)}"
 
 
 def read_parquet(
@@ -55,7 +55,9 @@ def read_parquet(
                     yield row
                 file.position = file.size * number // total
     except _errors() as error:
-        raise DamageError(f"{file.name}, after row {number}: cannot read on: {error}") from error
+        raise DamageError(
+            f"{file.name}, after row {number}: cannot read on: {_said(error)}"
+        ) from error
     file.position = file.size
 
 
@@ -70,7 +72,7 @@ def leaf_names(file: InputFile) -> list[str]:
         with _opened(file) as table:
             return _shown_leaves(table)
     except _errors() as error:
-        raise DamageError(f"{file.name}: cannot be read: {error}") from error
+        raise DamageError(f"{file.name}: cannot be read: {_said(error)}") from error
 
 
 def _opened(file: InputFile) -> "ParquetFile":
@@ -87,6 +89,11 @@ def _opened(file: InputFile) -> "ParquetFile":
             f" first: gunzip {file.path}"
         )
     return ParquetFile(file.path)
+
+
+def _said(error: Exception) -> str:
+    """Return what pyarrow says, on one line."""
+    return " ".join(str(error).split())[:300]
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -12,6 +12,7 @@ FIELD_OPTIONS = "say which to use with --id-field, --title-field, --body-field â
 TSV_REMEDY = (
     "TSV is read without quoting: write it with quoting=csv.QUOTE_NONE, or as CSV with commas"
 )
+_NAME_CHARS = 80
 _MAX_QUOTED_BYTES = 4 << 20
 _LINE_COST = 32  # beside its bytes, so that many short lines are bounded too
 _KEPT_RAW_BYTES = 1024
@@ -116,6 +117,14 @@ def require_columns(file: InputFile, header: Sequence[str], columns: Sequence[st
 
 def shown_names(names: Sequence[str]) -> str:
     """Return names in a list for a message, the first :data:`MAX_NAMES_SHOWN` of them."""
-    shown = ", ".join(name[:80] for name in names[:MAX_NAMES_SHOWN])
+    listed = ", ".join(map(printable, names[:MAX_NAMES_SHOWN]))
     more = len(names) - MAX_NAMES_SHOWN
-    return (shown or "none") + (f" and {more} more" if more > 0 else "")
+    return (listed or "none") + (f" and {more} more" if more > 0 else "")
+
+
+def printable(name: str) -> str:
+    """Return the beginning of a name that others chose, on one line and without controls."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in name[:_NAME_CHARS]
+    )
