@@ -34,7 +34,7 @@ _ISO_TIME = re.compile(
     r"|\d{8}(T\d\d(\d\d(\d\d([.,]\d+)?)?)?(Z|[+-]\d\d(\d\d)?)?)?",
     re.ASCII,
 )
-_YEAR_10000 = 253_402_300_800
+_YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800
 _BLOCK = 1024  # samples decoded at a time
 
 
@@ -42,7 +42,8 @@ def parse_time(text: str) -> int:
     """Seconds since 1970 UTC of an ISO 8601 time or of MIND's ``11/15/2019 8:55:22 AM``.
 
     A time without a zone is taken as UTC. Anything else is :data:`UNKNOWN_TIME`: numbers of seconds
-    or milliseconds, days that do not exist, and what lies before 1970 or beyond the year 9999 UTC.
+    or milliseconds, days that do not exist, what lies beyond the years 1 to 9999 UTC, and the last
+    second of 1969, whose number it is.
     """
     text = iso_time(text)
     if not _ISO_TIME.fullmatch(text):
@@ -54,7 +55,7 @@ def parse_time(text: str) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     seconds = floor(moment.timestamp())
-    return seconds if 0 <= seconds < _YEAR_10000 else UNKNOWN_TIME
+    return seconds if _YEAR_1 <= seconds < _YEAR_10000 else UNKNOWN_TIME
 
 
 def made_from() -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Period:
         times = np.asarray(times)
         inside = np.ones(len(times), dtype=bool)
         if self.is_bounded:
-            inside &= ~_unknown(times)
+            inside &= times != UNKNOWN_TIME
         if self.since is not None:
             inside &= times >= self.since
         if self.until is not None:
@@ -121,7 +121,7 @@ def units_outside(clicks: ClickColumn, period: Period) -> Outside:
             cell = clicks.reader.cell(shard)
             times = np.repeat(cell["time"], np.diff(cell["units.offsets"]))
             found.append(np.flatnonzero(~period.contains(times)) + start)
-            unknown += int(_unknown(times).sum())
+            unknown += int((times == UNKNOWN_TIME).sum())
         start += count
     return Outside(np.concatenate(found), unknown)
 
@@ -134,12 +134,7 @@ def rows_inside(clicks: ClickColumn, period: Period) -> np.ndarray:
 
 def count_unknown(clicks: ClickColumn) -> int:
     """How many impressions of a click log have no time."""
-    return int(_unknown(_times(clicks)).sum())
-
-
-def _unknown(times: np.ndarray) -> np.ndarray:
-    """Which times are unknown, bool[n]; columns of earlier versions may hold others below 0."""
-    return times < 0
+    return int((_times(clicks) == UNKNOWN_TIME).sum())
 
 
 def _times(clicks: ClickColumn) -> np.ndarray:
@@ -149,7 +144,7 @@ def _times(clicks: ClickColumn) -> np.ndarray:
 def extent(clicks: ClickColumn) -> str:
     """From when to when a click log runs, in words."""
     times = _times(clicks)
-    known = times[~_unknown(times)]
+    known = times[times != UNKNOWN_TIME]
     if not len(known):
         return "the log has no times"
     said = f"the log runs from {moment(int(known.min()))} to {moment(int(known.max()))}"
