@@ -32,7 +32,7 @@ from shards.manifest import (
 )
 from shards.progress import Progress
 from shards.reader import ShardSet
-from shards.sources import DEFAULT_MAX_REFUSED
+from shards.sources import DEFAULT_MAX_REFUSED, check_is_file
 
 REFUSED_NAME = "refused.jsonl"
 _PACKED = (".gz", ".tgz", ".zst", ".xz", ".bz2", ".lz4", ".lzma")
@@ -107,7 +107,8 @@ def find_tars(inputs: Sequence[Path]) -> list[Path]:
     for path in inputs:
         if path.is_dir():
             tars += _tars_of(path)
-        elif path.is_file():
+        elif path.exists():
+            check_is_file(path)
             tars.append(path)
         else:
             raise DataError(f"{path} does not exist; expected a folder of tars, or tars")
