@@ -27,6 +27,9 @@ _INDEX_EXAMPLES = """examples:
   tnr shards index crawl/tars                     a set of WebDataset tars made elsewhere
   tnr shards index /mnt/ro/tars --out sets/crawl  the same, where their folder cannot be written
   tnr shards index crawl/tars --member title=title.txt --member body=body.txt
+
+A layout is guessed from the first samples; samples of which the guess passes over something are
+refused. Limits: 16 MiB a member, 1,024 characters a key, 1 MiB an extended header.
 """
 
 

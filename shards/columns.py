@@ -29,7 +29,7 @@ from shards.column_info import (
 )
 from shards.column_reader import ColumnReader
 from shards.errors import ColumnError
-from shards.files import write_json_atomic
+from shards.files import clear_leftovers, write_json_atomic
 from shards.ragged import row_of_value
 from shards.reader import ShardSet
 
@@ -58,6 +58,7 @@ class ColumnWriter:
             shard_set.mirror.add_column(self.folder.name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.clear_leftovers()
             if not (self.folder / COLUMN_FILE).exists():
                 values = {
                     "name": name,
@@ -72,6 +73,11 @@ class ColumnWriter:
                 f"{self.folder} holds another column set; run "
                 f"`{removal_command(shard_set, self.folder)}`"
             )
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed writers left in the folder."""
+        if self.shard_set.mirror is None:  # there, files also arrive under such names
+            clear_leftovers(self.folder)
 
     def is_committed(self, shard: int) -> bool:
         """Whether the cell of this shard is complete and belongs to this very column set."""

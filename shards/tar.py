@@ -20,6 +20,7 @@ from shards.index import TAR_BLOCK, padded
 
 _BLOCK_BYTES = 1 << 20
 _MAX_EXTENSION_BYTES = 1 << 20  # a name or a PAX header that is longer is no name
+_MAX_END_BYTES = 64 << 20  # of zeros behind the end; tapes fill up blocks of some MiB
 _MAX_DIGITS = 20
 _ZERO_BLOCK = bytes(TAR_BLOCK)
 _FILE_TYPES = b"0\0007"  # regular, regular of old tars, contiguous
@@ -135,6 +136,8 @@ class TarWalk:
         if len(second) < TAR_BLOCK:
             raise self._damage(at, "the second zero block that ends a tar is missing")
         while second:
+            if self.at - at > _MAX_END_BYTES:
+                raise self._damage(at, f"more than {_MAX_END_BYTES:,} bytes of zeros at the end")
             if second.strip(b"\0"):
                 raise self._damage(
                     at, "zeros where a header belongs, and something behind them: it is damaged"

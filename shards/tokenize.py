@@ -256,6 +256,7 @@ def tokenize_set(
         _fill(job, open_shards, min(processes, max(1, len(open_shards))), progress, budget)
     finally:
         budget.write_report(writer.folder)
+        writer.clear_leftovers()
     return ColumnReader.open(shard_set, TOKENS, source)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import DataError, UsageError
-from shards.files import fingerprint, fsync_folder, temporary_name
+from shards.files import fingerprint, fsync_folder, temporary_folder, temporary_name
 from shards.order import keyed_permutation
 from shards.reader import ShardSet
 
@@ -124,14 +124,12 @@ def publish_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> Non
     """
     if folder.is_dir():
         return
-    temporary = temporary_name(folder)
     try:
-        tokenizer.save_pretrained(str(temporary))
-        _rename_folder(temporary, folder)
+        with temporary_folder(folder) as temporary:
+            tokenizer.save_pretrained(str(temporary))
+            _rename_folder(temporary, folder)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _rename_folder(temporary: Path, folder: Path) -> None:
