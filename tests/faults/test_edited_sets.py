@@ -84,6 +84,7 @@ def told(folder: Path) -> list[str]:
         {"source": {"labelled": False}},
         {"samples": 21},
         {"later": 1},
+        {"checksun": "0" * 64, "checksum": None},
     ],
 )
 def test_a_manifest_that_was_edited_is_refused(home: Path, change: Values) -> None:
