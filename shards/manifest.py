@@ -318,6 +318,6 @@ def _check_sum(data: bytes, checksum: str | None, path: Path) -> None:
         raise DamageError(f"{path} is damaged or was edited: it is nested too deeply") from error
     if found != checksum:
         raise DamageError(
-            f"{path} was edited: its checksum is {found[:12]}, it says {str(checksum)[:12]}; put the"
-            " file back as it was, or build the set again"
+            f"{path} was edited: its checksum is {found[:12]}, it says {str(checksum)[:12]};"
+            " put the file back as it was, or build the set again"
         )
