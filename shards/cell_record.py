@@ -96,7 +96,7 @@ def parse_record(data: bytes, column: str, shard: ShardInfo, path: object) -> Ce
         path: Where the bytes are from, for messages.
 
     Raises:
-        DamageError: It is no record, or of another column or shard, or of another version of it.
+        DamageError: It is not a record, or is of another column, shard, or version of the shard.
     """
     record = parse_json(data, CellRecord, where=path)
     expected = {

@@ -97,7 +97,7 @@ def parse_header(data: bytes, path: object) -> CellHeader:
     """The header of a safetensors file that begins with these bytes.
 
     Raises:
-        DamageError: It is none, it is not all there, or an entry makes no sense.
+        DamageError: The header is not all there, is not JSON, or an entry makes no sense.
     """
     start = header_bytes(data, path)
     entries = parse_json(data[_HEADER_LENGTH.size : start], dict[str, msgspec.Raw], where=path)

@@ -100,7 +100,7 @@ def shard_tensors(impression_set: ShardSet, shard: int) -> dict[str, np.ndarray]
     """What a cell of clicks holds but for ``user``, from the samples of its shard.
 
     Raises:
-        DataError: a sample is no impression.
+        DataError: a sample is not an impression.
         DamageError: the shard is damaged.
     """
     _, tensors = _ReadShard(impression_set, frozenset([shard])).run(shard)
@@ -155,7 +155,7 @@ class _ReadShard:
         """Return the users' hashes, uint64[n], and the tensors but ``user``, if they are missing.
 
         Raises:
-            DataError: a sample is no impression.
+            DataError: a sample is not an impression.
             DamageError: the shard is damaged.
         """
         labelled = self.impression_set.manifest.labelled

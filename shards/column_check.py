@@ -13,7 +13,7 @@ import numpy as np
 from shards.cell_tensors import OFFSETS, VALUES, CellTensors
 from shards.cells import Cell, check_record, open_cell, record_path
 from shards.click_cells import CLICKS, shard_tensors
-from shards.column_extras import EMPTY, read_vector, tokenizer_problem
+from shards.column_extras import read_vector, tokenizer_problem
 from shards.column_info import (
     TOKENIZER_FOLDER,
     TOKENS,
@@ -95,8 +95,9 @@ def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
         if info.name == TOKENS:
             source = TokenSource.read(info.made_from, info.folder)
             yield from _tokenizer_problems(info.folder, source, repair)
-        if info.name == _NEWS and (info.folder / EMPTY).exists():
-            read_vector(info.folder)
+        shards = shard_set.manifest.shards
+        if info.name == _NEWS and any(record_path(info.folder, one).exists() for one in shards):
+            read_vector(info.folder)  # it is written before the first cell
     except DamageError as error:
         yield f"{error}; run `{repair}`"
     for number, shard in enumerate(shard_set.manifest.shards):

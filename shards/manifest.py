@@ -6,7 +6,7 @@ bare file names only: nothing in it can point outside its folder.
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -264,8 +264,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: samples is {stored.samples}, its shards have {manifest.num_rows} together:"
             " the manifest is damaged or was edited; build the set again"
         )
-    if stored.checksum is not None:
-        _check_sum(data, stored.checksum, path)
+    _check_sum(data, stored.checksum, path)
     return manifest
 
 
@@ -301,8 +300,17 @@ def _checked(stored: _Stored, path: Path) -> Manifest:
     )
 
 
-def _check_sum(data: bytes, checksum: str, path: Path) -> None:
+def _check_sum(data: bytes, checksum: str | None, path: Path) -> None:
+    """Compare the checksum; a manifest of an older version has none, and no entry that is new."""
     values = parse_json(data, dict[str, Any], where=path)
+    if "checksum" not in values:
+        unknown = values.keys() - {field.name for field in fields(_Stored)}
+        if unknown:
+            raise DamageError(
+                f"{path} was edited: it has no checksum, and entries that no version without one"
+                f" writes: {', '.join(sorted(map(repr, unknown)))}; build the set again"
+            )
+        return
     del values["checksum"]
     try:
         found = fingerprint(values)
@@ -310,6 +318,6 @@ def _check_sum(data: bytes, checksum: str, path: Path) -> None:
         raise DamageError(f"{path} is damaged or was edited: it is nested too deeply") from error
     if found != checksum:
         raise DamageError(
-            f"{path} was edited: its checksum is {found[:12]}, it says {checksum[:12]}; put the"
-            " file back as it was, or build the set again"
+            f"{path} was edited: its checksum is {found[:12]}, it says {str(checksum)[:12]};"
+            " put the file back as it was, or build the set again"
         )

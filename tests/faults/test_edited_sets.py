@@ -29,6 +29,8 @@ from shards.tokenize import tokenize_set
 from shards.tokens import TokenColumn
 from shards.verify import verify_set
 from trainer.cli.main import main
+from trainer.config.load import from_settings
+from trainer.tasks.sources import open_sources
 
 Values = dict[str, Any]
 
@@ -84,6 +86,7 @@ def told(folder: Path) -> list[str]:
         {"source": {"labelled": False}},
         {"samples": 21},
         {"later": 1},
+        {"checksun": "0" * 64, "checksum": None},
     ],
 )
 def test_a_manifest_that_was_edited_is_refused(home: Path, change: Values) -> None:
@@ -455,6 +458,32 @@ def test_flipped_bits_are_named_at_the_first_touch(home: Path, way: str) -> None
     if tensor.endswith(("values", "title")):
         unchecked = ShardSet.open(home / "news", check_columns=False)
         READS[way](ColumnReader.open(unchecked, "teacher-text"))
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_the_setting_reaches_every_column_of_a_run(home: Path, check: bool) -> None:
+    config = from_settings(
+        {
+            "task": "finetune",
+            **TINY_MODEL,
+            "data.articles": str(home / "news"),
+            "data.clicks": str(home / "log"),
+            "data.check_columns": check,
+        },
+        where="test",
+    )
+    flip(ColumnReader.open(ShardSet.open(home / "news"), "tokens").folder, "title.values")
+    sources = open_sources(config)
+    flip(sources.clicks.reader.folder, "history.values", "impressions-000001")
+    reads = (
+        lambda: sources.tokens.lengths("title", np.arange(20), 12),
+        lambda: sources.tokens.reader.gather_ragged("title", np.arange(20)),
+        lambda: sources.clicks.reader.gather_ragged("history", np.arange(12)),
+    )
+    reads[0]()
+    for read in reads[1:]:
+        with pytest.raises(DamageError, match="checksum") if check else contextlib.nullcontext():
+            read()
 
 
 def test_a_tensor_is_checked_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
