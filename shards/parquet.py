@@ -174,7 +174,7 @@ def _rows(batch: "pyarrow.RecordBatch", before: int) -> Iterator[Row]:
 def _values(name: str, column: "pyarrow.Array") -> list[Any]:
     """Return the values of a column, an :class:`_Unheld` where Python has nothing for one."""
     # Times: an unknown zone is a KeyError. Not left to pandas, which may be installed or not.
-    unheld = (*_errors(), OverflowError, KeyError)
+    unheld: tuple[type[Exception], ...] = (*_errors(), OverflowError, KeyError)
     kind, exact = str(column.type), _in_microseconds(column.type)
     try:
         values: list[Any] = column.cast(exact).to_pylist()

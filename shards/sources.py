@@ -178,9 +178,10 @@ class InputFile:
     def _unpacked(self, raw: IO[bytes]) -> IO[bytes]:
         gzipped = self._gzipped
         if self.member is not None:
-            member = zipfile.ZipFile(raw).open(self.member)  # noqa: SIM115
-            found = packing(member.peek(HEAD_BYTES)[:HEAD_BYTES])
-            raw, gzipped = member, found is not None and found[0] == GZIP
+            raw = zipfile.ZipFile(raw).open(self.member)  # noqa: SIM115
+            found = packing(raw.read(HEAD_BYTES))
+            gzipped = found is not None and found[0] == GZIP
+            raw.seek(0)
         if gzipped:
             return gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[return-value]
         return raw
