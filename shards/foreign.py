@@ -77,7 +77,8 @@ def index_tars(
         raise UsageError(f"--max-refused is {max_refused:g}; expected a share from 0 to 1")
     tars = find_tars([Path(path) for path in inputs])
     folder = _folder(tars, None if out is None else Path(out), force)
-    members, fields = members or {}, fields or ArticleFields()
+    members = members or {}
+    fields = fields or ArticleFields()
     layout = guess_layout(tars, members, fields)
     scanner = Scanner(layout, guessed_parts(members, fields))
     with Progress(sum(tar.stat().st_size for tar in tars), "index", "B") as bar:

@@ -13,7 +13,7 @@ from pathlib import Path
 from shards.errors import DataError
 from shards.fields import RowError, check_key
 from shards.index import MemberIndexBuilder
-from shards.layout import JSON, ArticleDecoder, Layout, parse_object, split_name
+from shards.layout import JSON, ArticleDecoder, Layout, split_name
 from shards.layout_guess import MEMBERS, fields_under_other_names, looks_like
 from shards.manifest import ShardInfo
 from shards.sources import MAX_ROW_BYTES
@@ -264,8 +264,7 @@ class _ShardScan:
             sample.found |= {k: v if k == "id" else k for k, v in found.items()}
             lacking = self.scanner.guessed.difference(found)
             if lacking and number == self.scanner.json:
-                record = parse_object(data)
-                sample.passed_over |= fields_under_other_names(record, lacking)
+                sample.passed_over |= fields_under_other_names(data, lacking)
 
     def _settle(self, key: str, sample: _Pending) -> None:
         """Accept or refuse a sample of which no more members come."""

@@ -53,7 +53,7 @@ def wide_encoding(head: bytes) -> str | None:
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
-    if not head.strip(b"\0"):
+    if b"\0" not in head or not head.strip(b"\0"):
         return None
     groups = [head[at : at + 4] for at in range(0, len(head) - 3, 4)]
     if groups and all(group[3] == 0 and group[2] <= _LAST_PLANE for group in groups):

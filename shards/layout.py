@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from shards.fields import FIELD_NAMES, ArticleFields, FieldReader, RowError
+from shards.heads import HEAD_BYTES, wide_encoding
 from shards.sources import is_deep
 
 JSON = "json"
@@ -113,6 +114,9 @@ class ArticleDecoder:
         Raises:
             RowError: If the member is not UTF-8, not a JSON object, or a field is not text.
         """
+        encoding = wide_encoding(data[:HEAD_BYTES]) if self._strict else None
+        if encoding is not None:
+            raise RowError(f"{encoding} and not UTF-8")
         if self.layout.members[member].field == JSON:
             if self._strict and is_deep(data):
                 raise RowError("bad JSON")

@@ -8,7 +8,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from shards.errors import DataError, UsageError
 from shards.fields import FIELD_NAMES, ArticleFields, RowError
@@ -145,14 +144,19 @@ def looks_like(suffix: str) -> str | None:
     return _FIELD_OF_SUFFIX.get(suffix)
 
 
-def fields_under_other_names(record: Mapping[str, Any], names: Collection[str]) -> set[str]:
-    """Return those of some article fields that a JSON object has under any name that is guessed."""
+def fields_under_other_names(data: bytes, names: Collection[str]) -> set[str]:
+    """Return those of some article fields that a JSON object has under any name that is guessed.
+
+    Raises:
+        RowError: If ``data`` is not a JSON object.
+    """
+    keys = {name: (name, *_OTHER_NAMES[name]) for name in names if name in _OTHER_NAMES}
+    # Most objects have none of them, and are not parsed again for that.
+    if not any(f'"{key}"'.encode() in data for others in keys.values() for key in others):
+        return set()
+    record = parse_object(data)
     return {
         name
-        for name in names
-        if any(
-            str(record.get(key) or "").strip()
-            for key in (name, *_OTHER_NAMES.get(name, ()))
-            if name in _OTHER_NAMES
-        )
+        for name, others in keys.items()
+        if any(str(record.get(key) or "").strip() for key in others)
     }

@@ -142,7 +142,9 @@ def has_labels(columns: Sequence[str], rows: Mapping[str, int]) -> bool | None:
 def find_row(rows: Mapping[str, int], item: str) -> int | None:
     """Return the row of an article as a log names it, also where pandas made ``17.0`` of 17."""
     row = rows.get(item)
-    return rows.get(item[:-2]) if row is None and item.endswith(".0") else row
+    if row is None and item.endswith(".0") and item[:-2].isdigit():
+        return rows.get(item[:-2])
+    return row
 
 
 def known_rows(rows: Mapping[str, int], items: Sequence[str]) -> list[int]:

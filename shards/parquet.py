@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-_BATCH_ROWS = 256
+_BATCH_ROWS = 16  # whose values may each have some MiB though the file is small
 
 
 class _Unheld:
@@ -49,7 +49,10 @@ def read_parquet(
             _check_columns(file, table, columns)
             read = None if wanted is None else _leaves_of(table, wanted)
             total = max(1, table.metadata.num_rows)
+            unpacked = 0
             for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=read):
+                unpacked += batch.nbytes
+                file.check_unpacked(unpacked)
                 for row in _rows(batch, number):
                     number = row.line
                     yield row
@@ -171,7 +174,7 @@ def _rows(batch: "pyarrow.RecordBatch", before: int) -> Iterator[Row]:
 def _values(name: str, column: "pyarrow.Array") -> list[Any]:
     """Return the values of a column, an :class:`_Unheld` where Python has nothing for one."""
     # Times: an unknown zone is a KeyError. Not left to pandas, which may be installed or not.
-    unheld = (*_errors(), OverflowError, KeyError)
+    unheld: tuple[type[Exception], ...] = (*_errors(), OverflowError, KeyError)
     kind, exact = str(column.type), _in_microseconds(column.type)
     try:
         values: list[Any] = column.cast(exact).to_pylist()

@@ -45,7 +45,9 @@ def _scanner(manifest: Manifest) -> Scanner:
     """Return what reads the tars as they were read when the set was made."""
     assert manifest.layout is not None
     guessed = manifest.source.get("guessed", [])
-    return Scanner(manifest.layout, frozenset(guessed if isinstance(guessed, list) else []))
+    if not isinstance(guessed, list) or not all(isinstance(part, str) for part in guessed):
+        raise DamageError(f"the manifest's source.guessed is {guessed!r}; expected a list of names")
+    return Scanner(manifest.layout, guessed)
 
 
 def _rebuild_foreign(folder: Path, manifest: Manifest, scanner: Scanner) -> list[str]:

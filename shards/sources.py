@@ -135,7 +135,7 @@ class InputFile:
             DamageError: If the file cannot be read to its end, for example a gzip cut short.
         """
         number = blank = 0
-        most = max(_FREE_UNPACKED_BYTES, MAX_UNPACKED_RATIO * self._packed_bytes)
+        most = self._most_unpacked
         try:
             with self.path.open("rb") as raw, self._unpacked(raw) as unpacked:
                 # Reading lines of a zip's member or a gzip directly is slow.
@@ -159,8 +159,13 @@ class InputFile:
                         if end > most:
                             break
                     blank = 0 if text else blank + 1
-                    if blank > MAX_BLANK_LINES or end > most:
-                        raise DataError(self._too_much(number, start, end))
+                    if end > most:
+                        self.check_unpacked(end)
+                    if blank > MAX_BLANK_LINES:
+                        raise DataError(
+                            f"{self._place(number, start)}: more than {MAX_BLANK_LINES:,} blank"
+                            " lines in a row; remove them, or give another file"
+                        )
                     self.num_lines, self.offset = number, end
                     yield number, text if len(text) <= MAX_ROW_BYTES else None
                     if number % 256 == 0:
@@ -173,9 +178,10 @@ class InputFile:
     def _unpacked(self, raw: IO[bytes]) -> IO[bytes]:
         gzipped = self._gzipped
         if self.member is not None:
-            member = zipfile.ZipFile(raw).open(self.member)  # noqa: SIM115
-            found = packing(member.peek(HEAD_BYTES)[:HEAD_BYTES])
-            raw, gzipped = member, found is not None and found[0] == GZIP
+            raw = zipfile.ZipFile(raw).open(self.member)  # noqa: SIM115
+            found = packing(raw.read(HEAD_BYTES))
+            gzipped = found is not None and found[0] == GZIP
+            raw.seek(0)
         if gzipped:
             return gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[return-value]
         return raw
@@ -194,16 +200,21 @@ class InputFile:
                 f" iconv -f {encoding} -t UTF-8 {Path(self.member or self.path).name} > FILE"
             )
 
-    def _too_much(self, number: int, start: int, end: int) -> str:
-        if end > max(_FREE_UNPACKED_BYTES, MAX_UNPACKED_RATIO * self._packed_bytes):
-            return (
-                f"{self.name} unpacks to more than {end:,} bytes from {self._packed_bytes:,}, more"
+    def check_unpacked(self, size: int) -> None:
+        """Check how much was unpacked so far.
+
+        Raises:
+            DataError: If it is more than any text unpacks to.
+        """
+        if size > self._most_unpacked:
+            raise DataError(
+                f"{self.name} unpacks to more than {size:,} bytes from {self._packed_bytes:,}, more"
                 f" than {MAX_UNPACKED_RATIO} times as many; if that is right, unpack it first"
             )
-        return (
-            f"{self._place(number, start)}: more than {MAX_BLANK_LINES:,} blank lines in a row;"
-            " remove them, or give another file"
-        )
+
+    @property
+    def _most_unpacked(self) -> int:
+        return max(_FREE_UNPACKED_BYTES, MAX_UNPACKED_RATIO * self._packed_bytes)
 
     def _place(self, number: int, start: int) -> str:
         return f"{self.name}, after line {number}" + (f" behind byte {start}" if start else "")

@@ -41,11 +41,43 @@ _COMPRESSION = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class _Truth:
-    """What is read back of ``truth.json``, and of the mark of a world that is being written."""
+class _Mark:
+    """What is read back of the mark of a world that is being written."""
 
     fingerprint: str
-    files: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    articles: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Log:
+    impressions: int
+    clicks: int
+    candidates_mean: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _DevLog(_Log):
+    cold_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Truth(_Mark):
+    """What is read back of ``truth.json``, and shown."""
+
+    files: dict[str, int]
+    settings: _Sizes
+    train: _Log
+    dev: _DevLog
+    title_words_mean: float
+    body_words_mean: float
+    best_auc: float
+    history_auc: float
+    popularity_auc: float
+    random_auc: float
 
 
 def synthesize(
@@ -161,7 +193,7 @@ def _fingerprint_of(path: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        return read_json(path, _Truth).fingerprint
+        return read_json(path, _Mark).fingerprint
     except DamageError:
         return None
 

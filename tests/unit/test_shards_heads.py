@@ -9,14 +9,17 @@ import zipfile
 
 import pytest
 from helpers.corpora import articles, write_json_lines
+from helpers.foreign_tars import json_bytes, write_tar
 
 from shards.build import build_articles, build_impressions
 from shards.errors import DataError
+from shards.foreign import index_tars
 from shards.heads import HEAD_BYTES, wide_encoding
 from shards.sources import InputFile
 
 ROWS = articles(20)
 CODES = ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+TEXTS = ("title", "body")
 NEWS = "".join(
     f"N{n}\tnews\tworld\tTitle {n}\tAbstract {n}\thttps://x\t[]\t[]\r\n" for n in range(20)
 )
@@ -146,3 +149,20 @@ def test_parquet_under_another_name_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(DataError, match="is not text but Parquet; give --format parquet"):
         build_articles([tmp_path / "a.jsonl"], tmp_path / "set")
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_members_of_tars_in_another_encoding_are_refused(tmp_path, code):
+    text = [(f"{n}.{name}.txt", f"Text {n}".encode(code)) for n in range(2) for name in TEXTS]
+    good = [(f"g{n}.{name}.txt", b"Text %d" % n) for n in range(3) for name in TEXTS]
+    write_tar(tmp_path / "t" / "a.tar", [*good, *text])
+    write_tar(
+        tmp_path / "j" / "a.tar",
+        [(f"{n}.json", json_bytes(row)) for n, row in enumerate(ROWS)]
+        + [("x.json", json_bytes(ROWS[0]).decode().encode(code))],
+    )
+    for folder, refused in (("t", 2), ("j", 1)):
+        made = index_tars([tmp_path / folder], max_refused=0.5)
+        ((reason, count),) = made.manifest.refused.items()
+        assert reason.startswith("UTF-") and reason.endswith(" and not UTF-8")
+        assert (count, made.num_rows) == (refused, 3 if folder == "t" else 20)

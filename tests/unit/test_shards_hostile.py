@@ -52,6 +52,22 @@ def test_what_unpacks_to_far_more_than_text(tmp_path, monkeypatch):
     assert build_articles([tmp_path / "a.jsonl"], tmp_path / "set", max_refused=1)
 
 
+def test_parquet_that_unpacks_to_far_more_than_text(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs the extra 'parquet'")
+    from pyarrow import parquet
+
+    monkeypatch.setattr("shards.sources._FREE_UNPACKED_BYTES", MIB)
+    count = 500
+    table = {"id": [str(n) for n in range(count)], "title": ["t" * 20_000] * count}
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet unpacks to more than"):
+        build_articles([tmp_path / "a.parquet"], tmp_path / "set")
+    monkeypatch.setattr("shards.parquet.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("shards.sources._FREE_UNPACKED_BYTES", 1 << 40)
+    with pytest.raises(DataError, match="row too long 500"):
+        build_articles([tmp_path / "a.parquet"], tmp_path / "set")
+
+
 def test_a_line_that_is_too_long_in_a_zip_is_refused_and_not_held(tmp_path, monkeypatch):
     monkeypatch.setattr("shards.sources.MAX_ROW_BYTES", 1000)
     good = "N1\tnews\tw\tTitle\tAbstract\t\t\t\n"
@@ -119,8 +135,9 @@ def test_a_header_of_a_million_columns_is_not_printed_whole(tmp_path, column):
     assert len(str(error.value)) < 500
 
 
-def test_an_open_quote_before_many_short_lines(tmp_path):
-    lines = ["1,first", '"never closed', *["x"] * 200_000]
+def test_an_open_quote_before_many_short_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr("shards.tables._MAX_QUOTED_BYTES", 100_000)
+    lines = ["1,first", '"never closed', *["x"] * 5_000]
     (tmp_path / "a.csv").write_text("id,title\n" + "\n".join(lines) + "\n")
     made = build_articles([tmp_path / "a.csv"], tmp_path / "set", max_refused=1).shard_set
     assert made.num_rows == 1

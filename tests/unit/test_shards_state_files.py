@@ -122,7 +122,27 @@ def test_the_truth_of_a_world(tmp_path, text):
     with pytest.raises(UsageError, match="replace them with --force"):
         synthesize(WORLD, tmp_path)
     assert synthesize(WORLD, tmp_path, force=True) == truth
-    changed = read_json(tmp_path / TRUTH) | {"files": {"articles.jsonl": "3"}}
-    write_json_atomic(tmp_path / TRUTH, changed)
-    with pytest.raises(UsageError, match="replace them with --force"):
-        synthesize(WORLD, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"files": {"a": "3"}}, {"files": None}, {"settings": []}, {"dev": {}}, {"best_auc": ""}],
+)
+def test_a_truth_whose_values_were_edited_is_made_again(tmp_path, change):
+    truth = synthesize(WORLD, tmp_path)
+    assert synthesize(WORLD, tmp_path) == truth
+    write_json_atomic(tmp_path / TRUTH, truth | change)
+    assert synthesize(WORLD, tmp_path) == truth == read_json(tmp_path / TRUTH)
+
+
+@pytest.mark.parametrize("value", ["high", None, [], {}])
+def test_a_report_over_an_edited_truth(tmp_path, value):
+    from trainer.evaluate.metrics import METRIC_NAMES
+    from trainer.evaluate.report import read_ceilings
+
+    write_json_atomic(tmp_path / TRUTH, {f"best_{name}": value for name in METRIC_NAMES})
+    with pytest.raises(DataError, match="says nothing of a best AUC"):
+        read_ceilings(tmp_path / TRUTH)
+    (tmp_path / TRUTH).write_text("[1]")
+    with pytest.raises(DamageError, match=r"truth\.json is damaged or was edited"):
+        read_ceilings(tmp_path / TRUTH)

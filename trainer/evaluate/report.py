@@ -119,11 +119,11 @@ def read_ceilings(path: str | Path) -> list[Ceiling]:
     source = Path(path)
     if not source.is_file():
         raise DataError(f"{source} does not exist; 'tnr shards synthesize' writes a truth.json")
-    truth = read_json(source)
+    truth = read_json(source, dict[str, Any])
     ceilings = []
     for key, name in (("best", "ceiling"), ("history", "reader of histories")):
         names = {metric: f"{key}_{metric}" for metric in METRIC_NAMES}
-        if isinstance(truth, dict) and all(place in truth for place in names.values()):
+        if all(isinstance(truth.get(place), int | float) for place in names.values()):
             metrics = {metric: float(truth[place]) for metric, place in names.items()}
             ceilings.append(Ceiling(name=name, metrics=metrics))
     if not ceilings:
