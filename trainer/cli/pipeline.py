@@ -203,7 +203,7 @@ def _check_training(step: Step) -> None:
     from trainer.engine.deepspeed_file import read_deepspeed_file
     from trainer.plan.batches import plan_batches
 
-    config = load_config(step.command[2], step.command[3:])
+    config = load_config(step.command[2], step.command[3:], source="pipeline file")
     plan_batches(config, step.resources.nodes, step.resources.processes)
     if config.run.max_steps is not None:
         copy_steps(config.run.copies, config.run.max_steps)

@@ -126,7 +126,7 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
         took = step.resources
         options = _options(arguments, nodes=took.nodes, processes=took.processes)
         try:
-            config = load_config(step.command[2], step.command[3:])
+            config = load_config(step.command[2], step.command[3:], source="pipeline file")
             plan = make_plan(config, options, name=step.name, has_data=True)
         except TinyNewsRecError as error:
             hint = ""
