@@ -157,34 +157,9 @@ def test_anchors_and_merges_are_read(tmp_path: Path) -> None:
 SCALARS = st.sampled_from(["off", "~", "1", "-1", "1e3", "", "x", '"\\n"', "9" * 40, "[]", "{}"])
 KEYS = st.sampled_from(
     [
-        "run",
-        "data",
-        "set",
-        "seeds",
-        "teachers",
-        "students",
-        "stages",
-        "cluster",
-        "resources",
-        "task",
-        "base",
-        "model",
-        "optimizer",
-        "?",
-        "~",
-        "synthesize",
-        "count",
-        "every",
-        "steps",
-        "name",
-        "layers",
-        "env",
-        "finetune",
-        "minutes",
-        "seed",
-        "copies",
-        "rule",
-        "dir",
+        *("run", "data", "set", "seeds", "teachers", "students", "stages", "cluster", "resources"),
+        *("task", "base", "model", "optimizer", "synthesize", "count", "every", "steps", "name"),
+        *("layers", "env", "finetune", "minutes", "seed", "copies", "rule", "dir", "?", "~"),
     ]
 )
 NODES = st.recursive(
