@@ -139,9 +139,10 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
 
 def _is_pipeline(what: str) -> bool:
     """Whether a YAML file is a pipeline: its ``run`` is a folder, a recipe's is a section."""
-    from pathlib import Path
+    import os
 
-    if not what.endswith((".yaml", ".yml")) or not Path(what).is_file():
+    # Not pathlib's: it raises where the name is too long.
+    if not what.endswith((".yaml", ".yml")) or not os.path.isfile(what):  # noqa: PTH113
         return False
     from trainer.config.yaml_files import read_yaml
 
