@@ -61,11 +61,8 @@ class JobBook:
         self.jobs: dict[str, Submitted] = {}
         if self._path.is_file():
             try:
-                found = read_json(self._path)
-                self.jobs = {
-                    name: Submitted(entry["job"], entry["digest"]) for name, entry in found.items()
-                }
-            except (DataError, KeyError, TypeError, AttributeError) as error:
+                self.jobs = read_json(self._path, dict[str, Submitted])
+            except DataError as error:
                 raise TinyNewsRecError(
                     f"{self._path} cannot be read, so jobs may be queued that are unknown here; "
                     "look with squeue, then delete the file"

@@ -155,8 +155,9 @@ def load_cluster(path: str | Path) -> ClusterConfig:
     Raises:
         ConfigError: A key or value is wrong; names the file and the place.
     """
+    content = read_yaml(path)
     try:
-        return build(ClusterConfig, read_yaml(path), "cluster")
+        return build(ClusterConfig, content, "cluster")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from launchers.steps import Step
 from shards.files import read_json, write_json_atomic
-from trainer.errors import UsageError
+from trainer.errors import DamageError, UsageError
 
 
 class State(StrEnum):
@@ -88,22 +88,10 @@ class Stamps:
         path = self._path(step, task)
         if not path.is_file():
             return None
-        found = read_json(path)
         try:
-            return Stamp(
-                step=found["step"],
-                digest=found["digest"],
-                state=State(found["state"]),
-                command=found["command"],
-                start=float(found["start"]),
-                end=None if found["end"] is None else float(found["end"]),
-                exit_code=found["exit_code"],
-                job=found.get("job"),  # stamps of earlier versions have none of these three
-                attempt=int(found.get("attempt", 1)),
-                nodes=found.get("nodes"),
-            )
-        except (KeyError, TypeError, ValueError):
-            return None  # of another version: the step counts as not done
+            return read_json(path, Stamp)
+        except DamageError:
+            return None  # torn, or of another version: the step counts as not done
 
     def write(self, step: Step, stamp: Stamp, task: int | None = None) -> None:
         """Replace the stamp of a step, or of one task of an array job."""

@@ -144,7 +144,7 @@ def choose(
     """
     by_name = {step.name: step for step in steps}
     for name in (only, until):
-        if name is not None and name not in by_name:
+        if name is not None and refuse_control(name, "the name of a step") not in by_name:
             raise UsageError(f"no step is called {name}; there is {', '.join(by_name)}")
     if only is not None:
         return [by_name[only]]

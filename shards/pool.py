@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import TypeVar
 
@@ -80,6 +81,7 @@ class Workers:
 @contextlib.contextmanager
 def interrupt_blocked() -> Iterator[None]:
     """Hold back Ctrl-C while processes are started; they never see it, even while they import."""
+    resource_tracker.ensure_running()  # with the first process otherwise, and lets signals through
     former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -12,6 +12,7 @@ import launchers
 from launchers.config import PipelineConfig, load_pipeline
 from launchers.pipeline import options, overrides, pipeline_steps
 from launchers.settings import build
+from launchers.stamps import proved
 from launchers.steps import Step
 from shards.errors import UsageError
 from trainer.cli.demo import hold_out
@@ -307,6 +308,96 @@ def test_print_shows_the_steps_and_runs_nothing(config_file: Path, capsys):
     assert "post-train  (after tokenize)" in said
     assert "cache-1" not in said
     assert not (config_file.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"set": {"run.micro_batch": 5}}, "step post-train: pipeline file: run.global_batch 32 "),
+        (
+            {"stages": {"finetune": {"resources": {"processes": 3}}}},
+            "step finetune-teacher-1: run.global_batch 128 is not a multiple of 3 ranks",
+        ),
+        ({"set": {"run.deepspeed": "zero9"}}, "step post-train: run.deepspeed is 'zero9'"),
+        (
+            {"set": {"run.copies.rule": "first_m", "run.max_steps": 30}},
+            "step finetune-teacher-1: run.copies.rule first_m with every 500 gives 0 copies",
+        ),
+        (
+            {"data": {"synthesize": {}, "build_articles": {"sample-per-shard": 3}}},
+            "step build-articles: unrecognized arguments: --sample-per-shard 3",
+        ),
+        ({"evaluate": {"options": {"batch-tokens": "many"}}}, "argument --batch-tokens: invalid"),
+        ({"evaluate": {"options": {"help": True}}}, "--help is not a step"),
+        ({"run": "-x"}, "step synthesize: argument --out: expected one argument"),
+    ],
+)
+@pytest.mark.parametrize("action", [["run", "--print"], ["submit", "--print"], ["run"]])
+def test_what_a_step_would_refuse_is_not_printed(changes, said, action, tmp_path: Path, capsys):
+    path = tmp_path / "p.yaml"
+    path.write_text(yaml.safe_dump(SMALL | {"run": str(tmp_path / "run")} | changes))
+    assert main(["pipeline", *action, str(path)]) == 2
+    told = capsys.readouterr()
+    assert said in told.err and told.out == "" and len(told.err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_others_beat_are_named(tmp_path: Path, capsys):
+    path = tmp_path / "p.yaml"
+    changes = {
+        "set": {"run": {"micro_batch": 2, "seed": 5}, "optimizer.lr": 0.5},
+        "stages": {"post_train": {"set": {"run.micro_batch": 4, "optimizer.lr": 0.5}}},
+        "students": [{"name": "s", "layers": [0], "set": {"run.micro_batch": 8, "run.dir": "d"}}],
+    }
+    path.write_text(yaml.safe_dump(SMALL | {"run": str(tmp_path / "run")} | changes))
+    notes = [
+        "run.seed in 'set' has no effect: the pipeline sets it itself",
+        "run.micro_batch is 2 in 'set' but 4 in 'stages.post_train.set', which wins there",
+        "run.micro_batch is 2 in 'set' but 8 in 'set of student s', which wins there",
+        "run.dir in 'set of student s' has no effect: the pipeline sets it itself",
+    ]
+    for action in (["run", "--print"], ["submit", "--print"]):
+        assert main(["pipeline", *action, str(path)]) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert sorted(said) == sorted(f"tnr: note: {note}" for note in notes)
+    path.write_text(yaml.safe_dump(SMALL | {"run": str(tmp_path / "run")}))
+    assert main(["pipeline", "run", str(path), "--print"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"teachers": {"count": 10**9}}, "teachers.count is 1,000,000,000; expected at most 100"),
+        ({"teachers": {"steps": list(range(1, 500))}}, "number of teachers.steps is 499"),
+        ({"seeds": list(range(5000))}, "the number of seeds is 5,000; expected at most 1,000"),
+        (
+            {
+                "seeds": list(range(100)),
+                "students": [{"name": f"s{n}", "layers": [0]} for n in range(20)],
+            },
+            "the number of students x seeds is 2,000; expected at most 1,000",
+        ),
+        ({"students": [{"name": "s", "layers": list(range(2000))}]}, "layers of student s is 2,00"),
+        (
+            {"seeds": list(range(900)), "set": {"data.news_text": ["title"] * 2000}},
+            "have more than 2,000,000 words",
+        ),
+    ],
+)
+def test_counts_that_nobody_means_are_refused_before_they_fill_the_memory(changes, said):
+    with pytest.raises(UsageError, match=said):
+        plan(**changes)
+
+
+def test_a_run_folder_with_brackets_is_proved_done(tmp_path: Path):
+    folder = tmp_path / "[1]?"
+    column = folder / "columns" / "tokens-abc"
+    column.mkdir(parents=True)
+    step = Step(name="a", command=("tnr",), proof=(f"{folder}/columns/tokens-*/column.json",))
+    assert not proved(step)
+    (column / "column.json").touch()
+    assert proved(step)
 
 
 def test_status_lists_every_step(config_file: Path, capsys):

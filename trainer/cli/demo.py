@@ -85,11 +85,12 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UsageError: Articles without clicks, or the reverse.
     """
+    from trainer.config.text import refuse_control
     from trainer.config.yaml_files import read_yaml
     from trainer.errors import UsageError
 
     content = read_yaml(TEMPLATE)
-    content["run"] = arguments.out
+    content["run"] = refuse_control(arguments.out, "--out")
     content["seeds"] = arguments.seeds
     if (arguments.articles is None) != (arguments.clicks is None):
         raise UsageError("--articles and --clicks go together: one's own texts and one's own log")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from launchers.config import PipelineConfig
-    from launchers.steps import Step
+    from launchers.steps import Resources, Step
+    from trainer.config.schema import TrainConfig
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -199,12 +200,27 @@ def say_notes(steps: Sequence[Step]) -> None:
 
 def _check_training(step: Step) -> None:
     from trainer.config.load import load_config
+
+    config = load_config(step.command[2], step.command[3:], source="pipeline file")
+    check_run(config, step.resources)
+
+
+def check_run(config: TrainConfig, resources: Resources) -> None:
+    """Find what a training run would refuse at its start, as far as no data tell it.
+
+    Args:
+        config: The run.
+        resources: What it is started with.
+
+    Raises:
+        ConfigError: Batches do not divide, the run is too short for its teacher copies, or its
+            DeepSpeed file is wrong.
+    """
     from trainer.engine.copies import copy_steps
     from trainer.engine.deepspeed_file import read_deepspeed_file
     from trainer.plan.batches import plan_batches
 
-    config = load_config(step.command[2], step.command[3:])
-    plan_batches(config, step.resources.nodes, step.resources.processes)
+    plan_batches(config, resources.nodes, resources.processes)
     if config.run.max_steps is not None:
         copy_steps(config.run.copies, config.run.max_steps)
     if config.run.deepspeed is not None:

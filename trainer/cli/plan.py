@@ -126,7 +126,7 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
         took = step.resources
         options = _options(arguments, nodes=took.nodes, processes=took.processes)
         try:
-            config = load_config(step.command[2], step.command[3:])
+            config = load_config(step.command[2], step.command[3:], source="pipeline file")
             plan = make_plan(config, options, name=step.name, has_data=True)
         except TinyNewsRecError as error:
             hint = ""
@@ -139,9 +139,10 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
 
 def _is_pipeline(what: str) -> bool:
     """Whether a YAML file is a pipeline: its ``run`` is a folder, a recipe's is a section."""
-    from pathlib import Path
+    import os
 
-    if not what.endswith((".yaml", ".yml")) or not Path(what).is_file():
+    # Not pathlib's: it raises where the name is too long.
+    if not what.endswith((".yaml", ".yml")) or not os.path.isfile(what):  # noqa: PTH113
         return False
     from trainer.config.yaml_files import read_yaml
 

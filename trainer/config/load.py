@@ -37,7 +37,11 @@ Layer = tuple[str, dict[str, Any]]
 
 
 def load_config(
-    recipe: str, overrides: Sequence[str] = (), *, preset: str | None = None
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+    source: str = "command line",
 ) -> TrainConfig:
     """Resolve a recipe, a preset and overrides into a validated configuration.
 
@@ -45,17 +49,18 @@ def load_config(
         recipe: Name of a recipe that comes with the project, or a path to one.
         overrides: Command-line words such as ``--run.seed 3 --model.backbone.layers 0 1``.
         preset: Name of a preset laid between the two.
+        source: Where the overrides come from, for messages.
 
     Raises:
         ConfigError: Unknown recipe, key or value, or settings that contradict each other; names the
             recipe, the preset or the command line that gave the setting last.
     """
-    layers, given = _read_layers(recipe), parse_overrides(overrides)
+    layers, given = _read_layers(recipe), parse_overrides(overrides, source)
     if preset is not None:
         recipe_task = _merge(layers).get("task")
         task = [*given.get("task", ()), recipe_task][0]
         layers.append((f"preset {preset}", preset_settings(preset, str(task))))
-    layers.append(("command line", given))
+    layers.append((source, given))
     config = _parse(layers)
     try:
         validate(config, given)
@@ -112,7 +117,7 @@ def _read_layers(recipe: str, seen: tuple[str, ...] = ()) -> list[Layer]:
     return [*(_read_layers(base, (*seen, here)) if base else ()), (where, own)]
 
 
-def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(words: Sequence[str], source: str = "command line") -> dict[str, Any]:
     """Turn ``--section.key value ...`` and ``--section.key=value`` into dotted settings.
 
     Raises:
@@ -122,18 +127,18 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, list[str]] = {}
     key = None
     for word in words:
-        refuse_control(word, "command line: a word")
+        refuse_control(word, f"{source}: a word")
         if word.startswith("--"):
             key, has_value, value = word[2:].partition("=")
             key = key.replace("-", "_")
             settings[key] = [value] if has_value else []
         elif key is None:
             raise ConfigError(
-                f"command line: unexpected word {shown(word)}: overrides look like --run.seed 3"
+                f"{source}: unexpected word {shown(word)}: overrides look like --run.seed 3"
             )
         else:
             settings[key].append(word)
-    _check_keys(settings, where="command line")
+    _check_keys(settings, where=source)
     return dict(settings)
 
 
