@@ -187,13 +187,15 @@ def measure(part: str, folder: Path, options: argparse.Namespace) -> None:
     sides = {spin: Side(part, spin, folder, options.seconds) for spin in options.spins}
     alone: dict[str, list[float]] = {spin: [] for spin in sides}
     beside: dict[str, list[float]] = {spin: [] for spin in sides}
+    order = list(sides)
     for _ in range(options.rounds):
-        for spin, side in sides.items():
-            alone[spin].append(side.turn())
+        order.append(order.pop(0))  # nobody is always the first after the busy process
+        for spin in order:
+            alone[spin].append(sides[spin].turn())
         busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
         try:
-            for spin, side in sides.items():
-                beside[spin].append(side.turn())
+            for spin in order:
+                beside[spin].append(sides[spin].turn())
         finally:
             busy.kill()
             busy.wait()

@@ -12,6 +12,7 @@ from trainer.config.schema import TrainConfig
 from trainer.engine.distributed import Distributed
 from trainer.engine.run_folder import RunFolder
 from trainer.errors import CheckpointError, ConfigError
+from trainer.hardware import warn_if_emulated
 from trainer.tasks.base import TaskData
 
 
@@ -104,6 +105,7 @@ def _begin(
     folder.write_state("running", step, steps)
     for line in (*lines, *data.notes, *notes):
         folder.say(line)
+    warn_if_emulated(run.precision, str(distributed.device), "run.precision", folder.say)
 
 
 def _is_done(config: TrainConfig, state: Mapping[str, Any], steps: int) -> bool:
