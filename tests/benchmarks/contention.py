@@ -10,6 +10,7 @@ medians of samples (articles, impressions) a second and ratios of the same round
 
 import argparse
 import contextlib
+import json
 import os
 import statistics
 import subprocess
@@ -26,11 +27,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 PARTS = ("training", "filling", "evaluation")
 TITLE, BODY = 24, 96
 BATCH = 8
+SIZES = "sizes.json"
 WARM_UP = 4
 VARIABLES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY")
 
 
-def make_data(folder: Path, num_articles: int) -> None:
+def make_data(folder: Path, num_articles: int, layers: int, width: int) -> None:
     """Article and impression sets, a teacher and a recommender with random weights."""
     from filling import make_set
     from helpers.sets import make_impressions
@@ -39,6 +41,8 @@ def make_data(folder: Path, num_articles: int) -> None:
     from shards.tokenizer import train_tokenizer
     from trainer.tasks.build import build
 
+    sizes = {"num_layers": layers, "hidden_size": width, "intermediate_size": 4 * width}
+    (folder / SIZES).write_text(json.dumps(sizes))
     articles = make_set(folder / "articles", num_articles, num_articles)
     train_tokenizer(articles, folder / "tokenizer", 4000)
     tokenize_set(articles, folder / "tokenizer", title_tokens=TITLE, body_tokens=BODY)
@@ -62,6 +66,8 @@ def config_of(folder: Path, task: str, **dotted: Any) -> Any:
         "run.micro_batch": BATCH,
         "run.epochs": 100_000,
     }
+    for name, value in json.loads((folder / SIZES).read_text()).items():
+        given[f"model.backbone.{name}"] = value
     if task == "finetune":
         given["data.clicks"] = folder / "clicks"
     return from_settings(
@@ -212,6 +218,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--articles", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
@@ -219,7 +227,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_data(folder, options.articles)
+        make_data(folder, options.articles, options.layers, options.width)
         for part in options.parts or PARTS:
             measure(part, folder, options)
 
