@@ -1,6 +1,8 @@
 """How long a run is and what its learning rate does: pure functions of the step."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from trainer.config.schema import OptimizerConfig, RunConfig
 
@@ -17,6 +19,18 @@ def total_steps(run: RunConfig, num_units: int) -> int:
     # ceil(3.0000000000000004).
     steps = math.ceil(round(run.epochs * num_units / run.global_batch, 9))
     return max(1, steps if run.max_steps is None else min(steps, run.max_steps))
+
+
+def length_of(stored: Mapping[str, Any], num_units: int) -> int:
+    """:func:`total_steps` of a run whose section ``run`` a checkpoint holds.
+
+    Args:
+        stored: The section as plain data; what it lacks was at its default.
+        num_units: Samples of an epoch.
+    """
+    names = ("epochs", "max_steps", "global_batch")
+    kept = {name: stored[name] for name in names if name in stored}
+    return total_steps(RunConfig(**kept), num_units)
 
 
 def epochs_read(run: RunConfig, num_units: int) -> int:
