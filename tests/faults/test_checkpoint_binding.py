@@ -171,7 +171,14 @@ def test_a6_records_with_values_of_another_type_are_one_line(
 
 
 @pytest.mark.parametrize(
-    "change", [{"position": None}, {"not_finite": [{"x": 1}]}, {"config": None}, {"data": "x"}]
+    "change",
+    [
+        {"position": None},
+        {"not_finite": [{"x": 1}]},
+        {"config": None},
+        {"config": {"run": {"max_steps": "many"}}},
+        {"data": "x"},
+    ],
 )
 def test_a6_a_state_of_an_earlier_version_that_was_edited_is_one_line(run, change) -> None:
     for number in (5, 10):

@@ -163,7 +163,7 @@ def _check_export(config: TrainConfig, folder: RunFolder, stored: Mapping[str, A
     """Refuse other weights than those that a finished run exported; which ones is a choice only
     where it was validated."""
     now = config.run.export
-    was = stored["run"].get("export", now)
+    was = stored.get("run", {}).get("export", now)
     if config.validation.clicks is not None and was != now:
         raise ConfigError(
             f"run.export was {was!r} when {folder.export} was written, and is now {now!r}; move "

@@ -4,7 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from trainer.config.schema import OptimizerConfig, RunConfig
+from trainer.errors import CheckpointError
 
 
 def total_steps(run: RunConfig, num_units: int) -> int:
@@ -27,10 +30,16 @@ def length_of(stored: Mapping[str, Any], num_units: int) -> int:
     Args:
         stored: The section as plain data; what it lacks was at its default.
         num_units: Samples of an epoch.
+
+    Raises:
+        CheckpointError: A value has another type.
     """
     names = ("epochs", "max_steps", "global_batch")
     kept = {name: stored[name] for name in names if name in stored}
-    return total_steps(RunConfig(**kept), num_units)
+    try:
+        return total_steps(msgspec.convert(kept, RunConfig), num_units)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"the checkpoint's section run was edited: {error}") from error
 
 
 def epochs_read(run: RunConfig, num_units: int) -> int:
