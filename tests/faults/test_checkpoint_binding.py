@@ -90,7 +90,7 @@ def test_a6_a_file_of_another_step_is_named(run, whole, capsys, name) -> None:
 def test_a6_a_file_of_another_run_is_named(run, whole, another, capsys, name) -> None:
     shutil.copy(step(another, 10) / name, step(run, 10) / name)
     rewrite_manifest(step(run, 10))
-    assert f"{name} belongs to another run (its" in passed_over(run, whole, capsys)
+    assert f"{name} belongs to another run (settings" in passed_over(run, whole, capsys)
 
 
 @pytest.mark.parametrize("key", ["position", "backend", "step"])
@@ -103,6 +103,16 @@ def test_a6_a_state_of_another_step_is_named(run, whole, capsys, key) -> None:
     (step(run, 10) / STATE).write_text(json.dumps(state))
     rewrite_manifest(step(run, 10))
     assert "belongs to another state.json" in passed_over(run, whole, capsys)
+
+
+@pytest.mark.parametrize(
+    "bound", [None, [], {}, {"files": "x", "run": 1}, {"files": ["../x"], "run": ""}]
+)
+def test_a6_a_binding_that_was_edited_is_named(run, whole, capsys, bound) -> None:
+    state = read_json(step(run, 10) / STATE) | {BOUND: bound}
+    (step(run, 10) / STATE).write_text(json.dumps(state))
+    rewrite_manifest(step(run, 10))
+    assert "incomplete or damaged" in passed_over(run, whole, capsys)
 
 
 def test_a6_a_whole_checkpoint_of_another_step_is_named(run, whole, capsys) -> None:

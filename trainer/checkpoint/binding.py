@@ -2,8 +2,9 @@
 
 Hashes in a manifest say that a file is as it was written, not that it belongs there: one of another
 step or run has hashes too. So the tensors' files hold, as metadata of the safetensors format, the
-step, a fingerprint of the run's settings and data, and one of everything in ``state.json``, which
-names the files that do. Checkpoints of earlier versions have none of this, and are read.
+step, a fingerprint of the run and one of ``state.json``, which names the files that do. Two runs
+with the same settings on the same data still write the same bytes, in whatever folder and on
+however many ranks. Checkpoints of earlier versions have none of this, and are read.
 """
 
 import os
@@ -15,15 +16,21 @@ import msgspec
 
 from shards.errors import DataError
 from shards.files import fingerprint, open_regular, parse_json
+from trainer.checkpoint.resume import MAY_CHANGE
+from trainer.config.load import flatten
 from trainer.errors import CheckpointError
 
-BOUND = "bound_files"
-"""Entry of ``state.json``: files that hold the binding; a checkpoint has them all."""
+BOUND = "bound"
+"""Entry of ``state.json``: the files that hold the binding, all of which a checkpoint has, and the
+fingerprint of the run."""
 
 MAX_HEADER_BYTES = 100 << 20
 """Longest header of a safetensors file, by that format."""
 
-_PARTS = {"step": "step", "run": "run (its settings and data)", "state": "state.json"}
+_HOW = ("config", "ranks", "zero_stage", "versions")
+"""Entries of ``state.json`` that say how a step was computed; resuming compares the settings."""
+
+_PARTS = {"step": "step", "run": "run (settings or data)", "state": "state.json"}
 
 Header = dict[str, Any]
 
@@ -34,24 +41,34 @@ class _Tensor(msgspec.Struct):
     data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
 
 
+class _Bound(msgspec.Struct):
+    """The entry of ``state.json``."""
+
+    files: list[str]
+    run: str
+
+
 def bind(state: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:
-    """Let a state name the files that will be bound to it.
+    """Let a state name its run, and the files that will be bound to it.
 
     Args:
-        state: What goes into ``state.json``, the step included.
+        state: What goes into ``state.json``.
         files: Names of the files.
     """
-    return {**state, BOUND: sorted(files)}
+    settings = flatten(state.get("config") or {})
+    kept = {name: value for name, value in settings.items() if name not in MAY_CHANGE}
+    run = fingerprint([kept, state.get("data")])
+    return {**state, BOUND: {"files": sorted(files), "run": run}}
 
 
 def binding_of(state: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of the files of a state.
+    """The metadata of the files that a state is bound to.
 
     Args:
         state: All of ``state.json``.
     """
-    run = fingerprint([state.get("config"), state.get("data")])
-    return {"step": str(state.get("step")), "run": run, "state": fingerprint(state)}
+    told = {name: value for name, value in state.items() if name not in _HOW}
+    return {"step": str(state["step"]), "run": state[BOUND]["run"], "state": fingerprint(told)}
 
 
 def check_bound(folder: Path, state: Mapping[str, Any], listed: Iterable[str]) -> None:
@@ -65,27 +82,23 @@ def check_bound(folder: Path, state: Mapping[str, Any], listed: Iterable[str]) -
     Raises:
         CheckpointError: Naming the file, and whether its step, its run or its state is another.
     """
-    names = state.get(BOUND)
-    if names is None:  # of an earlier version
+    if BOUND not in state:  # of an earlier version
         return
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{folder} is incomplete or damaged: its {BOUND} names no files")
-    expected = binding_of(state)
-    for name in names:
-        if name not in listed or Path(name).name != name:
-            raise CheckpointError(
-                f"{folder} is incomplete or damaged: its manifest does not list {name}"
-            )
-        try:
+    try:
+        bound = msgspec.convert(state[BOUND], _Bound)
+        expected = binding_of(state)
+        for name in bound.files:
+            if name not in listed or Path(name).name != name:
+                raise DataError(f"its manifest does not list {name}")
             found = read_header(folder / name).get("__metadata__") or {}
-        except DataError as error:
-            raise CheckpointError(f"{folder} is incomplete or damaged: {error}") from error
-        for key, what in _PARTS.items():
-            if found.get(key) != expected[key]:
-                raise CheckpointError(
-                    f"{folder} is mixed: {name} belongs to another {what}: {found.get(key)}, "
-                    f"expected {expected[key]}; put the right file back"
-                )
+            for key, what in _PARTS.items():
+                if found.get(key) != expected[key]:
+                    raise CheckpointError(
+                        f"{folder} is mixed: {name} belongs to another {what}: {found.get(key)}, "
+                        f"expected {expected[key]}; put the right file back"
+                    )
+    except (DataError, msgspec.ValidationError) as error:
+        raise CheckpointError(f"{folder} is incomplete or damaged: {error}") from error
 
 
 def read_header(path: Path) -> Header:
