@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 
 from launchers import ranks
+from trainer.environment import prepare
 from trainer.errors import EXIT_FAILED
 
 PRELOAD = ("launchers.warm",)
@@ -54,6 +55,7 @@ def run_child(
     """
     os.environ.clear()
     os.environ.update(environment)
+    prepare()
     os.setsid()  # Ctrl-C on the terminal reaches the pipeline alone, which passes on one signal
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # held back by the server

@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 from trainer.engine.rendezvous import check_endpoint
+from trainer.environment import prepare
 from trainer.errors import EXIT_FAILED, EXIT_REQUEUE, TrainingError
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, 75 if a rank stopped with a checkpoint, or 1.
     """
+    prepare()
     words = sys.argv[1:] if argv is None else argv
     try:
         check_endpoint(words)

@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
         "run.deepspeed",
         "run.micro_batch",
         "run.compile",
+        "run.allow_emulated",
         "run.activation_checkpointing",
         "run.copies.rule",
         "run.copies.every",

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from trainer.environment import prepare
 from trainer.errors import EXIT_DONE, EXIT_USAGE, TinyNewsRecError
 
 VERBS = (
@@ -61,11 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; mistakes of the user print one line, no
     traceback."""
+    prepare()
     arguments = build_parser().parse_args(argv)
     interrupt.set_running(True)
-    # oneDNN keeps a compiled kernel for every shape it has seen, 1,024 of them unless told
-    # otherwise: gigabytes where every micro-batch has its own shape. A step needs a few dozen.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
         code = arguments.run(arguments) or EXIT_DONE
         sys.stdout.flush()  # so that a closed pipe is met here, not in the interpreter's teardown

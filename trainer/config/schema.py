@@ -325,7 +325,10 @@ class RunConfig:
     """Optimizer steps at most."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 compute under autocast and keep weights and optimizer in fp32; fp16 scales the
-    loss, and leaves out the steps whose scaled gradient overflows."""
+    loss, and leaves out the steps whose scaled gradient overflows. What the hardware only emulates
+    is many times slower than fp32, and is said at the start."""
+    allow_emulated: bool = False
+    """Train with the preset ``cpu_bf16`` on a CPU that only emulates bf16."""
     compile: bool = False
     """Compile the backbone's layers with ``torch.compile`` (dynamic shapes): slower to the first
     step, faster after it."""

@@ -3,6 +3,9 @@
 from trainer.config.schema import CopiesConfig
 from trainer.errors import ConfigError
 
+MOST = 100_000
+"""Copies at most that a run keeps."""
+
 
 def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
     """Steps after which the model is kept as a teacher, ascending.
@@ -29,13 +32,21 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
                 "leaves no teachers"
             )
         return sorted(set(copies.steps))
-    multiples = list(range(copies.every, total_steps + 1, copies.every))
+    multiples = range(copies.every, total_steps + 1, copies.every)
     if copies.rule == "every_k":
-        chosen, wanted = multiples, 1
+        found, wanted = multiples, 1
     elif copies.rule == "first_m":
-        chosen, wanted = multiples[: copies.count], copies.count
+        found, wanted = multiples[: copies.count], copies.count
     else:
-        chosen, wanted = sorted({*multiples, total_steps})[-copies.count :], copies.count
+        found, wanted = multiples[-copies.count :], copies.count
+    if len(found) > MOST:
+        raise ConfigError(
+            f"run.copies.rule {copies.rule} with every {copies.every} keeps {len(found)} copies; "
+            f"expected at most {MOST}: raise run.copies.every or shorten the run"
+        )
+    chosen = list(found)
+    if copies.rule == "last_m":
+        chosen = sorted({*chosen, total_steps})[-copies.count :]
     if len(chosen) < wanted:
         fitting = total_steps // wanted
         lower = f"run.copies.every {fitting} or less, or " if fitting else ""

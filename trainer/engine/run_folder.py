@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -36,6 +37,17 @@ LOCK_S = 1.0
 PACKAGES = ("tiny-newsrec", "torch", "deepspeed", "accelerate", "transformers", "numpy")
 
 State = Literal["running", "finished", "stopped"]
+
+
+@dataclass(frozen=True)
+class _StateFile:
+    """What is read of ``state.json``."""
+
+    state: str = ""
+    step: int = 0
+    steps: int = 0
+    reason: str | None = None
+    without_improvement: int = 0
 
 
 class RunFolder:
@@ -74,6 +86,7 @@ class RunFolder:
         """
         try:
             self.log.mkdir(parents=True, exist_ok=True)
+            self._check_files()
             self._take_lock()
             self._log = (self.log / "train.log").open("a", encoding="utf-8")
         except OSError as error:
@@ -81,6 +94,16 @@ class RunFolder:
                 f"run folder {self.path} cannot be written: {error.strerror or error}; "
                 "choose another run.dir"
             ) from error
+
+    def _check_files(self) -> None:
+        """See that nothing stands in a file's place that would be waited for, such as a FIFO."""
+        names = (".lock", "config.json", "state.json", "starts.jsonl", "metrics.jsonl")
+        for path in (*(self.path / name for name in names), self.log / "train.log"):
+            if path.exists() and not path.is_file():
+                raise TrainingError(
+                    f"run folder {self.path} cannot be used: {path} is not a regular file; remove "
+                    "it, or choose another run.dir"
+                )
 
     def _take_lock(self) -> None:
         self._lock = FileLock(self.path / ".lock")
@@ -120,13 +143,15 @@ class RunFolder:
     def stored_config(self) -> dict[str, Any] | None:
         """The configuration of the run that the folder holds, None where it holds none."""
         path = self.path / "config.json"
-        return dict(read_json(path)) if path.exists() else None
+        return read_json(path, dict[str, Any]) if path.exists() else None
 
     def state(self) -> dict[str, Any]:
         """What ``state.json`` says; empty where there is none."""
         try:
-            return dict(read_json(self.path / "state.json"))
-        except (DataError, TypeError, ValueError):
+            path = self.path / "state.json"
+            read_json(path, _StateFile)
+            return read_json(path, dict[str, Any])
+        except DataError:
             return {}
 
     def write_state(
