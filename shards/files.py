@@ -20,6 +20,7 @@ from typing import IO, Any, TypeVar, overload
 import msgspec
 
 from shards.errors import DamageError, DataError
+from shards.os_errors import naming
 
 _BLOCK_BYTES = 1 << 20
 MAX_JSON_BYTES = 64 << 20
@@ -79,11 +80,12 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     temporary = temporary_name(path)
     text: dict[str, str] = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
     try:
-        with temporary.open(mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path, of=temporary):
+            with temporary.open(mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
