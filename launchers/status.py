@@ -7,7 +7,6 @@ a training step's run folder how far it is.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from launchers.jobs import JobBook, Queued
 from launchers.local import is_running
 from launchers.stamps import Stamp, Stamps, State
 from launchers.steps import Step
-from shards.files import read_json
+from shards.location import shown_text
 from trainer.errors import DataError
-
-_TAIL_BYTES = 65536
+from trainer.monitor.run_files import STATE, last_record, reached_step, read_state
 
 
 @dataclass(frozen=True)
@@ -144,32 +142,16 @@ def _progress(step: Step, digest: str, stamps: Stamps) -> str | None:
         return f"{len(step.array) - left}/{len(step.array)} tasks"
     if step.command[1] != "train" or step.output is None:
         return None
-    try:
-        total = int(read_json(Path(step.output) / "state.json")["steps"])
-    except (DataError, KeyError, TypeError, ValueError):
+    run = Path(step.output)
+    if not (run / STATE).exists():
         return None  # it has not begun
-    record = _last_record(Path(step.output) / "metrics.jsonl")
-    if record is None:
-        return f"step 0/{total}"
-    loss = f", loss {record['train/loss']:.4f}" if "train/loss" in record else ""
-    return f"step {record['step']}/{total}{loss}"
-
-
-def _last_record(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a metrics file that has a training loss; its end alone is read."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        lines = file.read().split(b"\n")
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the last line may be half written, the first one half read
-        if isinstance(record, dict) and "step" in record and "train/loss" in record:
-            return record
-    return None
+    try:
+        state, record = read_state(run), last_record(run, "train/loss")
+        reached = reached_step(run, state, last_record(run))
+    except DataError as error:
+        return f"unknown: {shown_text(error)}"
+    loss = "" if record is None else f", loss {record['train/loss']:.4f}"
+    return f"step {reached}/{state.steps}{loss}"
 
 
 def _seconds(latest: Stamp | None, state: str) -> float | None:

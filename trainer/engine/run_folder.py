@@ -13,6 +13,7 @@
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -28,7 +29,9 @@ from filelock import FileLock, Timeout
 
 from shards.errors import DataError
 from shards.files import read_json, write_json_atomic
+from shards.location import shown, shown_text
 from trainer.errors import CheckpointError, TrainingError
+from trainer.monitor.run_files import read_state
 
 LOCK_S = 1.0
 """How long a start waits for the lock: ``tnr runs`` holds it for a moment to see who has it."""
@@ -120,14 +123,15 @@ class RunFolder:
     def stored_config(self) -> dict[str, Any] | None:
         """The configuration of the run that the folder holds, None where it holds none."""
         path = self.path / "config.json"
-        return dict(read_json(path)) if path.exists() else None
+        return read_json(path, dict[str, Any]) if path.exists() else None
 
     def state(self) -> dict[str, Any]:
-        """What ``state.json`` says; empty where there is none."""
+        """What ``state.json`` says; empty where there is none that a run has written."""
         try:
-            return dict(read_json(self.path / "state.json"))
-        except (DataError, TypeError, ValueError):
+            found = dataclasses.asdict(read_state(self.path))
+        except DataError:
             return {}
+        return {name: value for name, value in found.items() if value not in (None, False)}
 
     def write_state(
         self,
@@ -151,7 +155,7 @@ class RunFolder:
         """
         entry: dict[str, Any] = {"state": state, "step": step, "steps": steps}
         if reason is not None:
-            entry["reason"] = reason
+            entry["reason"] = shown_text(reason)
         if is_failed:
             entry["is_failed"] = True
         if without_improvement is not None:
@@ -175,7 +179,7 @@ class RunFolder:
             entry = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 **start,
-                "command": shlex.join(sys.argv),
+                "command": shlex.join(map(shown, sys.argv)),
                 "host": platform.node(),
                 "versions": versions(),
                 "git": git_revision(),
