@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launchers.jobs import JobBook, Queued
+from launchers.jobs import JobBook, Queued, Submitted
 from launchers.local import is_running
 from launchers.stamps import Stamp, Stamps, State
 from launchers.steps import Step
 from shards.location import shown_text
-from trainer.errors import DataError
+from trainer.errors import DamageError, DataError, TinyNewsRecError
 from trainer.monitor.run_files import STATE, last_record, reached_step, read_state
 
 
@@ -30,10 +30,10 @@ class Row:
     job: str | None
     """Slurm's id, None for a step that ran here or has not run."""
     state: str
-    """``to do``, ``queued``, ``running``, ``done``, ``stopped``, ``failed``, ``cancelled`` or
-    ``stale``."""
+    """``to do``, ``queued``, ``running``, ``done``, ``stopped``, ``failed``, ``cancelled``,
+    ``stale``, or ``damaged``: its stamp cannot be read."""
     reason: str | None
-    """Why a queued job waits."""
+    """Why a queued job waits, or what is damaged."""
     requeued: int
     """How often its job was queued again."""
     progress: str | None
@@ -62,8 +62,18 @@ def status_rows(
         folder: The pipeline's folder of stamps.
         asked: What ``squeue`` said; None if it could not be asked, and stamps alone count.
     """
-    book, here = JobBook(folder), is_running(folder)
-    return [_row(step, known[step.name], Stamps(folder), book, asked, here) for step in steps]
+    here = is_running(folder)
+    try:
+        jobs = JobBook(folder).jobs
+    except TinyNewsRecError:
+        jobs = {}  # whoever asked squeue has said so
+    rows = []
+    for step in steps:
+        try:
+            rows.append(_row(step, known[step.name], Stamps(folder), jobs, asked, here))
+        except DamageError as error:
+            rows.append(_damaged_row(step, str(error)))
+    return rows
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -90,14 +100,14 @@ def _row(
     step: Step,
     digest: str,
     stamps: Stamps,
-    book: JobBook,
+    jobs: Mapping[str, Submitted],
     asked: Mapping[str, Queued] | None,
     here: bool,
 ) -> Row:
-    submitted = book.jobs.get(step.name)
+    submitted = jobs.get(step.name)
     job = None if submitted is None else submitted.job
     queued = None if asked is None or job is None else asked.get(job)
-    written = [s for task in _tasks(step) if (s := stamps.read(step, task)) is not None]
+    written = [s for task in _tasks(step) if (s := stamps.check(step, task)) is not None]
     latest = max(written, key=lambda stamp: stamp.start, default=None)
     state, reason = str(stamps.state(step, digest)), None
     if queued is not None:
@@ -119,6 +129,19 @@ def _row(
         progress=_progress(step, digest, stamps),
         seconds=_seconds(latest, state),
         log=_log(step, stamps),
+    )
+
+
+def _damaged_row(step: Step, reason: str) -> Row:
+    return Row(
+        step=step.name,
+        job=None,
+        state="damaged",
+        reason=shown_text(reason),
+        requeued=0,
+        progress=None,
+        seconds=None,
+        log=None,
     )
 
 

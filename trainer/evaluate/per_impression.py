@@ -134,7 +134,7 @@ def of_record(record: dict[str, Any], file: str | Path) -> PerImpression | None:
         return None
     path = Path(file).parent / str(named)
     found = read_per_impression(path, name=str(file))
-    wanted = str(record.get("data", {}).get("impressions_fingerprint"))
+    wanted = str((record.get("data") or {}).get("impressions_fingerprint"))
     if found.clicks != wanted:
         raise DataError(
             f"{path} is of click log {found.clicks[:12]}…, but {file} of {wanted[:12]}…; evaluate "

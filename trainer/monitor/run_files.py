@@ -40,7 +40,7 @@ class RunState:
 class RunSettings:
     """``config.json``, as far as a list of runs shows it."""
 
-    task: str = "?"
+    task: str
 
 
 def read_state(folder: Path) -> RunState:
