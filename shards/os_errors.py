@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_RUST = re.compile(r"\(os error (\d+)\)")
+# Rust's libraries, and an error of shutil that holds those of many files.
+_TOLD = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 # What PyTorch's and NumPy's writers say of a write that was cut short; neither names a cause.
 _CUT_SHORT = re.compile(r"PytorchStreamWriter|inline_container|\d+ requested and \d+ written")
 
@@ -27,9 +28,10 @@ def os_error(error: BaseException) -> OSError | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error
     text = str(error)
-    told = _RUST.search(text)
+    told = _TOLD.search(text)
     if told is not None:
-        return OSError(int(told[1]), os.strerror(int(told[1])))
+        number = int(told[1] or told[2])
+        return OSError(number, os.strerror(number))
     if isinstance(error, OSError | RuntimeError) and _CUT_SHORT.search(text):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return None
@@ -59,6 +61,7 @@ def os_error_line(error: OSError) -> str:
     """Say in one line what the operating system refused, and what to do."""
     reason = error.strerror or str(error)
     if error.errno in _NO_ROOM:
-        where = "" if error.filename is None else f" {os.fsdecode(error.filename)}"
+        name = error.filename if error.filename2 is None else error.filename2  # of a copy
+        where = "" if name is None else f" {os.fsdecode(name)}"
         return f"cannot write{where}: {reason}; make room and run the same command again"
     return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"

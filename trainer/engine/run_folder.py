@@ -131,7 +131,8 @@ class RunFolder:
             found = dataclasses.asdict(read_state(self.path))
         except DataError:
             return {}
-        return {name: value for name, value in found.items() if value not in (None, False)}
+        unsaid = (None, False)
+        return {name: v for name, v in found.items() if not any(v is one for one in unsaid)}
 
     def write_state(
         self,
