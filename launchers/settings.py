@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from trainer.errors import ConfigError
+from shards.location import refuse_keys
+from trainer.errors import ConfigError, UsageError
 
 T = TypeVar("T")
 
@@ -33,6 +34,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: expected keys and values, found {type(content).__name__}")
+    try:
+        refuse_keys(content)
+    except UsageError as error:
+        raise ConfigError(f"{source}: {error}") from error
     return content
 
 

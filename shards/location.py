@@ -8,6 +8,10 @@ hides more counts: a key may have ``/``, ``@``, ``?`` or spaces in it.
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+from shards.errors import UsageError
 
 HIDDEN = "***"
 
@@ -34,6 +38,45 @@ def shown(location: object) -> str:
     if scheme is not None:
         text = text[: scheme.end()] + _opened(text[scheme.end() :])
     return _PARAMETER.sub(rf"\1{HIDDEN}", text)
+
+
+def has_key(location: object) -> bool:
+    """Say whether a URL carries what :func:`shown` hides."""
+    text = str(location)
+    return _SCHEME.search(text) is not None and shown(text) != text
+
+
+def is_elsewhere(path: object) -> bool:
+    """Say whether a path is a URL, or what a ``Path`` has made of one."""
+    return _SCHEME.match(str(path)) is not None
+
+
+def refuse_keys(settings: Any, where: str = "") -> None:
+    """Refuse settings of which a location carries a key: they are written into run folders.
+
+    Args:
+        settings: Nested mappings and lists, as a recipe or a pipeline file holds them.
+        where: Dotted name of the settings, for the message.
+
+    Raises:
+        UsageError: Names the setting.
+    """
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            refuse_keys(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            refuse_keys(value, where)
+    elif isinstance(settings, str) and has_key(settings):
+        raise UsageError(f"{where}: {key_refusal(settings)}")
+
+
+def key_refusal(location: object) -> str:
+    """Say why a location with a key is refused, and where the key belongs."""
+    return (
+        f"{shown(location)}: credentials do not belong into a URL, which is logged; put them where"
+        " fsspec looks for them (environment, ~/.netrc, fsspec's configuration)"
+    )
 
 
 def shown_text(text: object) -> str:

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from shards.location import shown_text
+from shards.location import is_elsewhere, shown_text
 from trainer.cli.ending import exit_code_of, name_standard_streams
-from trainer.errors import EXIT_USAGE
+from trainer.errors import EXIT_USAGE, UsageError
 
 VERBS = (
     ("trainer.cli.demo", "demo"),
@@ -73,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int | None:
     arguments = build_parser().parse_args(argv)
+    for option in ("out", "plot"):
+        if is_elsewhere(place := getattr(arguments, option, None)):
+            raise UsageError(f"--{option} {place}: expected a place on this machine, not a URL")
     code: int | None = arguments.run(arguments)
     return code
 
