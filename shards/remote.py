@@ -87,14 +87,15 @@ def check_url(url: str) -> str:
     Raises:
         UsageError: It is no URL that shard sets are read from.
     """
+    prefix = "expected the prefix of a shard set, like s3://bucket/sets/news"
     if has_key(url):
-        raise UsageError(key_refusal(url))
+        raise UsageError(f"{key_refusal(url)}; {prefix}")
     parts = urlsplit(url)
     if "::" in url or parts.scheme not in _SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
         raise UsageError(f"{url}: shard sets are read from folders and from {known}")
     if not (parts.netloc or parts.scheme == "file"):
-        raise UsageError(f"{url}: expected the prefix of a shard set, like s3://bucket/sets/news")
+        raise UsageError(f"{url}: {prefix}")
     return url.rstrip("/")
 
 

@@ -1,5 +1,6 @@
 """Files that lists and reports read, malformed in every way: one line, the rest shown, no hang."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,16 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from launchers.jobs import JobBook
 from launchers.stamps import Stamp, Stamps, State
 from launchers.status import status_rows, table
 from launchers.steps import Step
 from trainer.cli.main import main
-from trainer.errors import TinyNewsRecError
+from trainer.errors import DataError, TinyNewsRecError
+from trainer.evaluate.impressions import FORMAT
+from trainer.evaluate.per_impression import read_per_impression
 
 LIMIT_S = 10
 STATE = {"state": "finished", "step": 5, "steps": 20}
@@ -251,3 +256,89 @@ def test_stamps_and_jobs_of_any_types(
         JobBook(tmp_path)
     except TinyNewsRecError as error:
         assert "jobs.json" in str(error)
+
+
+METRIC_NAMES = ("auc", "mrr", "ndcg5", "ndcg10")
+
+
+@pytest.fixture(scope="module")
+def per_impression(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file of single impressions' metrics, as an evaluation writes it."""
+    tensors: dict[str, Any] = {name: np.array([0.5, 1.0]) for name in METRIC_NAMES}
+    tensors |= {"row": np.array([0, 1]), "user": np.array([0, 1], np.int32)}
+    return save(tensors, {"format": FORMAT, "clicks": "f"})
+
+
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_file_of_impressions_with_any_bytes_is_read_or_refused(
+    data: st.DataObject, per_impression: bytes, tmp_path: Path
+) -> None:
+    changed = bytearray(per_impression)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    del changed[data.draw(st.integers(0, len(changed))) :]
+    path = tmp_path / "impressions.safetensors"
+    path.write_bytes(changed)
+    with contextlib.suppress(DataError):
+        read_per_impression(path)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F8_E4M3", "BOOL", "F16", "U64"])
+def test_impressions_of_another_type_are_refused(kind: str, tmp_path: Path) -> None:
+    size = {"BF16": 2, "F16": 2, "U64": 8}.get(kind, 1)
+    header = {"row": {"dtype": kind, "shape": [2], "data_offsets": [0, 2 * size]}}
+    text = json.dumps(header | {"__metadata__": {"format": FORMAT}}).encode()
+    path = tmp_path / "impressions.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(2 * size))
+    with pytest.raises(DataError, match=str(path)):
+        read_per_impression(path)
+
+
+_LINES = st.lists(
+    st.one_of(
+        st.builds("{} {}".format, st.integers(), st.lists(st.integers(0, 3))),
+        st.builds("{} [{}]".format, st.integers(), st.sampled_from(["1e999", "NaN", "9" * 5000])),
+        st.builds("1\tU\t9\tN1\t{}".format, st.sampled_from(["N1-1 N2-0", "N1", "N1-2", ""])),
+        st.text(max_size=20),
+        st.just("1 " + "[" * 5000),
+    ),
+    max_size=4,
+).map("\n".join)
+
+
+@settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(prediction=_LINES, behaviors=_LINES)
+def test_predictions_and_logs_of_any_text_are_scored_or_refused(
+    prediction: str, behaviors: str, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "prediction.txt").write_text(prediction, errors="surrogatepass")
+    (tmp_path / "behaviors.tsv").write_text(behaviors, errors="surrogatepass")
+    code = main(["score", str(tmp_path / "prediction.txt"), str(tmp_path / "behaviors.tsv")])
+    assert code in (0, 1) and "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("malformed", MALFORMED)
+@pytest.mark.parametrize("name", ["prediction.txt", "behaviors.tsv"])
+def test_a_malformed_prediction_or_log_is_one_line(
+    name: str, malformed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prediction.txt").write_text("1 [1,2]\n")
+    (tmp_path / "behaviors.tsv").write_text("1\tU\t9\tN1\tN1-1 N2-0\n")
+    put(tmp_path / name, malformed)
+    with time_limit():
+        code = main(["score", str(tmp_path / "prediction.txt"), str(tmp_path / "behaviors.tsv")])
+    err = capsys.readouterr().err
+    assert code == 1 or (name, malformed) == ("prediction.txt", "empty")
+    assert err.count("\n") == 1
+
+
+def test_the_order_of_ties_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("score", "evaluate"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        assert "the later candidate comes first" in " ".join(capsys.readouterr().out.split())
