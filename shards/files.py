@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from typing import IO, Any, TypeVar, overload
 import msgspec
 
 from shards.errors import DamageError, DataError
+from shards.os_errors import naming
 
 _BLOCK_BYTES = 1 << 20
 MAX_JSON_BYTES = 64 << 20
@@ -87,7 +89,10 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     while not held:
         temporary = temporary_name(path)
         try:
-            with temporary.open(mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
+            with (
+                naming(path, of=temporary),
+                temporary.open(mode.replace("w", "x"), **text) as file,  # type: ignore[call-overload]
+            ):
                 held = _hold(file.fileno())
                 if held:
                     yield file
@@ -163,7 +168,7 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
         file.write(text + "\n")
 
 
-def open_regular(path: str | Path) -> IO[bytes]:
+def open_regular(path: str | Path) -> io.FileIO:
     """Open a regular file for reading, unbuffered.
 
     A FIFO or a device in a file's place would block for ever or never end, so both are refused.

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from shards.errors import DamageError, DataError
 from shards.files import open_regular
@@ -63,7 +63,7 @@ class TarWalk:
             raw = open_regular(path)
         except DataError as error:
             raise DamageError(str(error)) from error
-        self._file: IO[bytes] = io.BufferedReader(cast(io.RawIOBase, raw), _BLOCK_BYTES)
+        self._file: IO[bytes] = io.BufferedReader(raw, _BLOCK_BYTES)
         self.size = os.fstat(raw.fileno()).st_size
 
     def __enter__(self) -> "TarWalk":

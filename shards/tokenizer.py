@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shards.errors import DataError, UsageError
 from shards.files import fingerprint, fsync_folder, temporary_folder, temporary_name
 from shards.order import keyed_permutation
+from shards.os_errors import naming
 from shards.reader import ShardSet
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def publish_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> Non
     if folder.is_dir():
         return
     try:
-        with temporary_folder(folder) as temporary:
+        with temporary_folder(folder) as temporary, naming(folder):
             tokenizer.save_pretrained(str(temporary))
             _rename_folder(temporary, folder)
     except OSError as error:
@@ -215,8 +216,9 @@ def train_tokenizer(
     temporary = temporary_name(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(str(temporary))
-        (temporary / SENTENCEPIECE_FILE).write_bytes(model)
+        with naming(folder):
+            tokenizer.save_pretrained(str(temporary))
+            (temporary / SENTENCEPIECE_FILE).write_bytes(model)
         _rename_folder(temporary, folder)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 import numpy as np
 
@@ -115,7 +115,7 @@ def _shard_problems(
 
 def _walk(raw: IO[bytes], walk: "_Walk") -> str:
     """Read a shard once, and return its sha256."""
-    with io.BufferedReader(cast(io.RawIOBase, raw)) as file:
+    with io.BufferedReader(raw) as file:
         digest = hashlib.sha256()
 
         def read(size: int) -> bytes:

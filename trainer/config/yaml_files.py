@@ -15,8 +15,9 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from shards.files import read_bytes
+from shards.location import refuse_keys
 from trainer.config.text import refuse_control, shown
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, UsageError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -69,7 +70,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: The file is missing or not regular, is not YAML, is beyond a limit, sets a key
-            twice, holds a control character, or holds no mapping.
+            twice, holds a control character or a URL with a key, or holds no mapping.
     """
     source = Path(refuse_control(str(path), "the name of a YAML file"))
     if not os.path.exists(source):  # noqa: PTH110  # False, too, where the name is too long
@@ -90,6 +91,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{source}: expected keys and values, found {type(plain(content)).__name__}"
         )
+    try:
+        refuse_keys(content)
+    except UsageError as error:
+        raise ConfigError(f"{source}: {error}") from error
     return content
 
 

@@ -13,6 +13,7 @@
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -21,7 +22,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -29,7 +29,9 @@ from filelock import FileLock, Timeout
 
 from shards.errors import DataError
 from shards.files import read_json, write_json_atomic
+from shards.location import shown, shown_text
 from trainer.errors import CheckpointError, TrainingError
+from trainer.monitor.run_files import read_state
 
 LOCK_S = 1.0
 """How long a start waits for the lock: ``tnr runs`` holds it for a moment to see who has it."""
@@ -37,17 +39,6 @@ LOCK_S = 1.0
 PACKAGES = ("tiny-newsrec", "torch", "deepspeed", "accelerate", "transformers", "numpy")
 
 State = Literal["running", "finished", "stopped"]
-
-
-@dataclass(frozen=True)
-class _StateFile:
-    """What is read of ``state.json``."""
-
-    state: str = ""
-    step: int = 0
-    steps: int = 0
-    reason: str | None = None
-    without_improvement: int = 0
 
 
 class RunFolder:
@@ -146,13 +137,13 @@ class RunFolder:
         return read_json(path, dict[str, Any]) if path.exists() else None
 
     def state(self) -> dict[str, Any]:
-        """What ``state.json`` says; empty where there is none."""
+        """What ``state.json`` says; empty where there is none that a run has written."""
         try:
-            path = self.path / "state.json"
-            read_json(path, _StateFile)
-            return read_json(path, dict[str, Any])
+            found = dataclasses.asdict(read_state(self.path))
         except DataError:
             return {}
+        unsaid = (None, False)
+        return {name: v for name, v in found.items() if not any(v is one for one in unsaid)}
 
     def write_state(
         self,
@@ -176,7 +167,7 @@ class RunFolder:
         """
         entry: dict[str, Any] = {"state": state, "step": step, "steps": steps}
         if reason is not None:
-            entry["reason"] = reason
+            entry["reason"] = shown_text(reason)
         if is_failed:
             entry["is_failed"] = True
         if without_improvement is not None:
@@ -200,7 +191,7 @@ class RunFolder:
             entry = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 **start,
-                "command": shlex.join(sys.argv),
+                "command": shlex.join(map(shown, sys.argv)),
                 "host": platform.node(),
                 "versions": versions(),
                 "git": git_revision(),

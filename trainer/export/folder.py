@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.files import read_json, sha256_file, temporary_name, write_json_atomic
+from shards.os_errors import naming
 from trainer.errors import ColumnError, DataError, ModelError
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ def export_model(
     _clear(folder)
     building = temporary_name(folder)
     try:
-        model.save_pretrained(building)
+        with naming(folder):
+            model.save_pretrained(building)
         if tokenizer_dir is not None:
             for file in sorted(tokenizer_dir.iterdir()):
                 # A served tokenizer's folder may hold anything: nothing of the model's gives way.

@@ -59,7 +59,7 @@ def pick_device(asked: str | None, here: Place) -> str:
     """The device of this process: the one asked for, or by Accelerate's own choice.
 
     Raises:
-        UsageError: There is no such GPU.
+        UsageError: There is no such GPU, or it is not a device.
     """
     import torch
 
@@ -67,7 +67,10 @@ def pick_device(asked: str | None, here: Place) -> str:
     if asked is None:
         # As Accelerate numbers them, without the process group that its PartialState would start.
         return f"cuda:{here.local_rank % gpus}" if gpus else "cpu"
-    device = torch.device(asked)
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise UsageError(f"--device {asked}: expected cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise UsageError(f"--device {asked}: this process sees {gpus} GPUs")
     return asked
