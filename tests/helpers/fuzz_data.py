@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from helpers.corpora import articles, news_line, write_json_lines, write_mind_folder
 from helpers.foreign_tars import json_bytes, text_members, write_tar
 from helpers.fuzz import Loader
@@ -93,7 +94,7 @@ def _make_table(name: str, dialect: str) -> Any:
 
 
 def _make_parquet(folder: Path) -> None:
-    import pyarrow
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs the extra 'parquet'")
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.Table.from_pylist(articles(20)), folder / "a.parquet")

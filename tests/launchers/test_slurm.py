@@ -377,7 +377,7 @@ def test_words_with_spaces_and_shell_characters_stay_what_they_are():
         "runs/a b",
     ]
     assert words("export NOTE=", "") == [odd]
-    assert words("srun", "")[4:6] == ["run it", "-x"]
+    assert words("srun", "")[3:5] == ["run it", "-x"]
     assert words("#SBATCH --output=", "") == ["runs/a b/a-%A_%a.slurm.log"]
 
 

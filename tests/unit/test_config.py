@@ -241,6 +241,11 @@ CLICKS = ["--data.articles", "a", "--data.clicks", "c", "--run.dir", "r"]
         ("finetune", [*CLICKS, "--validation.patience", "3"], "validation.patience is set, but"),
         ("finetune", [*CLICKS, "--validation.max_impressions", "9"], "max_impressions is set, but"),
         (
+            "finetune",
+            [*CLICKS, "--validation.clicks", "d", "--run.best_metric", "train/loss"],
+            "the best step is that of valid/auc",
+        ),
+        (
             "post_train",
             [*NEEDED, "--run.checkpoint_every", "100", "--run.keep_every", "150"],
             "run.keep_every 150 is not a multiple of run.checkpoint_every 100",
