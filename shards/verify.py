@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -113,7 +112,7 @@ def _shard_problems(
     yield from walk.problems
 
 
-def _walk(raw: IO[bytes], walk: "_Walk") -> str:
+def _walk(raw: io.FileIO, walk: "_Walk") -> str:
     """Read a shard once, and return its sha256."""
     with io.BufferedReader(raw) as file:
         digest = hashlib.sha256()

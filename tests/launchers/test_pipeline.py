@@ -259,11 +259,32 @@ def test_words_of_options_and_overrides():
         ({"cluster": {"env": {"N": 8}}}, r"env\.N is 8 \(int\); expected str, in quotes"),
         ({"cluster": {"env": {1: "x"}}}, "a key of cluster.env is 1"),
         ({"stages": {"post_train": {"set": {"run.max_steps": 15}}}}, "the copy of step 20, but"),
+        ({"stages": {"post_train": {"set": {"run.max_steps": 19}}}}, "the copy of step 20, but"),
     ],
 )
 def test_mistakes_are_named(changes, message):
     with pytest.raises(UsageError, match=message):
         plan(**changes)
+
+
+def test_every_step_waits_for_what_it_reads_and_takes_what_it_needs():
+    steps = plan(seeds=[3, 5], resources={"processes": 4})
+    assert steps["post-train"].needs == ("tokenize",)
+    assert steps["cache-1"].needs == ("post-train",)
+    assert steps["stage-1-student-1-s5"].needs == ("cache-1",)
+    assert set(steps["stage-2-student-1-s5"].needs) == {"stage-1-student-1-s5", "cache-2"}
+    teachers = {"finetune-teacher-1", "finetune-teacher-2"}
+    assert set(steps["cache-2"].needs) == {*teachers, "build-train"}
+    assert set(steps["plain-teacher-s3"].needs) == {"tokenize", "build-train"}
+    assert set(steps["evaluate-student-1-s3"].needs) == {"stage-2-student-1-s3", "build-dev"}
+    columns = "R/data/articles/columns"
+    assert steps["cache-1"].proof == (f"{columns}/teacher-text-*/column.json",)
+    assert steps["cache-2"].proof == (f"{columns}/teacher-news-*/column.json",)
+    assert words_after(steps["evaluate-student-1-s5"], "--seed") == ["5"]
+    ranks = {name: step.resources.processes for name, step in steps.items()}
+    assert ranks["post-train"] == ranks["plain-student-1-s5"] == 4
+    assert ranks["cache-1"] == ranks["tokenize"] == ranks["report"] == 1
+    plan(stages={"post_train": {"set": {"run.max_steps": 20}}})  # the copy is of the last step
 
 
 def test_files_that_hold_no_pipeline(tmp_path: Path):

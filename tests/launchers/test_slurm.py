@@ -7,6 +7,7 @@ the difference.
 import dataclasses
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -354,3 +355,81 @@ def test_a_refused_submission_names_what_went_before(slurm: Path):
     jobs = make_jobs([TRAIN, refused], CLUSTER, slurm / "p", digests([TRAIN, refused]))
     with pytest.raises(TinyNewsRecError, match="no such partition; submitted before it: post-tr"):
         submit(jobs, slurm / "p", JobBook(slurm / "p"), {})
+
+
+def test_words_with_spaces_and_shell_characters_stay_what_they_are():
+    odd = "it's; $HOME `x`"
+    step = Step(name="a", command=("tnr", "x", odd), array=((odd, "--b"),))
+    cluster = ClusterConfig(python="/my env/python", env={"NOTE": odd}, container=("run it", "-x"))
+    lines = make_job(step, cluster, Path("runs/a b"), "d").script.splitlines()
+
+    def words(begin: str, end: str) -> list[str]:
+        (line,) = (line for line in lines if line.strip().startswith(begin))
+        return shlex.split(line.strip().removeprefix(begin).removesuffix(end))
+
+    assert words("command=(", ")") == ["/my env/python", "-m", "trainer.cli.main", "x", odd]
+    assert words("0) command+=(", ") ;;") == [odd, "--b"]
+    assert words("mark=(", ")")[:5] == [
+        "/my env/python",
+        "-m",
+        "launchers.mark",
+        "--folder",
+        "runs/a b",
+    ]
+    assert words("export NOTE=", "") == [odd]
+    assert words("srun", "")[3:5] == ["run it", "-x"]
+    assert words("#SBATCH --output=", "") == ["runs/a b/a-%A_%a.slurm.log"]
+
+
+def test_modules_come_before_the_setup_and_the_environment_wins_over_the_interface():
+    cluster = ClusterConfig(
+        modules=("gcc",),
+        setup=("source x",),
+        network_interface="ib0",
+        env={"NCCL_SOCKET_IFNAME": "e"},
+    )
+    script = make_job(Step(name="a", command=("tnr", "x")), cluster, FOLDER, "d").script
+    assert script.index("module load gcc") < script.index("source x")
+    assert "export GLOO_SOCKET_IFNAME=ib0\n" in script
+    assert "export NCCL_SOCKET_IFNAME=e\n" in script
+
+
+def test_of_an_array_the_task_alone_is_requeued(slurm: Path):
+    step = Step(name="a", command=("tnr", "fail"), array=(("75",), ("75",)))
+    done = run_script(step, slurm, SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_JOB_ID="6")
+    assert done.returncode == 75, done.stderr
+    assert (slurm / "scontrol").read_text() == "requeue 6_1\n"
+
+
+def test_the_cluster_s_name_is_not_a_part_of_the_job_s_id(slurm: Path):
+    executable(slurm / "bin" / "sbatch", "#!/bin/bash\necho '101;north'\n")
+    jobs = make_jobs([TRAIN], CLUSTER, slurm / "p", digests([TRAIN]))
+    assert submit(jobs, slurm / "p", JobBook(slurm / "p"), {}) == {"post-train": "101"}
+    assert JobBook(slurm / "p").jobs["post-train"].job == "101"
+
+
+def test_a_queue_that_is_unknown_is_not_taken_for_empty(slurm: Path):
+    JobBook(slurm / "p").note(TRAIN, "101", "d")
+    executable(slurm / "bin" / "squeue", "#!/bin/bash\necho 'slurmctld is down' >&2\nexit 1\n")
+    with (
+        pytest.raises(TinyNewsRecError, match="squeue failed: slurmctld is down"),
+        submission(slurm / "p"),
+    ):
+        pass
+
+
+def test_an_array_waits_for_what_its_pending_tasks_wait_for():
+    found = read_squeue("9 PENDING 3 JobArrayTaskLimit\n9 RUNNING 0 None\n")["9"]
+    assert found == Queued(("PENDING", "RUNNING"), "JobArrayTaskLimit", 3)
+    assert found.runs
+    assert not Queued(("PENDING", "PENDING"), "Priority", 0).runs
+
+
+def test_a_note_keeps_the_jobs_before_it(tmp_path: Path):
+    book = JobBook(tmp_path)
+    book.note(TRAIN, "101", "d")
+    book.note(CACHE, "102", "e")
+    assert {name: job.job for name, job in JobBook(tmp_path).jobs.items()} == {
+        "post-train": "101",
+        "cache-1": "102",
+    }

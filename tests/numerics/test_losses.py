@@ -277,6 +277,31 @@ def test_errors_taken_once_a_text_and_gathered_give_the_same_distance():
     np.testing.assert_allclose(first, second, rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_without_autocast_is_computed_in_fp32_too(kind):
+    student, soft = (torch.tensor(random(B, C, seed=n)).to(kind) for n in range(2))
+    vectors = [torch.tensor(random(B, V, E, seed=n)).to(kind) for n in range(2)]
+    weights = torch.ones(1, B)
+    pairs = [
+        (contrastive(student), contrastive(student.float())),
+        (distillation(student, soft, 2.0), distillation(student.float(), soft.float(), 2.0)),
+        (
+            embedding_distance(vectors[0], vectors[1:], weights),
+            embedding_distance(vectors[0].float(), [vectors[1].float()], weights),
+        ),
+        (in_batch_scores(student, soft), in_batch_scores(student.float(), soft.float())),
+    ]
+    for found, exact in pairs:
+        assert found.dtype == torch.float32
+        assert torch.equal(found, exact)
+
+
+def test_no_gradient_reaches_a_soft_label_that_has_one():
+    soft, student = leaf(random(B, C)), leaf(random(B, C, seed=1))
+    distillation(student, soft).backward()
+    assert soft.grad is None
+
+
 def test_bf16_inputs_are_computed_in_fp32():
     scores = torch.tensor(random(M, B, C, scale=10.0)).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):

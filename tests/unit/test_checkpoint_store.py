@@ -6,8 +6,9 @@ import pytest
 
 from shards.files import read_json
 from trainer.checkpoint.hashed import HashedFile
-from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.retention import Retention, retention_of
 from trainer.checkpoint.store import CheckpointStore
+from trainer.config.load import from_settings
 from trainer.errors import CheckpointError
 
 
@@ -171,3 +172,28 @@ def test_a_damaged_later_one_is_neither_best_nor_counted_as_newest(tmp_path):
     save(store, 6, metric={"name": "m", "value": 3.0})
     assert 6 in store.steps()
     assert store.find().step == 6
+
+
+def test_the_rules_are_those_of_the_settings_and_validation_decides_where_there_is_one():
+    given = {"task": "finetune", "run.keep_checkpoints": 3, "run.keep_every": 40}
+    given |= {"run.best_metric": "train/loss", "run.best_is": "lowest"}
+    rules = retention_of(from_settings(given, where="test"))
+    assert rules == Retention(newest=3, every=40, metric="train/loss", best_is="lowest")
+    given |= {"validation.clicks": "sets/dev", "validation.metric": "mrr"}
+    rules = retention_of(from_settings(given, where="test"))
+    assert rules == Retention(newest=3, every=40, metric="valid/mrr", best_is="highest")
+
+
+def test_values_that_are_not_numbers_of_the_metric_count_for_nothing():
+    rules = Retention(newest=1, metric="loss")
+    assert rules.value({"metric": {"name": "loss", "value": 2}}) == 2.0
+    for entry in (
+        {"name": "auc", "value": 2.0},
+        {"name": "loss", "value": float("nan")},
+        {"name": "loss", "value": float("-inf")},
+        {"name": "loss", "value": "2"},
+        None,
+    ):
+        assert rules.value({"metric": entry}) is None
+    assert Retention(newest=1).value({"metric": {"name": "loss", "value": 2.0}}) is None
+    assert rules.best({10: 2.0, 5: 2.0, 15: 3.0}) == 5  # the earlier of equals

@@ -1,5 +1,7 @@
 """Weights and Adam state by name, and what may differ at a resume."""
 
+import json
+
 import pytest
 import torch
 from helpers.toy import ToyTask
@@ -60,6 +62,12 @@ def test_files_are_safetensors_and_their_hashes_are_those_of_the_bytes_on_disk(t
     for name, value in tensors.items():
         assert read[name].dtype == value.dtype
         assert torch.equal(read[name], value)
+    with (tmp_path / MODEL).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    assert length % 8 == 0  # so that every tensor is aligned, the widest first
+    for name, entry in header.items():
+        assert entry["data_offsets"][0] % tensors[name].element_size() == 0
     for name, entry in entries.items():
         path = tmp_path / name
         assert entry == {"bytes": path.stat().st_size, "sha256": sha256_file(path)}

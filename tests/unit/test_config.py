@@ -268,3 +268,62 @@ def test_bases_have_a_limit(tmp_path: Path) -> None:
         (tmp_path / f"{number}.yaml").write_text(f"base: {number + 1}.yaml\n")
     with pytest.raises(ConfigError, match="rests on more than 16 others"):
         read_recipe(str(tmp_path / "0.yaml"))
+
+
+CLICKS = ["--data.articles", "a", "--data.clicks", "c", "--run.dir", "r"]
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "said"),
+    [
+        ("post_train", ["--run.dir", "r"], "data.articles is not set"),
+        ("post_train", ["--data.articles", "a"], "run.dir is not set"),
+        ("finetune", NEEDED, "data.clicks is not set"),
+        ("finetune", [*CLICKS, "--data.in_batch_negatives", "true"], "is for task post_train"),
+        ("post_train_distill", NEEDED, "teachers.models is empty"),
+        ("post_train", [*NEEDED, "--data.share_titles", "auto"], "data.share_titles is auto"),
+        (
+            "finetune",
+            [*CLICKS, "--data.share_titles", "auto", "--loss.padded_slots", "true"],
+            "does not go with empty history slots",
+        ),
+        ("post_train", [*NEEDED, "--data.clicks_until", "2019-11-14"], "data.clicks_until is for"),
+        ("post_train", [*NEEDED, "--validation.clicks", "c"], "validation.clicks is for tasks"),
+        ("finetune", [*CLICKS, "--data.clicks_since", "soon"], "data.clicks_since is 'soon'"),
+        ("finetune", [*CLICKS, "--validation.patience", "3"], "validation.patience is set, but"),
+        ("finetune", [*CLICKS, "--validation.max_impressions", "9"], "max_impressions is set, but"),
+        (
+            "finetune",
+            [*CLICKS, "--validation.clicks", "d", "--run.best_metric", "train/loss"],
+            "the best step is that of valid/auc",
+        ),
+        (
+            "post_train",
+            [*NEEDED, "--run.checkpoint_every", "100", "--run.keep_every", "150"],
+            "run.keep_every 150 is not a multiple of run.checkpoint_every 100",
+        ),
+        (
+            "post_train",
+            [*NEEDED, "--model.backbone.name", "random", "--model.backbone.max_positions", "511"],
+            "data.max_body_tokens 512 makes texts of up to 512 tokens",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(task, words, said) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(task, words)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_at_their_bounds_are_taken() -> None:
+    random = ["--model.backbone.name", "random"]
+    load_config("post_train", [*NEEDED, *random, "--model.backbone.max_positions", "512"])
+    last = ["--model.user_encoder", "last_k_mean", "--model.user_last_k", "9"]
+    load_config("finetune", [*CLICKS, *last, "--data.history_length", "9"])
+    load_config("post_train", [*NEEDED, "--run.checkpoint_every", "50", "--run.keep_every", "150"])
+    # Joined fields share the special token at the start: 30 + 512 - 1.
+    joined = ["--data.news_text", "title", "body", "--model.backbone.max_positions", "541"]
+    load_config("finetune", [*CLICKS, *random, *joined])
+    # Shared titles without a mask do where everything is padded alike.
+    alike = ["--model.pooling_mask", "false", "--data.pad_to_max", "true"]
+    load_config("finetune", [*CLICKS, "--data.share_titles", "auto", *alike])

@@ -8,6 +8,7 @@ from scipy import stats
 
 from shards.errors import DataError
 from shards.negatives import (
+    Negatives,
     check_window_negatives,
     draw_distinct,
     draw_negatives,
@@ -174,3 +175,40 @@ def test_windows_too_small_for_the_negatives_are_refused_before_training():
     with pytest.raises(DataError, match=r"at least 10 articles, .*window_shards 2 of 3 shards one"):
         check_window_negatives(window_order([50, 50, 9]), 9)
     check_window_negatives(window_order([50, 50, 10]), 9)
+
+
+def test_damaged_articles_are_never_drawn_and_the_others_are():
+    skipped = np.array([0, 3, 4, 11])
+    rows = np.delete(np.arange(12), skipped)
+    drawn = draw_negatives(0, rows, rows * 0, 12, 7, skipped=skipped)
+    for row, others in zip(rows, drawn.tolist(), strict=True):
+        assert sorted([row, *others]) == rows.tolist()
+    with pytest.raises(DataError, match="at least 9 articles, the set has 8"):
+        draw_negatives(0, rows, rows * 0, 12, 8, skipped=skipped)
+    order = EpochOrder([6, 6], "f", 1, 1, skipped)
+    drawn = Negatives(order, 2, "window").of(rows, rows * 0)
+    assert not np.isin(drawn, skipped).any()
+    assert (drawn // 6 == rows[:, None] // 6).all()  # of the row's own shard, which is its window
+
+
+def test_settings_decide_where_from_and_whether_anew_in_each_epoch():
+    order = EpochOrder([40, 40], "f", 1, 1)
+    rows, epochs = np.arange(80), np.ones(80, dtype=np.int64)
+    corpus, window = Negatives(order, 9), Negatives(order, 9, "window")
+    assert (window.of(rows, epochs) // 40 == rows[:, None] // 40).all()
+    assert (corpus.of(rows, epochs) // 40 != rows[:, None] // 40).any()
+    assert (corpus.of(rows, epochs) != corpus.of(rows, epochs - 1)).any()
+    static = Negatives(order, 9, is_static=True)
+    assert (static.of(rows, epochs) == corpus.of(rows, epochs - 1)).all()
+    assert static.draws(epochs).tolist() == [0] * 80
+    with pytest.raises(DataError, match="at least 41 articles"):
+        Negatives(order, 40, "window")
+    Negatives(order, 40)
+
+
+def test_draws_over_corpus_and_window_are_not_alike():
+    """Where a window is the whole set, what is drawn differs all the same."""
+    order = EpochOrder([500], "f", 1, 1)
+    rows, epochs = np.arange(500), np.zeros(500, dtype=np.int64)
+    corpus, window = Negatives(order, 3), Negatives(order, 3, "window")
+    assert (corpus.of(rows, epochs) == window.of(rows, epochs)).mean() < 0.1

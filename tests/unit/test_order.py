@@ -1,5 +1,6 @@
 """The order of an epoch, as a pure function that any rank and any resumed run agrees on."""
 
+import itertools
 import json
 
 import numpy as np
@@ -147,3 +148,56 @@ def test_micro_batches_are_the_batch_in_order(n, micro):
     assert [e for part in parts for e in part.epochs.tolist()] == batch.epochs.tolist()
     assert all(len(part) == micro for part in parts[:-1])
     assert all(part.position == position for part in parts)
+
+
+@settings(deadline=None, max_examples=60)
+@given(counts=counts_lists, window=st.integers(1, 4), data=st.data())
+def test_skipped_units_never_come_and_every_other_one_comes_once(counts, window, data):
+    total = sum(counts)
+    skipped = data.draw(st.sets(st.integers(0, total - 1), max_size=total - 1))
+    order = EpochOrder(counts, "f", 3, window, np.array(sorted(skipped), dtype=np.int64))
+    left = [unit for unit in range(total) if unit not in skipped]
+    assert order.num_units == len(left)
+    for epoch in (0, 2):
+        assert sorted(order.rows(epoch, 0, order.num_units).tolist()) == left
+    shard_of = np.repeat(np.arange(len(counts)), counts)
+    kept = np.bincount(shard_of[left], minlength=len(counts))
+    assert order.kept_counts.tolist() == kept.tolist()
+    sizes = [np.diff(order.window_starts(epoch)).min() for epoch in range(20)]
+    assert order.smallest_window() <= min(sizes)
+
+
+def test_skipped_units_make_another_order_and_must_be_there():
+    none, first, last = (EpochOrder([7, 6], "f", 9, 4, rows) for rows in (None, [0], [12]))
+    assert len({order.fingerprint for order in (none, first, last)}) == 3
+    with pytest.raises(DataError, match="fingerprint is"):
+        last.total_at(first.position_at(3))
+    for outside in ([13], [-1]):
+        with pytest.raises(ValueError, match="not within 0:13"):
+            EpochOrder([7, 6], "f", 9, 4, outside)
+
+
+def test_smallest_window_counts_what_is_left_of_the_shards():
+    assert EpochOrder([5, 9], "f", 0, 1, [0, 1, 2]).smallest_window() == 2
+    assert EpochOrder([5, 9, 4], "f", 0, 2).smallest_window() == 4
+
+
+def test_windows_from_a_position_are_those_of_the_units_that_come():
+    order = EpochOrder([3, 0, 2, 4, 0, 0, 1], "f", 5, 2)
+    for total in range(2 * order.num_units + 1):
+        rows, epochs = order.span(total, total + 2 * order.num_units)
+        windows = [int(order.windows_of(int(e), rows[n : n + 1])[0]) for n, e in enumerate(epochs)]
+        visits = [
+            visit for visit, _ in itertools.groupby(zip(epochs.tolist(), windows, strict=True))
+        ]
+        found = itertools.islice(order.windows_from(order.position_at(total)), len(visits))
+        expected = [order.shards_of_window(*visit).tolist() for visit in visits]
+        assert [sorted(shards) for shards in found] == expected
+
+
+def test_equal_draws_keep_their_order(monkeypatch):
+    """A sort that is not stable would differ between versions of NumPy and processors."""
+    draws = np.tile(np.arange(7, dtype=np.uint64), 100)
+    monkeypatch.setattr("shards.order.keyed_draws", lambda key, n: draws[:n])
+    expected = [at for value in range(7) for at in range(value, 700, 7)]
+    assert keyed_permutation(["k"], 700).tolist() == expected
