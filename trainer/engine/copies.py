@@ -29,13 +29,14 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
                 "leaves no teachers"
             )
         return sorted(set(copies.steps))
-    multiples = list(range(copies.every, total_steps + 1, copies.every))
+    multiples = range(copies.every, total_steps + 1, copies.every)
     if copies.rule == "every_k":
-        chosen, wanted = multiples, 1
+        chosen, wanted = list(multiples), 1
     elif copies.rule == "first_m":
-        chosen, wanted = multiples[: copies.count], copies.count
+        chosen, wanted = list(multiples[: copies.count]), copies.count
     else:
-        chosen, wanted = sorted({*multiples, total_steps})[-copies.count :], copies.count
+        last = {*multiples[-copies.count :], total_steps}
+        chosen, wanted = sorted(last)[-copies.count :], copies.count
     if len(chosen) < wanted:
         fitting = total_steps // wanted
         lower = f"run.copies.every {fitting} or less, or " if fitting else ""
