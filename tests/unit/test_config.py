@@ -268,3 +268,11 @@ def test_bases_have_a_limit(tmp_path: Path) -> None:
         (tmp_path / f"{number}.yaml").write_text(f"base: {number + 1}.yaml\n")
     with pytest.raises(ConfigError, match="rests on more than 16 others"):
         read_recipe(str(tmp_path / "0.yaml"))
+
+
+def test_a_list_is_given_once_and_of_other_settings_the_last_counts() -> None:
+    words = [*NEEDED, "--run.seed", "1", "--run.seed", "2"]
+    assert load_config("post_train", words).run.seed == 2
+    twice = ["--teachers.models", "a", "--teachers.models", "b"]
+    with pytest.raises(ConfigError, match=r"^command line: teachers\.models is given twice"):
+        load_config("post_train_distill", [*NEEDED, *twice])
