@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+MANY_STEPS = 1_000_000
+"""Runs that may be longer are not too short for their teacher copies."""
+
 if TYPE_CHECKING:
     from launchers.config import PipelineConfig
     from launchers.steps import Resources, Step
@@ -216,12 +219,12 @@ def check_run(config: TrainConfig, resources: Resources) -> None:
         ConfigError: Batches do not divide, the run is too short for its teacher copies, or its
             DeepSpeed file is wrong.
     """
+    from trainer.config.validate import check_batch
     from trainer.engine.copies import copy_steps
     from trainer.engine.deepspeed_file import read_deepspeed_file
-    from trainer.plan.batches import plan_batches
 
-    plan_batches(config, resources.nodes, resources.processes)
-    if config.run.max_steps is not None:
+    check_batch(config, resources.nodes * resources.processes)
+    if config.run.max_steps is not None and config.run.max_steps <= MANY_STEPS:
         copy_steps(config.run.copies, config.run.max_steps)
     if config.run.deepspeed is not None:
         read_deepspeed_file(config.run.deepspeed)

@@ -121,8 +121,8 @@ def parse_overrides(words: Sequence[str], source: str = "command line") -> dict[
     """Turn ``--section.key value ...`` and ``--section.key=value`` into dotted settings.
 
     Raises:
-        ConfigError: A word stands where an option should, holds a control character, or an option
-            is unknown.
+        ConfigError: A word stands where an option should or holds a control character, or an option
+            is unknown or is a list that is given twice (of other settings the last counts).
     """
     settings: dict[str, list[str]] = {}
     key = None
@@ -131,6 +131,8 @@ def parse_overrides(words: Sequence[str], source: str = "command line") -> dict[
         if word.startswith("--"):
             key, has_value, value = word[2:].partition("=")
             key = key.replace("-", "_")
+            if key in settings and typing.get_origin(_bare(_hints().get(key))) is tuple:
+                raise ConfigError(f"{source}: {key} is given twice; give all its values after one")
             settings[key] = [value] if has_value else []
         elif key is None:
             raise ConfigError(

@@ -34,6 +34,7 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
         return sorted(set(copies.steps))
     multiples = range(copies.every, total_steps + 1, copies.every)
     if copies.rule == "every_k":
+<<<<<<< HEAD
         found, wanted = multiples, 1
     elif copies.rule == "first_m":
         found, wanted = multiples[: copies.count], copies.count
@@ -47,6 +48,14 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
     chosen = list(found)
     if copies.rule == "last_m":
         chosen = sorted({*chosen, total_steps})[-copies.count :]
+=======
+        chosen, wanted = list(multiples), 1
+    elif copies.rule == "first_m":
+        chosen, wanted = list(multiples[: copies.count]), copies.count
+    else:
+        last = {*multiples[-copies.count :], total_steps}
+        chosen, wanted = sorted(last)[-copies.count :], copies.count
+>>>>>>> w-launch
     if len(chosen) < wanted:
         fitting = total_steps // wanted
         lower = f"run.copies.every {fitting} or less, or " if fitting else ""
