@@ -270,7 +270,6 @@ def test_bases_have_a_limit(tmp_path: Path) -> None:
         read_recipe(str(tmp_path / "0.yaml"))
 
 
-<<<<<<< HEAD
 CLICKS = ["--data.articles", "a", "--data.clicks", "c", "--run.dir", "r"]
 
 
@@ -328,11 +327,11 @@ def test_settings_at_their_bounds_are_taken() -> None:
     # Shared titles without a mask do where everything is padded alike.
     alike = ["--model.pooling_mask", "false", "--data.pad_to_max", "true"]
     load_config("finetune", [*CLICKS, "--data.share_titles", "auto", *alike])
-=======
+
+
 def test_a_list_is_given_once_and_of_other_settings_the_last_counts() -> None:
     words = [*NEEDED, "--run.seed", "1", "--run.seed", "2"]
     assert load_config("post_train", words).run.seed == 2
     twice = ["--teachers.models", "a", "--teachers.models", "b"]
     with pytest.raises(ConfigError, match=r"^command line: teachers\.models is given twice"):
         load_config("post_train_distill", [*NEEDED, *twice])
->>>>>>> w-launch

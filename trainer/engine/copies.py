@@ -34,28 +34,18 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
         return sorted(set(copies.steps))
     multiples = range(copies.every, total_steps + 1, copies.every)
     if copies.rule == "every_k":
-<<<<<<< HEAD
         found, wanted = multiples, 1
     elif copies.rule == "first_m":
         found, wanted = multiples[: copies.count], copies.count
     else:
-        found, wanted = multiples[-copies.count :], copies.count
+        last = {*multiples[-min(copies.count, MOST + 1) :], total_steps}
+        found, wanted = sorted(last)[-copies.count :], copies.count
     if len(found) > MOST:
         raise ConfigError(
             f"run.copies.rule {copies.rule} with every {copies.every} keeps {len(found)} copies; "
             f"expected at most {MOST}: raise run.copies.every or shorten the run"
         )
     chosen = list(found)
-    if copies.rule == "last_m":
-        chosen = sorted({*chosen, total_steps})[-copies.count :]
-=======
-        chosen, wanted = list(multiples), 1
-    elif copies.rule == "first_m":
-        chosen, wanted = list(multiples[: copies.count]), copies.count
-    else:
-        last = {*multiples[-copies.count :], total_steps}
-        chosen, wanted = sorted(last)[-copies.count :], copies.count
->>>>>>> w-launch
     if len(chosen) < wanted:
         fitting = total_steps // wanted
         lower = f"run.copies.every {fitting} or less, or " if fitting else ""
