@@ -22,8 +22,12 @@ CPU_FLAGS = {
 }
 """What Linux lists of a CPU (x86, Arm) that computes in a precision."""
 
-CPU_FACTOR = {"bf16": "8 to 17", "fp16": "10 to 20"}
-"""How many times slower than fp32 a CPU trains that has none of them."""
+CPU_FACTORS = ("8 to 17", "5 or more")
+"""How many times slower than fp32 a CPU that has none of them trains, and encodes: measured with
+AVX2 alone, bf16 at 8 to 17 and 5.4, fp16 at 10.6 and 5.2."""
+
+GPU_FACTORS = ("2 to 4", "2 to 4")
+"""The same of a GPU; an estimate."""
 
 GPU_CAPABILITY = {"bf16": 8, "fp16": 6}
 """Compute capability from which on a GPU computes in a precision."""
@@ -35,22 +39,22 @@ class Emulation:
 
     precision: str
     device: str
-    """``CPU`` or ``GPU``, with its name where it is known."""
-    factor: str
-    """How many times slower than ``instead`` is to be expected."""
+    """``CPU`` or ``GPU``."""
+    factors: tuple[str, str]
+    """How many times slower than ``instead`` training and encoding are expected to be."""
     instead: str
 
-    def line(self, setting: str, choice: str = "") -> str:
+    def line(self, setting: str) -> str:
         """One line for people.
 
         Args:
             setting: What chose the precision.
-            choice: What to set in its place; empty for the same setting.
         """
+        training, encoding = self.factors
         return (
-            f"{setting} {self.precision} is only emulated by this {self.device}: expect it to be "
-            f"{self.factor} times slower than {self.instead}; "
-            f"set {choice or setting} {self.instead} instead"
+            f"{setting} {self.precision} is only emulated by this {self.device}: expect training "
+            f"{training} and encoding {encoding} times slower than {self.instead}; "
+            f"set {setting} {self.instead} instead"
         )
 
 
@@ -72,12 +76,10 @@ def emulated(precision: str, device: str) -> Emulation | None:
         if torch.cuda.get_device_capability(device)[0] >= GPU_CAPABILITY[precision]:
             return None
         instead = "fp16" if precision == "bf16" else "fp32"
-        return Emulation(precision=precision, device="GPU", factor="2 to 4", instead=instead)
+        return Emulation(precision=precision, device="GPU", factors=GPU_FACTORS, instead=instead)
     if device != "cpu" or cpu_flags() & CPU_FLAGS[precision]:
         return None
-    return Emulation(
-        precision=precision, device="CPU", factor=CPU_FACTOR[precision], instead="fp32"
-    )
+    return Emulation(precision=precision, device="CPU", factors=CPU_FACTORS, instead="fp32")
 
 
 def warn_if_emulated(
@@ -128,8 +130,8 @@ def check_preset(preset: str | None, run: RunConfig) -> None:
     if found is not None:
         raise ConfigError(
             f"preset cpu_bf16 is for CPUs with instructions for bf16; this one only emulates "
-            f"{found.precision}, {found.factor} times slower than fp32: take preset cpu, or force "
-            "it with --run.allow_emulated true"
+            f"{found.precision}, {found.factors[0]} times slower than fp32: take preset cpu, or "
+            "force it with --run.allow_emulated true"
         )
 
 
