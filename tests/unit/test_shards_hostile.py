@@ -25,10 +25,11 @@ def packed(path, *parts):
     return path
 
 
+@pytest.mark.parametrize("blank", [b"\n", b" \n"])
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.tsv.gz"])
-def test_blank_lines_without_end(tmp_path, name):
+def test_blank_lines_without_end(tmp_path, name, blank):
     head = b"" if "json" in name else b"id,title\n" if "csv" in name else b"id\ttitle\n"
-    path = packed(tmp_path / name, (head, 1), (b"\n" * MIB, 64))
+    path = packed(tmp_path / name, (head, 1), (blank * MIB, 3))
     with pytest.raises(DataError, match=f"more than {MAX_BLANK_LINES:,} blank lines in a row"):
         build_articles([path], tmp_path / "set")
 
