@@ -56,9 +56,9 @@ class ColumnWriter:
         self.folder = self.info.folder
         if shard_set.mirror is not None:
             shard_set.mirror.add_column(self.folder.name)
+        self._cleared = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.clear_leftovers()
             if not (self.folder / COLUMN_FILE).exists():
                 values = {
                     "name": name,
@@ -76,6 +76,7 @@ class ColumnWriter:
 
     def clear_leftovers(self) -> None:
         """Remove what killed writers left in the folder."""
+        self._cleared = True
         if self.shard_set.mirror is None:  # there, files also arrive under such names
             clear_leftovers(self.folder)
 
@@ -116,6 +117,8 @@ class ColumnWriter:
             ColumnError: a shape does not fit the shard, or a float is not finite (rows are named);
                 or other writers kept mixing their files with ours.
         """
+        if not self._cleared:
+            self.clear_leftovers()
         info = self.shard_set.manifest.shards[shard]
         _check_tensors(tensors, info.samples, int(self.shard_set.shard_starts[shard]), info.name)
         if not replace and self.is_committed(shard):

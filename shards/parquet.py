@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-_BATCH_ROWS = 16  # whose values may each have some MiB though the file is small
+_BATCH_ROWS = 32  # whose values may each have some MiB though the file is small
 
 
 class _Unheld:

@@ -158,7 +158,7 @@ class InputFile:
                         end += len(line)
                         if end > most:
                             break
-                    blank = 0 if text else blank + 1
+                    blank = blank + 1 if not text or text.isspace() else 0
                     if end > most:
                         self.check_unpacked(end)
                     if blank > MAX_BLANK_LINES:
