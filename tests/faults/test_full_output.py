@@ -1,5 +1,6 @@
 """Standard output that is full or closed: one line, exit code 1, and the same command goes on."""
 
+import io
 import json
 import stat
 import sys
@@ -116,3 +117,14 @@ def test_no_file_takes_the_place_of_a_closed_stream(world: TinyWorld, tmp_path: 
     assert shell(words, "<&- >&- 2>&-").returncode == 1
     assert shell(words, "").returncode == 0
     assert main(["shards", "verify", str(tmp_path / "set")]) == 0
+
+
+def test_a_stream_that_was_put_in_place_by_the_caller_stays_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the children of a pipeline do; nothing else refers to it."""
+    said = tmp_path / "said"
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.FileIO(said, "w"), line_buffering=True))
+    assert main(["runs", str(tmp_path)]) == 0
+    assert main(["runs", str(tmp_path)]) == 0
+    assert said.read_text().count("no runs in") == 2

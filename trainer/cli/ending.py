@@ -19,9 +19,10 @@ STDOUT, STDERR = "standard output", "standard error"
 class _Stream(io.TextIOWrapper):
     """A standard stream whose errors name it, as those of a file name the file."""
 
-    def __init__(self, buffer: BinaryIO, name: str, **options: Any) -> None:
+    def __init__(self, buffer: BinaryIO, name: str, former: object, **options: Any) -> None:
         super().__init__(buffer, **options)
         self.title = name
+        self.former = former  # which closes the buffer when nothing refers to it
 
     def write(self, text: str) -> int:
         """Write a text."""
@@ -53,12 +54,13 @@ def name_standard_streams() -> None:
 def _named(stream: TextIO | None, number: int, name: str) -> TextIO:
     if stream is None:
         closed = open(number, "wb", closefd=False)  # noqa: SIM115
-        return _Stream(closed, name, encoding="utf-8")
+        return _Stream(closed, name, None, encoding="utf-8")
     if type(stream) is not io.TextIOWrapper:
         return stream  # of someone who captures what is printed
     return _Stream(
         stream.buffer,
         name,
+        stream,
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,
