@@ -115,8 +115,9 @@ def check(loader: Loader, original: Path, work: Path, expected: Any, changes: li
     files = target_files(loader, work)
     done = [edit.apply(files) for edit in changes]
     # Chosen by the example itself, so that it is repeated as it was.
-    forged = loader.forge is not None and changes[0].length % 2 == 0
-    if loader.forge is not None and forged and all(path.is_file() for path in files):
+    wanted = changes[0].length % 2 == 0 and all(path.is_file() for path in files)
+    forged = wanted and loader.forge is not None
+    if forged and loader.forge is not None:
         with contextlib.suppress(Exception):  # what is damaged cannot be made to fit
             loader.forge(work)
             done.append("checksums fit again")
