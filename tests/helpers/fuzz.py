@@ -129,7 +129,9 @@ def check(loader: Loader, original: Path, work: Path, expected: Any, changes: li
         text = str(error)
         assert text.isprintable() and len(text) < 4000, f"{what}: not one line: {text[:500]!r}"
         return
-    except (Exception, SystemExit, TookTooLong) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # panics of Rust libraries are no Exceptions
         raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:500]}") from error
     if forged or same(found, expected):
         return
