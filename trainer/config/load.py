@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from trainer.config.bias import settle_bias
+from trainer.config.init import with_defaults_of_init
 from trainer.config.presets import preset as preset_settings
 from trainer.config.schema import TrainConfig
 from trainer.config.validate import validate
@@ -40,12 +41,15 @@ def load_config(
     Raises:
         ConfigError: Unknown recipe, key or value, or settings that contradict each other.
     """
-    settings = read_recipe(recipe)
+    by_hand: set[str] = set()
+    settings = read_recipe(recipe, by_hand=by_hand)
     given = parse_overrides(overrides)
     if preset is not None:
         task = [*given.get("task", ()), settings.get("task")][0]
-        settings |= preset_settings(preset, str(task))
-    settings |= given
+        chosen = preset_settings(preset, str(task))
+        settings |= chosen
+        by_hand |= set(chosen)
+    settings = with_defaults_of_init(settings | given, by_hand | set(given))
     config = from_settings(settings, where=f"recipe {recipe}")
     validate(config, given)
     return config
@@ -58,9 +62,15 @@ def recipe_names() -> list[str]:
     )
 
 
-def read_recipe(recipe: str, _seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_recipe(
+    recipe: str, _seen: tuple[str, ...] = (), *, by_hand: set[str] | None = None
+) -> dict[str, Any]:
     """Read a recipe and its bases into dotted settings; a base's path starts from the recipe's
     folder.
+
+    Args:
+        recipe: Name of a recipe that comes with the project, or a path to one.
+        by_hand: Gets the keys that recipes of the user's own set.
 
     Raises:
         ConfigError: The recipe is missing, is not YAML with sections, or has an unknown key.
@@ -82,8 +92,10 @@ def read_recipe(recipe: str, _seen: tuple[str, ...] = ()) -> dict[str, Any]:
     base = str(content.pop("base", None) or "")
     if base.endswith((".yaml", ".yml")):
         base = str(path.parent / base)
-    settings = read_recipe(base, (*_seen, here)) if base else {}
+    settings = read_recipe(base, (*_seen, here), by_hand=by_hand) if base else {}
     own = flatten(content)
+    if by_hand is not None and RECIPES.resolve() not in Path(here).parents:
+        by_hand |= set(own)
     _check_keys(own, where=f"recipe {path}")
     return settings | own
 
