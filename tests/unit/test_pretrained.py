@@ -129,12 +129,22 @@ def test_a_family_that_only_the_folder_knows_is_not_run(encoder: Path, tmp_path:
     assert not (tmp_path / "marker").exists()
 
 
-def test_a_configuration_that_names_code_builds_nothing_of_it(tmp_path: Path) -> None:
+def test_a_configuration_that_names_code_builds_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A nested configuration may come from anywhere: also in memory nothing is asked."""
+    asked = []
+
+    def resolve(trusted: bool | None, *_: object, **__: object) -> bool:
+        asked.append(trusted)
+        return False
+
+    monkeypatch.setattr("transformers.models.auto.auto_factory.resolve_trust_remote_code", resolve)
     config = BertConfig(vocab_size=VOCAB_SIZE, hidden_size=16, num_attention_heads=2)
     config.auto_map = {"AutoModel": "stranger.Model"}
     config._name_or_path = str(tmp_path)
     assert type(pretrained.new_model(config)) is BertModel
+    assert asked == [False]
 
 
 def test_kernels_of_a_hub_are_code_too(encoder: Path) -> None:

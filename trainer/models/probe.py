@@ -16,8 +16,8 @@ from trainer.errors import ModelError
 from trainer.models.backbone import Backbone
 
 _TEXT_TOKENS = 7
-_PADDED_TOKENS = 33
-"""Odd, and beyond the windows, strides and block sizes that small numbers hide."""
+_PADDED_TOKENS = 17
+"""Odd, and beyond the windows and strides that a smaller number would hide."""
 _TOLERANCE = 2e-4
 """Largest difference of two states that are to be the same, as a share of their size (RMS)."""
 _NAMES_SHOWN = 4
@@ -28,7 +28,7 @@ def check_padding(backbone: Backbone, name: str) -> None:
 
     A text's vector would then depend on what the text is batched with: the teachers' columns, the
     student's training and its evaluation would each see other vectors. One text is encoded alone,
-    and padded beside a longer one: two forward passes of 7 and 66 tokens.
+    and padded beside a longer one: two forward passes of 7 and 34 tokens.
 
     Args:
         backbone: With its weights; left as it is.
