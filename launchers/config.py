@@ -66,7 +66,7 @@ class TokenizerSection:
     """An existing tokenizer, or one that is trained on the articles."""
 
     name: str | None = None
-    """A Hugging Face name or a folder; None trains a SentencePiece model."""
+    """A folder, or a Hugging Face name in the local cache; None trains a SentencePiece model."""
     vocab_size: int = 8000
     """Pieces of a trained tokenizer."""
     fields: tuple[str, ...] = ("title", "body")

@@ -28,6 +28,7 @@ from shards.damage import Skip, SkipBudget
 from shards.errors import ColumnError, DamageError, DataError, StoppedError, UsageError
 from shards.files import read_json
 from shards.pool import Workers
+from shards.pretrained import first_line
 from shards.ragged import join
 from shards.reader import ShardSet
 from shards.stopping import Pace, Stopping, TaskStopping, stop_on_sigterm
@@ -152,14 +153,24 @@ class TextEncoder:
         self.cuts = cuts_at_spaces(backend)
 
     def encode(self, texts: Iterable[str], limit: int) -> list[list[int]]:
-        """The first ``limit`` ids of each text, the same as those of the whole text tokenized."""
+        """The first ``limit`` ids of each text, the same as those of the whole text tokenized.
+
+        Raises:
+            DataError: A word has no id, and the tokenizer no unknown token.
+        """
         texts = list(texts)
         out: list[list[int]] = [[] for _ in texts]
         waiting = list(range(len(texts)))
         chars = max(_MIN_CHARS, limit * _CHARS_PER_TOKEN)
         while waiting:
             cut = [safe_cut(texts[i], chars) if self.cuts else texts[i] for i in waiting]
-            encoded = self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)
+            try:
+                encoded = self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)
+            except Exception as error:  # the only kind that the tokenizers package raises
+                raise DataError(
+                    f"the tokenizer cannot encode every text: {first_line(error)}; take one with "
+                    "an unknown token, or whose vocabulary covers the texts"
+                ) from error
             again = []
             for i, part, encoding in zip(waiting, cut, encoded, strict=True):
                 ids = encoding.ids

@@ -135,7 +135,9 @@ def _add_adopt(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         ),
     )
     adopt.add_argument(
-        "encoder", metavar="NAME", help="Hugging Face name on this machine, or folder"
+        "encoder",
+        metavar="NAME",
+        help="folder, or Hugging Face name in the local cache (`hf download NAME` puts it there)",
     )
     adopt.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
     adopt.add_argument(

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from trainer.config.bias import settle_bias
+from trainer.config.init import settings_of_export
 from trainer.config.presets import preset as preset_settings
 from trainer.config.schema import TrainConfig
 from trainer.config.text import refuse_control, shown
@@ -56,11 +57,15 @@ def load_config(
             recipe, the preset or the command line that gave the setting last.
     """
     layers, given = _read_layers(recipe), parse_overrides(overrides, source)
+    shipped = sum(where in _shipped() for where, _ in layers)
     if preset is not None:
         recipe_task = _merge(layers).get("task")
         task = [*given.get("task", ()), recipe_task][0]
         layers.append((f"preset {preset}", preset_settings(preset, str(task))))
     layers.append((source, given))
+    init, task = (_typed(str, _merge(layers).get(key)) for key in ("model.init", "task"))
+    if isinstance(init, str):
+        layers.insert(shipped, (f"model.init {init}", settings_of_export(init, str(task))))
     config = _parse(layers)
     try:
         validate(config, given)
@@ -315,6 +320,11 @@ def _merge(layers: Sequence[Layer]) -> dict[str, Any]:
     for _, found in layers:
         settings |= found
     return settings
+
+
+def _shipped() -> set[str]:
+    """The layers of recipes that come with the project; these are the lowest of any run."""
+    return {f"recipe {name}" for name in recipe_names()}
 
 
 def _source(key: str, layers: Sequence[Layer]) -> str:

@@ -17,7 +17,8 @@ class BackboneConfig:
     """The language model inside the news encoder."""
 
     name: str = "random"
-    """A Hugging Face name, a folder with one, or ``random`` for a new model of the sizes below."""
+    """Folder of a Hugging Face encoder, its name in the local Hugging Face cache (``hf download
+    NAME`` puts it there; no command asks a hub), or ``random`` for one of the sizes below."""
     layers: tuple[int, ...] | None = None
     """Which layers to keep, counted from 0, lowest first; all if left out. ``0 1`` makes a
     two-layer student."""
@@ -47,7 +48,8 @@ class ModelConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The language model inside the news encoder."""
     init: str | None = None
-    """Start from this exported model: its news encoder, and its user encoder if it has one."""
+    """Start from this exported model: its news encoder, and its user encoder if it has one. Its
+    pooling, widths, text and history lengths are then the defaults; other lengths may be set."""
     pooling: Literal["attention", "mean", "cls"] = "attention"
     """How token states become one text vector."""
     pooling_mask: bool = True

@@ -1,5 +1,7 @@
 """Which steps of a run become teachers."""
 
+from collections.abc import Sequence
+
 from trainer.config.schema import CopiesConfig
 from trainer.errors import ConfigError
 
@@ -33,6 +35,7 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
             )
         return sorted(set(copies.steps))
     multiples = range(copies.every, total_steps + 1, copies.every)
+    found: Sequence[int]
     if copies.rule == "every_k":
         found, wanted = multiples, 1
     elif copies.rule == "first_m":
