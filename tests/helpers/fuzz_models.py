@@ -219,6 +219,11 @@ def _read_evaluations(folder: Path) -> Any:
     return [said, lacking]
 
 
+def _is_told(folder: Path, before: Any, now: Any) -> str | None:
+    """A file that is gone is said to lack, and the rest is reported."""
+    return None if now[1] else "another result"
+
+
 def _make_truth(folder: Path) -> None:
     names = ("auc", "mrr", "ndcg5", "ndcg10")
     values = {f"{kind}_{name}": 0.7 for kind in ("best", "history") for name in names}
@@ -300,7 +305,13 @@ LOADERS = [
     Loader("cluster", _make_cluster, ("*.yaml",), _read_cluster, anything_goes),
     Loader("deepspeed-file", _make_deepspeed, ("ds.json",), _read_deepspeed, anything_goes),
     Loader("evaluations", _make_evaluations, ("*.json",), _read_evaluations, anything_goes),
-    Loader("evaluations-by-impression", _make_evaluations, ("*.safetensors",), _read_evaluations),
+    Loader(
+        "evaluations-by-impression",
+        _make_evaluations,
+        ("*.safetensors",),
+        _read_evaluations,
+        _is_told,
+    ),
     Loader("truth", _make_truth, ("truth.json",), _read_truth, anything_goes),
     Loader(
         "prediction-zip",
