@@ -46,7 +46,9 @@ def outcome(built, grouping: Grouping):
     hook = encoder.register_forward_pre_hook(lambda _, texts: calls.append(texts[0].shape))
     built.module.zero_grad()
     built.module.train()
-    out = built.module({name: torch.from_numpy(array) for name, array in arrays.items()})
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    dtype = next(built.module.parameters()).dtype
+    out = built.module({n: t.to(dtype) if t.is_floating_point() else t for n, t in batch.items()})
     out["loss"].backward()
     hook.remove()
     gradients = {n: p.grad for n, p in built.module.named_parameters() if p.grad is not None}
@@ -57,16 +59,20 @@ def outcome(built, grouping: Grouping):
 @pytest.mark.parametrize("task", TASKS)
 def test_grouping_changes_neither_losses_nor_gradients(world, task, is_fixed):
     _, built = built_task(world, task, BUDGET)
+    rtol, atol = 1e-5, 1e-6
+    if not task.endswith("distill"):  # whose losses are computed in float32
+        built.module.double()  # rounding in float32 differs between types of CPU
+        rtol, atol = 1e-9, 1e-11
     whole, expected, padded_share, calls = outcome(built, Grouping())
     assert len(calls) == (2 if task.startswith("post") else 1)
     out, gradients, share, calls = outcome(built, Grouping(BUDGET, is_fixed))
     assert len(calls) > 4
     assert all(n == 1 or n * length <= BUDGET for n, length in calls)
     for name in whole["losses"]:
-        assert out["losses"][name].item() == pytest.approx(whole["losses"][name].item(), rel=1e-5)
+        assert out["losses"][name].item() == pytest.approx(whole["losses"][name].item(), rel=rtol)
     assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gradients[name], gradient, rtol=rtol, atol=atol)
     if not is_fixed:
         assert share < 0.7 * padded_share
 

@@ -18,7 +18,7 @@ run.not_finite_budget run.hang_timeout_s run.profile_steps run.peak_tflops run.d
 run.micro_batch run.compile run.allow_emulated run.activation_checkpointing
 run.copies.rule run.copies.every run.copies.count run.copies.steps
 data.workers data.batch_tokens data.share_titles data.articles data.clicks
-data.cache_dir data.cache_gib data.fetch_ahead data.fetch_attempts
+data.check_columns data.cache_dir data.cache_gib data.fetch_ahead data.fetch_attempts
 validation.clicks validation.every validation.patience validation.min_delta
 teachers.follow teachers.follow_timeout_s
 """

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 from helpers.corpora import articles, write_json_lines
@@ -11,7 +12,7 @@ from shards.build import build_articles, build_impressions
 from shards.duplicates import describe_duplicates, read_duplicates
 from shards.errors import DamageError, DataError, UsageError
 from shards.files import read_json, write_json_atomic
-from shards.manifest import MANIFEST_NAME
+from shards.manifest import read_manifest, write_manifest
 from shards.reader import ShardSet
 from shards.spool import Spool, SpoolWriter
 from shards.world.settings import WorldSettings
@@ -91,9 +92,9 @@ def test_dropped_duplicates(tmp_path, line):
     made = build_articles([write_json_lines(tmp_path / "a.jsonl", rows)], tmp_path / "set")
     assert list(read_duplicates(made.shard_set)) == [("N9", 0)]
     (tmp_path / "set" / "duplicates.jsonl").write_text(line + "\n")
-    manifest = read_json(tmp_path / "set" / MANIFEST_NAME)
-    manifest["source"]["duplicates"] = describe_duplicates(tmp_path / "set")
-    write_json_atomic(tmp_path / "set" / MANIFEST_NAME, manifest)
+    manifest = read_manifest(tmp_path / "set")
+    source = manifest.source | {"duplicates": describe_duplicates(tmp_path / "set")}
+    write_manifest(tmp_path / "set", replace(manifest, source=source))
     edited = ShardSet.open(tmp_path / "set")
     with pytest.raises(DamageError, match=r"duplicates\.jsonl"):
         list(read_duplicates(edited))
@@ -141,7 +142,7 @@ def test_a_report_over_an_edited_truth(tmp_path, value):
     from trainer.evaluate.report import read_ceilings
 
     write_json_atomic(tmp_path / TRUTH, {f"best_{name}": value for name in METRIC_NAMES})
-    with pytest.raises(DataError, match="says nothing of a best AUC"):
+    with pytest.raises(DataError, match=r"truth\.json \(best_\*\): Expected `float`"):
         read_ceilings(tmp_path / TRUTH)
     (tmp_path / TRUTH).write_text("[1]")
     with pytest.raises(DamageError, match=r"truth\.json is damaged or was edited"):
