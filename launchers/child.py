@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 
 from launchers import ranks
+from trainer.environment import prepare
 from trainer.errors import EXIT_FAILED
 
 PRELOAD = ("launchers.warm",)
@@ -54,7 +55,10 @@ def run_child(
     """
     os.environ.clear()
     os.environ.update(environment)
+    prepare()
     os.setsid()  # Ctrl-C on the terminal reaches the pipeline alone, which passes on one signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # held back by the server
     for number in (1, 2):
         os.dup2(output.fileno(), number)
     output.close()

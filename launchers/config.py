@@ -5,15 +5,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from launchers.settings import build, read_yaml
+from launchers.settings import build
 from launchers.slurm import ClusterConfig
 from launchers.steps import Resources
+from trainer.config.text import refuse_control
+from trainer.config.yaml_files import read_yaml
 from trainer.errors import ConfigError
+
+MAX_TEACHERS = 100
+MAX_MODELS = 1_000
+"""Students x seeds. Far above any use: a mistyped number is refused before its steps are made."""
+MAX_LAYERS = 1_000
+_NAME = re.compile(r"\w[\w-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +66,7 @@ class TokenizerSection:
     """An existing tokenizer, or one that is trained on the articles."""
 
     name: str | None = None
-    """A Hugging Face name or a folder; None trains a SentencePiece model."""
+    """A folder, or a Hugging Face name in the local cache; None trains a SentencePiece model."""
     vocab_size: int = 8000
     """Pieces of a trained tokenizer."""
     fields: tuple[str, ...] = ("title", "body")
@@ -177,7 +186,9 @@ class PipelineConfig:
     tokenizer: TokenizerSection = TokenizerSection()
     """Tokens."""
     set: Mapping[str, Any] = field(default_factory=dict)
-    """Overrides of every training run, such as ``model.backbone.name: bert-base-uncased``."""
+    """Overrides of every training run, such as ``model.backbone.name: bert-base-uncased``. What is
+    nearer to a run wins: ``set`` of its stage, then of its student, then what the pipeline itself
+    sets (``run.dir``, ``run.seed``); a note names what is beaten."""
     teachers: TeachersSection = TeachersSection()
     """The M teachers."""
     students: tuple[StudentSection, ...] = (StudentSection(name="student-1", layers=(0,)),)
@@ -218,7 +229,7 @@ def load_pipeline(path: str | Path, *, run: str | None = None) -> PipelineConfig
     """
     content = read_yaml(path)
     if run is not None:
-        content["run"] = run
+        content["run"] = refuse_control(run, "--out")
     if isinstance(content.get("cluster"), str):
         # Relative to the pipeline file, as it stands beside it.
         content["cluster"] = read_yaml(Path(path).parent / content["cluster"])
@@ -228,8 +239,29 @@ def load_pipeline(path: str | Path, *, run: str | None = None) -> PipelineConfig
         raise ConfigError(f"{path}: {error}") from error
 
 
+def _check_counts(config: PipelineConfig) -> None:
+    """Refuse counts that nobody means, before anything is made of each."""
+    teachers, seeds, students = config.teachers, len(config.seeds), len(config.students)
+    counts = {
+        "teachers.count": (teachers.count, MAX_TEACHERS),
+        "the number of teachers.steps": (len(teachers.steps), MAX_TEACHERS),
+        "the number of seeds": (seeds, MAX_MODELS),
+        "the number of students": (students, MAX_MODELS),
+        "the number of students x seeds": (students * seeds, MAX_MODELS),
+    }
+    for student in config.students:
+        counts[f"the number of layers of student {student.name}"] = (
+            len(student.layers),
+            MAX_LAYERS,
+        )
+    for name, (count, most) in counts.items():
+        if count > most:
+            raise ConfigError(f"{name} is {count:,}; expected at most {most:,}")
+
+
 def _check(config: PipelineConfig) -> None:
     data, teachers = config.data, config.teachers
+    _check_counts(config)
     sources = {
         "data.synthesize": data.synthesize is not None,
         "data.articles": bool(data.articles),
@@ -255,7 +287,7 @@ def _check(config: PipelineConfig) -> None:
         )
     names = [student.name for student in config.students]
     for name in names:
-        if names.count(name) > 1 or not name.replace("-", "").replace("_", "").isalnum():
+        if names.count(name) > 1 or not _NAME.fullmatch(name):
             raise ConfigError(
                 f"students: the name {name!r} must be unique, of letters, digits, - and _"
             )

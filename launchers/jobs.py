@@ -59,16 +59,13 @@ class JobBook:
         """
         self._path = folder / "slurm" / "jobs.json"
         self.jobs: dict[str, Submitted] = {}
-        if self._path.is_file():
+        if self._path.exists():
             try:
-                found = read_json(self._path)
-                self.jobs = {
-                    name: Submitted(entry["job"], entry["digest"]) for name, entry in found.items()
-                }
-            except (DataError, KeyError, TypeError, AttributeError) as error:
+                self.jobs = read_json(self._path, dict[str, Submitted])
+            except DataError as error:
                 raise TinyNewsRecError(
-                    f"{self._path} cannot be read, so jobs may be queued that are unknown here; "
-                    "look with squeue, then delete the file"
+                    f"{error}; jobs may be queued that are unknown here: look with squeue, then "
+                    "delete the file"
                 ) from error
 
     def note(self, step: Step, job: str, digest: str) -> None:

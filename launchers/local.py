@@ -24,6 +24,7 @@ from launchers.child import context, run_child
 from launchers.estimate import Estimate
 from launchers.stamps import Stamp, Stamps, State, proved, refuse_stale
 from launchers.steps import Step, choose, digests, in_order
+from shards.pool import interrupt_blocked
 from shards.progress import format_duration
 from trainer.errors import EXIT_DONE, EXIT_REQUEUE, TinyNewsRecError, UsageError
 
@@ -199,7 +200,8 @@ class _Runner:
         self.child_ranks = processes
         target = (command[1:], processes, writer, self.options.module, dict(os.environ))
         child = here.Process(target=run_child, args=target)
-        child.start()
+        with interrupt_blocked():  # the server that it is forked from imports for seconds
+            child.start()
         self.child = child
         writer.close()
         if self.signals:  # it came while the child was being made

@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from launchers.config import PipelineConfig, StageSection, StudentSection, load_pipeline
+from launchers.precedence import beaten, levels
 from launchers.steps import Step, in_order
+from trainer.config.load import flatten, setting_words
+from trainer.config.yaml_files import plain
 from trainer.errors import ConfigError
 
 __all__ = ["PipelineConfig", "load_pipeline", "options", "pipeline_steps"]
@@ -37,6 +40,10 @@ _UNTRAINED = {
     "validation.patience": None,
 }
 """One step that changes no weight: it is lost in the rounding of any but a zero."""
+
+
+MAX_WORDS = 2_000_000
+"""Of all commands: lists of the configuration are repeated in those of many steps."""
 
 
 def pipeline_steps(config: PipelineConfig) -> list[Step]:
@@ -63,7 +70,7 @@ def options(settings: Mapping[str, Any]) -> tuple[str, ...]:
     ``{"a_b": 1, "c": True, "d": [1, 2]}`` is ``--a-b 1 --c --d 1 2``; False and None are left out.
     """
     words: list[str] = []
-    for key, value in settings.items():
+    for key, value in plain(settings).items():
         if value is None or value is False:
             continue
         words.append("--" + str(key).replace("_", "-"))
@@ -78,27 +85,9 @@ def overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
     Sections may also be nested mappings; an empty list gives a key without values.
     """
     words: list[str] = []
-    for key, value in flat(settings).items():
-        values = value if isinstance(value, list | tuple) else [value]
-        words.extend((f"--{key}", *(_word(v) for v in values)))
+    for key, value in flatten(settings).items():
+        words.extend((f"--{key}", *setting_words(key, value)))
     return tuple(words)
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def _word(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class _Plan:
@@ -115,6 +104,7 @@ class _Plan:
         self.truth = data.truth
         self.ready: dict[str, tuple[str, ...]] = {"articles": (), "train": (), "dev": ()}
         self.evaluations: list[Step] = []
+        self.num_words = 0
         self.copies: list[str] = []
         self.finetuned: list[str] = []
 
@@ -133,7 +123,7 @@ class _Plan:
                 output=world,
             )
             needs, self.truth = ("synthesize",), str(world / "truth.json")
-            packed = bool(data.synthesize.get("gzip"))
+            packed = bool(plain(data.synthesize.get("gzip")))
             articles = (str(world / ("articles.jsonl.gz" if packed else "articles.jsonl")),)
             train = (str(world / "train" / "behaviors.tsv"),)
             dev = (str(world / "dev" / "behaviors.tsv"),)
@@ -263,7 +253,7 @@ class _Plan:
     def _training_period(self) -> dict[str, Any]:
         """What evaluations are told of the clicks that finetuning is told to train on."""
         stage = self.config.stages.finetune
-        told = self._split() | flat(self.config.set) | flat(stage.set)
+        told = self._split() | flatten(self.config.set) | flatten(stage.set)
         return {f"train_{end}": told.get(f"data.clicks_{end}") for end in ("since", "until")}
 
     def _start(self, student: StudentSection) -> dict[str, Any]:
@@ -287,17 +277,18 @@ class _Plan:
         folder = self.root / "runs" / name
         stages = self.config.stages
         section: StageSection = getattr(stages, stage)
-        settings = flat(self.config.set)
         recipe, resources = section.recipe, section.resources
         if stage == "plain":
-            settings |= flat(stages.finetune.set)
             recipe = recipe or stages.finetune.recipe or "finetune"
             resources = resources or stages.finetune.resources
-        settings |= flat(section.set) | (flat(student.set) if student else {})
-        settings |= {"data.articles": self.articles}
-        if clicks:
-            settings = self._split() | settings | {"data.clicks": self.train}
-        settings |= {**fixed, "run.seed": seed, "run.dir": str(folder)}
+        found = levels(self.config, stage, student)
+        own: dict[str, Any] = {"data.articles": self.articles}
+        own |= {"data.clicks": self.train} if clicks else {}
+        own |= {**fixed, "run.seed": seed, "run.dir": str(folder)}
+        settings = self._split() if clicks else {}
+        for _, given in found:
+            settings |= given
+        settings |= own
         words = (recipe or stage, *overrides(settings))
         if settings.get("teachers.logits") == "stored":
             column = Path(self.articles) / "columns" / "teacher-logits-*" / "column.json"
@@ -310,6 +301,7 @@ class _Plan:
             proof=(folder / "export" / "tnr.json",),
             output=folder,
             resources=resources or self.config.resources,
+            notes=() if fixed is _UNTRAINED else beaten(found, own),
         )
         return folder
 
@@ -346,7 +338,14 @@ class _Plan:
         proof: tuple[str | Path, ...] = (),
         output: str | Path | None = None,
         resources: Any = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
+        self.num_words += len(words) + sum(map(len, array))
+        if self.num_words > MAX_WORDS:
+            raise ConfigError(
+                f"the commands of the steps have more than {MAX_WORDS:,} words; expected fewer "
+                "seeds, students, teachers or values in 'set'"
+            )
         one_process = dataclasses.replace(self.config.resources, nodes=1, processes=1)
         step = Step(
             name=name,
@@ -356,12 +355,13 @@ class _Plan:
             proof=tuple(str(path) for path in proof),
             output=None if output is None else str(output),
             resources=resources or one_process,
+            notes=notes,
         )
         self.steps.append(step)
 
     def _check_length(self, stage: StageSection, last_copy: int) -> None:
-        settings = flat(self.config.set) | flat(stage.set)
-        longest = settings.get("run.max_steps")
+        settings = flatten(self.config.set) | flatten(stage.set)
+        longest = plain(settings.get("run.max_steps"))
         if isinstance(longest, int) and longest < last_copy:
             raise ConfigError(
                 f"the last teacher is the copy of step {last_copy}, but run.max_steps of "

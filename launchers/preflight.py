@@ -19,7 +19,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from trainer.engine.extensions import cpu_type, extensions_folder, find_compiler, find_ninja
+from trainer.engine.extensions import (
+    cpu_type,
+    extensions_folder,
+    find_compiler,
+    find_ninja,
+    stale_segments,
+)
 from trainer.engine.rendezvous import check_master_port, is_free
 from trainer.errors import TrainingError
 
@@ -124,8 +130,8 @@ def check_extensions(environment: Mapping[str, str] = os.environ) -> Check:
     if locks:
         return Check(
             name="extensions", outcome=Outcome.WARN, found=f"lock file {', '.join(locks)}",
-            hint="where no other run compiles right now, a killed one left it and every start "
-            "waits for it: delete it",
+            hint="another run compiles right now, or a killed one left it; then the next start of "
+            "'tnr train' removes it, and other programs wait for it: delete it",
         )  # fmt: skip
     refusal = _try_writing(folder)
     if refusal:
@@ -184,6 +190,8 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
         )  # fmt: skip
     free = shutil.disk_usage(folder).free
     found = f"{free / 2**20:,.0f} MiB free in {folder}"
+    if stale := stale_segments(folder):
+        found += f", {len(stale)} segments of killed runs, which the next start removes"
     if free < SHM_BYTES:
         hint = f"{SHM_BYTES >> 20} MiB are wanted; delete leftovers, or raise --shm-size"
         return Check(name="shm", outcome=Outcome.WARN, found=found, hint=hint)

@@ -11,6 +11,9 @@ TERM is torchrun's: ``srun`` sends it to the other tasks where one has failed, w
 
 from __future__ import annotations
 
+from trainer import interrupt  # first: Ctrl-C is answered from here on
+
+# isort: split
 import contextlib
 import os
 import runpy
@@ -19,6 +22,7 @@ import sys
 from pathlib import Path
 
 from trainer.engine.rendezvous import check_endpoint
+from trainer.environment import prepare
 from trainer.errors import EXIT_FAILED, EXIT_REQUEUE, TrainingError
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -34,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, 75 if a rank stopped with a checkpoint, or 1.
     """
+    prepare()
     words = sys.argv[1:] if argv is None else argv
     try:
         check_endpoint(words)
@@ -51,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILED if stop.code else 0
     except Exception as error:
+        if getattr(error, "sigval", None) == signal.SIGINT:  # torchrun's, once it has ranks
+            interrupt.say()
+            return interrupt.EXIT_INTERRUPTED
         codes = _exit_codes(error)
         # A rank that died of the signal was still starting: it had caught none yet.
         if EXIT_REQUEUE in codes or any(-code in passed_on for code in codes):

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import difflib
 import types
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from trainer.config.text import shown
+from trainer.config.yaml_files import Scalar, plain
 from trainer.errors import ConfigError
 
 T = TypeVar("T")
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ConfigError: The file is missing, is not YAML, or holds no mapping.
-    """
-    source = Path(path)
-    if not source.is_file():
-        raise ConfigError(f"{source} does not exist; expected a YAML file")
-    try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{source}: expected keys and values, found {type(content).__name__}")
-    return content
 
 
 def build(cls: type[T], values: Any, where: str) -> T:
@@ -56,7 +36,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(fields)}"
-            raise ConfigError(f"{_join(where, str(key))} is no setting; {hint}")
+            raise ConfigError(f"{shown(_join(where, str(key)))[1:-1]} is no setting; {hint}")
     for name, field in fields.items():
         no_default = field.default is dataclasses.MISSING
         if no_default and field.default_factory is dataclasses.MISSING and name not in values:
@@ -76,28 +56,28 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(inside, value, where)
-    if origin is typing.Literal:
-        if value not in inside:
-            raise ConfigError(f"{where} is {_say(value)}; expected one of {', '.join(inside)}")
-        return value
     if origin is tuple:
         items = value if isinstance(value, list) else [value]
         return tuple(convert(inside[0], item, f"{where}[{n}]") for n, item in enumerate(items))
     if dataclasses.is_dataclass(hint):
         return build(hint, {} if value is None else value, where)  # type: ignore[arg-type]
-    if origin is not None and issubclass(origin, Mapping):
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        value = {} if value is None else value
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: expected keys and values, found {_say(value)}")
         return {
             convert(str, key, f"a key of {where}"): convert(inside[1], item, f"{where}.{key}")
             for key, item in value.items()
         }
-    if hint is str and isinstance(value, datetime.date):  # YAML reads 2019-11-14 as one
-        return str(value)
+    if isinstance(value, Scalar):  # a text is what was written, with or without quotes
+        value = str(value) if hint is str or origin is typing.Literal else value.value
+    if origin is typing.Literal:
+        if value not in inside:
+            raise ConfigError(f"{where} is {_say(value)}; expected one of {', '.join(inside)}")
+        return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        # YAML reads 8 as a number and 010 as eight: only quotes keep a text as it was written.
         quotes = ", in quotes" if hint is str and isinstance(value, int | float) else ""
         raise ConfigError(f"{where} is {_say(value)}; expected {hint.__name__}{quotes}")
     return value
@@ -115,4 +95,5 @@ def _join(where: str, key: str) -> str:
 
 
 def _say(value: Any) -> str:
-    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+    value = plain(value)
+    return "nothing" if value is None else f"{shown(value)} ({type(value).__name__})"

@@ -7,6 +7,7 @@ job. Dependencies are ``afterok``, so nothing runs on the results of a job that 
 
 from __future__ import annotations
 
+import re
 import shlex
 import string
 import subprocess
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Literal
 
 from launchers.jobs import JobBook
-from launchers.settings import build, read_yaml
+from launchers.settings import build
 from launchers.steps import Step
+from trainer.config.text import refuse_control, shown
+from trainer.config.yaml_files import read_yaml
 from trainer.errors import ConfigError, TinyNewsRecError
 
 TEMPLATE = Path(__file__).parent / "templates" / "job.sbatch"
@@ -71,6 +74,10 @@ _PER_RANK = """export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS
 export LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE"""
 
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_BARE_WORD = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
+
+
 class _Template(string.Template):
     """Placeholders as ``@{name}``, because ``$`` belongs to the shell."""
 
@@ -118,23 +125,22 @@ class ClusterConfig:
         """Refuse what would silently become another directive or another shell line.
 
         Raises:
-            ConfigError: A value holds a line break, a variable's name is none, or a count is
-                negative.
+            ConfigError: A value is empty or holds a control character, the name of a variable is
+                not one, or a count is negative.
         """
-        lines: dict[str, tuple[str | None, ...]]
-        lines = {"partition": (self.partition,), "account": (self.account,), "qos": (self.qos,)}
-        lines |= {"constraint": (self.constraint,), "network_interface": (self.network_interface,)}
-        lines |= {"directives": self.directives, "modules": self.modules, "setup": self.setup}
-        for name, values in lines.items():
-            for value in values:
-                if value is not None and len(value.splitlines()) != 1:
-                    raise ConfigError(f"cluster.{name} is {value!r}; expected one line")
+        for name, value in vars(self).items():
+            words = value if isinstance(value, tuple) else (value,)
+            for word in words if name != "env" else (*self.env, *self.env.values()):
+                if isinstance(word, str):
+                    refuse_control(word, f"cluster.{name}")
+                    if not word.strip() and name not in ("env", "container", "srun"):
+                        raise ConfigError(f"cluster.{name} is {shown(word)}; expected one line")
         for directive in self.directives:
             if not directive.startswith("-"):
-                raise ConfigError(f"cluster.directives: {directive!r}; expected --name=value")
+                raise ConfigError(f"cluster.directives: {shown(directive)}; expected --name=value")
         for name in self.env:
-            if not name.isidentifier():
-                raise ConfigError(f"cluster.env: {name!r} is no name of a variable")
+            if not _VARIABLE.fullmatch(name):
+                raise ConfigError(f"cluster.env: {shown(name)} is not the name of a variable")
         counts = {"signal_s": 0, "max_requeues": 0, "max_array_tasks": 1}
         for name, least in counts.items():
             if getattr(self, name) < least:
@@ -149,8 +155,9 @@ def load_cluster(path: str | Path) -> ClusterConfig:
     Raises:
         ConfigError: A key or value is wrong; names the file and the place.
     """
+    content = read_yaml(path)
     try:
-        return build(ClusterConfig, read_yaml(path), "cluster")
+        return build(ClusterConfig, content, "cluster")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -191,9 +198,11 @@ def make_job(
         left: Tasks of an array that are to do; none stands for all.
 
     Raises:
-        ConfigError: The signal before the time limit would come before the job has begun.
+        ConfigError: The signal before the time limit would come before the job has begun, or the
+            folder cannot be written into a script.
     """
     resources = step.resources
+    _check_folder(folder)
     if cluster.signal_s >= 60 * resources.minutes:
         raise ConfigError(
             f"step {step.name}: cluster.signal_s is {cluster.signal_s}, expected less than its "
@@ -204,7 +213,8 @@ def make_job(
     cpus = max(1, resources.cpus // tasks)
     quoted = shlex.quote(str(folder))
     array = len(step.array)
-    log = folder / (f"{step.name}-%A_%a.slurm.log" if array else f"{step.name}-%j.slurm.log")
+    # Slurm puts ids in the place of %A, %a and %j; %% stands for a % of the folder's own.
+    log = f"{str(folder).replace('%', '%%')}/{step.name}-{'%A_%a' if array else '%j'}.slurm.log"
     task = ' --task "$SLURM_ARRAY_TASK_ID"' if array else ""
     rendezvous = ""
     if resources.distributed:
@@ -216,7 +226,7 @@ def make_job(
         tasks=tasks,
         cpus=cpus,
         time=_clock(resources.minutes),
-        log=shlex.quote(str(log)),
+        log=_sbatch_word(log),
         signal_s=cluster.signal_s,
         directives="\n".join(_directives(step, cluster, left)),
         setup="\n".join(_setup(cluster)),
@@ -254,7 +264,8 @@ def render(jobs: Sequence[Job], folder: Path) -> str:
     ids: dict[str, str] = {}
     for job in jobs:
         path = script_path(folder, job.step)
-        line = " ".join(job.submit_words(ids, path))
+        *words, script = job.submit_words(ids, path)
+        line = f"{' '.join(words)} {shlex.quote(script)}"
         parts.append(f"# ---- {path}\n{job.script}\n# ---- submitted with\n{line}\n")
         ids[job.step.name] = f"<{job.step.name}>"
     return "\n".join(parts)
@@ -310,6 +321,23 @@ def submit(
     return ids
 
 
+def _check_folder(folder: Path) -> None:
+    refuse_control(str(folder), "the folder of scripts and logs")
+    if "\\" in str(folder):
+        raise ConfigError(
+            f"the folder of scripts and logs is {shown(str(folder))}; Slurm drops a \\ from the "
+            "path of a log, and then puts no job id there: choose a folder without"
+        )
+
+
+def _sbatch_word(value: str) -> str:
+    """A value as ``sbatch`` reads it from a directive, in which only double quotes and backslashes
+    quote in all versions, and ``#`` begins a comment even between quotes."""
+    if _BARE_WORD.fullmatch(value):
+        return value
+    return '"' + re.sub(r'([\\"#])', r"\\\1", value) + '"'
+
+
 def _directives(step: Step, cluster: ClusterConfig, left: Sequence[int]) -> list[str]:
     resources = step.resources
     given = {
@@ -320,7 +348,11 @@ def _directives(step: Step, cluster: ClusterConfig, left: Sequence[int]) -> list
         "gpus-per-node": resources.gpus or None,
         "mem": None if resources.memory_gib is None else f"{resources.memory_gib}G",
     }
-    lines = [f"#SBATCH --{name}={value}" for name, value in given.items() if value is not None]
+    lines = [
+        f"#SBATCH --{name}={_sbatch_word(str(value))}"
+        for name, value in given.items()
+        if value is not None
+    ]
     if step.array:
         tasks = ",".join(map(str, left)) or f"0-{len(step.array) - 1}"
         lines.append(f"#SBATCH --array={tasks}%{cluster.max_array_tasks}")

@@ -16,7 +16,10 @@ from typing import Any
 
 from launchers.steps import Step
 from shards.files import read_json, write_json_atomic
-from trainer.errors import UsageError
+from shards.location import shown_text
+from trainer.errors import DamageError, DataError, UsageError
+
+_MAX_BYTES = 1 << 20
 
 
 class State(StrEnum):
@@ -58,7 +61,7 @@ class Stamp:
         return {
             "step": self.step,
             "state": str(self.state),
-            "command": self.command,
+            "command": shown_text(self.command),
             "digest": self.digest,
             "start": self.start,
             "end": self.end,
@@ -84,26 +87,28 @@ class Stamps:
         return self.folder / f"{step.name}.log"
 
     def read(self, step: Step, task: int | None = None) -> Stamp | None:
-        """The stamp of a step, or of one task of an array job; None if there is none to be read."""
-        path = self._path(step, task)
-        if not path.is_file():
-            return None
-        found = read_json(path)
+        """The stamp of a step, or of one task of an array job; None if there is none to be read.
+
+        One that is damaged or of another version counts as none: the step is not done.
+        """
         try:
-            return Stamp(
-                step=found["step"],
-                digest=found["digest"],
-                state=State(found["state"]),
-                command=found["command"],
-                start=float(found["start"]),
-                end=None if found["end"] is None else float(found["end"]),
-                exit_code=found["exit_code"],
-                job=found.get("job"),  # stamps of earlier versions have none of these three
-                attempt=int(found.get("attempt", 1)),
-                nodes=found.get("nodes"),
-            )
-        except (KeyError, TypeError, ValueError):
-            return None  # of another version: the step counts as not done
+            return self.check(step, task)
+        except DamageError:
+            return None
+
+    def check(self, step: Step, task: int | None = None) -> Stamp | None:
+        """Read a stamp for people, who want to know why it counts as none.
+
+        Raises:
+            DamageError: It is there, but is not what a step writes.
+        """
+        path = self._path(step, task)
+        if not path.exists():
+            return None
+        try:
+            return read_json(path, Stamp, limit=_MAX_BYTES)
+        except DataError as error:
+            raise DamageError(f"{error}; the step counts as not done") from error
 
     def write(self, step: Step, stamp: Stamp, task: int | None = None) -> None:
         """Replace the stamp of a step, or of one task of an array job."""
@@ -155,7 +160,9 @@ class Stamps:
 
 def proved(step: Step) -> bool:
     """Whether every path that proves a step done exists."""
-    return all(any(True for _ in glob.iglob(pattern)) for pattern in step.proof)  # noqa: PTH207
+    # Only * is a pattern: a run folder may well be called runs/[1].
+    patterns = (glob.escape(path).replace("[*]", "*") for path in step.proof)
+    return all(any(True for _ in glob.iglob(pattern)) for pattern in patterns)  # noqa: PTH207
 
 
 def refuse_stale(stale: Sequence[Step], remedy: str) -> None:

@@ -7,21 +7,19 @@ a training step's run folder how far it is.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launchers.jobs import JobBook, Queued
+from launchers.jobs import JobBook, Queued, Submitted
 from launchers.local import is_running
 from launchers.stamps import Stamp, Stamps, State
 from launchers.steps import Step
-from shards.files import read_json
-from trainer.errors import DataError
-
-_TAIL_BYTES = 65536
+from shards.location import shown_text
+from trainer.errors import DamageError, DataError, TinyNewsRecError
+from trainer.monitor.run_files import STATE, last_record, reached_step, read_state
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,10 @@ class Row:
     job: str | None
     """Slurm's id, None for a step that ran here or has not run."""
     state: str
-    """``to do``, ``queued``, ``running``, ``done``, ``stopped``, ``failed``, ``cancelled`` or
-    ``stale``."""
+    """``to do``, ``queued``, ``running``, ``done``, ``stopped``, ``failed``, ``cancelled``,
+    ``stale``, or ``damaged``: its stamp cannot be read."""
     reason: str | None
-    """Why a queued job waits."""
+    """Why a queued job waits, or what is damaged."""
     requeued: int
     """How often its job was queued again."""
     progress: str | None
@@ -64,8 +62,18 @@ def status_rows(
         folder: The pipeline's folder of stamps.
         asked: What ``squeue`` said; None if it could not be asked, and stamps alone count.
     """
-    book, here = JobBook(folder), is_running(folder)
-    return [_row(step, known[step.name], Stamps(folder), book, asked, here) for step in steps]
+    here = is_running(folder)
+    try:
+        jobs = JobBook(folder).jobs
+    except TinyNewsRecError:
+        jobs = {}  # whoever asked squeue has said so
+    rows = []
+    for step in steps:
+        try:
+            rows.append(_row(step, known[step.name], Stamps(folder), jobs, asked, here))
+        except DamageError as error:
+            rows.append(_damaged_row(step, str(error)))
+    return rows
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -92,14 +100,14 @@ def _row(
     step: Step,
     digest: str,
     stamps: Stamps,
-    book: JobBook,
+    jobs: Mapping[str, Submitted],
     asked: Mapping[str, Queued] | None,
     here: bool,
 ) -> Row:
-    submitted = book.jobs.get(step.name)
+    submitted = jobs.get(step.name)
     job = None if submitted is None else submitted.job
     queued = None if asked is None or job is None else asked.get(job)
-    written = [s for task in _tasks(step) if (s := stamps.read(step, task)) is not None]
+    written = [s for task in _tasks(step) if (s := stamps.check(step, task)) is not None]
     latest = max(written, key=lambda stamp: stamp.start, default=None)
     state, reason = str(stamps.state(step, digest)), None
     if queued is not None:
@@ -124,6 +132,19 @@ def _row(
     )
 
 
+def _damaged_row(step: Step, reason: str) -> Row:
+    return Row(
+        step=step.name,
+        job=None,
+        state="damaged",
+        reason=shown_text(reason),
+        requeued=0,
+        progress=None,
+        seconds=None,
+        log=None,
+    )
+
+
 def _tasks(step: Step) -> list[int | None]:
     return [None, *range(len(step.array))]
 
@@ -144,32 +165,16 @@ def _progress(step: Step, digest: str, stamps: Stamps) -> str | None:
         return f"{len(step.array) - left}/{len(step.array)} tasks"
     if step.command[1] != "train" or step.output is None:
         return None
-    try:
-        total = int(read_json(Path(step.output) / "state.json")["steps"])
-    except (DataError, KeyError, TypeError, ValueError):
+    run = Path(step.output)
+    if not (run / STATE).exists():
         return None  # it has not begun
-    record = _last_record(Path(step.output) / "metrics.jsonl")
-    if record is None:
-        return f"step 0/{total}"
-    loss = f", loss {record['train/loss']:.4f}" if "train/loss" in record else ""
-    return f"step {record['step']}/{total}{loss}"
-
-
-def _last_record(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a metrics file that has a training loss; its end alone is read."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        lines = file.read().split(b"\n")
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the last line may be half written, the first one half read
-        if isinstance(record, dict) and "step" in record and "train/loss" in record:
-            return record
-    return None
+    try:
+        state, record = read_state(run), last_record(run, "train/loss")
+        reached = reached_step(run, state, last_record(run))
+    except DataError as error:
+        return f"unknown: {shown_text(error)}"
+    loss = "" if record is None else f", loss {record['train/loss']:.4f}"
+    return f"step {reached}/{state.steps}{loss}"
 
 
 def _seconds(latest: Stamp | None, state: str) -> float | None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from trainer.config.text import refuse_control, shown
 from trainer.errors import ConfigError, UsageError
 
 _VERBS_WITH_ACTION = ("train", "shards", "teachers")
+_NAME = re.compile(r"\w[\w.-]*")
 _GOING_ON = ("shards build", "shards tokenize", "teachers cache", "teachers logits")
 
 
@@ -70,6 +75,22 @@ class Step:
     """File or folder that belongs to this step alone, and that may be moved away to do it again."""
     resources: Resources = Resources()
     """What it takes."""
+    notes: tuple[str, ...] = ()
+    """What its user may not expect of its settings."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would be another line, or another word, of a script or a log.
+
+        Raises:
+            ConfigError: The name has other characters, or a word holds a control character.
+        """
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"a step is called {shown(self.name)}; expected letters, digits, -, _ and ., a "
+                "letter or digit first"
+            )
+        for word in (*self.command, *itertools.chain(*self.array), *self.proof, self.output or ""):
+            refuse_control(word, f"step {self.name}: a word of its command")
 
     @property
     def kind(self) -> str:
@@ -94,9 +115,9 @@ def in_order(steps: Iterable[Step]) -> list[Step]:
         UsageError: A name comes twice, a need is unknown, or steps need each other.
     """
     left = list(steps)
-    names = [step.name for step in left]
+    names = Counter(step.name for step in left)
     for step in left:
-        if names.count(step.name) > 1:
+        if names[step.name] > 1:
             raise UsageError(f"two steps are called {step.name}; names of steps are unique")
         for need in step.needs:
             if need not in names:
@@ -123,7 +144,7 @@ def choose(
     """
     by_name = {step.name: step for step in steps}
     for name in (only, until):
-        if name is not None and name not in by_name:
+        if name is not None and refuse_control(name, "the name of a step") not in by_name:
             raise UsageError(f"no step is called {name}; there is {', '.join(by_name)}")
     if only is not None:
         return [by_name[only]]

@@ -6,6 +6,8 @@ A module that cannot be imported is left out: the step that needs it will say wh
 import contextlib
 import importlib
 
+from trainer.environment import prepare
+
 MODULES = (
     "torch",
     "accelerate",
@@ -23,6 +25,7 @@ MODULES = (
 """Heavy modules of the steps. Not the command line itself: where it is the main module, Python runs
 it again in every child and would warn that it is there already."""
 
+prepare()
 for _name in MODULES:
     with contextlib.suppress(Exception):
         importlib.import_module(_name)

@@ -31,13 +31,17 @@ from shards.duplicates import (
 )
 from shards.fields import ArticleFields, FieldReader
 from shards.files import atomic_file
-from shards.intake import Intake
+from shards.intake import HOPELESS_ROWS, Intake
+from shards.parquet import leaf_names
 from shards.pool import Workers
 from shards.publish import DUPLICATES_NAME, SetPublisher
 from shards.reader import ShardSet
 from shards.sources import InputFile
-from shards.spool import Spool, read_column
+from shards.spool import Facts, Spool, read_column
 from shards.spooled_build import ReadChunk, SpooledBuild, SpoolJob
+from shards.tables import TSV_REMEDY
+
+_FEW_QUOTED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class ArticleBuild(SpooledBuild):
         """Start with nothing read."""
         super().__init__(publisher, workers, intake)
         self.options = options
+        self._quoting = np.zeros(3, np.int64)
 
     def run(
         self,
@@ -106,11 +111,43 @@ class ArticleBuild(SpooledBuild):
 
     def _spool(self, job: SpoolJob, reader: FieldReader, required: tuple[str, ...]) -> None:
         """Make the spools of one input, and see that every named field occurred."""
-        columns = [] if job.form == "mind" else reader.required_columns(required)
-        for facts in self.spool(job, columns):
-            reader.note(facts.pop("seen", ()), facts.pop("keys", ()))
-        if job.form != "mind":
-            reader.check_all_seen(job.file.name)
+        if job.form == "mind":
+            for facts in self.spool(job):
+                self._add_quoting(job, facts)
+            self._note_quoting(job)
+            return
+        columns = reader.required_columns(required)
+        if job.form == "parquet":
+            reader.note_leaves(leaf_names(job.file))
+        if job.form != "jsonl":  # tables have been asked for their columns
+            required = ()
+        rows = refused_first = 0
+        for facts in self.spool(job, columns, reader.wanted()):
+            self._add_quoting(job, facts)
+            reader.note(facts.pop("seen", []), facts.pop("keys", []))
+            refused_first += facts["refused_first"] if refused_first == rows else 0
+            rows += facts["rows"]
+            if refused_first >= HOPELESS_ROWS:
+                reader.check_all_seen(job.file.name, required if reader.has_other_names else ())
+        reader.check_all_seen(job.file.name, required if reader.has_other_names else ())
+        self._note_quoting(job)
+
+    def _add_quoting(self, job: SpoolJob, facts: Facts) -> None:
+        self._quoting += np.array(facts.get("quoting", (0, 0, 0)), np.int64)
+
+    def _note_quoting(self, job: SpoolJob) -> None:
+        """Note a file that looks as if it had been written with quoting."""
+        quoted, others, rows = self._quoting.tolist()
+        self._quoting[:] = 0
+        if quoted <= others or quoted < _FEW_QUOTED:
+            return
+        self.publisher.count("rows_in_quotes", rows)
+        self.publisher.note(
+            job.file.name,
+            0,
+            "quoted fields",
+            f"{quoted} fields of {rows} rows are in quotes, which stay in the texts; {TSV_REMEDY}",
+        )
 
     def _read_bodies(self, file: InputFile, form: str) -> tuple[Path, int]:
         """Spool the bodies of the second file; the first body of an id counts."""

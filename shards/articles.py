@@ -1,7 +1,7 @@
 """From one chunk of an input to its spool: articles, or bodies of a second file."""
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from shards.spooled_build import SpoolJob, Taker
 from shards.writer import encode_sample
 
 REQUIRED = ("id", "title")
+UNTYPED = ("csv", "tsv")
+"""Formats that know nothing but text, so that whole numbers may come as ``17.0``."""
 # Where a body is from, by the number in a row's record; the name of the count.
 ORIGINS = ("", "body_from_second_file", "body_from_abstract", "body_empty")
 _OWN, _SECOND_FILE, _ABSTRACT, _EMPTY = range(4)
@@ -39,7 +41,8 @@ class BodyJob(SpoolJob):
 class _BodyTaker(Taker):
     def __init__(self, job: BodyJob, spool: SpoolWriter) -> None:
         self._normalised, self._spool = job.normalised, spool
-        self._reader = FieldReader(job.fields, ("id", "body"))
+        untyped = job.form in UNTYPED
+        self._reader = FieldReader(job.fields, ("id", "body"), untyped=untyped)
 
     def take(self, line: int, record: Any) -> None:
         found = self._reader.read(record)
@@ -55,6 +58,37 @@ class _BodyTaker(Taker):
     def finish(self, facts: dict[str, Any]) -> bytes:
         facts.update(self._reader.seen())
         return b""
+
+
+class Quoting:
+    """Counts quoted fields in TSV, which is read without quoting.
+
+    pandas' ``to_csv(sep="\\t")`` puts a field that has a quote into quotes and doubles those that
+    it has; so where that wrote the file, every field with a quote looks so.
+
+    Attributes:
+        counts: Fields in quotes with doubled ones, other fields with a quote, rows with the first.
+    """
+
+    def __init__(self) -> None:
+        """Start with no fields."""
+        self.counts = [0, 0, 0]
+
+    def look(self, columns: Iterable[str]) -> None:
+        """Count the fields of one row."""
+        quoted = others = 0
+        for text in columns:
+            if '"' in text:
+                inner = text[1:-1]
+                whole = len(text) > 1 and text[0] == text[-1] == '"'
+                if whole and inner.replace('""', "").find('"') < 0:
+                    quoted += 1
+                else:
+                    others += 1
+        if quoted or others:
+            self.counts[0] += quoted
+            self.counts[1] += others
+            self.counts[2] += quoted > 0
 
 
 @dataclass(frozen=True)
@@ -75,12 +109,15 @@ class ArticleJob(SpoolJob):
 class _ArticleTaker(Taker):
     def __init__(self, job: ArticleJob, spool: SpoolWriter) -> None:
         self._job, self._spool = job, spool
-        self._reader = FieldReader(job.fields)
+        self._reader = FieldReader(job.fields, untyped=job.form in UNTYPED)
         self._parse = parse_news if job.form == "mind" else self._reader.read
         self._bodies = BodyIndex(job.bodies) if job.bodies is not None else None
         self._texts: list[str] = []
+        self._quoting = Quoting() if job.form in ("mind", "tsv") else None
 
     def take(self, line: int, record: Any) -> None:
+        if self._quoting is not None:
+            self._quoting.look(record if self._job.form == "mind" else record.values())
         found, changed = self._parse(record), 0
         if self._job.normalised:
             found, changed = normalise_fields(found)
@@ -108,6 +145,8 @@ class _ArticleTaker(Taker):
     def finish(self, facts: dict[str, Any]) -> bytes:
         if self._job.form != "mind":
             facts.update(self._reader.seen())
+        if self._quoting is not None:
+            facts["quoting"] = self._quoting.counts
         if not self._job.near_duplicates:
             return b""
         from shards.near_duplicates import signatures

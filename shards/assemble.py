@@ -32,6 +32,11 @@ class ShardTask:
     pieces: tuple[Piece, ...]
 
     @property
+    def num_samples(self) -> int:
+        """The number of samples."""
+        return sum(len(piece.lengths) for piece in self.pieces)
+
+    @property
     def num_bytes(self) -> int:
         """The size of all payloads."""
         return int(sum(piece.lengths.sum() for piece in self.pieces))
@@ -112,9 +117,10 @@ def _finished(note: Path, task: ShardTask) -> ShardInfo | None:
     if not note.exists():
         return None
     try:
-        info = ShardInfo(**read_json(note))
+        info = read_json(note, ShardInfo)
         tar = task.folder / task.name
         whole = tar.stat().st_size == info.bytes and tar.with_suffix(".idx").exists()
-    except (DamageError, TypeError, OSError):
+    except (DamageError, OSError):
         return None
-    return info if whole else None
+    ours = (info.name, info.samples) == (task.name, task.num_samples)
+    return info if ours and whole else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shards.article_build import ArticleBuild, ArticleOptions
 from shards.errors import DataError, UsageError
-from shards.fields import ArticleFields
+from shards.fields import FLOAT_TYPES, ArticleFields, rounded
 from shards.intake import (
     BuildResult,
     Intake,
@@ -32,7 +32,15 @@ from shards.sources import (
 )
 from shards.spooled_build import work_name
 
+_ROUNDED = (
+    "whole numbers beyond it fall together in that type: store ids as 64-bit integers or as text"
+)
 _ARTICLE_HINTS = {
+    **{rounded(kind, bits).reason: _ROUNDED for kind, bits in FLOAT_TYPES.items()},
+    "bad UTF-8": "expected UTF-8; of another encoding, such as Latin-1 or GB 18030: iconv -f"
+    " LATIN1 -t UTF-8 IN > OUT",
+    "not a JSON object": "JSON lines are one object a line; of an array: jq -c '.[]' IN > OUT",
+    "bad JSON": "JSON lines are one object a line; of a file that is one value: jq -c . IN > OUT",
     "wrong number of columns": "every row must have as many columns as the first line names; in"
     " MIND's news.tsv 8, without a header (a file with 5 is behaviors.tsv, for --clicks)",
 }
@@ -205,12 +213,12 @@ def _article_input(path: Path, input_format: str | None) -> tuple[InputFile, str
         found = find_member(path, NEWS_NAME)
         if found is not None:
             return found, "mind"
-    form = input_format or guess_format(path)
+    file, form = InputFile(path), input_format or guess_format(path)
     if form is None:
         raise DataError(
             f"cannot tell the format of {path} by its name; give --format ({', '.join(FORMATS)})"
         )
-    return InputFile(path), form
+    return file, form
 
 
 def _click_input(path: Path) -> InputFile:

@@ -1,10 +1,29 @@
 """The tensors of a cell by name, and where they lie, whether it is here or elsewhere."""
 
+import math
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
+import msgspec
 import numpy as np
+
+from shards.errors import DamageError
+from shards.files import parse_json
+
+VALUES = ".values"
+OFFSETS = ".offsets"
+MAX_HEADER_BYTES = 1 << 20
+"""Largest header of a data file that is read; ours have less than a thousand bytes."""
+_HEADER_LENGTH = struct.Struct("<Q")
+_METADATA = "__metadata__"
+_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "|b1",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
+}  # fmt: skip
+_Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +35,138 @@ class TensorPlace:
     begin: int
     """First byte, counted from the start of the file."""
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What the header of a safetensors file says of a tensor."""
+
+    dtype: str
+    shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=8)]
+    data_offsets: tuple[_Size, _Size]
+
+
+@dataclass(frozen=True, slots=True)
+class CellHeader:
+    """The header of a cell's data file."""
+
+    content: str | None
+    """The content hash that :func:`shards.cells.write_cell` put there."""
+    places: dict[str, TensorPlace]
+    start: int
+    """Bytes before the data."""
+
+    def check_shapes(self, rows: int, path: object) -> None:
+        """Check that every tensor has the shard's rows; ragged ones have ``rows + 1`` offsets.
+
+        Raises:
+            DamageError: One has not.
+        """
+        for name, place in self.places.items():
+            if name.endswith(OFFSETS):
+                fits = place.shape == (rows + 1,) and place.dtype == np.int64
+            elif name.endswith(VALUES):
+                fits = bool(place.shape) and name.removesuffix(VALUES) + OFFSETS in self.places
+            else:
+                fits = place.shape[:1] == (rows,)
+            if not fits:
+                raise DamageError(
+                    f"{path}: tensor {name} is {place.dtype}{list(place.shape)}, which does not "
+                    f"fit the {rows} rows of the shard"
+                )
+
+
+def header_bytes(data: bytes, path: object) -> int:
+    """How many bytes the header takes of the safetensors file that begins with these.
+
+    Raises:
+        DamageError: The file is too short, or its header would be too long.
+    """
+    if len(data) < _HEADER_LENGTH.size:
+        raise DamageError(f"{path} cannot be read as safetensors: it is too short for a header")
+    (length,) = _HEADER_LENGTH.unpack_from(data)
+    if length > MAX_HEADER_BYTES:
+        raise DamageError(
+            f"{path} cannot be read as safetensors: its header would have {length:,} bytes, "
+            f"expected at most {MAX_HEADER_BYTES:,}"
+        )
+    return _HEADER_LENGTH.size + int(length)
+
+
+def parse_header(data: bytes, path: object) -> CellHeader:
+    """The header of a safetensors file that begins with these bytes.
+
+    Raises:
+        DamageError: The header is not all there, is not JSON, or an entry makes no sense.
+    """
+    start = header_bytes(data, path)
+    entries = parse_json(data[_HEADER_LENGTH.size : start], dict[str, msgspec.Raw], where=path)
+    metadata = entries.pop(_METADATA, None)
+    said = parse_json(metadata, dict[str, str], where=path) if metadata is not None else {}
+    places = {name: _place(name, entry, start, path) for name, entry in entries.items()}
+    return CellHeader(said.get("content"), places, start)
+
+
+def _place(name: str, raw: msgspec.Raw, start: int, path: object) -> TensorPlace:
+    entry = parse_json(raw, _Entry, where=f"{path}, tensor {name},")
+    begin, end = entry.data_offsets
+    if entry.dtype not in _DTYPES:
+        raise DamageError(f"{path}: tensor {name} has the type {entry.dtype!r}, which is not read")
+    dtype = np.dtype(_DTYPES[entry.dtype])
+    if math.prod(entry.shape) * dtype.itemsize != end - begin:
+        raise DamageError(f"{path}: the place of tensor {name} does not fit its shape")
+    return TensorPlace(dtype, entry.shape, start + begin, start + end)
+
+
+def tensor_bytes(array: np.ndarray) -> memoryview:
+    """The bytes of a contiguous array, without a copy."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def check_offsets(name: str, offsets: np.ndarray, num_values: int, path: object) -> None:
+    """Check that offsets rise from 0 to the number of values.
+
+    Raises:
+        DamageError: They do not; a gather would read other rows, or beyond the end.
+    """
+    rises = offsets[0] == 0 and offsets[-1] == num_values and bool((np.diff(offsets) >= 0).all())
+    if not rises:
+        raise DamageError(f"{path}: {name} do not rise from 0 to the {num_values} values")
+
+
+def unlike(
+    places: Mapping[str, TensorPlace], expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+) -> str | None:
+    """Say which tensor of a cell is not like those of other cells, or None.
+
+    A gather over both would cast values, or read at other places.
+
+    Args:
+        places: Those of the cell.
+        expected: Name to (dtype, shape of one row or value); others may be there or not.
+    """
+    for name, place in places.items():
+        dtype, shape = expected.get(name, (place.dtype, place.shape[1:]))
+        if (place.dtype, place.shape[1:]) != (dtype, shape):
+            return (
+                f"the values of {name} are {place.dtype}{list(place.shape[1:])}, those of other "
+                f"cells {dtype}{list(shape)}"
+            )
+    return None
+
+
+def check_bound(name: str, array: np.ndarray, bound: int, path: object) -> None:
+    """Check that whole numbers lie from 0 up to, and without, ``bound``.
+
+    Raises:
+        DamageError: One does not.
+    """
+    if not array.size or (array.dtype.kind in "iu" and 0 <= array.min() <= array.max() < bound):
+        return
+    raise DamageError(
+        f"{path}: {name} holds {array.dtype} from {array.min()} to {array.max()}, expected whole "
+        f"numbers from 0 to {bound - 1}: it is of another set, or was edited; make it again"
+    )
 
 
 class HasTensors(Protocol):
@@ -37,9 +188,16 @@ class CellTensors(Mapping[str, np.ndarray]):
         self._cell = cell
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """One tensor."""
+        """One tensor.
+
+        Raises:
+            DamageError: The cell has none of this name, or it is not what was written.
+        """
         if name not in self._cell.places:
-            raise KeyError(name)
+            raise DamageError(
+                f"a cell has no tensor {name!r}, only {sorted(self._cell.places)}: it was made by "
+                "another program, or was edited; fill the column again"
+            )
         return self._cell.array(name)
 
     def __contains__(self, name: object) -> bool:

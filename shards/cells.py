@@ -2,74 +2,63 @@
 
 The data file is published first, then the record beside it. A cell counts only when the record is
 there, belongs to this column set and this very shard, and the data file has the record's size and
-carries the record's content hash in its header. So a killed writer leaves an uncommitted cell, and
-of two writers of one cell whose files got mixed, the mixture is seen as uncommitted and written
-again.
+carries the record's content hash in its header (:mod:`shards.cell_record`). So a killed writer
+leaves an uncommitted cell, and of two writers of one cell whose files got mixed, the mixture is
+seen as uncommitted and written again.
+
+What costs nothing is checked whenever a cell is opened: sizes, types, shapes, the binding of both
+files. The bytes of a tensor are checked against its CRC-32 when it is first asked for.
 """
 
 import errno
 import hashlib
-import json
 import mmap
-import re
-import struct
-import zlib
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from zlib_ng import zlib_ng
 
-from shards.cell_tensors import CellTensors, TensorPlace
-from shards.errors import ColumnError, DamageError
-from shards.files import allow_many_open_files, atomic_file, fsync_folder, write_json_atomic
+from shards.cell_record import (
+    MAX_RECORD_BYTES,
+    CellRecord,
+    check_header,
+    content_of,
+    data_path,
+    digest_of,
+    parse_record,
+    record_path,
+)
+from shards.cell_tensors import (
+    OFFSETS,
+    VALUES,
+    CellHeader,
+    CellTensors,
+    TensorPlace,
+    check_bound,
+    check_offsets,
+    header_bytes,
+    parse_header,
+    tensor_bytes,
+)
+from shards.errors import ColumnError, DamageError, DataError
+from shards.files import (
+    allow_many_open_files,
+    atomic_file,
+    fsync_folder,
+    open_regular,
+    read_bytes,
+    write_json_atomic,
+)
 from shards.manifest import ShardInfo
 
-_HEADER_LENGTH = struct.Struct("<Q")
 _ATTEMPTS = 3
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
-_DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "|b1",
-    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class CellRecord:
-    """What a commit record says."""
-
-    column: str
-    """Fingerprint of the column set."""
-    shard: str
-    """File name of the shard the cell belongs to."""
-    shard_sha256: str
-    rows: int
-    bytes: int
-    content: str
-    """sha256 over the tensors; also in the header of the data file."""
-    sha256: str
-    """sha256 of the data file."""
-    crc32: dict[str, int]
-    """CRC-32 of each tensor's bytes."""
-
-
-def data_path(folder: Path, shard: ShardInfo) -> Path:
-    """The safetensors file of a cell."""
-    return folder / f"{shard.stem}.safetensors"
-
-
-def record_path(folder: Path, shard: ShardInfo) -> Path:
-    """The commit record of a cell."""
-    return folder / f"{shard.stem}.json"
-
-
-def _bytes(array: np.ndarray) -> memoryview:
-    """The bytes of a contiguous array, without a copy."""
-    return array.reshape(-1).view(np.uint8).data
+_NO_BOUNDS: Mapping[str, int] = {}
+_FIRST_BYTES = 4096  # enough for the header of any column of ours
 
 
 def write_cell(
@@ -89,25 +78,22 @@ def write_cell(
     from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    digest = hashlib.sha256()
-    crcs = {}
-    for name, array in arrays.items():
-        view = _bytes(array)
-        digest.update(json.dumps([name, array.dtype.str, list(array.shape)]).encode())
-        digest.update(view)
-        crcs[name] = zlib.crc32(view)
-    content = digest.hexdigest()
-    payload = save(arrays, metadata={"content": content})
+    places = {name: TensorPlace(array.dtype, array.shape, 0, 0) for name, array in arrays.items()}
     record = CellRecord(
         column=column,
         shard=shard.name,
         shard_sha256=shard.sha256,
         rows=shard.samples,
-        bytes=len(payload),
-        content=content,
-        sha256=hashlib.sha256(payload).hexdigest(),
-        crc32=crcs,
+        bytes=0,
+        content="",
+        sha256="",
+        crc32={name: zlib_ng.crc32(tensor_bytes(array)) for name, array in arrays.items()},
+        digest=digest_of(arrays),
     )
+    content = content_of(record, places)
+    payload = save(arrays, metadata={"content": content})
+    sha256 = hashlib.sha256(payload).hexdigest()
+    record = replace(record, content=content, bytes=len(payload), sha256=sha256)
     try:
         with atomic_file(data_path(folder, shard)) as file:
             file.write(payload)
@@ -129,113 +115,43 @@ def read_record(folder: Path, column: str, shard: ShardInfo) -> CellRecord | Non
     content.
     """
     try:
-        record = parse_record(record_path(folder, shard).read_bytes(), column, shard)
-        size = data_path(folder, shard).stat().st_size
-    except OSError:
+        return check_record(folder, column, shard)
+    except DataError:
         return None
-    if record is None or size != record.bytes:
-        return None
-    try:
-        header, _ = _read_header(data_path(folder, shard))
-    except DamageError:
-        return None
-    return record if content_of(header) == record.content else None
 
 
-def parse_record(data: bytes, column: str, shard: ShardInfo) -> CellRecord | None:
-    """The commit record in these bytes; None if it is none, or not this cell's."""
-    try:
-        record = CellRecord(**json.loads(data))
-    except (ValueError, TypeError):
-        return None
-    expected = (column, shard.name, shard.sha256, shard.samples)
-    found = (record.column, record.shard, record.shard_sha256, record.rows)
-    # The hash of what may come from elsewhere becomes a part of the names of files.
-    if found != expected or not _SHA256.fullmatch(str(record.content)):
-        return None
+def check_record(folder: Path, column: str, shard: ShardInfo) -> CellRecord:
+    """The commit record of a cell, like :func:`read_record`.
+
+    Raises:
+        DataError: the cell is not committed; the message says why.
+    """
+    path = record_path(folder, shard)
+    record = parse_record(read_bytes(path, limit=MAX_RECORD_BYTES), column, shard, path)
+    size, header = _read_header(data_path(folder, shard))
+    if size != record.bytes:
+        raise DamageError(
+            f"{data_path(folder, shard)} has {size} bytes, its commit record says {record.bytes}"
+        )
+    check_header(data_path(folder, shard), header, record)
     return record
 
 
-def content_of(header: dict[str, Any]) -> str | None:
-    """The content hash that :func:`write_cell` put into the header."""
-    metadata = header.get("__metadata__")
-    return metadata.get("content") if isinstance(metadata, dict) else None
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and where its data begin.
+def _read_header(path: Path) -> tuple[int, CellHeader]:
+    """The size and the header of a safetensors file.
 
     Raises:
-        DamageError: it is not a safetensors file.
+        DataError: it cannot be read, or is not a safetensors file.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(_HEADER_LENGTH.size)
-            return parse_header(start + file.read(header_bytes(start) - len(start)))
-    except (OSError, ValueError) as error:
-        raise DamageError(f"{path} cannot be read as safetensors: {error}") from error
-
-
-def header_bytes(data: bytes) -> int:
-    """How many bytes the header takes of the safetensors file that begins with these.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if len(data) < _HEADER_LENGTH.size:
-        raise ValueError("it is too short to have a header")
-    (length,) = _HEADER_LENGTH.unpack_from(data)
-    if length > _MAX_HEADER_BYTES:
-        raise ValueError(f"its header would have {length} bytes")
-    return _HEADER_LENGTH.size + int(length)
-
-
-def parse_header(data: bytes) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file that begins with these bytes, and where its data begin.
-
-    Raises:
-        ValueError: it is none, or it is not all there.
-    """
-    start = header_bytes(data)
-    header = json.loads(data[_HEADER_LENGTH.size : start])
-    if not isinstance(header, dict):
-        raise ValueError("its header is not a JSON object")
-    return header, start
-
-
-def tensor_places(header: dict[str, Any], start: int, path: object) -> dict[str, TensorPlace]:
-    """Where each tensor lies in the file that has this header.
-
-    Raises:
-        DamageError: an entry makes no sense; ``path`` is named.
-    """
-    places = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
+    with open_regular(path) as file:
         try:
-            dtype = np.dtype(_DTYPES[entry["dtype"]])
-            begin, end = entry["data_offsets"]
-            count = int(np.prod(entry["shape"], dtype=np.int64))
-            if begin < 0 or count * dtype.itemsize != end - begin:
-                raise ValueError("its place in the file does not fit its shape")
-            places[name] = TensorPlace(dtype, tuple(entry["shape"]), start + begin, start + end)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamageError(f"{path}: tensor {name} cannot be read: {error}") from error
-    return places
-
-
-def check_names(path: object, places: Mapping[str, TensorPlace], record: CellRecord) -> None:
-    """Check that a data file has the tensors that its commit record has.
-
-    Raises:
-        DamageError: it does not.
-    """
-    if set(places) != set(record.crc32):
-        raise DamageError(
-            f"{path} holds the tensors {sorted(places)}, "
-            f"its commit record says {sorted(record.crc32)}"
-        )
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(_FIRST_BYTES)
+            if len(data) < (length := header_bytes(data, path)):
+                data += file.read(length - len(data))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    return size, parse_header(data, path)
 
 
 class Cell:
@@ -248,47 +164,77 @@ class Cell:
         folder: the column set's folder.
         shard: the shard of the cell.
         record: its commit record.
+        check: whether a tensor is read whole and checked when it is first asked for.
+        repair: the command that fills the column, for messages.
+        bounds: name to what the whole numbers of a tensor lie below, from 0 on; looked at when it
+            is first asked for, whatever ``check`` says.
 
     Attributes:
         bytes: the mapped file.
         places: name to where the tensor lies in it.
+        begins: name to the first byte, of the tensors that were asked for.
 
     Raises:
         DamageError: the file does not hold what the record says.
     """
 
-    __slots__ = ("_arrays", "_crc32", "_folder", "_map", "_shard", "bytes", "places")
+    __slots__ = (
+        "_arrays", "_bounds", "_check", "_crc32", "_folder", "_map", "_repair", "_shard",
+        "begins", "bytes", "places",
+    )  # fmt: skip
 
-    def __init__(self, folder: Path, shard: ShardInfo, record: CellRecord) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shard: ShardInfo,
+        record: CellRecord,
+        *,
+        check: bool = True,
+        repair: str = "",
+        bounds: Mapping[str, int] = _NO_BOUNDS,
+    ) -> None:
         """Map the file; nothing is read but its header."""
         self._folder = folder
         self._shard = shard
+        self._check = check
+        self._bounds = bounds
+        self._repair = repair
         self._arrays: dict[str, np.ndarray] = {}
-        header, start = _read_header(self.path)
-        if content_of(header) != record.content:
-            raise DamageError(f"{self.path} is not the file that its commit record describes")
-        allow_many_open_files()  # a map keeps its file open
-        try:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno == errno.EMFILE:
-                raise ColumnError(
-                    f"cannot map {self.path}: this process may not open more files (one a cell); "
-                    "raise the limit (ulimit -n), or build the set with more samples a shard"
-                ) from error
-            raise DamageError(f"cannot map {self.path}: {error}") from error
+        self.begins: dict[str, int] = {}
+        self._map = self._mapped()
         if len(self._map) != record.bytes:
             raise DamageError(
                 f"{self.path} has {len(self._map)} bytes, its commit record says {record.bytes}"
             )
         self.bytes = memoryview(self._map)
-        self.places = _same_places(tuple(tensor_places(header, start, self.path).items()))
-        check_names(self.path, self.places, record)
+        length = header_bytes(self._map[:_FIRST_BYTES], self.path)
+        header = parse_header(self._map[:length], self.path)
+        check_header(self.path, header, record)
+        self.places = _same_places(tuple(header.places.items()))
         self._crc32 = tuple(record.crc32[name] for name in self.places)
         for name, place in self.places.items():
             if place.end > len(self._map):
                 raise DamageError(f"{self.path}: tensor {name} lies beyond the end of the file")
+
+    def _mapped(self) -> mmap.mmap:
+        allow_many_open_files()  # a map keeps its file open
+        try:
+            with open_regular(self.path) as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except DataError as error:
+            if not _is_out_of_files(error.__cause__):
+                raise DamageError(str(error)) from error
+            raise self._too_many_files() from error
+        except (OSError, ValueError) as error:
+            if _is_out_of_files(error):
+                raise self._too_many_files() from error
+            raise DamageError(f"cannot map {self.path}: {error}") from error
+
+    def _too_many_files(self) -> ColumnError:
+        return ColumnError(
+            f"cannot map {self.path}: this process may not open more files (one a cell); "
+            "raise the limit (ulimit -n), or build the set with more samples a shard"
+        )
 
     @property
     def path(self) -> Path:
@@ -301,13 +247,46 @@ class Cell:
         return CellTensors(self)
 
     def array(self, name: str) -> np.ndarray:
-        """One tensor."""
+        """One tensor.
+
+        Raises:
+            DamageError: it is not what was written, or its offsets do not rise.
+        """
         found = self._arrays.get(name)
-        if found is None:
-            place = self.places[name]
-            found = np.ndarray(place.shape, place.dtype, self._map, place.begin)
-            self._arrays[name] = found
+        return self._first_touch(name) if found is None else found
+
+    def _first_touch(self, name: str) -> np.ndarray:
+        """Map a tensor and check it."""
+        self.check_not_cut()
+        found = self._view(name)
+        if self._check and not self._is_whole(name):
+            raise DamageError(
+                f"{self.path}: the checksum (crc32) of {name}, of shard {self._shard.name}, is not "
+                f"the one of its commit record; {self.remedy}"
+            )
+        if name.endswith(OFFSETS):
+            values = self.places.get(name.removesuffix(OFFSETS) + VALUES)
+            if values is not None:
+                check_offsets(name, found, values.shape[0], self.path)
+        if name in self._bounds:
+            check_bound(name, found, self._bounds[name], self.path)
+        self._arrays[name] = found
+        self.begins[name] = self.places[name].begin
         return found
+
+    @property
+    def remedy(self) -> str:
+        """What to do where the data file is damaged."""
+        record = record_path(self._folder, self._shard).name
+        return f"delete {record} and run `{self._repair}`" if self._repair else f"delete {record}"
+
+    def _view(self, name: str) -> np.ndarray:
+        place = self.places[name]
+        return np.ndarray(place.shape, place.dtype, self._map, place.begin)
+
+    def _is_whole(self, name: str) -> bool:
+        expected = self._crc32[list(self.places).index(name)]
+        return bool(zlib_ng.crc32(tensor_bytes(self._view(name))) == expected)
 
     def check_not_cut(self) -> None:
         """Notice a file that was shortened in place, before a read of the lost part kills the
@@ -328,11 +307,30 @@ class Cell:
     def damaged_tensors(self) -> list[str]:
         """Read everything; the names of the tensors whose CRC-32 is not the record's."""
         self.check_not_cut()
-        return [
-            name
-            for name, crc32 in zip(self.places, self._crc32, strict=True)
-            if zlib.crc32(_bytes(self.array(name))) != crc32
-        ]
+        return [name for name in self.places if not self._is_whole(name)]
+
+    def check_digest(self, record: CellRecord) -> None:
+        """Read everything, and compare the hashes of the tensors and of the file.
+
+        Raises:
+            DamageError: one of them is not the record's.
+        """
+        self.check_not_cut()
+        digest = digest_of({name: self._view(name) for name in self.places})
+        if digest != (record.content if record.digest is None else record.digest):
+            raise DamageError(
+                f"{self.path}: the hash of its tensors is not the one of its commit record; one of "
+                f"them is of another column, or was edited: {self.remedy}"
+            )
+        if hashlib.sha256(self.bytes).hexdigest() != record.sha256:
+            raise DamageError(
+                f"{self.path}: its sha256 is not the one of its commit record; its header or the "
+                f"record was edited: {self.remedy}"
+            )
+
+
+def _is_out_of_files(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EMFILE
 
 
 @lru_cache(maxsize=1024)
@@ -341,8 +339,9 @@ def _same_places(items: tuple[tuple[str, TensorPlace], ...]) -> dict[str, Tensor
     return dict(items)
 
 
-def open_cell(folder: Path, column: str, shard: ShardInfo) -> Cell | None:
-    """Map a committed cell; None where it is not committed. Arguments as in :func:`read_record`.
+def open_cell(folder: Path, column: str, shard: ShardInfo, **options: Any) -> Cell | None:
+    """Map a committed cell; None where it is not committed. Arguments as in :func:`read_record`;
+    ``options`` are those of :class:`Cell`.
 
     Another writer of the same cell may replace both files between our reading the one and the
     other, so a mismatch is looked at again before it counts.
@@ -355,8 +354,20 @@ def open_cell(folder: Path, column: str, shard: ShardInfo) -> Cell | None:
         if record is None:
             return None
         try:
-            return Cell(folder, shard, record)
+            return Cell(folder, shard, record, **options)
         except DamageError:
             if attempt == _ATTEMPTS - 1:
                 raise
     return None
+
+
+__all__ = [
+    "Cell",
+    "CellRecord",
+    "check_record",
+    "data_path",
+    "open_cell",
+    "read_record",
+    "record_path",
+    "write_cell",
+]

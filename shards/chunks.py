@@ -13,20 +13,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from shards.errors import DataError
-from shards.sources import (
-    FORMATS,
-    InputFile,
-    Row,
-    parse_json_lines,
-    parse_tab_separated,
-    read_csv,
-    read_header,
-    read_parquet,
-    with_names,
-)
+from shards.parquet import read_parquet
+from shards.sources import FORMATS, InputFile, Row, parse_json_lines, parse_tab_separated
+from shards.tables import read_csv, read_header, with_names
 
 CHUNK_BYTES = 8 << 20
 _CHUNK_ROWS = 1024  # of CSV and Parquet, at most
+_LINE_COST = 128  # bytes of memory that a line takes beside its own
 
 T = TypeVar("T")
 
@@ -63,13 +56,19 @@ class Chunk:
         return rows if self.header is None else with_names(rows, self.header)
 
 
-def cut(file: InputFile, form: str, columns: Sequence[str] = ()) -> Iterator[Chunk]:
+def cut(
+    file: InputFile,
+    form: str,
+    columns: Sequence[str] = (),
+    wanted: Sequence[Sequence[str]] | None = None,
+) -> Iterator[Chunk]:
     """Yield the chunks of a file in one of :data:`~shards.sources.FORMATS`.
 
     Args:
         file: What to read.
         form: Its format. CSV and TSV begin with a header line.
         columns: Columns that must be there (not checked in JSON lines, where rows differ).
+        wanted: Paths of keys to read of Parquet; None reads all columns.
 
     Raises:
         DataError: If a column of ``columns`` is missing, or Parquet is asked for without pyarrow.
@@ -84,7 +83,7 @@ def cut(file: InputFile, form: str, columns: Sequence[str] = ()) -> Iterator[Chu
         header = tuple(read_header(file, rows, columns))
         yield from _in_rows(file, form, rows, header)
     elif form == "parquet":
-        yield from _in_rows(file, form, read_parquet(file, columns), None)
+        yield from _in_rows(file, form, read_parquet(file, columns, wanted), None)
     else:
         yield from _in_lines(file, form, columns)
 
@@ -95,7 +94,8 @@ def _in_lines(file: InputFile, form: str, columns: Sequence[str]) -> Iterator[Ch
     if form == "tsv":
         header = tuple(read_header(file, parse_tab_separated(lines), columns))
     if not file.is_plain:
-        for number, (size, part) in enumerate(_batches(file, lines, _line_bytes)):
+        filled = (item for item in lines if item[1] is None or item[1])
+        for number, (size, part) in enumerate(_batches(file, filled, _line_bytes)):
             yield Chunk(number, size, form, 0, header, lines=part)
         return
     before, first = (file.num_lines, file.offset) if header else (0, 0)
@@ -129,7 +129,7 @@ def _batches(
 
 
 def _line_bytes(item: tuple[int, bytes | None]) -> int:
-    return 1 + len(item[1] or b"")
+    return _LINE_COST + len(item[1] or b"")
 
 
 def _row_bytes(row: Row) -> int:

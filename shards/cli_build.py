@@ -25,6 +25,9 @@ was.
 Texts are made uniform (Unicode NFC, invisible characters removed, white space), each rule counted.
 An article with the title and body of an earlier one is dropped; OUT/duplicates.jsonl says for which
 row its id stands, and click logs that name it find that row.
+
+Limits: 16 MiB a row, 500 levels of JSON, 1,024 characters an id, 1,000,000 blank lines in a row,
+and, of a gzip or a zip's member, 64 MiB or 200 times its bytes unpacked, whichever is more.
 """
 
 _ARTICLE_OPTIONS = ("bodies", "format", "no_normalise", "keep_duplicates", "near_duplicates")
@@ -51,8 +54,9 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="F",
-        help="JSON lines, CSV, TSV (perhaps .gz), Parquet, or MIND folders, zips and news.tsv; an"
-        " article that comes again in a later input is taken once",
+        help="JSON lines, CSV, TSV (perhaps gzipped), Parquet, or MIND folders, zips and news.tsv;"
+        " files, not pipes: they are read more than once; an article that comes again in a later"
+        " input is taken once",
     )
     what.add_argument(
         "--clicks",
@@ -176,6 +180,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _print_result(result: Any) -> None:
     from shards.publish import NOTED_NAME
+    from shards.tables import TSV_REMEDY
 
     shard_set, manifest = result.shard_set, result.shard_set.manifest
     if result.already_built:
@@ -186,6 +191,11 @@ def _print_result(result: Any) -> None:
     )
     counts = {name: count for name, count in manifest.counts.items() if name != "written" and count}
     print("  " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
+    if "rows_in_quotes" in counts:
+        print(
+            f"  note: {counts['rows_in_quotes']:,} rows have fields in quotes, which stay in the"
+            f" texts; {TSV_REMEDY}"
+        )
     if (shard_set.path / NOTED_NAME).exists():
         print(f"  what is odd about rows that were kept is listed in {shard_set.path / NOTED_NAME}")
     if manifest.refused:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import UsageError
+from shards.errors import DamageError, UsageError
 from shards.fields import FIELD_NAMES, ArticleFields
 from shards.manifest import has_manifest
 from shards.sources import DEFAULT_MAX_REFUSED
@@ -27,6 +27,9 @@ _INDEX_EXAMPLES = """examples:
   tnr shards index crawl/tars                     a set of WebDataset tars made elsewhere
   tnr shards index /mnt/ro/tars --out sets/crawl  the same, where their folder cannot be written
   tnr shards index crawl/tars --member title=title.txt --member body=body.txt
+
+A layout is guessed from the first samples; samples of which the guess passes over something are
+refused. Limits: 16 MiB a member, 1,024 characters a key, 1 MiB an extended header.
 """
 
 
@@ -138,7 +141,9 @@ def _register_verify(verbs: Any) -> None:
         "verify",
         help="check every byte of shard sets",
         description="Check files, sha256, tar structure, indexes and checksums of shard sets and"
-        " of the columns beside them; names every damage found. Exit code 1 if there is any.",
+        " of the columns beside them, and that manifests and columns say what the samples say;"
+        " names every damage found. With the article set of a log, the rows that the log names are"
+        " checked too. Exit code 1 if there is any damage.",
         epilog="example: tnr shards verify sets/news sets/dev",
     )
     parser.add_argument(
@@ -153,8 +158,17 @@ def _verify(arguments: argparse.Namespace) -> int:
     from shards.verify import verify_set
 
     damaged = 0
+    articles: dict[str, int] = {}
+    impressions = []
     for folder in arguments.sets:
-        found = verify_set(folder)
+        try:
+            found = verify_set(folder)
+        except DamageError as error:
+            print(f"{folder}: {error}", file=sys.stderr)
+            damaged += 1
+            continue
+        articles[found.manifest.fingerprint] = found.manifest.num_rows
+        impressions.append((folder, found))
         for problem in found.problems:
             print(f"{folder}: {problem}", file=sys.stderr)
         damaged += not found.ok
@@ -169,4 +183,13 @@ def _verify(arguments: argparse.Namespace) -> int:
                 print(f"{folder}: columns intact: {', '.join(intact)}")
         else:
             print(f"{folder}: {len(found.problems)} problems", file=sys.stderr)
+    for folder, found in impressions:
+        rows = articles.get(found.manifest.articles_fingerprint or "", found.largest_row + 1)
+        if found.largest_row >= rows:
+            print(
+                f"{folder}: an impression names row {found.largest_row} of the article set, which "
+                f"has {rows} rows; build the log again",
+                file=sys.stderr,
+            )
+            damaged += 1
     return 1 if damaged else 0

@@ -40,7 +40,8 @@ def _register_tokenize(subparsers: Any) -> None:
         "--tokenizer",
         required=True,
         metavar="T",
-        help="folder or Hugging Face name of a fast tokenizer",
+        help="folder of a fast tokenizer, or its Hugging Face name in the local cache (`hf "
+        "download NAME` puts it there; no command asks a hub)",
     )
     tokenize.add_argument(
         "--fields",

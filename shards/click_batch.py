@@ -9,6 +9,7 @@ import numpy as np
 
 from shards.block_order import BlockOrder
 from shards.clicks import ClickColumn
+from shards.errors import DamageError
 from shards.order import EpochOrder
 
 
@@ -95,12 +96,18 @@ def read_clicks(
     Raises:
         IndexError: there is no such click.
         DataError: the log has no labels.
+        DamageError: the column does not fit itself.
     """
     impression_B, position_B = clicks.click(units)
     drawn_in = np.zeros_like(epochs) if rule.static_negatives else epochs
     negative_BS = clicks.sample_negatives(rule.seed, units, drawn_in, rule.num_negatives)
     positions_BC = np.concatenate([position_B[:, None], negative_BS], axis=1)
     values, offsets = clicks.candidates(impression_B)
+    if (position_B >= np.diff(offsets)).any():
+        raise DamageError(
+            f"{clicks.reader.folder} has a click beyond the candidates of its impression: it was "
+            f"edited; run `{clicks.reader.repair}` after removing it"
+        )
     history_BH, mask_BH = clicks.history(impression_B, rule.history_length)
     candidates_BC = values[offsets[:-1, None] + positions_BC]
     return ClickBatch(impression_B, positions_BC, history_BH, mask_BH, candidates_BC)

@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 import orjson
 
-from shards.click_cells import parse_time
+from shards.click_cells import UNKNOWN_TIME, parse_time
 from shards.duplicates import first_of_each, read_duplicates
-from shards.errors import DamageError
-from shards.files import atomic_file
+from shards.files import atomic_file, read_json
 from shards.intake import HOPELESS_ROWS, Intake
-from shards.mind import has_labels, parse_behavior
+from shards.mind import find_row, has_labels, parse_behavior
 from shards.pool import Workers
 from shards.publish import SetPublisher
 from shards.reader import ShardSet
 from shards.sources import InputFile, parse_tab_separated
 from shards.spool import Spool, SpoolWriter, hash_text, read_column
 from shards.spooled_build import SpooledBuild, SpoolJob, Taker
+from shards.tables import TSV_REMEDY
 
 # What may be odd about an impression that is kept, by bit of a record's ``changed``.
 _UNKNOWN_HISTORY, _EMPTY_HISTORY, _WITHOUT_NEGATIVE, _UNKNOWN_TIME = (1 << bit for bit in range(4))
@@ -48,6 +48,7 @@ HINTS = {
     " labels, as MIND's test part, is built by itself",
     "unexpected labels": "lines with labels and lines without do not go together: a log without"
     " labels, as MIND's test part, is built by itself",
+    "quoted columns": TSV_REMEDY,
     "duplicate id": "an impression id may come once in a file; was the file written twice over?",
 }
 """What to say beside the reason for which most rows of a failed build were refused."""
@@ -81,12 +82,12 @@ class _ClickTaker(Taker):
         odd = _EMPTY_HISTORY if not impression.history else 0
         if impression.unknown_history:
             odd |= _UNKNOWN_HISTORY
-            unknown = [item for item in record[3].split() if item not in self._rows]
+            unknown = [item for item in record[3].split() if find_row(self._rows, item) is None]
             self._note(line, "unknown history", unknown)
         if impression.clicks is not None and 0 not in impression.clicks:
             odd |= _WITHOUT_NEGATIVE
             self._note(line, "no negative", record[4].split())
-        if impression.time[10:11] != "T" and parse_time(impression.time) < 0:
+        if parse_time(impression.time) == UNKNOWN_TIME:
             odd |= _UNKNOWN_TIME
             self._note(line, "unknown time", [record[2].strip()])
         self._spool.add(
@@ -210,13 +211,10 @@ def read_article_rows(path: Path) -> dict[str, int]:
     """Return what :func:`write_article_rows` has written; once in a process.
 
     Raises:
-        DamageError: If it cannot be read.
+        DamageError: If it is damaged.
+        DataError: If it cannot be read.
     """
-    try:
-        rows: dict[str, int] = orjson.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DamageError(f"cannot read {path}, which this build has written") from error
-    return rows
+    return read_json(path, dict[str, int], limit=path.stat().st_size)
 
 
 def find_labels(files: Sequence[InputFile], rows: Mapping[str, int]) -> bool | None:

@@ -5,10 +5,12 @@ shards. Memory: one shard's arrays for every process, and 12 bytes a user.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, islice
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from shards.column_reader import ColumnReader
 from shards.columns import ColumnWriter
 from shards.errors import DataError
+from shards.mind import iso_time
 from shards.pool import Workers
 from shards.progress import Progress
 from shards.ragged import offsets_from_lengths, row_of_value
@@ -23,26 +26,36 @@ from shards.reader import ShardSet
 
 CLICKS = "clicks"
 _FORMAT = 1
-_MIND_TIME = "%m/%d/%Y %I:%M:%S %p"
+UNKNOWN_TIME = -1
+"""What the column says of an impression without a time that can be read."""
+# With the date's hyphens: else Python takes 1602061200123 for a time in the year 1602.
+_ISO_TIME = re.compile(
+    r"\d{4}-\d\d-\d\d([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?(Z|[+-]\d\d(:?\d\d){0,2})?)?"
+    r"|\d{8}(T\d\d(\d\d(\d\d([.,]\d+)?)?)?(Z|[+-]\d\d(\d\d)?)?)?",
+    re.ASCII,
+)
+_YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800
 _BLOCK = 1024  # samples decoded at a time
 
 
 def parse_time(text: str) -> int:
-    """Seconds since 1970 UTC of an ISO 8601 time or of MIND's ``11/15/2019 8:55:22 AM``; -1 if
-    neither.
+    """Seconds since 1970 UTC of an ISO 8601 time or of MIND's ``11/15/2019 8:55:22 AM``.
 
-    A time without a zone is taken as UTC.
+    A time without a zone is taken as UTC. Anything else is :data:`UNKNOWN_TIME`: numbers of seconds
+    or milliseconds, days that do not exist, what lies beyond the years 1 to 9999 UTC, and the last
+    second of 1969, whose number it is.
     """
+    text = iso_time(text)
+    if not _ISO_TIME.fullmatch(text):
+        return UNKNOWN_TIME
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        try:
-            moment = datetime.strptime(text, _MIND_TIME)
-        except ValueError:
-            return -1
+        return UNKNOWN_TIME
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp())
+    seconds = floor(moment.timestamp())
+    return seconds if _YEAR_1 <= seconds < _YEAR_10000 else UNKNOWN_TIME
 
 
 def made_from() -> dict[str, Any]:
@@ -79,7 +92,20 @@ def write_click_column(impression_set: ShardSet, workers: Workers | None = None)
                 if tensors is not None:
                     writer.write(shard, tensors | {"user": numbers})
                 bar.update(len(hashes))
+    writer.clear_leftovers()
     return ColumnReader.open(impression_set, CLICKS, made_from())
+
+
+def shard_tensors(impression_set: ShardSet, shard: int) -> dict[str, np.ndarray]:
+    """What a cell of clicks holds but for ``user``, from the samples of its shard.
+
+    Raises:
+        DataError: a sample is not an impression.
+        DamageError: the shard is damaged.
+    """
+    _, tensors = _ReadShard(impression_set, frozenset([shard])).run(shard)
+    assert tensors is not None
+    return tensors
 
 
 class UserNumbers:
@@ -129,7 +155,7 @@ class _ReadShard:
         """Return the users' hashes, uint64[n], and the tensors but ``user``, if they are missing.
 
         Raises:
-            DataError: a sample is no impression.
+            DataError: a sample is not an impression.
             DamageError: the shard is damaged.
         """
         labelled = self.impression_set.manifest.labelled

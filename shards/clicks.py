@@ -26,11 +26,12 @@ from shards.click_cells import (
     write_click_column,
 )
 from shards.columns import ColumnReader, removal_command, repair_command
-from shards.errors import DataError
+from shards.errors import DamageError, DataError
 from shards.negatives import draw_distinct, sample_keys
 from shards.ragged import offsets_from_lengths, pad, row_of_value
 from shards.reader import ShardSet
 
+_MOST_ROWS = 1 << 31
 _CANDIDATES = 0x43414E4449444154  # keeps draws over candidates apart from draws over articles
 
 
@@ -45,8 +46,18 @@ class ClickColumn:
         num_clicks: training units of all shards.
     """
 
-    def __init__(self, reader: ColumnReader) -> None:
+    def __init__(self, reader: ColumnReader, num_articles: int | None = None) -> None:
         """Use :meth:`open`."""
+        rows = num_articles if num_articles is not None else _MOST_ROWS
+        reader.bounds.update(
+            {
+                "history.values": rows,
+                "candidates.values": rows,
+                "clicked.values": 2,
+                "units.values": _MOST_ROWS,
+                "user": _MOST_ROWS,
+            }
+        )
         self.reader = reader
         self.fingerprint = reader.fingerprint
         self.num_impressions = reader.num_rows
@@ -60,13 +71,18 @@ class ClickColumn:
         self.num_clicks = int(self._unit_starts[-1])
 
     @classmethod
-    def open(cls, impression_set: ShardSet) -> "ClickColumn":
+    def open(cls, impression_set: ShardSet, num_articles: int | None = None) -> "ClickColumn":
         """Open the click column of an impression set.
+
+        Args:
+            impression_set: the set.
+            num_articles: rows of its article set, where that is at hand; a log that names others
+                is then refused when it is read.
 
         Raises:
             ColumnError: it is missing, incomplete or of another format.
         """
-        return cls(ColumnReader.open(impression_set, CLICKS, made_from()))
+        return cls(ColumnReader.open(impression_set, CLICKS, made_from()), num_articles)
 
     @property
     def num_left_out(self) -> int:
@@ -199,7 +215,14 @@ class ClickColumn:
         click_units = np.asarray(click_units, dtype=np.int64)
         rows, _ = self.click(click_units)
         clicked, offsets = self._clicked(rows)
-        unclicked = negative_places(self.candidates(rows)[0], clicked, offsets)
+        candidates, shown = self.candidates(rows)
+        if not np.array_equal(shown, offsets):
+            raise DamageError(
+                f"{self.reader.folder} does not have one label a candidate: it was edited; run "
+                f"`{removal_command(self.reader.shard_set, self.reader.folder)}` and "
+                f"`{self.reader.repair}`"
+            )
+        unclicked = negative_places(candidates, clicked, offsets)
         sizes = np.bincount(row_of_value(offsets, unclicked), minlength=len(rows))
         if (sizes == 0).any():
             row = int(rows[np.argmin(sizes)])

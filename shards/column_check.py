@@ -1,10 +1,38 @@
-"""Checking column sets against their commit records, byte by byte."""
+"""Checking column sets: every byte against the commit records, and every value against its kind.
 
-from shards.cells import open_cell, record_path
-from shards.column_info import ColumnInfo, read_info, removal_command, repair_command
+Checksums say whether the bytes are those that were written; whether these could have been written
+by us is told by their kind: floats are finite, offsets rise, token ids are in the vocabulary, and
+click columns say what the samples say.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from shards.cell_tensors import OFFSETS, VALUES, CellTensors
+from shards.cells import Cell, check_record, open_cell, record_path
+from shards.click_cells import CLICKS, shard_tensors
+from shards.column_extras import read_vector, tokenizer_problem
+from shards.column_info import (
+    TOKENIZER_FOLDER,
+    TOKENS,
+    ColumnInfo,
+    read_info,
+    removal_command,
+    repair_command,
+)
 from shards.column_reader import ColumnReader
-from shards.errors import ColumnError, DamageError
+from shards.errors import DamageError, DataError
+from shards.manifest import ShardInfo
+from shards.ragged import row_of_value
 from shards.reader import ShardSet
+from shards.tokenizer import load_tokenizer, tokenizer_sha256
+from shards.tokens import TokenSource
+
+_NEWS = "teacher-news"
+_FROM_SAMPLES = ("history", "candidates", "clicked", "units")
+"""Ragged tensors of click columns that are compared with the samples."""
 
 
 def verify_columns(reader: ColumnReader) -> list[str]:
@@ -16,7 +44,7 @@ def verify_columns(reader: ColumnReader) -> list[str]:
         commit record.
     """
     info = ColumnInfo(reader.folder, reader.name, reader.made_from, reader.fingerprint)
-    problems = _damaged_cells(reader.shard_set, info)
+    problems = list(_column_problems(reader.shard_set, info))
     for cell in reader.mirror_cells().values():
         if damaged := cell.damaged_tensors():
             problems.append(
@@ -31,7 +59,7 @@ def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:
 
     Returns:
         (problems, intact): one line for every damaged cell or unreadable column set, and the names
-        of the folders in which all is well.
+        of the folders in which all is well, with how many cells are there where not all are.
     """
     problems: list[str] = []
     intact: list[str] = []
@@ -41,7 +69,7 @@ def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:
             continue
         try:
             info = read_info(folder)
-        except (ColumnError, DamageError) as error:
+        except DataError as error:
             problems.append(str(error))
             continue
         if info.made_from.get("shard_set") != shard_set.fingerprint:
@@ -50,32 +78,134 @@ def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:
                 f"`{removal_command(shard_set, folder)}`"
             )
             continue
-        damaged = _damaged_cells(shard_set, info)
-        problems += damaged
-        if not damaged:
-            intact.append(folder.name)
+        found = list(_column_problems(shard_set, info))
+        problems += found
+        if not found:
+            shards = shard_set.manifest.shards
+            there = sum(record_path(folder, shard).exists() for shard in shards)
+            part = "" if there == len(shards) else f" ({there} of {len(shards)} cells)"
+            intact.append(folder.name + part)
     return problems, intact
 
 
-def _damaged_cells(shard_set: ShardSet, info: ColumnInfo) -> list[str]:
-    problems = []
+def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
     repair = repair_command(shard_set, info.name, info.made_from)
-    for shard in shard_set.manifest.shards:
-        try:
-            cell = open_cell(info.folder, info.fingerprint, shard)
-            damaged = [] if cell is None else cell.damaged_tensors()
-        except DamageError as error:
-            problems.append(str(error))
+    source = None
+    try:
+        if info.name == TOKENS:
+            source = TokenSource.read(info.made_from, info.folder)
+            yield from _tokenizer_problems(info.folder, source, repair)
+        shards = shard_set.manifest.shards
+        if info.name == _NEWS and any(record_path(info.folder, one).exists() for one in shards):
+            read_vector(info.folder)  # it is written before the first cell
+    except DamageError as error:
+        yield f"{error}; run `{repair}`"
+    for number, shard in enumerate(shard_set.manifest.shards):
+        if not record_path(info.folder, shard).exists():
             continue
-        if cell is None and (record := record_path(info.folder, shard)).exists():
-            problems.append(
-                f"{record}: this commit record and the data file beside it do not belong together; "
-                f"run `{repair}`"
+        try:
+            cell = _whole_cell(info, shard, repair)
+            _check_values(cell)
+            if source is not None:
+                _check_tokens(cell, source)
+            if info.name == CLICKS:
+                _check_clicks(cell, shard_set, number)
+        except DataError as error:
+            yield str(error) if repair in str(error) else f"{error}; run `{repair}`"
+
+
+def _tokenizer_problems(folder: Path, source: TokenSource, repair: str) -> Iterator[str]:
+    problem, there = tokenizer_problem(folder), folder / TOKENIZER_FOLDER
+    if problem is None:
+        try:
+            if tokenizer_sha256(load_tokenizer(there)) == source.tokenizer_sha256:
+                return
+            problem = f"{there} is not the tokenizer that the ids are of"
+        except DataError as error:
+            problem = str(error)
+    yield f"{problem}; remove it and run `{repair}` with the tokenizer that it was made with"
+
+
+def _whole_cell(info: ColumnInfo, shard: ShardInfo, repair: str) -> Cell:
+    """Open a cell whose bytes are those that were written.
+
+    Raises:
+        DataError: They are not.
+    """
+    cell = open_cell(info.folder, info.fingerprint, shard, check=False, repair=repair)
+    try:
+        record = check_record(info.folder, info.fingerprint, shard)
+    except DataError as error:
+        raise DamageError(
+            f"{record_path(info.folder, shard)}: this commit record and the data file beside it do "
+            f"not belong together ({error})"
+        ) from error
+    if cell is None:
+        raise DamageError(f"{record_path(info.folder, shard)} is being written")
+    if damaged := cell.damaged_tensors():
+        raise DamageError(
+            f"{cell.path}: the checksum of {', '.join(damaged)} is not the one of its commit "
+            f"record; {cell.remedy}"
+        )
+    cell.check_digest(record)
+    return cell
+
+
+def _check_values(cell: Cell) -> None:
+    """Check that offsets rise and that floats are finite.
+
+    Raises:
+        DamageError: They are not; the rows are named.
+    """
+    for name in cell.places:
+        array = cell.array(name)  # offsets are checked on the way
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            continue
+        bad = np.unique(np.nonzero(~np.isfinite(array))[0])
+        if name.endswith(VALUES):
+            bad = np.unique(row_of_value(cell.array(name.removesuffix(VALUES) + OFFSETS), bad))
+        raise DamageError(
+            f"{cell.path}: {name} is not finite in {len(bad)} rows, the first is row {bad[0]} of "
+            f"the shard; {cell.remedy}"
+        )
+
+
+def _check_tokens(cell: Cell, source: TokenSource) -> None:
+    """Check that every text is stored, is as long as it may be, and has ids of the vocabulary.
+
+    Raises:
+        DamageError: One is not.
+    """
+    special = len(source.prefix_ids) + len(source.suffix_ids)
+    for field, limit in source.limits.items():
+        values, offsets = cell.tensors[field + VALUES], cell.tensors[field + OFFSETS]
+        largest = values.max(initial=0)
+        if values.dtype.kind != "u" or largest >= source.vocab_size:
+            raise DamageError(
+                f"{cell.path}: {field} holds {values.dtype} up to {largest}, expected token ids "
+                f"below {source.vocab_size}; {cell.remedy}"
             )
-        if cell is not None and damaged:
-            problems.append(
-                f"{cell.path}: the checksum of {', '.join(damaged)} is not the one of its commit "
-                f"record; delete {cell.path.with_suffix('.json').name} and "
-                f"run `{repair}`"
+        if (longest := int(np.diff(offsets).max(initial=0)) + special) > limit:
+            raise DamageError(
+                f"{cell.path}: a text of {field} has {longest} tokens, expected at most {limit}; "
+                f"{cell.remedy}"
             )
-    return problems
+
+
+def _check_clicks(cell: Cell, shard_set: ShardSet, number: int) -> None:
+    """Check that a cell of clicks says what the samples of its shard say.
+
+    Raises:
+        DamageError: It does not.
+        DataError: A sample cannot be read.
+    """
+    expected = shard_tensors(shard_set, number)
+    names = {name for name in expected if name.partition(".")[0] in _FROM_SAMPLES}
+    names |= {name for name in cell.places if name.partition(".")[0] in _FROM_SAMPLES}
+    for name in sorted(names):
+        stored = CellTensors(cell)[name] if name in cell.places else None
+        if stored is None or not np.array_equal(stored, expected.get(name, np.empty(0))):
+            raise DamageError(
+                f"{cell.path}: {name} is not what the samples of {shard_set.shards[number].name} "
+                f"say; {cell.remedy}"
+            )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shards.cells import read_record
 from shards.column_info import ColumnInfo, read_info
-from shards.errors import ColumnError, DamageError, UsageError
+from shards.errors import ColumnError, DataError, UsageError
 from shards.files import fsync_folder
 from shards.reader import ShardSet
 
@@ -142,7 +142,7 @@ def remove_folder(shard_set: ShardSet, folder: Path) -> bool:
 def _look(shard_set: ShardSet, folder: Path) -> ColumnFolder:
     try:
         info = read_info(folder)
-    except (ColumnError, DamageError):
+    except DataError:
         info = None
     size = 0
     for path in (folder, *folder.rglob("*")):

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.errors import ColumnError, DamageError
+from shards.errors import ColumnError, DamageError, DataError
 from shards.files import fingerprint, read_json
+from shards.manifest import Sha256
 from shards.reader import ShardSet
-from shards.text_fields import tokenize_command
+from shards.text_fields import TEXT_FIELDS, tokenize_command
 
 COLUMN_FILE = "column.json"
 TOKENS = "tokens"
 TOKENIZER_FOLDER = "tokenizer"
 """In a token column's folder."""
-VALUES = ".values"
-OFFSETS = ".offsets"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -49,6 +48,15 @@ def describe(shard_set: ShardSet, name: str, made_from: Mapping[str, Any]) -> Co
     return ColumnInfo(shard_set.columns_dir / f"{name}-{digest[:12]}", name, complete, digest)
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """``column.json`` as it is read."""
+
+    name: str
+    made_from: dict[str, Any]
+    fingerprint: Sha256
+
+
 def read_info(folder: Path) -> ColumnInfo:
     """Read a column set's ``column.json``.
 
@@ -57,17 +65,20 @@ def read_info(folder: Path) -> ColumnInfo:
         DamageError: ``column.json`` is damaged.
     """
     path = folder / COLUMN_FILE
-    if not path.is_file():
+    if not path.exists():
         raise ColumnError(f"{folder} is not a column set: it has no {COLUMN_FILE}")
-    values = read_json(path)
+    stored = read_json(path, _Stored)
     try:
-        info = ColumnInfo(folder, values["name"], values["made_from"], values["fingerprint"])
-        expected = fingerprint({"name": info.name, "made_from": info.made_from})
-    except (KeyError, TypeError, ValueError) as error:
+        expected = fingerprint({"name": stored.name, "made_from": stored.made_from})
+    except RecursionError as error:
         raise DamageError(f"{path} does not describe a column set: {error}") from error
-    if info.fingerprint != expected or not folder.name.endswith(expected[:12]):
-        raise DamageError(f"{path} was changed: its fingerprint does not fit what it says")
-    return info
+    whole = stored.fingerprint == expected and folder.name == f"{stored.name}-{expected[:12]}"
+    if not whole or not _NAME.fullmatch(stored.name):
+        raise DamageError(
+            f"{path} was changed: its fingerprint does not fit what it says; delete it, and the "
+            "command that filled the column writes it anew"
+        )
+    return ColumnInfo(folder, stored.name, stored.made_from, stored.fingerprint)
 
 
 def list_columns(shard_set: ShardSet, name: str | None = None) -> list[ColumnInfo]:
@@ -81,7 +92,7 @@ def list_columns(shard_set: ShardSet, name: str | None = None) -> list[ColumnInf
         for folder in sorted(shard_set.columns_dir.iterdir()):
             try:
                 info = read_info(folder)
-            except (ColumnError, DamageError):
+            except DataError:
                 continue
             if name is None or info.name == name:
                 infos.append(info)
@@ -101,7 +112,13 @@ def repair_command(
     made_from, location = made_from or {}, shlex.quote(shard_set.location)
     if name == TOKENS:
         own = describe(shard_set, name, made_from).folder / TOKENIZER_FOLDER
-        limits = {field: made_from[f"{field}_tokens"] for field in made_from.get("fields", ())}
+        stored = made_from.get("fields")
+        fields = stored if isinstance(stored, list) else []
+        limits = {
+            field: made_from[f"{field}_tokens"]
+            for field in TEXT_FIELDS
+            if field in fields and f"{field}_tokens" in made_from
+        }
         return tokenize_command(shard_set.location, own if own.is_dir() else "TOKENIZER", limits)
     if name == "clicks":  # a set that is there already gets the column that it lacks
         return f"tnr shards build --clicks LOG --article-set SET --out {location}"

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from shards.cell_tensors import OFFSETS, VALUES, TensorPlace, unlike
 from shards.cells import Cell, open_cell, read_record
 from shards.column_info import (
-    OFFSETS,
-    VALUES,
     ColumnInfo,
     describe,
     differing_fields,
@@ -22,7 +21,7 @@ from shards.column_info import (
     read_info,
     repair_command,
 )
-from shards.errors import ColumnError
+from shards.errors import ColumnError, DamageError
 from shards.manifest import ShardInfo
 from shards.ragged import offsets_from_lengths, ranges
 from shards.reader import ShardSet
@@ -50,6 +49,8 @@ class ColumnReader:
         name: what the column is called.
         made_from: everything that decided the values.
         fingerprint: hash of the name and ``made_from``.
+        bounds: name to what the whole numbers of a tensor must lie below; for who opens it to set.
+        repair: the command that makes, completes or replaces it.
         tensors: name to (dtype, shape of one row or, for values, of one value).
     """
 
@@ -67,7 +68,9 @@ class ColumnReader:
         self._names: dict[int, frozenset[str]] = {}
         self._cells: dict[int, Cell | MirrorCell] = {}
         self._wait = wait
-        repair = repair_command(shard_set, self.name, self.made_from)
+        self.bounds: dict[str, int] = {}
+        self.tensors: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+        self.repair = repair = repair_command(shard_set, self.name, self.made_from)
         if info.made_from.get("shard_set") != shard_set.fingerprint:
             raise ColumnError(
                 f"the column {info.folder} was made from another version of the shard set: "
@@ -84,6 +87,8 @@ class ColumnReader:
         # Any cell tells the tensors; while the column is being filled, one that is there already.
         first = self._cell(min(self._names, default=0)).places if self._shards else {}
         self.tensors = {name: (place.dtype, place.shape[1:]) for name, place in first.items()}
+        for mirrored in self.mirror_cells().values():
+            self._check_alike(mirrored.places, mirrored.url)
 
     def _missing(self) -> list[ShardInfo]:
         """Shards without a committed cell; what a column elsewhere needs all the time is brought
@@ -115,7 +120,12 @@ class ColumnReader:
 
         assert self.shard_set.mirror is not None
         cell = open_mirror_cell(
-            self.shard_set.mirror, self.folder, self.fingerprint, self._shards[number]
+            self.shard_set.mirror,
+            self.folder,
+            self.fingerprint,
+            self._shards[number],
+            check=self.shard_set.check_columns,
+            bounds=self.bounds,
         )
         if cell is not None:
             self._cells[number] = cell
@@ -192,18 +202,35 @@ class ColumnReader:
         cell = self._cells.get(shard)
         if cell is None:
             info = self._shards[shard]
-            cell = open_cell(self.folder, self.fingerprint, info)
+            cell = self._opened(info)
             if cell is None and self._wait is not None:
                 self._wait(shard)
-                cell = open_cell(self.folder, self.fingerprint, info)
+                cell = self._opened(info)
             if cell is None:
                 raise ColumnError(
                     f"the cell of {info.name} in {self.folder} is no longer there; "
-                    f"run `{repair_command(self.shard_set, self.name, self.made_from)}`"
+                    f"run `{self.repair}`"
                 )
+            self._check_alike(cell.places, cell.path)
             self._cells[shard] = cell
             self._names.setdefault(shard, frozenset(cell.places))
         return cell
+
+    def _opened(self, info: ShardInfo) -> Cell | None:
+        return open_cell(
+            self.folder,
+            self.fingerprint,
+            info,
+            check=self.shard_set.check_columns,
+            repair=self.repair,
+            bounds=self.bounds,
+        )
+
+    def _check_alike(self, places: Mapping[str, TensorPlace], where: object) -> None:
+        if (problem := unlike(places, self.tensors)) is not None:
+            raise DamageError(
+                f"{where}: {problem}; delete the commit record beside it and run `{self.repair}`"
+            )
 
     def cells_with(self, tensor: str) -> list[int]:
         """Shards whose cells hold a tensor that not all cells need have."""
@@ -295,13 +322,14 @@ class ColumnReader:
         for shard in shards.tolist():
             cell = self._cells.get(shard) or self._cell(shard)
             cell.check_not_cut()
-            if tensor not in cell.places:
-                self._refuse(tensor)
             if isinstance(cell, Cell):
+                if (begin := cell.begins.get(tensor)) is None:
+                    self._tensor(cell.tensors, tensor)  # checks it when it is first touched
+                    begin = cell.begins[tensor]
                 files.append(cell.bytes)
-                first.append(cell.places[tensor].begin)
+                first.append(begin)
             else:
-                files.append(cell.array(tensor).data.cast("B"))
+                files.append(self._tensor(cell.tensors, tensor).data.cast("B"))
                 first.append(0)
         size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         begins = (np.array(first) - self._starts[shards] * size)[inverse] + rows * size

@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from shards.cell_tensors import OFFSETS, VALUES
 from shards.cells import read_record, write_cell
-from shards.column_check import verify_columns
 from shards.column_info import (
     COLUMN_FILE,
-    OFFSETS,
-    VALUES,
     ColumnInfo,
     describe,
     differing_fields,
@@ -31,7 +29,7 @@ from shards.column_info import (
 )
 from shards.column_reader import ColumnReader
 from shards.errors import ColumnError
-from shards.files import write_json_atomic
+from shards.files import clear_leftovers, write_json_atomic
 from shards.ragged import row_of_value
 from shards.reader import ShardSet
 
@@ -58,6 +56,7 @@ class ColumnWriter:
         self.folder = self.info.folder
         if shard_set.mirror is not None:
             shard_set.mirror.add_column(self.folder.name)
+        self._cleared = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / COLUMN_FILE).exists():
@@ -74,6 +73,12 @@ class ColumnWriter:
                 f"{self.folder} holds another column set; run "
                 f"`{removal_command(shard_set, self.folder)}`"
             )
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed writers left in the folder."""
+        self._cleared = True
+        if self.shard_set.mirror is None:  # there, files also arrive under such names
+            clear_leftovers(self.folder)
 
     def is_committed(self, shard: int) -> bool:
         """Whether the cell of this shard is complete and belongs to this very column set."""
@@ -112,6 +117,8 @@ class ColumnWriter:
             ColumnError: a shape does not fit the shard, or a float is not finite (rows are named);
                 or other writers kept mixing their files with ours.
         """
+        if not self._cleared:
+            self.clear_leftovers()
         info = self.shard_set.manifest.shards[shard]
         _check_tensors(tensors, info.samples, int(self.shard_set.shard_starts[shard]), info.name)
         if not replace and self.is_committed(shard):
@@ -179,5 +186,4 @@ __all__ = [
     "read_info",
     "removal_command",
     "repair_command",
-    "verify_columns",
 ]

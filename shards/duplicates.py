@@ -7,21 +7,29 @@ is written to ``duplicates.jsonl`` with the row of the one that was kept, and cl
 it find that row. The file is part of the set: its size and sha256 are in the manifest's source.
 """
 
-import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards.errors import DamageError
-from shards.files import sha256_file
+from shards.files import parse_json, sha256_file
 from shards.manifest import Manifest
 from shards.publish import DUPLICATES_NAME
 from shards.reader import ShardSet
 from shards.spool import Spool, read_column
 
 KEPT, REPEATED, DUPLICATE_ID, DUPLICATE_CONTENT = range(4)
+
+
+@dataclass(frozen=True)
+class _Duplicate:
+    """What a line of ``duplicates.jsonl`` must have."""
+
+    id: str
+    row: int
 
 
 def first_of_each(hashes: np.ndarray) -> np.ndarray:
@@ -105,8 +113,10 @@ def read_duplicates(articles: ShardSet) -> Iterator[tuple[str, int]]:
         DataError: If the set lies elsewhere and the file cannot be brought over.
     """
     facts = articles.manifest.source.get("duplicates")
-    if not isinstance(facts, dict):
+    if facts is None:
         return
+    if not isinstance(facts, dict):
+        raise DamageError(f"{articles.path}: the manifest's duplicates are damaged")
     if articles.mirror is not None:
         articles.mirror.bring_file(DUPLICATES_NAME, str(facts.get("sha256")))
     path = articles.path / DUPLICATES_NAME
@@ -114,5 +124,7 @@ def read_duplicates(articles: ShardSet) -> Iterator[tuple[str, int]]:
         raise DamageError(f"{path} {problem}")
     with path.open(encoding="utf-8") as file:
         for line in file:
-            entry = json.loads(line)
-            yield str(entry["id"]), int(entry["row"])
+            entry = parse_json(line, _Duplicate, where=path)
+            if not 0 <= entry.row < articles.num_rows:
+                raise DamageError(f"{path}: row {entry.row} is not one of the set")
+            yield entry.id, entry.row

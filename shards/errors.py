@@ -29,3 +29,9 @@ class DamageError(DataError):
 class ColumnError(DataError):
     """A column set is missing, incomplete or made from something else; names the field and the
     remedy."""
+
+
+class StoppedError(TinyNewsRecError):
+    """The process was asked to stop; what is committed stays, and the same command goes on."""
+
+    exit_code = 75

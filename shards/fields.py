@@ -6,18 +6,31 @@ brackets keeps the items whose key fits a pattern: ``document[name=body_par_*].v
 paragraphs of ``{"document": [{"name": "body_par_000", "value": "…"}, …]}``.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from decimal import Decimal
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 from shards.errors import DataError, UsageError
+from shards.tables import FIELD_OPTIONS, shown_names
 
 _STEP = re.compile(r"(?P<key>[^.\[\]]+)(?:\[(?P<name>[^\[\]=]+)=(?P<pattern>[^\[\]]*)\])?(?:\.|$)")
 # A list of texts is joined in these fields; of the others the first item is taken.
 _JOINED_BY = {"title": " ", "abstract": "\n", "body": "\n"}
 _MAX_ID_CHARS = 1024
+FLOAT_TYPES = {"double": 53, "float": 24, "halffloat": 11}
+"""Bits of the significand: whole numbers beyond are rounded to others."""
+_DOUBLE_BITS = FLOAT_TYPES["double"]
+_MAX_KEYS = 200
+_MAX_SHOWN_DEPTH = 8
+# What pandas and spreadsheets make of whole numbers: 17.0, 1.7e+16, 1.7E+16.
+_WHOLE = re.compile(r"[+-]?[0-9]+\.0+")
+_EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?[eE]\+[0-9]+")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ufeff]")
 # Key, key of the filter (or None), pattern of the filter.
 _Step = tuple[str, str | None, str]
 
@@ -29,6 +42,19 @@ class RowError(Exception):
         """Remember the reason."""
         super().__init__(reason)
         self.reason = reason
+
+
+class RoundedFloat(float):
+    """A number that its type could not tell from its neighbours."""
+
+    def __new__(cls, value: float, kind: str, bits: int) -> "RoundedFloat":
+        """Take a number of the type ``kind``, exact to ``bits`` bits."""
+        made = super().__new__(cls, value)
+        made.kind, made.bits = kind, bits
+        return made
+
+    kind: str
+    bits: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +86,32 @@ class FieldReader:
     """Takes the fields of an article out of the records of one input."""
 
     def __init__(
-        self, article_fields: ArticleFields, wanted: tuple[str, ...] = FIELD_NAMES
+        self,
+        article_fields: ArticleFields,
+        wanted: tuple[str, ...] = FIELD_NAMES,
+        *,
+        strict: bool = True,
+        untyped: bool = False,
     ) -> None:
         """Read the paths.
 
         Args:
             article_fields: The mapping.
             wanted: The fields to take.
+            strict: Refuse ids that cannot serve as keys; off where a set is read that has them.
+            untyped: Whether numbers come as text, as in CSV: an id ``17.0`` is then one.
 
         Raises:
             UsageError: If a path cannot be understood.
         """
+        self._strict, self._untyped = strict, untyped
         self._given = {k: v for k, v in article_fields.given().items() if k in wanted}
         self._paths: dict[str, tuple[str, list[_Step]]] = {
             name: (name, [(name, None, "")]) for name in wanted
         }
         for name, path in self._given.items():
             self._paths[name] = (path, parse_path(name, path))
-        self._never_seen = set(self._given)
+        self._never_seen = set(self._paths)
         self._keys: list[str] = []
 
     def required_columns(self, required: tuple[str, ...]) -> list[str]:
@@ -90,24 +124,43 @@ class FieldReader:
             for path, steps in [self._paths[name]]
         ]
 
+    def wanted(self) -> list[tuple[str, ...]]:
+        """Return the paths of keys that :meth:`read` may follow, for readers of columns."""
+        paths: list[tuple[str, ...]] = []
+        for path, steps in self._paths.values():
+            keys = tuple(key for key, _, _ in steps)
+            # A key may itself contain dots; a number may pick an item of a list.
+            paths += [(path,), keys, tuple(k for k in keys if not (k.isascii() and k.isdigit()))]
+            for place, (_, name, _) in enumerate(steps):
+                if name is not None:
+                    paths.append((*keys[: place + 1], name))
+        return list(dict.fromkeys(path for path in paths if path))
+
     def read(self, record: Mapping[str, Any]) -> dict[str, str]:
         """Return the fields of one record that are there and not empty, white space stripped.
 
         Raises:
-            RowError: If a field holds something that is not text or a number.
+            RowError: If a field holds something that is not text or a number, or the id cannot
+                serve as a key.
         """
         if not self._keys:
-            self._keys = [str(key) for key in record]
+            self._keys = list(islice(dict.fromkeys(_leaf_names(record)), _MAX_KEYS))
         found: dict[str, str] = {}
         for name, (path, steps) in self._paths.items():
             # A key may itself contain dots.
             values = [record[path]] if path in record else list(_walk(record, steps))
             if values:
                 self._never_seen.discard(name)
-            text = _text(name, values)
+            text = self._id(values) if name == "id" else _text(name, values)
             if text:
                 found[name] = text
         return found
+
+    def _id(self, values: list[Any]) -> str:
+        if not self._strict:
+            return _text("id", values)
+        text = _text("id", list(map(exact_number, values)))
+        return check_key(whole_number(text) if self._untyped else text, "id")
 
     def seen(self) -> dict[str, list[str]]:
         """Return what :meth:`note` takes: the fields that occurred, and the keys of a first row."""
@@ -118,17 +171,92 @@ class FieldReader:
         self._never_seen.difference_update(seen)
         self._keys = self._keys or list(keys)
 
-    def check_all_seen(self, source: str) -> None:
-        """Check, at the end of an input, that every named field occurred in some row.
+    def note_leaves(self, leaves: Sequence[str]) -> None:
+        """Count as seen the fields that have a place in a table with these paths to its columns."""
+        for name, (path, steps) in self._paths.items():
+            keys = [key for key, _, _ in steps if not (key.isascii() and key.isdigit())]
+            starts = {path, ".".join(keys)}
+            if any(
+                leaf == start or leaf.startswith(f"{start}.") for leaf in leaves for start in starts
+            ):
+                self._never_seen.discard(name)
+        self._keys = list(leaves)
+
+    def check_all_seen(self, source: str, required: Sequence[str] = ()) -> None:
+        """Check, at the end of an input, that every named or required field occurred in some row.
+
+        Args:
+            source: The input's name.
+            required: Fields that must occur though they are not named.
 
         Raises:
-            DataError: If one did not: its name is surely misspelt.
+            DataError: If one did not: its name is surely misspelt, or another.
         """
-        for name in sorted(self._never_seen):
+        for name in sorted(self._never_seen.intersection([*self._given, *required])):
+            named = name in self._given
+            option = f" (--{name}-field)" if named else ""
             raise DataError(
-                f"{source}: no row has the field {self._given[name]!r} (--{name}-field); the first"
-                f" row has {', '.join(self._keys) or 'no fields'}"
+                f"{source}: no row has the field {self._paths[name][0]!r}{option}; the first row"
+                f" has {shown_names(self._keys or ['no fields'])}"
+                + ("" if named else f"; {FIELD_OPTIONS}")
             )
+
+    @property
+    def has_other_names(self) -> bool:
+        """Whether the first row that was read has a field that is not looked for."""
+        sought = {keys[0] for keys in self.wanted()} | {path for path, _ in self._paths.values()}
+        return any(key not in sought and key.partition(".")[0] not in sought for key in self._keys)
+
+
+def check_key(text: str, what: str) -> str:
+    """Return a key of articles if logs, indexes and messages can hold it.
+
+    Raises:
+        RowError: If it is too long, or holds a control character or a byte order mark.
+    """
+    if len(text) > _MAX_ID_CHARS:
+        raise RowError(f"{what} too long")
+    odd = _CONTROL.search(text)
+    if odd is not None:
+        raise RowError("NUL byte" if odd[0] == "\0" else f"control character in {what}")
+    return text
+
+
+def exact_number(value: Any) -> Any:
+    """Return an id as it is, unless it is a number that its type has rounded.
+
+    Raises:
+        RowError: If it is, so that two ids may have become one; the reason names the type.
+    """
+    if isinstance(value, list):
+        return [exact_number(item) for item in value]
+    if isinstance(value, RoundedFloat):
+        raise rounded(value.kind, value.bits)
+    if isinstance(value, float) and abs(value) >= 2**_DOUBLE_BITS:
+        raise rounded()
+    return value
+
+
+def rounded(kind: str = "double", bits: int = _DOUBLE_BITS) -> RowError:
+    """Return the refusal of an id that a floating-point type has rounded."""
+    return RowError(f"id beyond 2**{bits} of type {kind}")
+
+
+def whole_number(text: str) -> str:
+    """Return a whole number that was written as a floating-point one (``17.0``) as one.
+
+    Raises:
+        RowError: If it is so large that its last digits are lost.
+    """
+    if text[-1:].isdigit() and ("." in text or "+" in text):
+        if _WHOLE.fullmatch(text):
+            number = int(text.partition(".")[0])
+            if abs(number) >= 2**_DOUBLE_BITS:
+                raise rounded()
+            return str(number)
+        if _EXPONENT.fullmatch(text):
+            raise rounded()
+    return text
 
 
 def parse_path(name: str, path: str) -> list[_Step]:
@@ -178,27 +306,38 @@ def _walk(value: Any, steps: list[_Step]) -> Iterator[Any]:
                 yield from _walk(item, rest)
 
 
+def _leaf_names(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the paths to the texts of a record, as far as a person looks."""
+    if isinstance(value, list):
+        value = next((item for item in value if isinstance(item, Mapping)), None)
+    if isinstance(value, Mapping) and path.count(".") < _MAX_SHOWN_DEPTH:
+        for key, inner in value.items():
+            name = str(key).encode("utf-8", "backslashreplace").decode("utf-8")
+            yield from _leaf_names(inner, f"{path}.{name}" if path else name)
+    elif path:
+        yield path
+
+
 def _text(name: str, values: list[Any]) -> str:
     parts = [part for value in values for part in _leaves(name, value)]
     if name in _JOINED_BY:
         text = _JOINED_BY[name].join(parts)
         return " ".join(text.split()) if name == "title" else text.strip()
-    text = parts[0] if parts else ""
-    if name == "id" and len(text) > _MAX_ID_CHARS:
-        raise RowError("id too long")
-    return text
+    return parts[0] if parts else ""
 
 
 def _leaves(name: str, value: Any) -> Iterator[str]:
     # NaN, which alone differs from itself, is what pandas writes for a missing text.
     if value is None or (isinstance(value, float) and value != value):
         return
+    if isinstance(value, bytes):
+        value = _decoded(value)
     if isinstance(value, str):
         stripped = value.strip()
         if stripped:
             yield stripped
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield str(value)
+    elif isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        yield _number(name, value)
     elif isinstance(value, list):
         for item in value:
             yield from _leaves(name, item)
@@ -207,3 +346,22 @@ def _leaves(name: str, value: Any) -> Iterator[str]:
         yield value.isoformat()
     else:
         raise RowError(f"{name} is not text")
+
+
+def _number(name: str, value: int | float | Decimal) -> str:
+    """Return a number as text; a whole one as one: 17.0 is what pandas makes of 17."""
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
+        raise RowError(f"{name} is not text")
+    if isinstance(value, Decimal):
+        return str(int(value)) if value == int(value) else format(value, "f")
+    whole = value.is_integer() and abs(value) < 2**_DOUBLE_BITS
+    return str(int(value)) if whole else str(float(value))
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowError("bad UTF-8") from error

@@ -2,16 +2,21 @@
 
 Everything that the project publishes goes through :func:`atomic_file`: a temporary name in the
 same folder, fsync, rename, fsync of the folder. A process killed at any moment leaves the former
-file, or none, and at worst a temporary file that no reader looks at.
+file, or none, and at worst a temporary file that no reader looks at. Its writer holds a lock on it
+that ends with the process, so :func:`clear_leftovers` can tell what nobody will go on with.
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
+import io
 import json
 import os
+import re
 import resource
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +25,13 @@ from typing import IO, Any, TypeVar, overload
 import msgspec
 
 from shards.errors import DamageError, DataError
+from shards.os_errors import naming
 
 _BLOCK_BYTES = 1 << 20
 MAX_JSON_BYTES = 64 << 20
 """Largest JSON file that is read whole: a manifest of 200,000 shards has half of it."""
+
+_TEMPORARY = re.compile(r"\..+\.tmp-[0-9]+-[0-9a-f]{8}", re.DOTALL)
 
 T = TypeVar("T")
 
@@ -76,18 +84,77 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     if mode not in ("wb", "w"):
         raise ValueError(f"mode is {mode!r}; expected 'wb' or 'w'")
     path = Path(path)
-    temporary = temporary_name(path)
     text: dict[str, str] = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
-    try:
-        with temporary.open(mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    held = False
+    while not held:
+        temporary = temporary_name(path)
+        try:
+            with (
+                naming(path, of=temporary),
+                temporary.open(mode.replace("w", "x"), **text) as file,  # type: ignore[call-overload]
+            ):
+                held = _hold(file.fileno())
+                if held:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                    temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Make a folder under a temporary name beside ``path``, removed at the end if it is there.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+    temporary = temporary_name(path)
+    temporary.mkdir()
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        _hold(descriptor)
+        yield temporary
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _hold(descriptor: int) -> bool:
+    """Lock what is being written while it is open; False where it is just being cleared away.
+
+    Where a file system has no locks, nobody can take one, and nothing is cleared there.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return os.fstat(descriptor).st_nlink > 0
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders in ``folder`` whose writers were killed."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:
+        return  # whoever goes on to write there says what is wrong
+    for name in filter(_TEMPORARY.fullmatch, names):
+        # What cannot be opened, locked or removed is not ours to clear, or is gone already.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                    shutil.rmtree(folder / name)
+                else:
+                    (folder / name).unlink()
+            finally:
+                os.close(descriptor)
 
 
 def write_json_atomic(path: str | Path, obj: Any) -> None:
@@ -101,7 +168,7 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
         file.write(text + "\n")
 
 
-def open_regular(path: str | Path) -> IO[bytes]:
+def open_regular(path: str | Path) -> io.FileIO:
     """Open a regular file for reading, unbuffered.
 
     A FIFO or a device in a file's place would block for ever or never end, so both are refused.

@@ -9,10 +9,17 @@ from pathlib import Path
 
 from shards.errors import DamageError, DataError, UsageError
 from shards.fields import ArticleFields
-from shards.files import atomic_file, fsync_folder, temporary_name
+from shards.files import (
+    atomic_file,
+    clear_leftovers,
+    fsync_folder,
+    open_regular,
+    temporary_name,
+)
 from shards.foreign_scan import ScannedShard, Scanner, Tally
+from shards.heads import HEAD_BYTES, packing
 from shards.index import MEMBER_INDEX_MAGIC
-from shards.layout_guess import guess_layout
+from shards.layout_guess import guess_layout, guessed_parts
 from shards.manifest import (
     ARTICLES,
     FOREIGN_FORMAT_VERSION,
@@ -25,11 +32,18 @@ from shards.manifest import (
 )
 from shards.progress import Progress
 from shards.reader import ShardSet
-from shards.sources import DEFAULT_MAX_REFUSED
+from shards.sources import DEFAULT_MAX_REFUSED, check_is_file
 
 REFUSED_NAME = "refused.jsonl"
-_PACKED = {".gz": "gunzip", ".tgz": "gunzip", ".zst": "unzstd", ".xz": "unxz", ".bz2": "bunzip2"}
-_GZIP_MAGIC = b"\x1f\x8b"
+_PACKED = (".gz", ".tgz", ".zst", ".xz", ".bz2", ".lz4", ".lzma")
+_UNPACK = {
+    "gzip": ("gunzip", ".gz"),
+    "zstd": ("unzstd", ".zst"),
+    "xz": ("unxz", ".xz"),
+    "bzip2": ("bunzip2", ".bz2"),
+    "lz4": ("unlz4", ".lz4"),
+    "lzma": ("unlzma", ".lzma"),
+}
 
 
 def index_tars(
@@ -63,8 +77,10 @@ def index_tars(
         raise UsageError(f"--max-refused is {max_refused:g}; expected a share from 0 to 1")
     tars = find_tars([Path(path) for path in inputs])
     folder = _folder(tars, None if out is None else Path(out), force)
-    layout = guess_layout(tars, members or {}, fields or ArticleFields())
-    scanner = Scanner(layout)
+    members = members or {}
+    fields = fields or ArticleFields()
+    layout = guess_layout(tars, members, fields)
+    scanner = Scanner(layout, guessed_parts(members, fields))
     with Progress(sum(tar.stat().st_size for tar in tars), "index", "B") as bar:
         shards = []
         for tar in tars:
@@ -92,7 +108,8 @@ def find_tars(inputs: Sequence[Path]) -> list[Path]:
     for path in inputs:
         if path.is_dir():
             tars += _tars_of(path)
-        elif path.is_file():
+        elif path.exists():
+            check_is_file(path)
             tars.append(path)
         else:
             raise DataError(f"{path} does not exist; expected a folder of tars, or tars")
@@ -114,31 +131,34 @@ def _tars_of(folder: Path) -> list[Path]:
         raise DataError(
             f"{folder} holds what an interrupted `tnr shards build` left; run that again"
         )
-    tars = [folder / name for name in sorted(names) if name.endswith(".tar") and name[0] != "."]
-    packed = [n for n in sorted(names) if n.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz"))]
-    for name in packed:
-        if name.removesuffix(".tgz").split(".tar")[0] + ".tar" not in names:
+    tars = [name for name in sorted(names) if name.endswith(".tar") and name[0] != "."]
+    for name in sorted(names):
+        stem = name.lower().removesuffix(".tgz").split(".tar")[0]
+        packed = name.lower().endswith((".tgz", *(f".tar{suffix}" for suffix in _PACKED)))
+        if packed and stem + ".tar" not in {other.lower() for other in tars}:
             _check_packed(folder / name)
     if not tars:
         raise DataError(
             f"{folder} is neither a shard set nor a folder of tars: it has no {MANIFEST_NAME} and"
             " no .tar files"
         )
-    return tars
+    return [folder / name for name in tars]
 
 
 def _check_packed(path: Path) -> None:
-    with path.open("rb") as file:
-        is_gzip = file.read(2) == _GZIP_MAGIC
-    remedy = _PACKED.get(path.suffix) or ("gunzip" if is_gzip else None)
-    if remedy is None:
+    with open_regular(path) as file:
+        found = packing(file.read(HEAD_BYTES))
+    if found is None or found[0] == "tar":
         return
-    command = f"{remedy} {path}"
-    if path.suffix not in _PACKED:
-        command = f"mv {path} {path}.gz && {command}.gz"
+    kind = found[0]
+    unpack, suffix = _UNPACK.get(kind, ("", ""))
+    command = f"{unpack} {path}"
+    if not path.name.endswith(_PACKED):
+        command = f"mv {path} {path}{suffix} && {command}{suffix}"
     raise DataError(
-        f"{path} is compressed: nothing in it can be read without what is in front of it, so"
-        f" neither single samples nor a place to resume at; run `{command}` first"
+        f"{path} is compressed ({kind}): nothing in it can be read without what is in front of it,"
+        " so neither single samples nor a place to resume at; "
+        + (f"run `{command}` first" if unpack else "unpack it first")
     )
 
 
@@ -180,6 +200,10 @@ def _publish(
 ) -> None:
     """Write everything, the manifest last."""
     folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
+    for link in folder.glob(".*.tar.tmp-*"):
+        if link.is_symlink():
+            link.unlink(missing_ok=True)
     _remove_former(folder, {shard.info.name for shard in shards})
     # Until the new one is there the folder is no shard set.
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -194,7 +218,7 @@ def _publish(
         kind=ARTICLES,
         shards=tuple(shard.info for shard in shards),
         fields=tuple(sorted(tally.fields)),
-        source={"indexed": True},
+        source={"indexed": True, "guessed": sorted(scanner.guessed)},
         counts=dict(sorted(tally.counts.items())),
         refused=tally.reasons,
         format_version=FOREIGN_FORMAT_VERSION,

@@ -6,18 +6,24 @@ and offset. A tar that is damaged ends the work: what it was before cannot be kn
 
 import hashlib
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.errors import DataError
-from shards.fields import RowError
+from shards.fields import RowError, check_key
 from shards.index import MemberIndexBuilder
-from shards.layout import ArticleDecoder, Layout, split_name
+from shards.layout import JSON, ArticleDecoder, Layout, split_name
+from shards.layout_guess import MEMBERS, fields_under_other_names, looks_like
 from shards.manifest import ShardInfo
 from shards.sources import MAX_ROW_BYTES
+from shards.tables import printable
 from shards.tar import TarMember, TarWalk
 
 _HOPELESS_SAMPLES = 1000
+_EXCERPT_CHARS = 160
+DOT_IN_KEY, NO_MEMBER, LEFT_OUT = "dot in key", "no member of the layout", "field left out"
+_OF_THE_GUESS = (DOT_IN_KEY, NO_MEMBER, LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Refusal:
 class Tally:
     """What was counted and refused over all tars."""
 
+    guessed: str = ""
+    """The layout in words, where it was guessed."""
     counts: Counter[str] = field(default_factory=Counter)
     refusals: list[Refusal] = field(default_factory=list)
     fields: set[str] = field(default_factory=set)
@@ -59,15 +67,28 @@ class Tally:
         where = ""
         if self.refusals:
             first = self.refusals[0]
-            where = f"; the first: {first.source}, offset {first.offset} ({first.excerpt})"
+            where = (
+                f"; the first: {first.source}, offset {first.offset} ({printable(first.excerpt)})"
+            )
         if refused > max_refused * samples:
             raise DataError(
                 f"{refused:,} of {samples:,} samples were refused"
                 f" ({100 * refused / samples:.1f}%, more than --max-refused {max_refused:g}"
-                f" allows): {reasons}{where}"
+                f" allows): {reasons}{where}{self._hint()}"
             )
         if samples == refused:
-            raise DataError(f"there are no samples to index: {reasons or 'the tars are empty'}")
+            found = reasons or "the tars are empty"
+            raise DataError(f"there are no samples to index: {found}{self._hint()}")
+
+    def _hint(self) -> str:
+        """Say where a guess may be the cause."""
+        if not self.guessed or not set(self.reasons).intersection(_OF_THE_GUESS):
+            return ""
+        return (
+            f"; {self.guessed} was guessed from the first samples and does not cover the set: give"
+            " --member and --title-field, --body-field …, or make the tars alike (a dot in a file"
+            " name ends the key of its sample)"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,16 +104,21 @@ class Scanner:
 
     Args:
         layout: What is read of each sample.
+        guessed: What of it was guessed (:func:`shards.layout_guess.guessed_parts`): samples of
+            which the guess passes over something are refused.
 
     Attributes:
         tally: What was counted so far.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, guessed: Collection[str] = ()) -> None:
         """Start with no samples; the ids of all samples are held."""
         self.layout = layout
-        self.tally = Tally()
-        self.decoder = ArticleDecoder(layout)
+        self.guessed = frozenset(guessed)
+        words = " ".join(f"{item.field}=*.{printable(item.suffix)}" for item in layout.members)
+        self.tally = Tally(words if MEMBERS in self.guessed else "")
+        self.decoder = ArticleDecoder(layout, strict=True)
+        self.json = next((n for n, m in enumerate(layout.members) if m.field == JSON), None)
         self._members = {member.suffix: n for n, member in enumerate(layout.members)}
         self._ids: set[str] = set()
 
@@ -129,6 +155,8 @@ class _Pending:
     offset: int
     missing: int
     reason: str | None = None
+    passed_over: set[str] = field(default_factory=set)
+    """Fields that the guess would have read, had it seen this sample first."""
     found: dict[str, str] = field(default_factory=dict)
 
 
@@ -144,6 +172,8 @@ class _ShardScan:
         self._done: set[str] = set()
         self._keep: list[int] = []
         self._last_key: str | None = None
+        # By key: where the first member is that the guess passes over, its name, what they hold.
+        self._others: dict[str, tuple[int, str, set[str]]] = {}
 
     def take(self, walk: TarWalk, member: TarMember) -> None:
         """Take one member."""
@@ -160,13 +190,14 @@ class _ShardScan:
             counts["other_members"] += 1
             return
         key, suffix = parts
+        try:
+            check_key(key, "key")
+        except RowError as error:
+            self._refuse(0, member.data_at, error.reason, key[:_EXCERPT_CHARS])
+            return
         number = self.scanner._members.get(suffix)
         if number is None:
-            counts["other_members"] += 1
-            known = self.scanner._members
-            # webdataset, too, ends the key at the first dot, and mixes such samples up.
-            if any(suffix.endswith("." + other) for other in known):
-                self._refuse(0, member.data_at, "dot in key", member.name.decode("utf-8"))
+            self._pass_over(member, key, suffix)
             return
         sample = self._sample(key, member.data_at)
         if sample is None or self._index.record(sample.place, number)[0]:
@@ -174,14 +205,31 @@ class _ShardScan:
             return
         self._read(walk, member, sample, number)
         sample.missing -= 1
-        if not sample.missing:
+        # A guess is held against all members of the key, which may come later.
+        if not sample.missing and not self.scanner.guessed:
             self._settle(key, self._pending.pop(key))
+
+    def _pass_over(self, member: TarMember, key: str, suffix: str) -> None:
+        """Count a member that is not read, and refuse or remember it where it should be."""
+        self.scanner.tally.counts["other_members"] += 1
+        name = member.name.decode("utf-8")
+        guessed = MEMBERS in self.scanner.guessed
+        is_json = guessed and self.scanner.json is not None and suffix.endswith(".json")
+        # webdataset, too, ends the key at the first dot, and mixes such samples up.
+        if is_json or any(suffix.endswith("." + other) for other in self.scanner._members):
+            self._refuse(0, member.data_at, DOT_IN_KEY, name)
+        elif guessed:
+            _, _, fields = self._others.setdefault(key, (member.data_at, name, set()))
+            fields.update(filter(None, [looks_like(suffix)]))
 
     def finish(self) -> bytes:
         """Settle the samples that lack members, and return the index as it is stored."""
         for key, sample in self._pending.items():
             self._settle(key, sample)
         self._pending.clear()
+        for key, (offset, name, _) in self._others.items():
+            if key not in self._done:
+                self._refuse(0, offset, NO_MEMBER, name)
         self.scanner.tally.counts["written"] += len(self._keep)
         self.accepted = len(self._keep)
         return self._index.to_bytes(sorted(self._keep))
@@ -214,12 +262,18 @@ class _ShardScan:
         else:
             # Only what is needed to judge the sample is kept.
             sample.found |= {k: v if k == "id" else k for k, v in found.items()}
+            lacking = self.scanner.guessed.difference(found)
+            if lacking and number == self.scanner.json:
+                sample.passed_over |= fields_under_other_names(data, lacking)
 
     def _settle(self, key: str, sample: _Pending) -> None:
         """Accept or refuse a sample of which no more members come."""
         tally = self.scanner.tally
         self._done.add(key)
         reason, found = sample.reason, sample.found
+        _, _, beside = self._others.get(key, (0, "", set()))
+        if reason is None and not (sample.passed_over | beside) <= set(found):
+            reason = LEFT_OUT
         if reason is None and "title" not in found:
             reason = "missing title"
         if reason is None and not self.scanner.new_id(found.get("id", key)):

@@ -39,10 +39,13 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.errors import DamageError
-from shards.files import atomic_file
+from shards.errors import DamageError, DataError
+from shards.files import atomic_file, read_bytes
+from shards.manifest import ShardInfo
 
 TAR_BLOCK = 512
+MAX_INDEX_BYTES = 1 << 30
+"""Largest index that is read where the number of samples is not known."""
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4")])
 RECORD = struct.Struct("<QII")
 MEMBER_INDEX_MAGIC = b"TNRIDX2\n"
@@ -91,7 +94,8 @@ def read_index(path: Path, samples: int | None = None) -> np.ndarray:
     Raises:
         DamageError: If the file is missing, or its size is not that of ``samples`` records.
     """
-    data = _read(path)
+    limit = MAX_INDEX_BYTES if samples is None else samples * INDEX_DTYPE.itemsize
+    data = _read(path, limit)
     records, rest = divmod(len(data), INDEX_DTYPE.itemsize)
     if rest or (samples is not None and records != samples):
         expected = "a multiple of 16" if samples is None else str(samples * INDEX_DTYPE.itemsize)
@@ -162,6 +166,7 @@ class MemberIndex:
         fits = data[: _MEMBER_HEADER.size] == _MEMBER_HEADER.pack(
             MEMBER_INDEX_MAGIC, members, 0, samples
         )
+        fits = fits and len(data) >= self._keys_at
         if not fits or len(data) != self._keys_at + (self._end(samples - 1) if samples else 0):
             raise DamageError(
                 f"{path} is not the index of {samples} samples of {members} members; `tnr shards"
@@ -190,29 +195,31 @@ class MemberIndex:
         return end
 
 
-def read_member_index(path: Path, samples: int, members: int, sha256: str | None) -> MemberIndex:
+def read_member_index(path: Path, shard: ShardInfo, members: int) -> MemberIndex:
     """Read the index of a tar made elsewhere.
 
     Args:
         path: The ``.idx`` file.
-        samples: Samples that the manifest says.
+        shard: What the manifest says of it: its keys have no checksum but its sha256.
         members: M of the layout.
-        sha256: What the manifest says of the file: its keys have no other checksum.
 
     Raises:
         DamageError: If the file is missing or not the one of the manifest.
     """
-    data = _read(path)
-    if hashlib.sha256(data).hexdigest() != sha256:
+    data = _read(path, shard.index_size)
+    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise DamageError(
             f"the index {path} is not the one of the manifest (sha256 differs): it is damaged or"
             f" belongs to another shard; `tnr shards index {path.parent}` makes it again"
         )
-    return MemberIndex(data, samples, members, path)
+    return MemberIndex(data, shard.samples, members, path)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DamageError(f"cannot read the index {path}: {error.strerror or error}") from error
+        return read_bytes(path, limit=limit)
+    except DataError as error:
+        raise DamageError(
+            f"the index {path} is missing or damaged: {error}; `tnr shards index {path.parent}`"
+            " makes it again from the tar"
+        ) from error

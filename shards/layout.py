@@ -13,6 +13,8 @@ from typing import Any
 import orjson
 
 from shards.fields import FIELD_NAMES, ArticleFields, FieldReader, RowError
+from shards.heads import HEAD_BYTES, wide_encoding
+from shards.sources import is_deep
 
 JSON = "json"
 _BOM = b"\xef\xbb\xbf"
@@ -87,17 +89,22 @@ class Layout:
 class ArticleDecoder:
     """Makes articles of the members of samples.
 
+    Args:
+        layout: What is read of each sample.
+        strict: Refuse what cannot be indexed any more; off where an index is read that may have it.
+
     Raises:
         UsageError: If a path of the layout's fields cannot be understood.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, strict: bool = False) -> None:
         """Read the paths."""
         self.layout = layout
+        self._strict = strict
         self._readers = [
-            FieldReader(ArticleFields(**layout.fields))
+            FieldReader(ArticleFields(**layout.fields), strict=strict)
             if member.field == JSON
-            else FieldReader(ArticleFields(), (member.field,))
+            else FieldReader(ArticleFields(), (member.field,), strict=strict)
             for member in layout.members
         ]
 
@@ -107,7 +114,12 @@ class ArticleDecoder:
         Raises:
             RowError: If the member is not UTF-8, not a JSON object, or a field is not text.
         """
+        encoding = wide_encoding(data[:HEAD_BYTES]) if self._strict else None
+        if encoding is not None:
+            raise RowError(f"{encoding} and not UTF-8")
         if self.layout.members[member].field == JSON:
+            if self._strict and is_deep(data):
+                raise RowError("bad JSON")
             try:
                 return self._readers[member].read(parse_object(data))
             except RecursionError as error:  # nested about a thousand deep

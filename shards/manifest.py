@@ -5,13 +5,22 @@ bare file names only: nothing in it can point outside its folder.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from shards.errors import DamageError, DataError
-from shards.files import fingerprint, read_json, write_json_atomic
+from shards.files import (
+    MAX_JSON_BYTES,
+    fingerprint,
+    parse_json,
+    read_bytes,
+    read_json,
+    write_json_atomic,
+)
 from shards.layout import Layout
 
 MANIFEST_NAME = "manifest.json"
@@ -33,7 +42,8 @@ _FOREIGN_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*\.tar")
 _MAX_NAME_BYTES = 200
 # The files of a column set's cells are called after the shards; this name is taken there.
 _TAKEN_NAMES = ("column.tar",)
-_HEX64 = re.compile(r"[0-9a-f]{64}")
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 def shard_name(kind: str, number: int) -> str:
@@ -71,12 +81,12 @@ class ShardInfo:
 
     name: str
     """File name of the tar, for example ``news-000000.tar``."""
-    samples: int
-    bytes: int
-    sha256: str
-    index_bytes: int | None = None
+    samples: Count
+    bytes: Count
+    sha256: Sha256
+    index_bytes: Count | None = None
     """Size of the index, where it does not follow from the number of samples (version 2)."""
-    index_sha256: str | None = None
+    index_sha256: Sha256 | None = None
     """What the index must be (version 2): it says which samples count, and has their keys."""
 
     @property
@@ -149,9 +159,9 @@ class Manifest:
         return bool(self.source.get("labelled", True))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the manifest as it is written to JSON, fingerprint included."""
+        """Return the manifest as it is written to JSON, fingerprint and checksum included."""
         layout = {} if self.layout is None else {"layout": self.layout.to_dict()}
-        return {
+        values = {
             "format_version": self.format_version,
             "kind": self.kind,
             "fingerprint": self.fingerprint,
@@ -164,6 +174,7 @@ class Manifest:
             **layout,
             "shards": [shard.to_dict() for shard in self.shards],
         }
+        return values | {"checksum": fingerprint(values)}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -194,6 +205,30 @@ def check_not_foreign(folder: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Version:
+    format_version: Any = None
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """``manifest.json`` as it is read; layouts are read by their own class."""
+
+    format_version: int
+    kind: Literal["articles", "impressions"]
+    fingerprint: Sha256
+    shards: tuple[ShardInfo, ...]
+    fields: tuple[str, ...]
+    samples: Count | None = None
+    articles_fingerprint: Sha256 | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = field(default_factory=dict)
+    refused: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = field(default_factory=dict)
+    layout: Any = None
+    checksum: Sha256 | None = None
+    """Of everything else in the file; older manifests have none."""
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of the shard set in ``folder``.
 
@@ -204,107 +239,85 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise DataError(f"there is no shard set at {folder}: no such folder")
-    if not path.is_file():
+    if not path.exists():
         raise DataError(
             f"{folder} is not a shard set: it has no {MANIFEST_NAME} (a build that was interrupted"
             " leaves none; run `tnr shards build` again)"
         )
-    data = read_json(path)
-    if not isinstance(data, Mapping):
-        raise DamageError(f"{path}: expected a JSON object")
-    version = data.get("format_version")
+    data = read_bytes(path, limit=MAX_JSON_BYTES)
+    version = parse_json(data, _Version, where=path).format_version
     if version not in (FORMAT_VERSION, FOREIGN_FORMAT_VERSION) or isinstance(version, bool):
         raise DataError(
             f"{path}: format_version is {version!r}, this version reads {FORMAT_VERSION} and"
             f" {FOREIGN_FORMAT_VERSION}; build the set again, or update tiny-newsrec"
         )
-    manifest = _parse(data, path)
-    if data.get("fingerprint") != manifest.fingerprint:
+    stored = parse_json(data, _Stored, where=path)
+    manifest = _checked(stored, path)
+    if stored.fingerprint != manifest.fingerprint:
         raise DamageError(
             f"{path}: the fingerprint does not fit the shards it lists (stored"
-            f" {str(data.get('fingerprint'))[:12]}, computed {manifest.fingerprint[:12]}):"
+            f" {stored.fingerprint[:12]}, computed {manifest.fingerprint[:12]}):"
             " the manifest is damaged or was edited; build the set again"
         )
+    if stored.samples not in (None, manifest.num_rows):
+        raise DamageError(
+            f"{path}: samples is {stored.samples}, its shards have {manifest.num_rows} together:"
+            " the manifest is damaged or was edited; build the set again"
+        )
+    _check_sum(data, stored.checksum, path)
     return manifest
 
 
-def _parse(data: Mapping[str, Any], path: Path) -> Manifest:
-    kind = data.get("kind")
-    if kind not in KINDS:
-        raise DamageError(f"{path}: kind is {kind!r}, expected one of {', '.join(KINDS)}")
-    shards = data.get("shards")
-    if not isinstance(shards, Sequence) or isinstance(shards, str):
-        raise DamageError(f"{path}: shards is not a list")
-    version = data["format_version"]
-    parsed = tuple(_parse_shard(entry, path, version) for entry in shards)
-    names = [shard.name for shard in parsed]
+def _checked(stored: _Stored, path: Path) -> Manifest:
+    """The manifest, once what no type tells is checked."""
+    foreign = stored.format_version == FOREIGN_FORMAT_VERSION
+    names = [shard.name for shard in stored.shards]
+    for shard in stored.shards:
+        if not (is_foreign_name if foreign else _SHARD_NAME.fullmatch)(shard.name):
+            raise DamageError(
+                f"{path}: shard name {shard.name!r} is not of the form news-000000.tar; a manifest"
+                " may name only files of its own folder"
+            )
+        if foreign != (shard.index_bytes is not None and shard.index_sha256 is not None):
+            what = "index_bytes or index_sha256 is missing" if foreign else "it has index_bytes"
+            raise DamageError(f"{path}: {shard.name}: {what}")
     if len(set(names)) != len(names):
         raise DamageError(f"{path}: the same shard is listed twice")
-    articles = data.get("articles_fingerprint")
-    if articles is not None and not (isinstance(articles, str) and _HEX64.fullmatch(articles)):
-        raise DamageError(f"{path}: articles_fingerprint is not a sha256")
-    fields = data.get("fields")
-    if not isinstance(fields, list) or not all(isinstance(name, str) for name in fields):
-        raise DamageError(f"{path}: fields is not a list of names")
+    try:
+        layout = Layout.from_dict(stored.layout) if foreign else None
+    except ValueError as error:
+        raise DamageError(f"{path}: {error}") from error
     return Manifest(
-        kind=kind,
-        shards=parsed,
-        fields=tuple(fields),
-        source=_mapping(data, "source", path),
-        counts=_counts(data, "counts", path),
-        refused=_counts(data, "refused", path),
-        articles_fingerprint=articles,
-        format_version=version,
-        layout=_parse_layout(data, path) if version == FOREIGN_FORMAT_VERSION else None,
+        kind=stored.kind,
+        shards=stored.shards,
+        fields=stored.fields,
+        source=stored.source,
+        counts=stored.counts,
+        refused=stored.refused,
+        articles_fingerprint=stored.articles_fingerprint,
+        format_version=stored.format_version,
+        layout=layout,
     )
 
 
-def _parse_layout(data: Mapping[str, Any], path: Path) -> Layout:
+def _check_sum(data: bytes, checksum: str | None, path: Path) -> None:
+    """Compare the checksum; a manifest of an older version has none, and no entry that is new."""
+    values = parse_json(data, dict[str, Any], where=path)
+    if "checksum" not in values:
+        unknown = values.keys() - {field.name for field in fields(_Stored)}
+        if unknown:
+            raise DamageError(
+                f"{path} was edited: it has no checksum, and entries that no version without one"
+                f" writes: {', '.join(sorted(map(repr, unknown)))}; build the set again"
+            )
+        return
+    del values["checksum"]
     try:
-        return Layout.from_dict(data.get("layout"))
-    except ValueError as error:
-        raise DamageError(f"{path}: {error}") from error
-
-
-def _parse_shard(entry: Any, path: Path, version: int) -> ShardInfo:
-    if not isinstance(entry, Mapping):
-        raise DamageError(f"{path}: a shard is not an object")
-    name = entry.get("name")
-    foreign = version == FOREIGN_FORMAT_VERSION
-    if not isinstance(name, str) or not (
-        is_foreign_name(name) if foreign else _SHARD_NAME.fullmatch(name)
-    ):
+        found = fingerprint(values)
+    except RecursionError as error:
+        raise DamageError(f"{path} is damaged or was edited: it is nested too deeply") from error
+    if found != checksum:
         raise DamageError(
-            f"{path}: shard name {name!r} is not of the form news-000000.tar; a manifest may name"
-            " only files of its own folder"
+            f"{path} was edited: its checksum is {found[:12]}, it says {str(checksum)[:12]};"
+            " put the file back as it was, or build the set again"
         )
-    samples, size, digest = entry.get("samples"), entry.get("bytes"), entry.get("sha256")
-    if not (_is_count(samples) and _is_count(size)):
-        raise DamageError(f"{path}: {name}: samples and bytes must be whole numbers, 0 or more")
-    if not (isinstance(digest, str) and _HEX64.fullmatch(digest)):
-        raise DamageError(f"{path}: {name}: sha256 is not a sha256")
-    shard = ShardInfo(name, int(samples), int(size), digest)  # type: ignore[arg-type]
-    if not foreign:
-        return shard
-    index_bytes, index_digest = entry.get("index_bytes"), entry.get("index_sha256")
-    if not (_is_count(index_bytes) and isinstance(index_digest, str)):
-        raise DamageError(f"{path}: {name}: index_bytes or index_sha256 is missing")
-    return replace(shard, index_bytes=index_bytes, index_sha256=index_digest)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _mapping(data: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    value = data.get(name, {})
-    if not isinstance(value, dict):
-        raise DamageError(f"{path}: {name} is not an object")
-    return value
-
-
-def _counts(data: Mapping[str, Any], name: str, path: Path) -> dict[str, int]:
-    value = _mapping(data, name, path)
-    if not all(_is_count(count) for count in value.values()):
-        raise DamageError(f"{path}: {name} must hold whole numbers, 0 or more")
-    return value

@@ -17,8 +17,9 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from shards.errors import DataError
-from shards.fields import RowError
-from shards.sources import InputFile, open_zip
+from shards.fields import RowError, check_key, whole_number
+from shards.sources import InputFile, check_is_file, open_zip
+from shards.tables import printable
 
 NEWS_NAME = "news.tsv"
 BEHAVIORS_NAME = "behaviors.tsv"
@@ -51,9 +52,8 @@ def find_member(path: Path, name: str) -> InputFile | None:
             if candidate.is_file():
                 return InputFile(candidate)
         raise DataError(f"the folder {path} has no {name}")
-    if not path.is_file():
-        raise DataError(f"input {path} does not exist")
-    if path.name.removesuffix(".gz") == name:
+    check_is_file(path)
+    if path.name.lower().removesuffix(".gz") == name:
         return InputFile(path)
     if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
         return None
@@ -65,7 +65,8 @@ def find_member(path: Path, name: str) -> InputFile | None:
         ]
         found = archive.namelist()
     if len(members) != 1:
-        named = ", ".join(found[:_MEMBERS_NAMED]) + (", …" if len(found) > _MEMBERS_NAMED else "")
+        named = ", ".join(map(printable, found[:_MEMBERS_NAMED]))
+        named += ", …" if len(found) > _MEMBERS_NAMED else ""
         raise DataError(
             f"the archive {path} has {len(members)} members named {name}, expected one; its members"
             f" are: {named or 'none'}"
@@ -77,7 +78,8 @@ def parse_news(columns: Sequence[str]) -> dict[str, str]:
     """Return the article in one line of ``news.tsv``; fields that are empty are left out.
 
     Raises:
-        RowError: If the number of columns is not eight, or it names the columns.
+        RowError: If the number of columns is not eight, it names the columns, or the id cannot
+            serve as a key.
     """
     if len(columns) != _NEWS_COLUMNS:
         raise RowError("wrong number of columns")
@@ -85,6 +87,7 @@ def parse_news(columns: Sequence[str]) -> dict[str, str]:
         raise RowError("header line")
     names = ("id", "category", "subcategory", "title", "abstract", "url")
     article = {name: text.strip() for name, text in zip(names, columns, strict=False)}
+    article["id"] = check_key(whole_number(article["id"]), "id")
     article["title"] = " ".join(article["title"].split())
     return {name: text for name, text in article.items() if text}
 
@@ -130,9 +133,26 @@ def has_labels(columns: Sequence[str], rows: Mapping[str, int]) -> bool | None:
         None if the line knows no article either way.
     """
     items = columns[4].split() if len(columns) == _BEHAVIOR_COLUMNS else []
-    bare = sum(item in rows for item in items)
-    with_label = sum(item[:-2] in rows for item in items if item.endswith(("-0", "-1")))
+    bare = sum(find_row(rows, item) is not None for item in items)
+    labelled = [item[:-2] for item in items if item.endswith(("-0", "-1"))]
+    with_label = sum(find_row(rows, item) is not None for item in labelled)
     return with_label >= bare if bare or with_label else None
+
+
+def find_row(rows: Mapping[str, int], item: str) -> int | None:
+    """Return the row of an article as a log names it, also where pandas made ``17.0`` of 17."""
+    row = rows.get(item)
+    if row is None and item.endswith(".0") and item[:-2].isdigit():
+        return rows.get(item[:-2])
+    return row
+
+
+def known_rows(rows: Mapping[str, int], items: Sequence[str]) -> list[int]:
+    """Return the rows of those articles that the set has."""
+    found = [row for row in map(rows.get, items) if row is not None]
+    if len(found) == len(items):
+        return found
+    return [row for item in items if (row := find_row(rows, item)) is not None]
 
 
 def parse_behavior(
@@ -159,8 +179,8 @@ def parse_behavior(
         raise RowError("missing id")
     if not user:
         raise RowError("missing user")
-    if "\0" in impression_id or "\0" in user:
-        raise RowError("NUL byte")
+    impression_id = check_key(whole_number(impression_id), "id")
+    user = check_key(whole_number(user), "user")
     history, items = columns[3].split(), columns[4].split()
     if newest_first:
         history.reverse()
@@ -173,12 +193,12 @@ def parse_behavior(
             raise RowError(_why_no_labels(columns, rows))
         clicks = [1 if label == "-1" else 0 for label in labels]
         items = [item[:-2] for item in items]
-    candidates = [row for row in map(rows.get, items) if row is not None]
+    candidates = known_rows(rows, items)
     if len(candidates) < len(items):
-        raise RowError("unknown article" if labelled else _why_unknown(columns, rows))
+        raise RowError(_why_unknown(columns, rows, labelled))
     if clicks is not None and 1 not in clicks:
         raise RowError("no click")
-    known = [row for row in map(rows.get, history) if row is not None]
+    known = known_rows(rows, history)
     return Impression(
         id=impression_id,
         user=user,
@@ -192,13 +212,19 @@ def parse_behavior(
 
 def _why_no_labels(columns: Sequence[str], rows: Mapping[str, int]) -> str:
     """Say why the candidates of a line do not all carry a label."""
+    if columns[4][:1] == columns[4][-1:] == '"':
+        return "quoted columns"
     if columns[0].strip().lower().replace(" ", "_") in _HEADERS:
         return "header line"
     return "missing labels" if has_labels(columns, rows) is False else "bad click label"
 
 
-def _why_unknown(columns: Sequence[str], rows: Mapping[str, int]) -> str:
-    """Say why the candidates of a line of a log without labels are not all known."""
+def _why_unknown(columns: Sequence[str], rows: Mapping[str, int], labelled: bool) -> str:
+    """Say why the candidates of a line are not all known."""
+    if columns[4][:1] == columns[4][-1:] == '"':
+        return "quoted columns"
+    if labelled:
+        return "unknown article"
     if columns[0].strip().lower().replace(" ", "_") in _HEADERS:
         return "header line"
     return "unexpected labels" if has_labels(columns, rows) else "unknown article"

@@ -20,6 +20,7 @@ from shards.cache import Cache, CacheSettings, open_cache
 from shards.errors import DamageError, DataError
 from shards.files import atomic_file, sha256_file, temporary_name
 from shards.index import INDEX_DTYPE, TAR_BLOCK
+from shards.location import shown_text
 from shards.manifest import MANIFEST_NAME, Manifest, ShardInfo, read_manifest
 from shards.remote import MissingError, Remote, RemoteError, is_plain_name
 
@@ -93,7 +94,7 @@ class Mirror:
         except RemoteError as error:
             if known is None:
                 raise
-            print(f"tnr: {error}; going on with what is in {known}", file=sys.stderr)
+            print(f"tnr: {shown_text(error)}; going on with what is in {known}", file=sys.stderr)
             mirror = cls(remote, settings, known, read_manifest(known))
             mirror.is_offline = True
             return mirror

@@ -10,30 +10,42 @@ import mmap
 import os
 import re
 import threading
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from shards.cache import FETCHED, is_windowed
-from shards.cell_tensors import CellTensors, TensorPlace
-from shards.cells import (
+from shards.cell_record import (
+    MAX_RECORD_BYTES,
     CellRecord,
-    check_names,
-    content_of,
+    check_header,
     data_path,
-    header_bytes,
-    parse_header,
     parse_record,
     record_path,
-    tensor_places,
 )
-from shards.errors import ColumnError, DamageError
+from shards.cell_tensors import (
+    MAX_HEADER_BYTES,
+    OFFSETS,
+    VALUES,
+    CellHeader,
+    CellTensors,
+    TensorPlace,
+    check_bound,
+    check_offsets,
+    header_bytes,
+    parse_header,
+    tensor_bytes,
+)
+from shards.errors import ColumnError, DamageError, DataError
+from shards.files import open_regular, read_bytes
 from shards.manifest import ShardInfo
 from shards.mirror import COLUMNS, Mirror, in_parallel
 from shards.remote import MissingError
 
+_NO_BOUNDS: Mapping[str, int] = {}
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FIRST_BYTES = 1 << 14  # enough for the header of any column of ours
 
@@ -46,6 +58,8 @@ class MirrorCell:
         folder: The column set's folder in the mirror.
         column: Its fingerprint.
         shard: The shard of the cell.
+        check: Whether a tensor is checked against its checksum when it is mapped.
+        bounds: As in :class:`shards.cells.Cell`.
 
     Attributes:
         record: Its commit record.
@@ -57,9 +71,20 @@ class MirrorCell:
         DataError: It cannot be fetched, or is not what its record says.
     """
 
-    def __init__(self, mirror: Mirror, folder: Path, column: str, shard: ShardInfo) -> None:
+    def __init__(
+        self,
+        mirror: Mirror,
+        folder: Path,
+        column: str,
+        shard: ShardInfo,
+        *,
+        check: bool = True,
+        bounds: Mapping[str, int] = _NO_BOUNDS,
+    ) -> None:
         """Bring the record and the header over."""
         self.mirror = mirror
+        self._checks = check
+        self._bounds = bounds
         self.shard = shard
         self.folder = folder / FETCHED
         self._column = column
@@ -69,10 +94,9 @@ class MirrorCell:
         self._header_path = self.folder / f"header@{shard.stem}"
         self._lock = threading.Lock()
         self._maps: dict[str, np.ndarray] = {}
-        self.record, header, start = self._open()
-        self._held = start + self._record_path.stat().st_size
-        self.places = tensor_places(header, start, self.url)
-        check_names(self.url, self.places, self.record)
+        self.record, header = self._open()
+        self._held = header.start + self._record_path.stat().st_size
+        self.places = header.places
         for name, place in self.places.items():
             if not _TENSOR_NAME.fullmatch(name) or place.end > self.record.bytes:
                 raise DamageError(f"{self.url}: tensor {name!r} cannot be read")
@@ -83,24 +107,27 @@ class MirrorCell:
         """Where the data file lies."""
         return f"{self.mirror.url}/{self._name}"
 
-    def _open(self) -> tuple[CellRecord, dict, int]:
+    def _open(self) -> tuple[CellRecord, CellHeader]:
         """Read record and header, from here or from there."""
-        for _ in range(2):
+        for attempt in range(2):
             self._bring_record()
-            data = self._record_path.read_bytes()
-            record = parse_record(data, self._column, self.shard)
-            if record is not None:
-                try:
-                    header, start = parse_header(self._header_path.read_bytes())
-                    if content_of(header) == record.content:
-                        return record, header, start
-                except ValueError:
-                    pass
-            self.forget()
-        raise DamageError(
-            f"{self.mirror.url}/{self._record_name} is not the commit record of its data file, or"
-            " not of this shard; the column elsewhere is damaged or still being written"
-        )
+            try:
+                data = read_bytes(self._record_path, limit=MAX_RECORD_BYTES)
+                record = parse_record(data, self._column, self.shard, self._record_name)
+                data = read_bytes(self._header_path, limit=MAX_HEADER_BYTES + 8)
+                header = parse_header(data, self.url)
+                check_header(self.url, header, record)
+            except DataError as error:
+                self.forget()
+                if attempt:
+                    raise DamageError(
+                        f"{self.mirror.url}/{self._record_name} is not the commit record of its"
+                        f" data file, or not of this shard ({error}); the column elsewhere is"
+                        " damaged or still being written"
+                    ) from error
+            else:
+                return record, header
+        raise AssertionError("unreachable")
 
     def _bring_record(self) -> None:
         cache, read = self.mirror.cache, self.mirror.remote.read
@@ -115,10 +142,7 @@ class MirrorCell:
         read = self.mirror.remote.read
 
         def check(data: bytes) -> tuple[int, bytes]:
-            try:
-                return header_bytes(data), data
-            except ValueError as error:
-                raise DamageError(f"it is not safetensors: {error}") from error
+            return header_bytes(data, "it"), data
 
         # A small file may end within the first bytes; both file systems then give what there is.
         length, data = read(self._name, check, 0, _FIRST_BYTES)
@@ -183,7 +207,7 @@ class MirrorCell:
             view = view[place.begin : place.end]
         if len(view) != self.size(name):
             raise DamageError(f"{len(view)} bytes of {name} came, not {self.size(name)}")
-        if zlib.crc32(view) != self.record.crc32[name]:
+        if zlib_ng.crc32(view) != self.record.crc32[name]:
             self.forget()
             raise DamageError(
                 f"the checksum (crc32) of {name} is not that of the commit record: damaged, or"
@@ -205,12 +229,28 @@ class MirrorCell:
             self.bring([name])
             try:
                 array = _map(path, place)
-            except FileNotFoundError:
-                continue  # evicted between the two
+            except DataError as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    continue  # evicted between the two
+                raise
+            self._check(name, array)
             with self._lock:
                 self._maps[name] = array
             return array
         raise ColumnError(f"{path} leaves the cache as fast as it comes; raise data.cache_gib")
+
+    def _check(self, name: str, array: np.ndarray) -> None:
+        """Check a tensor that was just mapped: the cache may have lain there for long."""
+        if self._checks and zlib_ng.crc32(tensor_bytes(array)) != self.record.crc32[name]:
+            raise DamageError(
+                f"{self.path(name)}: the checksum (crc32) of {name} in the cache is not the one of"
+                f" {self._record_name}; delete the file, and it is fetched again"
+            )
+        values = self.places.get(name.removesuffix(OFFSETS) + VALUES)
+        if name.endswith(OFFSETS) and values is not None:
+            check_offsets(name, array, values.shape[0], self.url)
+        if name in self._bounds:
+            check_bound(name, array, self._bounds[name], self.url)
 
     def drop_evicted(self) -> None:
         """Let go of maps whose files were evicted, so that the disk gets the room back."""
@@ -223,18 +263,17 @@ class MirrorCell:
 
     def damaged_tensors(self) -> list[str]:
         """Read everything; the names of the tensors whose CRC-32 is not the record's."""
-        return [
-            name
-            for name, array in self.tensors.items()
-            if zlib.crc32(array.reshape(-1).view(np.uint8).data) != self.record.crc32[name]
-        ]
+        self.bring(self.places)
+        maps = {name: _map(self.path(name), place) for name, place in self.places.items()}
+        crcs = {name: zlib_ng.crc32(tensor_bytes(array)) for name, array in maps.items()}
+        return [name for name, crc32 in crcs.items() if crc32 != self.record.crc32[name]]
 
 
 def _map(path: Path, place: TensorPlace) -> np.ndarray:
     count, size = int(np.prod(place.shape, dtype=np.int64)), place.end - place.begin
     if size == 0:
         return np.empty(place.shape, place.dtype)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size != size:
             path.unlink(missing_ok=True)
             raise DamageError(f"{path} was cut in the cache; it is removed, start again")
@@ -243,9 +282,10 @@ def _map(path: Path, place: TensorPlace) -> np.ndarray:
 
 
 def open_mirror_cell(
-    mirror: Mirror, folder: Path, column: str, shard: ShardInfo
+    mirror: Mirror, folder: Path, column: str, shard: ShardInfo, **options: Any
 ) -> MirrorCell | None:
-    """Open a cell elsewhere; None where it is not committed there.
+    """Open a cell elsewhere; None where it is not committed there. Arguments are those of
+    :class:`MirrorCell`.
 
     Raises:
         DataError: It cannot be fetched, or is not what its record says.
@@ -253,7 +293,7 @@ def open_mirror_cell(
     if not mirror.is_elsewhere(folder):
         return None
     try:
-        return MirrorCell(mirror, folder, column, shard)
+        return MirrorCell(mirror, folder, column, shard, **options)
     except MissingError:
         return None
 

@@ -10,11 +10,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from shards.click_cells import UNKNOWN_TIME
 from shards.clicks import ClickColumn, parse_time
 from shards.errors import DataError, UsageError
-
-_UNKNOWN = -1
-"""What the click column says of an impression without a time."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Period:
         times = np.asarray(times)
         inside = np.ones(len(times), dtype=bool)
         if self.is_bounded:
-            inside &= times != _UNKNOWN
+            inside &= times != UNKNOWN_TIME
         if self.since is not None:
             inside &= times >= self.since
         if self.until is not None:
@@ -82,7 +80,7 @@ def parse_period(since: str | None, until: str | None, section: str) -> Period:
         if text is None:
             continue
         seconds[name] = parse_time(text)
-        if seconds[name] == _UNKNOWN:
+        if seconds[name] == UNKNOWN_TIME:
             raise UsageError(
                 f"{section}{name} is {text!r}; expected a date such as 2019-11-14, or a time such "
                 "as 2019-11-14T06:00:00 (UTC, as the log's times are taken)"
@@ -123,7 +121,7 @@ def units_outside(clicks: ClickColumn, period: Period) -> Outside:
             cell = clicks.reader.cell(shard)
             times = np.repeat(cell["time"], np.diff(cell["units.offsets"]))
             found.append(np.flatnonzero(~period.contains(times)) + start)
-            unknown += int((times == _UNKNOWN).sum())
+            unknown += int((times == UNKNOWN_TIME).sum())
         start += count
     return Outside(np.concatenate(found), unknown)
 
@@ -136,7 +134,7 @@ def rows_inside(clicks: ClickColumn, period: Period) -> np.ndarray:
 
 def count_unknown(clicks: ClickColumn) -> int:
     """How many impressions of a click log have no time."""
-    return int((_times(clicks) == _UNKNOWN).sum())
+    return int((_times(clicks) == UNKNOWN_TIME).sum())
 
 
 def _times(clicks: ClickColumn) -> np.ndarray:
@@ -146,7 +144,7 @@ def _times(clicks: ClickColumn) -> np.ndarray:
 def extent(clicks: ClickColumn) -> str:
     """From when to when a click log runs, in words."""
     times = _times(clicks)
-    known = times[times != _UNKNOWN]
+    known = times[times != UNKNOWN_TIME]
     if not len(known):
         return "the log has no times"
     said = f"the log runs from {moment(int(known.min()))} to {moment(int(known.max()))}"

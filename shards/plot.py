@@ -7,6 +7,7 @@ import numpy as np
 
 from shards.errors import TinyNewsRecError, UsageError
 from shards.lengths import Lengths
+from shards.os_errors import naming
 from shards.stats import Stats
 
 _INK, _BAR, _LINE = "#22313a", "#7fb2c9", "#c2571a"
@@ -65,9 +66,10 @@ def plot_stats(stats: Stats, path: str | Path) -> None:
             title_fontsize=8,
         )
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
-    except OSError as error:
+        with naming(path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, format="png")
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise UsageError(f"--plot {path} cannot be written: {error.strerror or error}") from error
 
 

@@ -1,9 +1,10 @@
 """Tasks done in order of their results, in this process or in several.
 
 A process whose parent was killed leaves at once, so that it does not write where the next build
-already works.
+already works. An interrupt at the terminal reaches all processes; the parent alone deals with it.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import TypeVar
 
@@ -68,16 +70,26 @@ class Workers:
             self._pool = ProcessPoolExecutor(self.processes, context, _start, (self._begin,))
         waiting: deque[Future[Result]] = deque()
         for task in tasks:
-            waiting.append(self._pool.submit(function, task))
+            with interrupt_blocked():  # processes start here, and inherit it
+                waiting.append(self._pool.submit(function, task))
             if len(waiting) > 2 * self.processes:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
+@contextlib.contextmanager
+def interrupt_blocked() -> Iterator[None]:
+    """Hold back Ctrl-C while processes are started; they never see it, even while they import."""
+    resource_tracker.ensure_running()  # with the first process otherwise, and lets signals through
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def _start(begin: Callable[[], None] | None) -> None:
-    # An interrupt at the terminal reaches all; the parent deals with it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     if begin is not None:
         begin()

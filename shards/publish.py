@@ -18,7 +18,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from shards.errors import DataError, TinyNewsRecError
-from shards.files import fsync_folder
+from shards.files import clear_leftovers, fsync_folder
 from shards.manifest import (
     MANIFEST_NAME,
     SHARD_PREFIX,
@@ -241,6 +241,7 @@ class SetPublisher:
         for leftover in leftovers:
             if leftover != self.staging:
                 shutil.rmtree(leftover, ignore_errors=True)
+        clear_leftovers(self.folder)
         # A write that was cut off left its temporary file.
         for half in self.staging.rglob(".*.tmp-*"):
             half.unlink(missing_ok=True)
@@ -279,7 +280,8 @@ def _leftovers(folder: Path) -> list[Path]:
 
 def clear_published(folder: Path) -> None:
     """Remove the staging folder of a build that was killed when its set was already published."""
-    if not _leftovers(folder):
+    clear_leftovers(folder)
+    if not _leftovers(folder) and not (folder / _LOCK_NAME).exists():
         return
     with contextlib.suppress(Timeout, OSError), FileLock(folder / _LOCK_NAME, timeout=0):
         for leftover in _leftovers(folder):

@@ -23,6 +23,7 @@ from shards.cache import CacheSettings
 from shards.damage import SampleDamage, Skip
 from shards.errors import DamageError, DataError
 from shards.fields import RowError
+from shards.files import open_regular
 from shards.index import RECORD, TAR_BLOCK, MemberIndex, read_index, read_member_index
 from shards.layout import ArticleDecoder
 from shards.manifest import Manifest, ShardInfo, read_manifest
@@ -66,11 +67,21 @@ class ShardSet:
         shard_starts: int64 ``[S + 1]``; shard s holds the rows from ``shard_starts[s]`` up to,
             and without, ``shard_starts[s + 1]``.
         columns_dir: Folder of the set's columns (it need not exist).
+        check_columns: Whether readers of its columns check a tensor against its checksum when they
+            first touch it.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, mirror: "Mirror | None" = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        mirror: "Mirror | None" = None,
+        *,
+        check_columns: bool = True,
+    ) -> None:
         """Use :meth:`open`, which also checks that the files are there."""
         self.path = path
+        self.check_columns = check_columns
         self.mirror = mirror
         self.manifest = manifest
         self.kind = manifest.kind
@@ -92,6 +103,7 @@ class ShardSet:
         kind: str | None = None,
         cache: CacheSettings | None = None,
         check_files: bool = True,
+        check_columns: bool = True,
     ) -> "ShardSet":
         """Open a shard set and check that its files are there with the sizes of the manifest.
 
@@ -102,6 +114,7 @@ class ShardSet:
             cache: Where to keep the files of a set elsewhere; None takes the defaults.
             check_files: Without it, damage of shards is found by the reads that meet it, for
                 callers that read columns alone, or that may skip damaged samples.
+            check_columns: See the attribute.
 
         Raises:
             DataError: If there is no shard set at ``path``, or it is of the other kind.
@@ -118,11 +131,11 @@ class ShardSet:
         if kind is not None and manifest.kind != kind:
             raise DataError(f"{path} holds {manifest.kind}, expected a set of {kind}")
         if mirror is not None:
-            return cls(folder, manifest, mirror)
+            return cls(folder, manifest, mirror, check_columns=check_columns)
         for shard in manifest.shards if check_files else ():
             _check_size(folder / shard.name, shard.bytes)
             _check_size(folder / shard.index_name, shard.index_size)
-        return cls(folder, manifest)
+        return cls(folder, manifest, check_columns=check_columns)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -135,7 +148,7 @@ class ShardSet:
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the set again where it is unpickled: descriptors and locks do not travel."""
         cache = None if self.mirror is None else self.mirror.settings
-        return (_reopen, (self.location, self.fingerprint, cache))
+        return (_reopen, (self.location, self.fingerprint, cache, self.check_columns))
 
     @property
     def location(self) -> str:
@@ -319,7 +332,7 @@ class ShardSet:
         path = self.path / info.index_name
         if layout is None:
             return read_index(path, info.samples)
-        return read_member_index(path, info.samples, len(layout.members), info.index_sha256)
+        return read_member_index(path, info, len(layout.members))
 
     def _open_shard(self, shard: int, place: int, row: int) -> OpenShard:
         with self._lock:
@@ -341,13 +354,14 @@ class ShardSet:
         for _ in range(1 if self.mirror is None else _TRIES_ELSEWHERE):
             index = self._read_index(shard)
             try:
-                return index, os.open(path, os.O_RDONLY)
-            except OSError as error:
-                if self.mirror is not None and isinstance(error, FileNotFoundError):
+                with open_regular(path) as file:
+                    return index, os.dup(file.fileno())
+            except DataError as error:
+                if self.mirror is not None and isinstance(error.__cause__, FileNotFoundError):
                     continue  # evicted since it was brought over
                 records = index.records[place] if isinstance(index, MemberIndex) else index[place]
                 offset = int(records["offset"].flat[0])
-                cause = f"cannot read the shard: {error.strerror or error}"
+                cause = f"the shard cannot be read: {error}"
                 raise self._damage(shard, offset, row, cause) from error
         raise DataError(f"{path} leaves the cache as fast as it comes; raise data.cache_gib")
 
@@ -369,9 +383,11 @@ def _unreadable(error: OSError) -> str:
     return f"cannot be read: {error.strerror or error}"
 
 
-def _reopen(location: str, fingerprint: str, cache: CacheSettings | None) -> ShardSet:
+def _reopen(
+    location: str, fingerprint: str, cache: CacheSettings | None, check_columns: bool
+) -> ShardSet:
     """Open a set in another process: its files were checked in the first."""
-    shard_set = ShardSet.open(location, cache=cache, check_files=False)
+    shard_set = ShardSet.open(location, cache=cache, check_files=False, check_columns=check_columns)
     if shard_set.fingerprint != fingerprint:
         raise DataError(f"{location} was built again since this run opened it; start it again")
     return shard_set

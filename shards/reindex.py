@@ -4,7 +4,7 @@ import tarfile
 from pathlib import Path
 
 from shards.errors import DamageError
-from shards.files import atomic_file, sha256_file
+from shards.files import atomic_file, clear_leftovers, sha256_file
 from shards.foreign_scan import Scanner
 from shards.index import IndexBuilder
 from shards.manifest import Manifest, ShardInfo, read_manifest
@@ -23,8 +23,9 @@ def rebuild_indexes(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    clear_leftovers(folder)
     if manifest.layout is not None:
-        return _rebuild_foreign(folder, manifest, Scanner(manifest.layout))
+        return _rebuild_foreign(folder, manifest, _scanner(manifest))
     written = []
     for shard in progress(manifest.shards, None, "index", "shards"):
         if sha256_file(folder / shard.name) != shard.sha256:
@@ -38,6 +39,15 @@ def rebuild_indexes(folder: str | Path) -> list[str]:
             index.write(path)
             written.append(shard.index_name)
     return written
+
+
+def _scanner(manifest: Manifest) -> Scanner:
+    """Return what reads the tars as they were read when the set was made."""
+    assert manifest.layout is not None
+    guessed = manifest.source.get("guessed", [])
+    if not isinstance(guessed, list) or not all(isinstance(part, str) for part in guessed):
+        raise DamageError(f"the manifest's source.guessed is {guessed!r}; expected a list of names")
+    return Scanner(manifest.layout, guessed)
 
 
 def _rebuild_foreign(folder: Path, manifest: Manifest, scanner: Scanner) -> list[str]:

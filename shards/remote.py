@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from shards.errors import DamageError, DataError, TinyNewsRecError, UsageError
+from shards.location import has_key, key_refusal, shown, shown_text
 
 T = TypeVar("T")
 
@@ -56,7 +57,13 @@ def is_url(path: object) -> bool:
 
 
 def set_argument(text: str) -> Path | str:
-    """A shard set on the command line: a folder, or a URL as it is (a path would lose a slash)."""
+    """A shard set on the command line: a folder, or a URL as it is (a path would lose a slash).
+
+    Raises:
+        ArgumentTypeError: The URL carries a key.
+    """
+    if has_key(text):
+        raise ArgumentTypeError(key_refusal(text))
     return text if is_url(text) else Path(text)
 
 
@@ -68,8 +75,8 @@ def folder_argument(text: str) -> Path:
     """
     if is_url(text):
         raise ArgumentTypeError(
-            f"{text}: this command reads and writes folders; what is brought over from a URL is"
-            " checked as it comes, and a copy of the set can be worked on"
+            f"{shown(text)}: this command reads and writes folders; what is brought over from a URL"
+            " is checked as it comes, and a copy of the set can be worked on"
         )
     return Path(text)
 
@@ -80,18 +87,15 @@ def check_url(url: str) -> str:
     Raises:
         UsageError: It is no URL that shard sets are read from.
     """
+    prefix = "expected the prefix of a shard set, like s3://bucket/sets/news"
+    if has_key(url):
+        raise UsageError(f"{key_refusal(url)}; {prefix}")
     parts = urlsplit(url)
     if "::" in url or parts.scheme not in _SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
         raise UsageError(f"{url}: shard sets are read from folders and from {known}")
-    if "@" in parts.netloc:
-        raise UsageError(
-            f"{parts.scheme}://{parts.hostname}{parts.path}: credentials do not belong into a URL,"
-            " which is logged; put them where fsspec looks for them (environment, ~/.netrc,"
-            " fsspec's configuration)"
-        )
-    if parts.query or parts.fragment or not (parts.netloc or parts.scheme == "file"):
-        raise UsageError(f"{url}: expected the prefix of a shard set, like s3://bucket/sets/news")
+    if not (parts.netloc or parts.scheme == "file"):
+        raise UsageError(f"{url}: {prefix}")
     return url.rstrip("/")
 
 
@@ -243,8 +247,8 @@ def _reason(error: BaseException) -> str:
         return str(error)
     status = getattr(error, "status", None)
     if isinstance(status, int):
-        return f"HTTP {status} {getattr(error, 'message', '')}".rstrip()
-    text = " ".join(str(error).split())
+        return shown_text(f"HTTP {status} {getattr(error, 'message', '')}".rstrip())
+    text = shown_text(" ".join(str(error).split()))
     return f"{text} ({type(error).__name__})" if text else type(error).__name__
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from shards.column_info import TOKENS
 from shards.columns import ColumnReader, list_columns
 from shards.errors import ColumnError, UsageError
+from shards.pretrained import load_backend
 from shards.reader import ShardSet
 from shards.text_fields import field_text
 from shards.tokens import TokenColumn
@@ -62,9 +63,7 @@ def token_lines(shard_set: ShardSet, row: int) -> Iterator[str]:
 
 
 def _column_lines(column: TokenColumn, sample: dict[str, Any], row: int) -> Iterator[str]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(column.tokenizer_dir / "tokenizer.json"))
+    tokenizer = load_backend(column.tokenizer_dir)
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
     for field, limit in column.limits.items():

@@ -1,31 +1,40 @@
-"""Streaming rows out of JSON lines, CSV, TSV and Parquet files, each with its line number.
+"""Streaming lines out of files, and rows out of JSON lines and TSV, each with its line number.
 
 A row that cannot be read does not end the stream: it comes out as a :class:`Row` with a reason
 instead of a record, and the reader goes on behind it. No reader holds more than one row, and a row
-of more than :data:`MAX_ROW_BYTES` is refused, so memory is bounded whatever the file.
+of more than :data:`MAX_ROW_BYTES` is refused, so memory is bounded whatever the file. What unpacks
+to far more than any text, and blank lines without end, end the reading in one line.
 """
 
-import csv
 import gzip
 import io
 import json
+import re
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import DamageError, DataError
-from shards.files import sha256_file
+from shards.files import open_regular, sha256_file
+from shards.heads import GZIP, HEAD_BYTES, packing, wide_encoding
 
 MAX_ROW_BYTES = 16 << 20
+MAX_JSON_DEPTH = 500
+"""Deepest nesting of lists and objects in a row: Python's parser and ours go a little further."""
+MAX_UNPACKED_RATIO = 200
+"""Most bytes that one byte of a gzip or zip member may unpack to, beyond the first 64 MiB: texts
+reach 3 to 30, a bomb 1,000."""
+MAX_BLANK_LINES = 1_000_000
+"""Most blank lines in a row."""
 DEFAULT_MAX_REFUSED = 0.2
-_MAX_QUOTED_BYTES = 4 << 20
 FORMATS = ("jsonl", "csv", "tsv", "parquet", "mind")
 _EXCERPT_CHARS = 160
 _BUFFER_BYTES = 1 << 18
+_FREE_UNPACKED_BYTES = 64 << 20
+_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]+|[\]}]+', re.DOTALL)
 _SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -75,22 +84,31 @@ class InputFile:
     """
 
     def __init__(self, path: Path, member: str | None = None) -> None:
-        """Check that the file is there.
+        """Look at the beginning of the file.
 
         Raises:
-            DataError: If it is not, or it is no file.
+            DataError: If it is not there, is not a regular file, or is packed with anything but
+                gzip.
         """
-        if not path.is_file():
-            what = "is not a file" if path.exists() else "does not exist"
-            raise DataError(f"input {path} {what}")
+        check_is_file(path)
         self.path = path
         self.member = member
         self.name = path.name if member is None else f"{path.name}/{Path(member).name}"
         self.position = self.num_lines = self.offset = 0
-        self.size = path.stat().st_size
-        if member is not None:
+        self.size = self._packed_bytes = path.stat().st_size
+        self._gzipped = False
+        if member is None:
+            with open_regular(path) as file:
+                head = file.read(HEAD_BYTES)
+            found = packing(head)
+            if found is not None and found[0] not in (GZIP, "Parquet"):
+                raise DataError(f"{path} is packed with {found[0]}; {found[1].format(path)}")
+            named = path.suffix.lower() == ".gz" and len(head) > 0
+            self._gzipped = named or (found is not None and found[0] == GZIP)
+        else:
             with open_zip(path) as archive:
-                self.size = archive.getinfo(member).file_size
+                info = archive.getinfo(member)
+            self.size, self._packed_bytes = info.file_size, info.compress_size
 
     def sha256(self) -> str:
         """Return the sha256 of the file (of the whole archive, for a member)."""
@@ -99,7 +117,7 @@ class InputFile:
     @property
     def is_plain(self) -> bool:
         """Whether the bytes on disk are the file's own, so that reading may begin anywhere."""
-        return self.member is None and self.path.suffix != ".gz"
+        return self.member is None and not self._gzipped
 
     def lines(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes | None]]:
         """Yield (line number, line without its newline); None for a line that is too long.
@@ -112,14 +130,19 @@ class InputFile:
             stop: ... and before here.
 
         Raises:
+            DataError: If the file is not UTF-8 but UTF-16 or UTF-32, is packed twice, unpacks to
+                more than :data:`MAX_UNPACKED_RATIO` allows, or has too many blank lines.
             DamageError: If the file cannot be read to its end, for example a gzip cut short.
         """
-        number = 0
+        number = blank = 0
+        most = self._most_unpacked
         try:
             with self.path.open("rb") as raw, self._unpacked(raw) as unpacked:
                 # Reading lines of a zip's member or a gzip directly is slow.
                 file = io.BufferedReader(unpacked, _BUFFER_BYTES)  # type: ignore[type-var]
                 position = unpacked if self.member is not None else raw
+                if not start:
+                    self._check_head(file.peek(HEAD_BYTES)[:HEAD_BYTES])
                 end = _line_start(file, start, stop) if start else 0
                 while stop is None or end < stop:
                     line = file.readline(MAX_ROW_BYTES + 2)
@@ -133,25 +156,84 @@ class InputFile:
                     while line and not line.endswith(b"\n"):
                         line = file.readline(MAX_ROW_BYTES)
                         end += len(line)
+                        if end > most:
+                            break
+                    blank = blank + 1 if not text or text.isspace() else 0
+                    if end > most:
+                        self.check_unpacked(end)
+                    if blank > MAX_BLANK_LINES:
+                        raise DataError(
+                            f"{self._place(number, start)}: more than {MAX_BLANK_LINES:,} blank"
+                            " lines in a row; remove them, or give another file"
+                        )
                     self.num_lines, self.offset = number, end
                     yield number, text if len(text) <= MAX_ROW_BYTES else None
                     if number % 256 == 0:
                         self.position = position.tell()
         except _BROKEN_INPUT as error:
-            raise DamageError(
-                f"{self.name}, after line {number}"
-                + (f" behind byte {start}" if start else "")
-                + f": cannot read on: {error}"
-            ) from error
+            raise DamageError(f"{self._place(number, start)}: cannot read on: {error}") from error
         self.num_lines = number
         self.position = self.size
 
     def _unpacked(self, raw: IO[bytes]) -> IO[bytes]:
+        gzipped = self._gzipped
         if self.member is not None:
-            return zipfile.ZipFile(raw).open(self.member)
-        if self.path.suffix == ".gz":
+            raw = zipfile.ZipFile(raw).open(self.member)  # noqa: SIM115
+            found = packing(raw.read(HEAD_BYTES))
+            gzipped = found is not None and found[0] == GZIP
+            raw.seek(0)
+        if gzipped:
             return gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[return-value]
         return raw
+
+    def _check_head(self, head: bytes) -> None:
+        """Refuse what is not text in UTF-8 by its first bytes, unpacked."""
+        found, encoding = packing(head), wide_encoding(head)
+        if found is not None:
+            inside = "" if self.is_plain else "inside what it is packed with: "
+            raise DataError(
+                f"{self.name} is not text but {inside}{found[0]}; {found[1].format(self.path)}"
+            )
+        if encoding is not None:
+            raise DataError(
+                f"{self.name} is {encoding}; expected UTF-8; convert it:"
+                f" iconv -f {encoding} -t UTF-8 {Path(self.member or self.path).name} > FILE"
+            )
+
+    def check_unpacked(self, size: int) -> None:
+        """Check how much was unpacked so far.
+
+        Raises:
+            DataError: If it is more than any text unpacks to.
+        """
+        if size > self._most_unpacked:
+            raise DataError(
+                f"{self.name} unpacks to more than {size:,} bytes from {self._packed_bytes:,}, more"
+                f" than {MAX_UNPACKED_RATIO} times as many; if that is right, unpack it first"
+            )
+
+    @property
+    def _most_unpacked(self) -> int:
+        return max(_FREE_UNPACKED_BYTES, MAX_UNPACKED_RATIO * self._packed_bytes)
+
+    def _place(self, number: int, start: int) -> str:
+        return f"{self.name}, after line {number}" + (f" behind byte {start}" if start else "")
+
+
+def check_is_file(path: Path) -> None:
+    """Check that an input is there and can be read more than once, as inputs are.
+
+    Raises:
+        DataError: If it is missing, or is a folder, a pipe or a device.
+    """
+    if path.is_file():
+        return
+    if path.is_fifo():
+        raise DataError(
+            f"input {path} is not a file but a pipe; inputs are read more than once: write it to a"
+            " file first (gzip needs no unpacking)"
+        )
+    raise DataError(f"input {path} {'is not a file' if path.exists() else 'does not exist'}")
 
 
 def _line_start(file: IO[bytes], start: int, stop: int | None) -> int:
@@ -179,7 +261,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 def guess_format(path: Path) -> str | None:
     """Return the format that a file's name stands for (``.gz`` aside), or None."""
-    return _SUFFIXES.get(Path(path.name.removesuffix(".gz")).suffix.lower())
+    return _SUFFIXES.get(Path(path.name.lower().removesuffix(".gz")).suffix)
 
 
 def parse_json_lines(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[Row]:
@@ -198,7 +280,30 @@ def parse_json_lines(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[Row]
             yield Row(number, reason="bad JSON", raw=line)
         else:
             reason = None if isinstance(record, dict) else "not a JSON object"
+            # Most rows are flat. Where Python's own parser gives up depends on its caller.
+            if reason is None and _has_nested(record) and is_deep(line):
+                reason = "bad JSON"
             yield Row(number, record if reason is None else None, reason, line)
+
+
+def _has_nested(record: dict[str, Any]) -> bool:
+    return any(isinstance(value, list | dict) for value in record.values())
+
+
+def is_deep(text: bytes) -> bool:
+    """Say whether lists and objects are nested deeper than :data:`MAX_JSON_DEPTH`."""
+    if text.count(b"[") + text.count(b"{") <= MAX_JSON_DEPTH:
+        return False
+    depth = 0
+    for token in _TOKENS.finditer(text):
+        first = text[token.start()]
+        if first in b"[{":
+            depth += token.end() - token.start()
+            if depth > MAX_JSON_DEPTH:
+                return True
+        elif first in b"]}":
+            depth -= token.end() - token.start()
+    return False
 
 
 def parse_tab_separated(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[Row]:
@@ -213,119 +318,3 @@ def parse_tab_separated(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[R
             yield Row(number, line.decode("utf-8").split("\t"), None, line)
         except UnicodeDecodeError:
             yield Row(number, reason="bad UTF-8", raw=line)
-
-
-def read_csv(file: InputFile) -> Iterator[Row]:
-    """Yield the fields of each CSV record (RFC 4180: a quoted field may run over several lines).
-
-    An opening quote that is never closed would swallow the rest of the file. So when a record of
-    several lines turns out broken (or too long for one), only its first line is refused, and
-    reading goes on with the next.
-    """
-    csv.field_size_limit(MAX_ROW_BYTES)
-    lines = file.lines()
-    again: deque[tuple[int, bytes | None]] = deque()
-    taken: list[tuple[int, bytes | None]] = []
-    bad: set[int] = set()
-
-    def feed() -> Iterator[str]:
-        size = 0
-        while True:
-            number, line = item = again.popleft() if again else next(lines, (0, b""))
-            if number == 0:
-                return
-            size = size + len(line or b"") if taken else 0
-            taken.append(item)
-            if line is None or size > _MAX_QUOTED_BYTES:
-                raise csv.Error("too long")
-            try:
-                yield line.decode("utf-8") + "\n"
-            except UnicodeDecodeError:
-                bad.add(number)
-                yield line.decode("utf-8", "replace") + "\n"
-
-    reader = csv.reader(feed(), strict=True)
-    while True:
-        taken.clear()
-        bad.clear()
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            number, line = taken[0]
-            yield Row(number, reason="row too long" if line is None else "bad quoting", raw=line)
-            again.extendleft(reversed(taken[1:]))
-            reader = csv.reader(feed(), strict=True)
-            continue
-        number, line = taken[0]
-        if bad:
-            yield Row(number, reason="bad UTF-8", raw=b"\n".join(text or b"" for _, text in taken))
-        elif fields:
-            yield Row(number, fields, None, line)
-
-
-def read_header(file: InputFile, rows: Iterator[Row], columns: Sequence[str]) -> list[str]:
-    """Take the names of the columns off the rows of a table.
-
-    Raises:
-        DataError: If there are none, one occurs twice, or one of ``columns`` is missing.
-    """
-    first = next(rows, None)
-    if first is None or first.reason is not None:
-        found = "it is empty" if first is None else first.reason
-        raise DataError(f"{file.name}: no header line with the names of the columns: {found}")
-    header = [name.strip() for name in first.record]
-    if len(set(header)) != len(header):
-        raise DataError(f"{file.name}: a column name occurs twice in the header: {header}")
-    _require_columns(file, header, columns)
-    return header
-
-
-def with_names(rows: Iterable[Row], header: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows of a table with dicts as records."""
-    for row in rows:
-        if row.reason is None:
-            if len(row.record) == len(header):
-                row.record = dict(zip(header, row.record, strict=True))
-            else:
-                row.record, row.reason = None, "wrong number of columns"
-        yield row
-
-
-def _require_columns(file: InputFile, header: Sequence[str], columns: Sequence[str]) -> None:
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise DataError(
-            f"{file.name}: no column {missing[0]!r}; its columns are {', '.join(header)};"
-            " say which to use with --id-field, --title-field, --body-field …"
-        )
-
-
-def read_parquet(file: InputFile, columns: Sequence[str] = ()) -> Iterator[Row]:
-    """Yield the rows of a Parquet file, in batches of 1024.
-
-    Raises:
-        DataError: If pyarrow is not installed or a column is missing.
-        DamageError: If the file cannot be read.
-    """
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise DataError(
-            f"{file.name}: reading Parquet needs pyarrow: pip install 'tiny-newsrec[parquet]'"
-        ) from error
-    number = 0
-    try:
-        with ParquetFile(file.path) as table:
-            _require_columns(file, table.schema_arrow.names, columns)
-            total = max(1, table.metadata.num_rows)
-            for batch in table.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield Row(number, record, None, record)
-                file.position = file.size * number // total
-    except (ArrowException, OSError) as error:
-        raise DamageError(f"{file.name}, after row {number}: cannot read on: {error}") from error
-    file.position = file.size

@@ -14,12 +14,12 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 import numpy as np
 
 from shards.errors import DamageError
-from shards.files import atomic_file
+from shards.files import atomic_file, parse_json
 
 ROW_DTYPE = np.dtype(
     [
@@ -36,6 +36,30 @@ ROW_DTYPE = np.dtype(
 _RECORD = struct.Struct("<16s16s8sIIHBB")
 _LENGTH = struct.Struct("<Q")
 _PARTS = ("payloads", "rows", "signatures", "refused")
+
+
+class _Known(TypedDict):
+    rows: int
+    """Rows of the chunk, usable or not."""
+    lines: int
+    """Lines of the chunk, where it is a span of a file."""
+    refused_first: int
+    """Rows that were refused before the first that was not."""
+    sizes: tuple[int, int, int, int]
+    """Bytes of the parts of the spool."""
+
+
+class Facts(_Known, total=False):
+    """What the end of a spool says of its chunk."""
+
+    seen: list[str]
+    """Fields that occurred."""
+    keys: list[str]
+    """Fields of the first row."""
+    quoting: tuple[int, int, int]
+    """See :class:`shards.articles.Quoting`."""
+    notes: list[tuple[int, str, str]]
+    """(line, what, excerpt) of rows that are kept and odd."""
 
 
 def hash_text(text: str, size: int = 16) -> bytes:
@@ -126,13 +150,14 @@ class Spool:
             with path.open("rb") as file:
                 size = file.seek(-_LENGTH.size, os.SEEK_END)
                 (length,) = _LENGTH.unpack(file.read())
+                if length > size:
+                    raise ValueError(f"its end would have {length} bytes")
                 file.seek(size - length)
-                self.facts: dict[str, Any] = json.loads(file.read(length))
-                sizes = [int(part) for part in self.facts["sizes"]]
-                whole = len(sizes) == len(_PARTS) and sum(sizes) == size - length
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                self.facts = parse_json(file.read(length), Facts, where=path)
+        except (OSError, ValueError, struct.error) as error:
             raise DamageError(f"cannot read {path}, which this build has written") from error
-        if not whole:
+        sizes = self.facts["sizes"]
+        if min(sizes) < 0 or sum(sizes) != size - length or sizes[1] % ROW_DTYPE.itemsize:
             raise DamageError(f"{path}, which this build has written, is damaged")
         self._starts = dict(zip(_PARTS, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
         self._sizes = dict(zip(_PARTS, sizes, strict=True))
@@ -154,8 +179,9 @@ class Spool:
             while left > 0:
                 line = file.readline()
                 left -= len(line)
-                number, reason, excerpt = json.loads(line)
-                yield number, reason, excerpt
+                if not line:
+                    raise DamageError(f"{self.path}, which this build has written, is damaged")
+                yield parse_json(line, tuple[int, str, str], where=self.path)
 
     def _part(self, name: str) -> bytes:
         with self.path.open("rb") as file:

@@ -32,9 +32,9 @@ from shards.pool import Workers
 from shards.progress import Progress
 from shards.publish import SetPublisher
 from shards.sources import MAX_ROW_BYTES, InputFile, Row
-from shards.spool import Spool, SpoolWriter, read_at, read_column
+from shards.spool import Facts, Spool, SpoolWriter, read_at, read_column
 
-_WORK_FORMAT = 1
+_WORK_FORMAT = 2
 
 
 def work_name(request: str) -> str:
@@ -163,12 +163,18 @@ class SpooledBuild:
         self.reads: list[ReadChunk] = []
         self._refused_first: int | None = 0
 
-    def spool(self, job: SpoolJob, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    def spool(
+        self,
+        job: SpoolJob,
+        columns: Sequence[str] = (),
+        wanted: Sequence[Sequence[str]] | None = None,
+    ) -> Iterator[Facts]:
         """Make the spools of one input, or find them made; yield the facts of each.
 
         Args:
             job: What makes them.
             columns: Columns that a table must have.
+            wanted: Paths of keys to read of Parquet; None reads all columns.
 
         Raises:
             DataError: If all rows at the start were refused, or a column is missing.
@@ -177,7 +183,7 @@ class SpooledBuild:
         sent: deque[tuple[Chunk, bool]] = deque()
 
         def tasks() -> Iterator[Chunk]:
-            for chunk in cut(job.file, job.form, columns):
+            for chunk in cut(job.file, job.form, columns, wanted):
                 made = job.path(chunk).exists()
                 light = replace(chunk, lines=None, ready=None)
                 sent.append((light, made))
@@ -192,8 +198,9 @@ class SpooledBuild:
             lines = lines if chunk.lines_before is None else chunk.lines_before
             self.reads.append(ReadChunk(job.file.name, lines, spool))
             lines += facts["lines"]
-            self._note_rows(facts["rows"], facts["refused_first"])
+            # The builder first: it may know why all rows at the start were refused.
             yield facts
+            self._note_rows(facts["rows"], facts["refused_first"])
 
     def _note_rows(self, rows: int, refused_first: int) -> None:
         self.intake.rows += rows

@@ -6,6 +6,7 @@ zeros behind them; whatever else it meets is an error that names the offset. It 
 times faster.
 """
 
+import io
 import os
 import zlib
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from shards.errors import DamageError
+from shards.errors import DamageError, DataError
+from shards.files import open_regular
 from shards.index import TAR_BLOCK, padded
 
 _BLOCK_BYTES = 1 << 20
 _MAX_EXTENSION_BYTES = 1 << 20  # a name or a PAX header that is longer is no name
+_MAX_END_BYTES = 64 << 20  # of zeros behind the end; tapes fill up blocks of some MiB
+_MAX_DIGITS = 20
 _ZERO_BLOCK = bytes(TAR_BLOCK)
 _FILE_TYPES = b"0\0007"  # regular, regular of old tars, contiguous
 _PLAIN_TYPES = b"12345"  # links, devices, folders
@@ -56,10 +60,11 @@ class TarWalk:
         self._digest = digest
         self._unread = 0
         try:
-            self._file: IO[bytes] = path.open("rb", buffering=_BLOCK_BYTES)
-            self.size = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
-            raise DamageError(f"cannot read {path}: {error.strerror or error}") from error
+            raw = open_regular(path)
+        except DataError as error:
+            raise DamageError(str(error)) from error
+        self._file: IO[bytes] = io.BufferedReader(raw, _BLOCK_BYTES)
+        self.size = os.fstat(raw.fileno()).st_size
 
     def __enter__(self) -> "TarWalk":
         """Return itself."""
@@ -131,6 +136,8 @@ class TarWalk:
         if len(second) < TAR_BLOCK:
             raise self._damage(at, "the second zero block that ends a tar is missing")
         while second:
+            if self.at - at > _MAX_END_BYTES:
+                raise self._damage(at, f"more than {_MAX_END_BYTES:,} bytes of zeros at the end")
             if second.strip(b"\0"):
                 raise self._damage(
                     at, "zeros where a header belongs, and something behind them: it is damaged"
@@ -146,21 +153,23 @@ class TarWalk:
         self, data: bytes, at: int, name: bytes | None, size: int | None
     ) -> tuple[bytes | None, int | None]:
         """Return name and size as an extended header changes them."""
-        while data.strip(b"\0"):
-            digits, _, _ = data.partition(b" ")
+        place, end = 0, len(data.rstrip(b"\0"))
+        while place < end:
+            digits, _, _ = data[place : place + _MAX_DIGITS].partition(b" ")
             length = int(digits) if digits.isdigit() else 0
-            key, equals, value = data[len(digits) + 1 : length - 1].partition(b"=")
-            if not len(digits) < length <= len(data) or not equals:
+            record = data[place + len(digits) + 1 : place + length - 1]
+            key, equals, value = record.partition(b"=")
+            if not len(digits) < length <= len(data) - place or not equals:
                 raise self._damage(at, "an extended header that cannot be read")
             if key.startswith(b"GNU.sparse"):
                 raise self._damage(at, "a sparse member, which is not read")
             if key == b"path":
                 name = value
             elif key == b"size":
-                if not value.isdigit():
+                if not value.isdigit() or len(value) > _MAX_DIGITS:
                     raise self._damage(at, "an extended header with a size that is no number")
                 size = int(value)
-            data = data[length:]
+            place += length
         return name, size
 
     def _pass_over(self) -> None:

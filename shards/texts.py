@@ -135,6 +135,8 @@ class TextView:
         reader = self.tokens.reader
         parts = zip(self.fields, self._rooms, strict=True)
         gathered = [reader.gather_ragged(field, rows, first=room) for field, room in parts]
+        for field, (values, offsets) in zip(self.fields, gathered, strict=True):
+            self.tokens.check_ids(field, values, offsets, np.asarray(rows))
         if len(gathered) == 1:
             return gathered[0]
         inner_FN = np.stack([np.diff(offsets) for _, offsets in gathered])

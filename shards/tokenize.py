@@ -16,17 +16,22 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards.column_extras import keep_tokenizer
 from shards.column_info import TOKENIZER_FOLDER, TOKENS
 from shards.columns import ColumnReader, ColumnWriter
 from shards.damage import Skip, SkipBudget
-from shards.errors import ColumnError, DamageError, DataError, UsageError
+from shards.errors import ColumnError, DamageError, DataError, StoppedError, UsageError
+from shards.files import read_json
 from shards.pool import Workers
+from shards.pretrained import first_line
 from shards.ragged import join
 from shards.reader import ShardSet
+from shards.stopping import Pace, Stopping, TaskStopping, stop_on_sigterm
 from shards.text_fields import (
     DEFAULT_FIELDS,
     DEFAULT_TOKENS,
@@ -35,7 +40,7 @@ from shards.text_fields import (
     field_text,
     in_order,
 )
-from shards.tokenizer import TokenizerFacts, load_tokenizer, publish_tokenizer, tokenizer_facts
+from shards.tokenizer import TokenizerFacts, load_tokenizer, tokenizer_facts
 
 SKIPPED = "skipped"
 """Tensor uint8[rows] of the cells with damaged samples alone: 1 where a sample was skipped."""
@@ -148,14 +153,24 @@ class TextEncoder:
         self.cuts = cuts_at_spaces(backend)
 
     def encode(self, texts: Iterable[str], limit: int) -> list[list[int]]:
-        """The first ``limit`` ids of each text, the same as those of the whole text tokenized."""
+        """The first ``limit`` ids of each text, the same as those of the whole text tokenized.
+
+        Raises:
+            DataError: A word has no id, and the tokenizer no unknown token.
+        """
         texts = list(texts)
         out: list[list[int]] = [[] for _ in texts]
         waiting = list(range(len(texts)))
         chars = max(_MIN_CHARS, limit * _CHARS_PER_TOKEN)
         while waiting:
             cut = [safe_cut(texts[i], chars) if self.cuts else texts[i] for i in waiting]
-            encoded = self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)
+            try:
+                encoded = self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)
+            except Exception as error:  # the only kind that the tokenizers package raises
+                raise DataError(
+                    f"the tokenizer cannot encode every text: {first_line(error)}; take one with "
+                    "an unknown token, or whose vocabulary covers the texts"
+                ) from error
             again = []
             for i, part, encoding in zip(waiting, cut, encoded, strict=True):
                 ids = encoding.ids
@@ -245,13 +260,14 @@ def tokenize_set(
         raise UsageError(f"--processes is {processes}, expected at least 1")
     source = made_from(facts, limits)
     writer = ColumnWriter(shard_set, TOKENS, source)
-    publish_tokenizer(loaded, writer.folder / TOKENIZER_FOLDER)
+    keep_tokenizer(loaded, facts.sha256, writer.folder)
     job = _Job(writer, facts.backend, rooms, _id_dtype(facts.vocab_size))
     open_shards = sorted({*writer.missing(), *writer.committed_with(SKIPPED)})
     try:
         _fill(job, open_shards, min(processes, max(1, len(open_shards))), progress, budget)
     finally:
         budget.write_report(writer.folder)
+        writer.clear_leftovers()
     return ColumnReader.open(shard_set, TOKENS, source)
 
 
@@ -278,15 +294,17 @@ class _Job:
     ) -> None:
         """``rooms``: the most ids of each field, without special tokens."""
         self.writer = writer
-        self.backend = backend
+        self.backend: str | None = backend
         self.rooms = dict(rooms)
         self.dtype = dtype
         self._encoder: TextEncoder | None = None
 
-    def run(self, shard: int, budget: SkipBudget) -> Iterator[int]:
+    def run(self, shard: int, budget: SkipBudget, stopping: Stopping) -> Iterator[int]:
         """Fill one cell; yields how many more articles are tokenized."""
+        stopping.check()
+        pace = Pace(self.writer.shard_set.shards[shard].samples)
         if self._encoder is None:
-            self._encoder = TextEncoder(self.backend)
+            self._encoder = TextEncoder(self.backend or _saved_backend(self.writer.folder))
         rows: dict[str, list[list[int]]] = {field: [] for field in self.rooms}
         stream = budget.samples(self.writer.shard_set, shard)
         skipped: list[bool] = []
@@ -296,6 +314,8 @@ class _Job:
             for field, room in self.rooms.items():
                 texts = (field_text(sample, field) for sample in samples)
                 rows[field] += self._encoder.encode(texts, room)
+            pace.add(len(samples))
+            stopping.check(pace.left_s)
             yield len(samples)
         tensors = {}
         for field, ids in rows.items():
@@ -308,46 +328,71 @@ class _Job:
         self.writer.write(shard, tensors, replace=self.writer.is_committed(shard))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encoder": None}
+        # Less than a pipe holds: a process that is killed before it has read the rest would leave
+        # the one that starts it waiting for ever (CPython's popen_spawn_posix).
+        return {**self.__dict__, "_encoder": None, "backend": None}
 
 
-_job: _Job | None = None  # of this worker process
+def _saved_backend(folder: Path) -> str:
+    """JSON of the fast tokenizer that was saved in a column's folder."""
+    values = read_json(folder / TOKENIZER_FOLDER / "tokenizer.json")
+    return json.dumps(values | {"truncation": None, "padding": None})
+
+
+# Of this worker process.
+_job: _Job | None = None
+_stopping: TaskStopping | None = None
 
 
 def _start_worker(job: _Job) -> None:
-    global _job
+    global _job, _stopping
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _job = job
+    _job, _stopping = job, TaskStopping()
 
 
 def _run_shard(shard: int, allowed: int) -> tuple[int, list[Skip], DamageError | None]:
-    if _job is None:
+    if _job is None or _stopping is None:
         raise RuntimeError("the worker was not started by _start_worker")
     budget = SkipBudget(allowed, say=False)
-    try:
-        return sum(_job.run(shard, budget)), budget.skipped, None
-    except DamageError as error:
-        return 0, budget.skipped, error
+    with _stopping.task():
+        try:
+            return sum(_job.run(shard, budget, _stopping)), budget.skipped, None
+        except DamageError as error:
+            return 0, budget.skipped, error
 
 
 def _fill(
     job: _Job, missing: list[int], processes: int, progress: bool, budget: SkipBudget
 ) -> None:
-    """Fill the missing cells, here or in several processes."""
+    """Fill the missing cells, here or in several processes.
+
+    Raises:
+        StoppedError: SIGTERM came; cells that were nearly done are finished.
+    """
     shards = job.writer.shard_set.manifest.shards
-    with _shown(sum(shards[s].samples for s in missing), progress) as update:
-        if processes == 1:
-            for shard in missing:
-                for count in job.run(shard, budget):
-                    update(count)
-            return
+    with (
+        stop_on_sigterm() as stopping,
+        _shown(sum(shards[s].samples for s in missing), progress) as update,
+    ):
         try:
+            if processes == 1:
+                for shard in missing:
+                    for count in job.run(shard, budget, stopping):
+                        update(count)
+                return
             with Workers(processes, partial(_start_worker, job)) as workers:
                 results = workers.map(partial(_run_shard, allowed=budget.allowed), missing)
                 for count, skips, error in results:
                     budget.add(skips, error)
                     update(count)
-        except BrokenProcessPool as error:
+                    stopping.check()
+        except (StoppedError, BrokenProcessPool) as error:
+            if stopping.is_asked or isinstance(error, StoppedError):
+                left = len(job.writer.missing())
+                raise StoppedError(
+                    f"stopped by SIGTERM: {left} of {len(shards)} cells are left; what is committed"
+                    " stays, run the same command again to go on"
+                ) from error
             raise ColumnError(
                 "a tokenizing process was killed (out of memory?); run the same command again with "
                 f"fewer --processes than {processes}: finished shards are kept"

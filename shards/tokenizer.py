@@ -13,38 +13,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import DataError, UsageError
-from shards.files import fingerprint, fsync_folder, temporary_name
+from shards.files import fingerprint, fsync_folder, temporary_folder, temporary_name
 from shards.order import keyed_permutation
+from shards.os_errors import naming
 from shards.reader import ShardSet
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SENTENCEPIECE_FILE = "spiece.model"
 _CHUNK_CHARS = 1000  # SentencePiece leaves out sentences of more than 4,192 bytes
+_PROBES = 8
+"""Words around which special tokens are looked for."""
+_MOST_PROBES = 1000
 _TRAINER_THREADS = 2  # fixed: the sums of the training depend on it
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
-    """Load a fast Hugging Face tokenizer from a folder, or by its name from the hub or its cache.
+    """Load a fast Hugging Face tokenizer from a folder, or by its name from the local cache.
 
     Raises:
         DataError: there is none, or it has no fast version, or no padding token.
     """
-    from transformers import AutoTokenizer
+    from shards import pretrained
 
     name = os.fspath(name_or_path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError, ...
-        lines = str(error).strip().splitlines()
-        kind = "folder" if Path(name).is_dir() else "name (there is no such folder)"
-        raise DataError(
-            f"no tokenizer can be loaded from the {kind} {name!r}: {lines[0] if lines else error!r}"
-        ) from error
+    tokenizer = pretrained.load_tokenizer(name)
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
             f"the tokenizer {name!r} has no fast version (tokenizer.json); convert it first"
@@ -90,30 +86,62 @@ class TokenizerFacts:
 
 
 def tokenizer_facts(tokenizer: "PreTrainedTokenizerBase") -> TokenizerFacts:
-    """Look at a loaded tokenizer; the special tokens are found by encoding a text.
+    """Look at a loaded tokenizer; the special tokens are found by encoding its own words.
 
     Raises:
-        DataError: it puts special tokens into the middle of a text.
+        DataError: it puts special tokens into the middle of a text, or none of its words can be
+            encoded.
     """
     from tokenizers import Tokenizer
 
     backend = json.dumps(_backend_json(tokenizer))
     plain = Tokenizer.from_str(backend)
-    with_special = plain.encode("a", add_special_tokens=True)
-    inner = plain.encode("a", add_special_tokens=False).ids
-    marks = list(with_special.special_tokens_mask)
-    start = marks.index(0) if 0 in marks else len(marks)
-    end = start + len(inner)
-    if with_special.ids[start:end] != inner or 0 in marks[end:]:
-        raise DataError("this tokenizer does not put its special tokens at the ends of a text")
+    prefix, suffix = _ends(plain)
     return TokenizerFacts(
         sha256=tokenizer_sha256(tokenizer),
         backend=backend,
-        prefix_ids=tuple(with_special.ids[:start]),
-        suffix_ids=tuple(with_special.ids[end:]),
+        prefix_ids=prefix,
+        suffix_ids=suffix,
         pad_id=int(tokenizer.pad_token_id),
         vocab_size=max(plain.get_vocab(with_added_tokens=True).values()) + 1,
     )
+
+
+def _ends(plain: "Tokenizer") -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special ids before and after a text, found around several words of the vocabulary.
+
+    Its own words, since a tokenizer may know neither a given letter nor an unknown token.
+    """
+    added = plain.get_added_tokens_decoder()
+    special = {number for number, token in added.items() if token.special}
+    words = sorted(plain.get_vocab(with_added_tokens=True).items(), key=lambda entry: entry[1])
+    ends: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    for word, number in words[:_MOST_PROBES]:
+        if number in special or len(ends) == _PROBES:
+            continue
+        try:
+            inner = plain.encode(word, add_special_tokens=False).ids
+            whole = plain.encode(word, add_special_tokens=True).ids
+        except Exception:  # of the tokenizers package: normalisation made it an unknown word
+            continue
+        if inner and not special & set(inner):
+            ends.append(_around(inner, whole))
+    if not ends:
+        raise DataError(
+            f"this tokenizer encodes none of the first {_MOST_PROBES:,} words of its own "
+            "vocabulary; its tokenizer.json lacks words or an unknown token"
+        )
+    if len(set(ends)) > 1:
+        raise DataError("this tokenizer does not put the same special tokens around every text")
+    return ends[0]
+
+
+def _around(inner: list[int], whole: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    for start in range(len(whole) - len(inner) + 1):
+        end = start + len(inner)
+        if whole[start:end] == inner:
+            return tuple(whole[:start]), tuple(whole[end:])
+    raise DataError("this tokenizer does not put its special tokens at the ends of a text")
 
 
 def publish_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
@@ -124,14 +152,12 @@ def publish_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> Non
     """
     if folder.is_dir():
         return
-    temporary = temporary_name(folder)
     try:
-        tokenizer.save_pretrained(str(temporary))
-        _rename_folder(temporary, folder)
+        with temporary_folder(folder) as temporary, naming(folder):
+            tokenizer.save_pretrained(str(temporary))
+            _rename_folder(temporary, folder)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _rename_folder(temporary: Path, folder: Path) -> None:
@@ -217,8 +243,9 @@ def train_tokenizer(
     temporary = temporary_name(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(str(temporary))
-        (temporary / SENTENCEPIECE_FILE).write_bytes(model)
+        with naming(folder):
+            tokenizer.save_pretrained(str(temporary))
+            (temporary / SENTENCEPIECE_FILE).write_bytes(model)
         _rename_folder(temporary, folder)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error

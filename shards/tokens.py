@@ -1,17 +1,60 @@
 """The token ids of an article set: what the column stores, and what may be asked of it."""
 
+import shlex
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
+from shards.cell_tensors import VALUES
+from shards.column_extras import TOKENIZER_SUMS, tokenizer_problem
 from shards.column_info import TOKENIZER_FOLDER, TOKENS
-from shards.columns import ColumnReader, repair_command
-from shards.errors import ColumnError
+from shards.columns import ColumnReader
+from shards.errors import ColumnError, DamageError
+from shards.manifest import Sha256
+from shards.ragged import row_of_value
 from shards.reader import ShardSet
 from shards.text_fields import DEFAULT_TOKENS, TEXT_FIELDS, listed, tokenize_command
 from shards.texts import TextView
 from shards.tokenize import SKIPPED
+
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """What a token column was made from, so far as its readers need it."""
+
+    tokenizer_sha256: Sha256
+    vocab_size: _Id
+    pad_id: _Id
+    prefix_ids: list[_Id]
+    suffix_ids: list[_Id]
+    limits: dict[str, _Id]
+
+    @classmethod
+    def read(cls, made_from: dict[str, Any], where: object) -> "TokenSource":
+        """Read it from a column's ``made_from``.
+
+        Raises:
+            DamageError: An entry is missing or of another form, or an id is beyond the vocabulary.
+        """
+        try:
+            fields = msgspec.convert(made_from.get("fields"), list[str])
+            limits = {field: made_from.get(f"{field}_tokens") for field in fields}
+            source = msgspec.convert({**made_from, "limits": limits}, cls)
+        except msgspec.ValidationError as error:
+            raise DamageError(f"{where} does not describe a token column: {error}") from error
+        largest = max(source.pad_id, *source.prefix_ids, *source.suffix_ids)
+        if largest >= source.vocab_size or not set(fields) <= set(TEXT_FIELDS):
+            raise DamageError(
+                f"{where} does not describe a token column: it names the id {largest} of "
+                f"{source.vocab_size} and the fields {', '.join(fields)}"
+            )
+        return source
 
 
 class TokenColumn:
@@ -30,19 +73,17 @@ class TokenColumn:
 
     def __init__(self, reader: ColumnReader) -> None:
         """Use :meth:`open`."""
-        made_from = reader.made_from
+        source = TokenSource.read(reader.made_from, reader.folder)
         self.reader = reader
         self.fingerprint = reader.fingerprint
         self.folder = reader.folder
         self.num_rows = reader.num_rows
-        self.tokenizer_sha256: str = made_from["tokenizer_sha256"]
-        self.vocab_size: int = made_from["vocab_size"]
-        self.pad_id: int = made_from["pad_id"]
-        self.prefix_ids: list[int] = made_from["prefix_ids"]
-        self.suffix_ids: list[int] = made_from["suffix_ids"]
-        self.limits: dict[str, int] = {
-            field: made_from[f"{field}_tokens"] for field in made_from["fields"]
-        }
+        self.tokenizer_sha256 = source.tokenizer_sha256
+        self.vocab_size = source.vocab_size
+        self.pad_id = source.pad_id
+        self.prefix_ids = source.prefix_ids
+        self.suffix_ids = source.suffix_ids
+        self.limits = source.limits
         self.tokenizer_dir: Path = reader.folder / TOKENIZER_FOLDER
 
     @classmethod
@@ -64,10 +105,43 @@ class TokenColumn:
             if reader.name != TOKENS:
                 raise ColumnError(f"{reader.folder} holds {reader.name!r}, not tokens")
         column = cls(reader)
-        if not column.tokenizer_dir.is_dir():
-            repair = repair_command(shard_set, TOKENS, reader.made_from)
-            raise ColumnError(f"{column.tokenizer_dir} is missing; run `{repair}`")
+        if (problem := tokenizer_problem(column.folder)) is not None:
+            raise ColumnError(f"{problem}; {column.tokenizer_remedy}")
         return column
+
+    @property
+    def tokenizer_remedy(self) -> str:
+        """What to do where the column's tokenizer is damaged."""
+        command = tokenize_command(self.reader.shard_set.location, "TOKENIZER", self.limits)
+        left = " ".join(
+            shlex.quote(str(self.folder / name)) for name in (TOKENIZER_FOLDER, TOKENIZER_SUMS)
+        )
+        return f"remove {left} and run `{command}` with the tokenizer that it was made with"
+
+    def check_ids(
+        self, field: str, values: np.ndarray, offsets: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """Refuse ids beyond the vocabulary: an encoder would read other memory, or end in a crash.
+
+        Args:
+            field: whose ids they are.
+            values: ids of some rows, end to end.
+            offsets: int64[n + 1], where each row's ids begin.
+            rows: int64[n].
+
+        Raises:
+            DamageError: an id is too large; its row and shard are named.
+        """
+        if not len(values) or int(values.max()) < self.vocab_size:
+            return
+        place = int(np.argmax(values))
+        row = int(rows[row_of_value(offsets, np.array([place]))[0]])
+        shard = self.reader.shard_set.shards[self.reader.shard_set.locate(row)[0]]
+        raise DamageError(
+            f"{self.folder}: the {field} of row {row} ({shard.name}) has the token id "
+            f"{values[place]}, the vocabulary has {self.vocab_size} ids; delete {shard.stem}.json "
+            f"there and run `{self.reader.repair}`"
+        )
 
     @cached_property
     def skipped_rows(self) -> np.ndarray:
@@ -118,6 +192,12 @@ class TokenColumn:
         """Why :meth:`check` refuses it, or None."""
         if field not in TEXT_FIELDS:
             return f"texts are {listed(TEXT_FIELDS)}, not {field!r}"
+        dtype, _ = self.reader.tensors.get(field + VALUES, (None, ()))
+        if field in self.limits and (dtype is None or dtype.kind != "u"):
+            return (
+                f"{self.folder} holds no token ids of the {field}, but {dtype}; delete it and run "
+                f"`{self.reader.repair}`"
+            )
         if field not in self.limits:
             return (
                 f"the column {self.folder.name} stores {listed(list(self.limits))}, not the "

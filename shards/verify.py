@@ -1,10 +1,13 @@
-"""Checking a shard set at rest: every byte against the manifest, every sample against its index.
+"""Checking a shard set at rest: every byte against the manifest, every sample against its index,
+and the manifest against the samples.
 
 The sha256 says whether a shard is the one that was written; the walk through its members says where
 it is not. Everything is found in one pass over each file, and one damage does not hide the next.
 """
 
 import hashlib
+import io
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,13 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from shards.duplicates import duplicates_problem
-from shards.errors import DamageError
+from shards.errors import DamageError, DataError
+from shards.files import open_regular
 from shards.index import TAR_BLOCK, padded, read_index
-from shards.manifest import Manifest, ShardInfo, read_manifest
+from shards.manifest import MANIFEST_NAME, Manifest, ShardInfo, read_manifest
 from shards.progress import Progress
 from shards.publish import DUPLICATES_NAME
 from shards.reader import member_name
 from shards.verify_foreign import Problem, foreign_problems, hash_problems
+from shards.verify_samples import SampleFacts, manifest_problems
 
 # Python's tarfile, which webdataset writes with, fills tars up to records of 20 blocks.
 _TAR_RECORD = 20 * TAR_BLOCK
@@ -34,6 +39,8 @@ class Verification:
 
     manifest: Manifest
     problems: tuple[Problem, ...]
+    largest_row: int = -1
+    """The largest row of the article set that impressions name; -1 where none is named."""
 
     @property
     def ok(self) -> bool:
@@ -51,18 +58,22 @@ def verify_set(folder: str | Path) -> Verification:
     folder = Path(folder)
     manifest = read_manifest(folder)
     problems: list[Problem] = []
+    facts = SampleFacts(manifest)
     first_row = 0
     total_bytes = sum(shard.bytes for shard in manifest.shards)
     with Progress(total_bytes, f"verify {folder.name}", "B") as bar:
         check = _shard_problems if manifest.layout is None else foreign_problems
         for shard in manifest.shards:
-            problems.extend(_limited(check(folder, manifest, shard, first_row)))
+            problems.extend(_limited(check(folder, manifest, shard, first_row, facts)))
             first_row += shard.samples
             bar.update(shard.bytes)
     problems.extend(_extra_files(folder, manifest))
     if (problem := duplicates_problem(folder, manifest)) is not None:
         problems.append(Problem(DUPLICATES_NAME, None, problem))
-    return Verification(manifest, tuple(problems))
+    if not problems:  # otherwise the samples are not those that the manifest was written of
+        said = manifest_problems(folder, manifest, facts)
+        problems.extend(Problem(MANIFEST_NAME, None, what) for what in said)
+    return Verification(manifest, tuple(problems), facts.largest_row)
 
 
 def _limited(problems: Iterator[Problem]) -> Iterator[Problem]:
@@ -81,7 +92,7 @@ def _extra_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _shard_problems(
-    folder: Path, manifest: Manifest, shard: ShardInfo, first_row: int
+    folder: Path, manifest: Manifest, shard: ShardInfo, first_row: int, facts: SampleFacts
 ) -> Iterator[Problem]:
     index: np.ndarray | None = None
     try:
@@ -90,21 +101,20 @@ def _shard_problems(
         yield Problem(shard.index_name, None, str(error))
     path = folder / shard.name
     try:
-        size = path.stat().st_size
-        digest, walked = _walk(path, size, shard, index, first_row)
-    except OSError as error:
-        yield Problem(shard.name, None, f"cannot be read: {error.strerror or error}")
+        with open_regular(path) as raw:
+            size = os.fstat(raw.fileno()).st_size
+            walk = _Walk(size, shard, index, first_row, facts)
+            digest = _walk(raw, walk)
+    except (OSError, DataError) as error:
+        yield Problem(shard.name, None, f"cannot be read: {error}")
         return
     yield from hash_problems(manifest, shard, size, digest)
-    yield from walked
+    yield from walk.problems
 
 
-def _walk(
-    path: Path, size: int, shard: ShardInfo, index: np.ndarray | None, first_row: int
-) -> tuple[str, list[Problem]]:
-    """Read a shard once; return its sha256 and what is wrong with its members."""
-    walk = _Walk(size, shard, index, first_row)
-    with path.open("rb") as file:
+def _walk(raw: io.FileIO, walk: "_Walk") -> str:
+    """Read a shard once, and return its sha256."""
+    with io.BufferedReader(raw) as file:
         digest = hashlib.sha256()
 
         def read(size: int) -> bytes:
@@ -114,16 +124,22 @@ def _walk(
 
         walk.members(read)
         walk.end(read)
-    return digest.hexdigest(), walk.problems
+    return digest.hexdigest()
 
 
 class _Walk:
     """Goes through the members of one tar, beside the index where there is a usable one."""
 
     def __init__(
-        self, size: int, shard: ShardInfo, index: np.ndarray | None, first_row: int
+        self,
+        size: int,
+        shard: ShardInfo,
+        index: np.ndarray | None,
+        first_row: int,
+        facts: SampleFacts,
     ) -> None:
         self.size = size
+        self.facts = facts
         self.shard = shard
         self.first_row = first_row
         self.problems: list[Problem] = []
@@ -191,6 +207,8 @@ class _Walk:
             self._report(data_at + length, f"the padding of sample {place} is not zero")
         if self.index is not None and zlib.crc32(data[:length]) != self.index["crc32"][place]:
             self._report(data_at, f"the checksum (crc32) of sample {place} does not fit the index")
+        elif (what := self.facts.add(data[:length])) is not None:
+            self._report(data_at, f"sample {place} {what}")
 
     def _report(self, offset: int, what: str) -> None:
         self.problems.append(Problem(self.shard.name, offset, what))

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.errors import DamageError
+from shards.damage import SampleDamage
+from shards.errors import DamageError, DataError
+from shards.files import open_regular
 from shards.index import MemberIndex, read_member_index
 from shards.manifest import Manifest, ShardInfo
+from shards.reader import ShardSet
 from shards.tar import TarWalk
+from shards.verify_samples import SampleFacts
 
 _BLOCK_BYTES = 1 << 20
 
@@ -42,7 +46,7 @@ def hash_problems(
 
 
 def foreign_problems(
-    folder: Path, manifest: Manifest, shard: ShardInfo, first_row: int
+    folder: Path, manifest: Manifest, shard: ShardInfo, first_row: int, facts: SampleFacts
 ) -> Iterator[Problem]:
     """Yield what is wrong with one shard of a set with a layout.
 
@@ -54,15 +58,17 @@ def foreign_problems(
     path = folder / shard.name
     try:
         index_path = folder / shard.index_name
-        index = read_member_index(index_path, shard.samples, members, shard.index_sha256)
+        index = read_member_index(index_path, shard, members)
     except DamageError as error:
         yield Problem(shard.index_name, None, str(error))
     try:
         size, digest = _hash(path)
-    except OSError as error:
-        yield Problem(shard.name, None, f"cannot be read: {error.strerror or error}")
+    except (OSError, DataError) as error:
+        yield Problem(shard.name, None, f"cannot be read: {error}")
         return
-    if digest == shard.sha256:
+    if digest == shard.sha256 and size == shard.bytes:
+        if index is not None:
+            yield from _article_problems(ShardSet(folder, manifest), shard, first_row, facts)
         return
     yield from hash_problems(manifest, shard, size, digest)
     try:
@@ -75,9 +81,20 @@ def foreign_problems(
         yield from _sample_problems(path, shard, index, first_row)
 
 
+def _article_problems(
+    shard_set: ShardSet, shard: ShardInfo, first_row: int, facts: SampleFacts
+) -> Iterator[Problem]:
+    """Yield what cannot be read of a shard that is the one that was indexed."""
+    for row in range(first_row, first_row + shard.samples):
+        try:
+            facts.add_article(shard_set.sample(row))
+        except SampleDamage as error:
+            yield Problem(shard.name, error.skip.offset, f"row {row}: {error.skip.cause}")
+
+
 def _hash(path: Path) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
             size += len(block)
@@ -87,7 +104,7 @@ def _hash(path: Path) -> tuple[int, str]:
 def _sample_problems(
     path: Path, shard: ShardInfo, index: MemberIndex, first_row: int
 ) -> Iterator[Problem]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for place in range(index.samples):
             for member in range(index.members):
                 offset, length, crc32 = index.record(place, member)

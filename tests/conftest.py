@@ -9,6 +9,9 @@ import pytest
 # The checkout comes before this folder: `launchers` is the package, not the folder of its tests.
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
+from trainer.environment import prepare  # noqa: E402 - the path comes first
+
+prepare()  # before any test loads torch: tests are run beside other work, too
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -11,8 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import UsageError
-from shards.files import atomic_file, fingerprint, read_json, write_json_atomic
+from shards.errors import DamageError, UsageError
+from shards.files import (
+    atomic_file,
+    clear_leftovers,
+    fingerprint,
+    read_json,
+    write_json_atomic,
+)
 from shards.pool import Workers
 from shards.progress import Progress
 from shards.world.articles import attributes_of_first, block_size, num_blocks
@@ -32,6 +38,46 @@ from shards.world.users import Users, draw_histories, history_pool
 TRUTH = "truth.json"
 _MARK = ".synthesize.json"
 _COMPRESSION = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mark:
+    """What is read back of the mark of a world that is being written."""
+
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    articles: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Log:
+    impressions: int
+    clicks: int
+    candidates_mean: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _DevLog(_Log):
+    cold_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Truth(_Mark):
+    """What is read back of ``truth.json``, and shown."""
+
+    files: dict[str, int]
+    settings: _Sizes
+    train: _Log
+    dev: _DevLog
+    title_words_mean: float
+    body_words_mean: float
+    best_auc: float
+    history_auc: float
+    popularity_auc: float
+    random_auc: float
 
 
 def synthesize(
@@ -104,10 +150,14 @@ def _finished(out: Path, mark: str) -> dict[str, Any] | None:
     """Returns the truth of the folder if it is complete and of this world."""
     if not (out / TRUTH).exists():
         return None
-    truth = read_json(out / TRUTH)
-    if not isinstance(truth, dict) or truth.get("fingerprint") != mark:
+    try:
+        truth = read_json(out / TRUTH, dict[str, Any])
+        stated = read_json(out / TRUTH, _Truth)
+    except DamageError:
+        return None  # not ours, or to be made again
+    if stated.fingerprint != mark:
         return None
-    for name, size in truth["files"].items():
+    for name, size in stated.files.items():
         if not (out / name).is_file() or (out / name).stat().st_size != size:
             return None
     return truth
@@ -132,6 +182,7 @@ def _claim(out: Path, mark: str, force: bool, settings: WorldSettings) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
+        clear_leftovers(folder)
     # The truth goes first, so that an interrupted replacement never looks complete.
     for name in (TRUTH, "articles.jsonl", "articles.jsonl.gz"):
         (out / name).unlink(missing_ok=True)
@@ -141,8 +192,10 @@ def _claim(out: Path, mark: str, force: bool, settings: WorldSettings) -> None:
 def _fingerprint_of(path: Path) -> str | None:
     if not path.exists():
         return None
-    found = read_json(path)
-    return found.get("fingerprint") if isinstance(found, dict) else None
+    try:
+        return read_json(path, _Mark).fingerprint
+    except DamageError:
+        return None
 
 
 @functools.lru_cache(maxsize=1)

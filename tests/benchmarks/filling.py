@@ -128,6 +128,8 @@ def speed(folder: Path, options: argparse.Namespace) -> None:
         fill([teacher], request, lambda line: None)
 
     auto = resolve_compute("auto", "cpu")
+    if auto != "bf16":
+        print("left out: filling, bf16; this CPU only emulates it")
     ways = {"padded loop, fp32": lambda: padded_loop(teacher, articles)}
     ways |= {f"filling, {c}": lambda c=c: filling(c) for c in dict.fromkeys(("fp32", auto))}
     rates: dict[str, list[float]] = {name: [] for name in ways}

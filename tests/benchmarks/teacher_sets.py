@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tokens import make_set
 
+from shards.cell_record import content_of
+from shards.cell_tensors import parse_header
 from shards.cells import data_path, record_path, write_cell
 from shards.columns import ColumnReader, ColumnWriter, describe
 from shards.files import read_json, write_json_atomic
@@ -140,11 +142,12 @@ def hollow_column(target: Target, widths: dict[str, int]) -> None:
     counts = {shard.samples for shard in shards}
     templates = {count: _template(column, digest, count, widths) for count in counts}
     for shard in shards:
-        head, record = templates[shard.samples]
-        with data_path(column, shard).open("wb") as file:
-            file.write(head)
-            file.truncate(record.bytes)
+        head, record, places = templates[shard.samples]
         own = replace(record, shard=shard.name, shard_sha256=shard.sha256)
+        own = replace(own, content=content_of(own, places))
+        with data_path(column, shard).open("wb") as file:
+            file.write(head.replace(record.content.encode(), own.content.encode()))
+            file.truncate(record.bytes)
         record_path(column, shard).write_text(json.dumps(asdict(own)))
 
 
@@ -158,4 +161,4 @@ def _template(column: Path, digest: str, rows: int, widths: dict[str, int]):
         head = file.read(HEAD)
     path.unlink()
     record_path(column, shard).unlink()
-    return head, record
+    return head, record, parse_header(head, path).places

@@ -15,8 +15,8 @@ import pytest
 from helpers.sets import article_texts, make_articles
 
 import shards.cells
-from shards.column_check import verify_column_folders
-from shards.columns import ColumnReader, ColumnWriter, verify_columns
+from shards.column_check import verify_column_folders, verify_columns
+from shards.columns import ColumnReader, ColumnWriter
 from shards.errors import ColumnError, DamageError
 
 ROWS, PER_SHARD = 20, 5
@@ -250,7 +250,7 @@ def test_damaged_record_is_no_commit(articles, damage):
         "empty": "",
         "text": "{not json",
         "list": "[]",
-        "field": json.dumps({**values, "unknown": 1}),
+        "field": json.dumps({**values, "rows": str(values["rows"])}),
     }
     path.write_text(content[damage])
     assert writer.missing() == [3]
@@ -303,7 +303,7 @@ def test_a_committed_cell_that_lost_its_data_is_no_intact_one(articles, damage):
     (writer.folder / "news-000001.safetensors").unlink()
     (writer.folder / "news-000001.json").unlink()
     (articles.columns_dir / ".nfs0000000000000001").touch()
-    assert verify_column_folders(articles) == ([], [writer.folder.name])
+    assert verify_column_folders(articles) == ([], [f"{writer.folder.name} (3 of 4 cells)"])
     data = writer.folder / "news-000002.safetensors"
     if damage == "missing":
         data.unlink()

@@ -19,7 +19,8 @@ from helpers.tnr import ROOT, tnr
 from helpers.world import TINY_MODEL, make_world
 
 from shards.cache import CacheSettings
-from shards.columns import ColumnReader, verify_columns
+from shards.column_check import verify_columns
+from shards.columns import ColumnReader
 from shards.errors import DamageError, DataError
 from shards.reader import ShardSet
 from shards.remote import Patience, RemoteError
@@ -248,7 +249,8 @@ import sys
 sys.path[:0] = [{repository!r}]
 import numpy as np
 from shards.cache import CacheSettings
-from shards.columns import ColumnReader, verify_columns
+from shards.column_check import verify_columns
+from shards.columns import ColumnReader
 from shards.reader import ShardSet
 from shards.tokens import TokenColumn
 shard_set = ShardSet.open(sys.argv[1], cache=CacheSettings(sys.argv[2]))

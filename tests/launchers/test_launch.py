@@ -40,6 +40,9 @@ def test_a_preset_is_checked_and_passed_on(words: list[str], capsys):
         (["--nodes", "3"], [], "not a multiple of 3 ranks"),
         (["--cpus", "0"], [], "cpus is 0; expected at least 1"),
         (["--name", "a b"], [], "--name is 'a b'"),
+        (["--name=-a"], [], "--name is '-a'"),
+        ([], ["--run.deepspeed", "zero9"], "run.deepspeed is 'zero9'"),
+        ([], ["--run.max_steps", "100"], "or run.copies.rule none for a trial"),
         ([], ["--nodes", "2"], "--nodes stands after the recipe"),
         ([], ["--run.max_stepz", "2"], "max_stepz"),
         ([], ["--preset"], "unknown preset ''"),
@@ -59,3 +62,10 @@ def test_without_slurm_it_says_where_to_go(words: list[str], monkeypatch, tmp_pa
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["launch", "slurm", *words]) == 1
     assert "there is no sbatch on this machine" in capsys.readouterr().err
+
+
+def test_huge_numbers_of_a_run_are_not_counted_up_to(words: list[str], capsys):
+    huge = ["--run.global_batch", str(32 * 10**15), "--run.max_steps", str(10**15)]
+    main(["launch", "slurm", "--print", *words, *huge, "--run.copies.rule", "every_k"])
+    capsys.readouterr()
+    assert main(["launch", "slurm", "--print", *words, "--run.max_steps", str(10**15)]) == 0

@@ -1,6 +1,5 @@
 """The pipeline's configuration and its plan: which steps, with which commands, resting on what."""
 
-import datetime
 import shlex
 import subprocess
 import sys
@@ -13,11 +12,12 @@ import launchers
 from launchers.config import PipelineConfig, load_pipeline
 from launchers.pipeline import options, overrides, pipeline_steps
 from launchers.settings import build
+from launchers.stamps import proved
 from launchers.steps import Step
 from shards.errors import UsageError
 from trainer.cli.demo import hold_out
 from trainer.cli.main import main
-from trainer.cli.pipeline import check_training
+from trainer.cli.pipeline import check_steps
 
 TEMPLATES = Path(launchers.__file__).parent / "templates"
 SMALL = {
@@ -150,11 +150,11 @@ def test_public_split_holds_out_the_last_day_of_training_and_reports_on_dev():
         "finetune": {"set": {"validation.every": 50}},
         "finetune_distill": {"set": {"validation.since": "2019-11-13"}},
     }
-    data = SMALL["data"] | {"split": "public", "validate_from": datetime.date(2019, 11, 14)}
+    data = SMALL["data"] | {"split": "public", "validate_from": "2019-11-14"}
     public, official = plan(data=data, stages=sets), plan()
     names = ("finetune-teacher-1", "stage-2-student-1-s0", "plain-student-1-s0")
     assert "".join(shlex.join(public[name].command) + "\n" for name in names) == PUBLIC
-    check_training([public[name] for name in names])
+    check_steps([public[name] for name in names])
     for name, step in public.items():
         if name.startswith(("build-", "cache-", "post-", "stage-1-")):
             assert step == official[name]
@@ -196,7 +196,7 @@ def test_an_untrained_model_is_a_run_of_one_step_that_changes_nothing():
     assert words_after(step, "--optimizer.lr") == ["1e-30"]
     assert words_after(step, "--run.max_steps") == ["1"]
     assert words_after(steps["evaluate-untrained-s0"], "--name") == ["untrained"]
-    check_training([step])
+    check_steps([step])
     # A split that validates while it trains: the one step has nothing to validate.
     validation = {"validation.max_impressions": 500, "validation.until": "2019-11-15"}
     steps = plan(
@@ -204,7 +204,7 @@ def test_an_untrained_model_is_a_run_of_one_step_that_changes_nothing():
         data=SMALL["data"] | {"split": "public"},
         stages={"finetune": {"set": validation | {"validation.patience": 2}}},
     )
-    check_training([steps["untrained-s0"], steps["plain-teacher-s0"]])
+    check_steps([steps["untrained-s0"], steps["plain-teacher-s0"]])
 
 
 def test_fields_that_are_tokenized_and_read():
@@ -305,14 +305,14 @@ def test_files_that_hold_no_pipeline(tmp_path: Path):
 @pytest.mark.parametrize("name", ["mind.yaml", "demo.yaml"])
 def test_the_templates_resolve_to_the_last_training_step(name: str):
     steps = pipeline_steps(load_pipeline(TEMPLATES / name))
-    check_training(steps)
+    check_steps(steps)
     assert steps[-1].name == "report"
 
 
 def test_a_wrong_override_is_found_before_anything_runs():
     steps = list(plan(stages={"finetune_distill": {"set": {"loss.temprature": 2}}}).values())
     with pytest.raises(UsageError, match=r"step stage-2-student-1-s0: .*temprature"):
-        check_training(steps)
+        check_steps(steps)
 
 
 @pytest.fixture
@@ -329,6 +329,96 @@ def test_print_shows_the_steps_and_runs_nothing(config_file: Path, capsys):
     assert "post-train  (after tokenize)" in said
     assert "cache-1" not in said
     assert not (config_file.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"set": {"run.micro_batch": 5}}, "step post-train: pipeline file: run.global_batch 32 "),
+        (
+            {"stages": {"finetune": {"resources": {"processes": 3}}}},
+            "step finetune-teacher-1: run.global_batch 128 is not a multiple of 3 ranks",
+        ),
+        ({"set": {"run.deepspeed": "zero9"}}, "step post-train: run.deepspeed is 'zero9'"),
+        (
+            {"set": {"run.copies.rule": "first_m", "run.max_steps": 30}},
+            "step finetune-teacher-1: run.copies.rule first_m with every 500 gives 0 copies",
+        ),
+        (
+            {"data": {"synthesize": {}, "build_articles": {"sample-per-shard": 3}}},
+            "step build-articles: unrecognized arguments: --sample-per-shard 3",
+        ),
+        ({"evaluate": {"options": {"batch-tokens": "many"}}}, "argument --batch-tokens: invalid"),
+        ({"evaluate": {"options": {"help": True}}}, "--help is not a step"),
+        ({"run": "-x"}, "step synthesize: argument --out: expected one argument"),
+    ],
+)
+@pytest.mark.parametrize("action", [["run", "--print"], ["submit", "--print"], ["run"]])
+def test_what_a_step_would_refuse_is_not_printed(changes, said, action, tmp_path: Path, capsys):
+    path = tmp_path / "p.yaml"
+    path.write_text(yaml.safe_dump(SMALL | {"run": str(tmp_path / "run")} | changes))
+    assert main(["pipeline", *action, str(path)]) == 2
+    told = capsys.readouterr()
+    assert said in told.err and told.out == "" and len(told.err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_others_beat_are_named(tmp_path: Path, capsys):
+    path = tmp_path / "p.yaml"
+    changes = {
+        "set": {"run": {"micro_batch": 2, "seed": 5}, "optimizer.lr": 0.5},
+        "stages": {"post_train": {"set": {"run.micro_batch": 4, "optimizer.lr": 0.5}}},
+        "students": [{"name": "s", "layers": [0], "set": {"run.micro_batch": 8, "run.dir": "d"}}],
+    }
+    path.write_text(yaml.safe_dump(SMALL | {"run": str(tmp_path / "run")} | changes))
+    notes = [
+        "run.seed in 'set' has no effect: the pipeline sets it itself",
+        "run.micro_batch is 2 in 'set' but 4 in 'stages.post_train.set', which wins there",
+        "run.micro_batch is 2 in 'set' but 8 in 'set of student s', which wins there",
+        "run.dir in 'set of student s' has no effect: the pipeline sets it itself",
+    ]
+    for action in (["run", "--print"], ["submit", "--print"]):
+        assert main(["pipeline", *action, str(path)]) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert sorted(said) == sorted(f"tnr: note: {note}" for note in notes)
+    path.write_text(yaml.safe_dump(SMALL | {"run": str(tmp_path / "run")}))
+    assert main(["pipeline", "run", str(path), "--print"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"teachers": {"count": 10**9}}, "teachers.count is 1,000,000,000; expected at most 100"),
+        ({"teachers": {"steps": list(range(1, 500))}}, "number of teachers.steps is 499"),
+        ({"seeds": list(range(5000))}, "the number of seeds is 5,000; expected at most 1,000"),
+        (
+            {
+                "seeds": list(range(100)),
+                "students": [{"name": f"s{n}", "layers": [0]} for n in range(20)],
+            },
+            "the number of students x seeds is 2,000; expected at most 1,000",
+        ),
+        ({"students": [{"name": "s", "layers": list(range(2000))}]}, "layers of student s is 2,00"),
+        (
+            {"seeds": list(range(900)), "set": {"data.news_text": ["title"] * 2000}},
+            "have more than 2,000,000 words",
+        ),
+    ],
+)
+def test_counts_that_nobody_means_are_refused_before_they_fill_the_memory(changes, said):
+    with pytest.raises(UsageError, match=said):
+        plan(**changes)
+
+
+def test_a_run_folder_with_brackets_is_proved_done(tmp_path: Path):
+    folder = tmp_path / "[1]?"
+    column = folder / "columns" / "tokens-abc"
+    column.mkdir(parents=True)
+    step = Step(name="a", command=("tnr",), proof=(f"{folder}/columns/tokens-*/column.json",))
+    assert not proved(step)
+    (column / "column.json").touch()
+    assert proved(step)
 
 
 def test_status_lists_every_step(config_file: Path, capsys):

@@ -83,3 +83,11 @@ def test_a_damaged_list_of_jobs_does_not_pass_for_none(tmp_path: Path):
     (tmp_path / "slurm" / "jobs.json").write_text('{"a": 1}')
     with pytest.raises(TinyNewsRecError, match="jobs may be queued that are unknown"):
         JobBook(tmp_path)
+
+
+def test_the_progress_is_that_of_the_newest_checkpoint(steps: list[Step], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step_00000008").mkdir(parents=True)
+    (run / "state.json").write_text('{"state": "running", "step": 4, "steps": 20}')
+    (run / "metrics.jsonl").write_text('{"step": 5, "train/loss": 0.5}\n')
+    assert rows(steps, tmp_path, None)["a"].progress == "step 8/20, loss 0.5000"

@@ -1,14 +1,16 @@
 """Steps as data: order, choice, digests, stamps, and the estimate of what is left."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from launchers.estimate import Estimate
+from launchers.jobs import JobBook
 from launchers.mark import main as mark
 from launchers.stamps import Stamp, Stamps, State
 from launchers.steps import Resources, Step, choose, digests, in_order
-from shards.errors import UsageError
+from shards.errors import TinyNewsRecError, UsageError
 
 
 def step(name: str, *needs: str, command: str = "run", **more) -> Step:
@@ -86,8 +88,24 @@ def test_state_follows_stamp_proof_and_digest(tmp_path: Path):
 
 def test_a_damaged_stamp_counts_as_none(tmp_path: Path):
     stamps = Stamps(tmp_path)
-    (tmp_path / "a.json").write_text('{"step": "a"}')
-    assert stamps.read(step("a")) is None
+    fine = stamp("a", "d", State.DONE).to_dict()
+    wrong = [
+        {"step": 1},
+        {"state": "over"},
+        {"start": "now"},
+        {"exit_code": "0"},
+        {"attempt": None},
+    ]
+    for text in ('{"step": "a"}', "[]", "{", "[" * 9000, *(json.dumps(fine | w) for w in wrong)):
+        (tmp_path / "a.json").write_text(text)
+        assert stamps.read(step("a")) is None
+    (tmp_path / "a.json").write_text(json.dumps(fine))
+    assert stamps.read(step("a")) == stamp("a", "d", State.DONE)
+    (tmp_path / "slurm").mkdir()
+    for text in ("{", '{"a": 1}', '{"a": {"job": 1, "digest": "d"}}'):
+        (tmp_path / "slurm" / "jobs.json").write_text(text)
+        with pytest.raises(TinyNewsRecError, match="look with squeue, then delete the file"):
+            JobBook(tmp_path)
 
 
 def test_jobs_of_an_array_stamp_their_tasks_and_all_must_be_done(tmp_path: Path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from shards.clicks import ClickColumn, parse_time, write_click_column
-from shards.columns import verify_columns
+from shards.column_check import verify_columns
 from shards.errors import ColumnError, DataError
 
 NUM_ARTICLES, NUM_IMPRESSIONS = 30, 53

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from shards.columns import ColumnReader, ColumnWriter, list_columns, verify_columns
+from shards.column_check import verify_columns
+from shards.columns import ColumnReader, ColumnWriter, list_columns
 from shards.errors import ColumnError, DamageError
 from shards.ragged import join, pad, ranges
 

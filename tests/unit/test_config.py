@@ -148,7 +148,9 @@ def test_mistakes_are_one_line_that_names_the_setting(words: list[str], said: st
 def test_sizes_are_for_random_backbones(tmp_path: Path, name: str, value: str) -> None:
     sizes, pretrained = [f"--model.backbone.{name}", value], ["--model.backbone.name", "some/bert"]
     load_config("post_train", [*NEEDED, *sizes])
-    with pytest.raises(ConfigError, match=f"^model.backbone.{name} is {value}, .* some/bert"):
+    with pytest.raises(
+        ConfigError, match=f"^command line: model.backbone.{name} is {value}, .* some/bert"
+    ):
         load_config("post_train", [*NEEDED, *sizes, *pretrained])
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"base: post_train\nmodel: {{backbone: {{{name}: {int(value) + 4}}}}}\n")
@@ -218,6 +220,56 @@ def test_what_clicks_share_is_for_the_click_tasks_and_for_settled_vectors(task, 
         load_config(task, [*words, *more])
 
 
+def test_a_wrong_value_is_blamed_on_where_it_was_given_last(tmp_path: Path, monkeypatch) -> None:
+    base, mine = tmp_path / "base.yaml", tmp_path / "mine.yaml"
+    base.write_text("base: post_train\nrun: {seed: x}\noptimizer: {lr: -1}\n")
+    mine.write_text("base: base.yaml\nrun: {log_every: 0}\n")
+    fine = [*NEEDED, "--run.seed", "1", "--optimizer.lr", "1", "--run.log_every", "1"]
+    load_config(str(mine), fine)
+    monkeypatch.setitem(PRESETS, "bad", {"post_train": {"run.epochs": "many"}})
+
+    def said(*words: str, preset: str | None = None) -> str:
+        with pytest.raises(ConfigError) as caught:
+            load_config(str(mine), [*fine, *words], preset=preset)
+        return str(caught.value)
+
+    assert said("--run.seed", "y") == "command line: run.seed is 'y'; expected a whole number"
+    assert said("--optimizer.betas", "x", "1").startswith("command line: optimizer.betas is ['x'")
+    assert said("--optimizer.lr", "0") == "command line: optimizer.lr is 0.0; expected more than 0"
+    assert said("--run.micro_batch", "5").startswith("command line: run.global_batch 32 is not")
+    assert said(preset="bad") == "preset bad: run.epochs is 'many'; expected a number"
+    with pytest.raises(ConfigError, match=f"^recipe {base}: run.seed is 'x'; expected a whole"):
+        load_config(str(mine), NEEDED)
+    with pytest.raises(ConfigError, match=f"^recipe {base}: optimizer.lr is -1.0"):
+        load_config(str(mine), [*NEEDED, "--run.seed", "1", "--run.log_every", "1"])
+    with pytest.raises(ConfigError, match=f"^recipe {mine}: run.log_every is 0"):
+        load_config(str(mine), [*NEEDED, "--run.seed", "1", "--optimizer.lr", "1"])
+    with pytest.raises(ConfigError, match=r"^run\.dir is not set"):
+        load_config("post_train", ["--data.articles", "a"])
+
+
+def test_a_section_without_lines_is_empty_and_a_setting_is_given_once(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: post_train\nmodel:\n  # news_dim: 3\nrun: {copies: }\n")
+    load_config(str(mine), NEEDED)
+    mine.write_text("base: post_train\nrun: {seed: 3}\nrun.seed: 4\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: run\.seed is set twice"):
+        load_config(str(mine), NEEDED)
+
+
+def test_one_teacher_of_a_recipe_is_one_name(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: finetune_distill\nteachers: {models: runs/a}\n")
+    assert read_recipe(str(mine))["teachers.models"] == ["runs/a"]
+
+
+def test_bases_have_a_limit(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number}.yaml").write_text(f"base: {number + 1}.yaml\n")
+    with pytest.raises(ConfigError, match="rests on more than 16 others"):
+        read_recipe(str(tmp_path / "0.yaml"))
+
+
 CLICKS = ["--data.articles", "a", "--data.clicks", "c", "--run.dir", "r"]
 
 
@@ -275,3 +327,11 @@ def test_settings_at_their_bounds_are_taken() -> None:
     # Shared titles without a mask do where everything is padded alike.
     alike = ["--model.pooling_mask", "false", "--data.pad_to_max", "true"]
     load_config("finetune", [*CLICKS, "--data.share_titles", "auto", *alike])
+
+
+def test_a_list_is_given_once_and_of_other_settings_the_last_counts() -> None:
+    words = [*NEEDED, "--run.seed", "1", "--run.seed", "2"]
+    assert load_config("post_train", words).run.seed == 2
+    twice = ["--teachers.models", "a", "--teachers.models", "b"]
+    with pytest.raises(ConfigError, match=r"^command line: teachers\.models is given twice"):
+        load_config("post_train_distill", [*NEEDED, *twice])

@@ -85,6 +85,27 @@ def test_unusable_files_are_refused(tmp_path, content, said):
         read_deepspeed_file(write(tmp_path, content))
 
 
+@pytest.mark.parametrize(
+    "zero",
+    [
+        [],
+        {"stage": [1]},
+        {"stage": 2, "offload_optimizer": "cpu"},
+        {"zero_hpz_partition_size": "x"},
+    ],
+)
+def test_sections_of_another_type_are_refused(tmp_path, zero):
+    name = write(tmp_path, {"zero_optimization": zero})
+    with pytest.raises(ConfigError, match="zero_optimization"):
+        read_deepspeed_file(name)
+
+
+def test_deep_json_is_one_line(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="cannot be read as JSON"):
+        read_deepspeed_file(str(tmp_path / "deep.json"))
+
+
 def test_missing_path_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="not a file"):
         read_deepspeed_file(str(tmp_path / "none.json"))

@@ -7,6 +7,7 @@ import torch
 from helpers.inprocess import state, train, train_until_crash, weights
 from helpers.launch import metrics
 from helpers.toy import ToyData, ToyTask
+from safetensors.torch import load_file
 
 from trainer.config.schema import RunConfig
 from trainer.engine.backends import StepResult
@@ -74,10 +75,10 @@ def test_skip_leaves_weights_and_optimizer_and_goes_on(tmp_path, capsys, make_ta
     options = {"make_task": make_task, "run__not_finite": "skip", "run__checkpoint_every": 1}
     train(run, data=poisoned(4), run__max_steps=4, run__keep_checkpoints=9, **options)
     third, fourth = (
-        (run / "checkpoints" / f"step_0000000{n}" / "model.safetensors").read_bytes()
-        for n in (3, 4)
+        load_file(run / "checkpoints" / f"step_0000000{n}" / "model.safetensors") for n in (3, 4)
     )
-    assert third == fourth
+    assert third.keys() == fourth.keys()
+    assert all(torch.equal(third[name], fourth[name]) for name in third)
     said = capsys.readouterr().out
     what = "loss is not finite in step 4 on rank 0" if make_task is ToyTask else "gradient is not"
     assert what in said

@@ -80,3 +80,17 @@ def test_git_revision_in_and_outside_a_checkout(tmp_path, monkeypatch):
     assert len(revision) == 40
     (inside / "run_folder.py").write_text("x = 2\n")
     assert git_revision() == revision + "+"
+
+
+def test_keys_in_locations_are_not_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["tnr", "train", "--data.articles", "s3://ID:KEY/a@b/c?t=KEY"])
+    folder = RunFolder(tmp_path)
+    folder.describe({}, None, {})
+    folder.write_state("stopped", 3, 9, "https://user:KEY@host/news: HTTP 503")
+    assert not [path for path in tmp_path.iterdir() if "KEY" in path.read_text()]
+
+
+def test_a_state_of_another_type_counts_as_none(tmp_path):
+    for text in ("[]", '{"state": "running", "step": "3", "steps": 9}', '{"state": "x"}'):
+        (tmp_path / "state.json").write_text(text)
+        assert RunFolder(tmp_path).state() == {}

@@ -181,7 +181,7 @@ def test_a_fill_that_was_stopped_goes_on_where_it_was(
 ) -> None:
     counted = computed(monkeypatch)
 
-    def check(self: StopRequest) -> None:
+    def check(self: StopRequest, left_s: float = 0.0) -> None:
         if len(counted) == 2:
             raise StopForRequeue("stopped by SIGTERM")
 

@@ -136,7 +136,7 @@ def test_what_is_no_export_is_refused(export, tmp_path):
     with pytest.raises(ModelError, match=r"type 'bert'.*model\.backbone\.name"):
         load_model(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="not valid JSON"):
+    with pytest.raises(ModelError, match="does not hold JSON"):
         load_model(folder)
     (folder / "config.json").write_text('{"model_type": "tnr-recommender"}')
     (folder / "model.safetensors").unlink()

@@ -1,5 +1,6 @@
 """Conversion of released UniLMv2 weights, on a made-up checkpoint of their form."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,19 @@ def test_a_checkpoint_that_would_run_code_is_refused(vocab, tmp_path):
     torch.save({"bert.x": Evil()}, tmp_path / "evil.bin")
     with pytest.raises(ModelError, match="cannot be read"):
         save_unilmv2(tmp_path / "evil.bin", vocab, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["weights", "vocab"])
+def test_pipes_and_edited_checkpoints_end_in_one_line(file, released, vocab, tmp_path, capsys):
+    weights, out = tmp_path / "unilm2.bin", tmp_path / "out"
+    torch.save(released | {5: "no tensor"}, weights)
+    save_unilmv2(weights, vocab, tmp_path / "fine")
+    changed = weights if file == "weights" else vocab
+    words = ["convert", "unilmv2", "--weights", weights, "--vocab", vocab, "--out", out]
+    changed.write_bytes(b"\x80\x02}q\x00.\xff")
+    assert main([str(word) for word in words]) == 1
+    changed.unlink()
+    os.mkfifo(changed)
+    assert main([str(word) for word in words]) == 1
+    assert capsys.readouterr().err.count("tnr: error: ") == 2
+    assert not out.exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,3 +170,15 @@ def test_f6_event_file_of_a_killed_run_is_readable_and_resume_leaves_no_step_twi
         (2, 2.0),
         *((step, pytest.approx(1 / step)) for step in (3, 4, 5)),
     ]
+
+
+def test_a_resumed_run_tells_its_time_left_from_its_first_record(tmp_path: Path):
+    """However short the rest is: by the pace that it had before."""
+    said: list[str] = []
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 4, "speed/step_s": 30.0}\n{"step": 6, "speed/step_s": 60.0}\n'
+    )
+    monitor = Monitor(tmp_path, steps=8, resumed_step=5, say=said.append)
+    monitor.write(Record(step=6, values={"train/loss": 1.0}))
+    monitor.close()
+    assert "left 0:01:00" in said[0]  # two steps of 30 s; the record after the checkpoint is gone

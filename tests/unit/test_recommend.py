@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from helpers.sets import make_articles, make_impressions, make_tokens
 from helpers.world import TinyWorld, make_world
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from shards.clicks import ClickColumn
-from shards.errors import DataError, UsageError
+from shards.errors import DamageError, DataError, UsageError
 from shards.tokenize import tokenize_set
 from shards.writer import ShardWriter
 from trainer.cli import recommend as recommend_cli
@@ -211,6 +213,12 @@ def test_kept_vectors_give_the_same_list_without_encoding(
     other = world.teacher("finetune", 3)
     with pytest.raises(DataError, match="vectors of other weights"):
         command(world, other, *words, *kept)
+    with safe_open(kept[1], framework="numpy") as file:
+        metadata, news_NE = file.metadata(), file.get_tensor("news")
+    for wrong in (news_NE[:-1], news_NE[:, 1:], news_NE.astype(np.float64), news_NE * np.nan):
+        Path(kept[1]).write_bytes(save({"news": np.ascontiguousarray(wrong)}, metadata))
+        with pytest.raises(DamageError, match="remove it to make it again"):
+            command(world, export, *words, *kept)
     Path(kept[1]).write_bytes(b"nothing")
     with pytest.raises(DataError, match="holds no article vectors"):
         command(world, export, *words, *kept)

@@ -104,7 +104,7 @@ def test_files_that_do_not_belong_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match="does not exist"):
         read_evaluations([path])
     path.write_text("[]")
-    with pytest.raises(DataError, match="no record"):
+    with pytest.raises(DataError, match="not a record"):
         read_evaluations([path])
     path.write_text(json.dumps(RECORDS[0]))
     other = tmp_path / "b.json"

@@ -75,3 +75,24 @@ def test_a_reader_that_has_ended_is_no_success(runs: Path):
     done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_run_is_as_far_as_its_newest_checkpoint(tmp_path: Path):
+    """Killed after a checkpoint, before the record or the state that tells of it."""
+    run = make_run(tmp_path / "a", {"state": "running", "step": 5}, [{"step": 6}])
+    for name in ("step_00000004", "step_00000008", ".step_00000012.tmp", "latest", "step_x"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+    assert [found.step for found in find_runs([tmp_path])] == [8]
+
+
+def test_where_nothing_has_run_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs"]) == 0
+    (tmp_path / "empty").mkdir()
+    assert main(["runs", "empty"]) == 0
+    assert capsys.readouterr().out == "no runs in runs\nno runs in empty\n"
+    assert main(["runs", "mistyped"]) == 2
+    (tmp_path / "runs").write_text("a file")
+    assert main(["runs"]) == 2

@@ -265,14 +265,14 @@ def test_the_manifest_cannot_name_a_file_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "pictures"}, "kind is 'pictures'"),
+        ({"kind": "pictures"}, r"Invalid enum value 'pictures' - at `\$\.kind`"),
         ({"format_version": 3}, "format_version is 3"),
-        ({"shards": {}}, "shards is not a list"),
+        ({"shards": {}}, r"Expected `array`, got `object` - at `\$\.shards`"),
         ({"articles_fingerprint": "0" * 64}, "fingerprint does not fit"),
         ({"fingerprint": "0" * 64}, "fingerprint does not fit"),
-        ({"fields": "id"}, "fields is not a list"),
-        ({"refused": {"bad JSON": -1}}, "refused must hold whole numbers"),
-        ({"source": []}, "source is not an object"),
+        ({"fields": "id"}, r"Expected `array`, got `str` - at `\$\.fields`"),
+        ({"refused": {"bad JSON": -1}}, r"Expected `int` >= 0 - at `\$\.refused"),
+        ({"source": []}, r"Expected `object`, got `array` - at `\$\.source`"),
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path, change, message):
@@ -291,7 +291,7 @@ def test_a_shard_entry_of_the_wrong_form_is_refused(tmp_path, change):
     data = read_json(made.path / MANIFEST_NAME)
     data["shards"][0] |= change
     write_json_atomic(made.path / MANIFEST_NAME, data)
-    with pytest.raises(DamageError, match=r"news-000000\.tar"):
+    with pytest.raises(DamageError, match=r"Expected .* - at `\$\.shards\[0\]\."):
         ShardSet.open(made.path)
 
 
@@ -353,7 +353,7 @@ def test_sets_built_here_stay_as_they_were_at_first(tmp_path):
     assert stored["format_version"] == 1
     assert list(stored) == [
         "format_version", "kind", "fingerprint", "articles_fingerprint", "samples", "fields",
-        "counts", "refused", "source", "shards",
+        "counts", "refused", "source", "shards", "checksum",
     ]  # fmt: skip
     assert [set(shard) for shard in stored["shards"]] == [{"name", "samples", "bytes", "sha256"}]
     assert made.fingerprint == fingerprint(

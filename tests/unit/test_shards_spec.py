@@ -36,6 +36,8 @@ def read_set(folder):
     names = ["samples", "sha256"] + (["index_sha256"] if version == 2 else [])
     named["shards"] = [[shard[name] for name in names] for shard in manifest["shards"]]
     assert hashlib.sha256(canonical(named)).hexdigest() == manifest["fingerprint"]
+    rest = {name: value for name, value in manifest.items() if name != "checksum"}
+    assert hashlib.sha256(canonical(rest)).hexdigest() == manifest["checksum"]
     row = 0
     for shard in manifest["shards"]:
         assert "/" not in shard["name"] and shard["name"].endswith(".tar")
@@ -107,6 +109,9 @@ def test_a_token_column(tmp_path):
     digest = hashlib.sha256(canonical(described)).hexdigest()
     assert column["fingerprint"] == digest and folder.name == f"tokens-{digest[:12]}"
     assert column["made_from"]["shard_set"] == made.fingerprint
+    for line in (folder / "tokenizer.sha256").read_text().splitlines():
+        sha256, name = line.split("  ")
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha256
     titles = []
     for shard in json.loads((tmp_path / "set" / "manifest.json").read_bytes())["shards"]:
         values, offsets = read_cell(folder, digest, shard)
@@ -131,16 +136,24 @@ def read_cell(folder: Path, column: str, shard: dict) -> tuple[tuple, tuple]:
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
     content = hashlib.sha256()
+    kinds = {"U16": ("<u2", "H"), "I64": ("<i8", "q")}
     tensors = {}
     for name in sorted(set(header) - {"__metadata__"}):
         begin, end = (8 + length + at for at in header[name]["data_offsets"])
-        kind = {"U16": ("<u2", "H"), "I64": ("<i8", "q")}[header[name]["dtype"]]
+        kind = kinds[header[name]["dtype"]]
         content.update(json.dumps([name, kind[0], header[name]["shape"]]).encode())
         content.update(data[begin:end])
         assert zlib.crc32(data[begin:end]) == record["crc32"][name]
         (count,) = header[name]["shape"]
         tensors[name] = struct.unpack(f"<{count}{kind[1]}", data[begin:end])
-    assert content.hexdigest() == record["content"] == header["__metadata__"]["content"]
+    assert content.hexdigest() == record["digest"]
+    bound = {name: record[name] for name in ("column", "shard", "shard_sha256", "rows", "digest")}
+    bound["tensors"] = {
+        name: [kinds[header[name]["dtype"]][0], header[name]["shape"], record["crc32"][name]]
+        for name in tensors
+    }
+    assert hashlib.sha256(canonical(bound)).hexdigest() == record["content"]
+    assert record["content"] == header["__metadata__"]["content"]
     return tensors["title.values"], tensors["title.offsets"]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import tarfile
 
 import pytest
@@ -93,6 +94,8 @@ def pax(text):
         (pax(b"12 size=two\n") + other_type(b"0"), "a size that is no number"),
         (pax(b"99 path=x\n") + other_type(b"0"), "cannot be read"),
         (pax(b"nonsense") + other_type(b"0"), "cannot be read"),
+        (pax(b"9" * 5000 + b" path=x\n") + other_type(b"0"), "cannot be read"),
+        (pax(b"5019 size=" + b"9" * 5008 + b"\n") + other_type(b"0"), "a size that is no number"),
         (other_type(b"L", extra=b"x" * (2 << 20)), "of 2097152 bytes"),
         (other_type(b"0", extra=b"")[:124] + b"x" * 388, "checksum"),
         (b"no tar at all", "ends here in a header"),
@@ -121,6 +124,21 @@ def test_large_sizes_in_base_256_and_in_extended_headers(tmp_path):
 def test_a_missing_file(tmp_path):
     with pytest.raises(DamageError, match="cannot read"):
         TarWalk(tmp_path / "none.tar", hashlib.sha256())
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(DamageError, match="not a regular file"):
+        TarWalk(tmp_path / "a.tar", hashlib.sha256())
+
+
+@pytest.mark.timeout(20)
+def test_an_extended_header_of_many_small_records_is_read_in_one_pass(tmp_path):
+    """A hundred thousand of them took minutes while the rest was copied for each."""
+    extended = pax(b"8 a=bcd\n" * (1 << 17)) + other_type(b"0", "b.json")
+    (tmp_path / "a.tar").write_bytes(extended + bytes(1024))
+    assert [name for name, *_ in walk(tmp_path / "a.tar")] == [b"b.json"]
 
 
 def test_two_tars_one_behind_the_other(tmp_path):

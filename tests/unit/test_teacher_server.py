@@ -2,6 +2,7 @@
 teacher."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,17 @@ import torch
 from helpers.sets import make_articles
 from helpers.world import TinyWorld, make_world
 
-from shards.columns import describe
+from shards.columns import describe, list_columns
 from shards.files import read_json, write_json_atomic
 from shards.stream import Stream
 from shards.tokenize import tokenize_set
 from shards.tokenizer import train_tokenizer
 from trainer.errors import ColumnError, ModelError
-from trainer.export.folder import Export
+from trainer.export.folder import Export, load_export
 from trainer.tasks.build import build
 from trainer.teacher_server import fill as fill_module
 from trainer.teacher_server.fill import FillRequest, fill, targets
+from trainer.teacher_server.identity import clicks_identity, news_identity
 from trainer.teacher_server.status import status_lines
 from trainer.teacher_server.verify import verify_lines
 
@@ -299,3 +301,38 @@ def test_what_does_not_fit_float16_is_refused_with_its_rows(world: TinyWorld) ->
     export_model(model, broken, None, read_json(Path(teacher) / "tnr.json"))
     with pytest.raises(ColumnError, match="row"):
         fill([str(broken)], request(world, 1), silent)
+
+
+def test_the_history_length_is_part_of_what_a_column_over_impressions_is(world: TinyWorld) -> None:
+    """Another length gives other user vectors and scores, and the same news vectors."""
+    teacher = load_export(teachers_of(world, 2, 1)[0])
+    longer = replace(teacher, info=teacher.info | {"history_length": 6})
+    assert teacher.info["history_length"] == 5
+    sets = (world.articles, world.impressions, "float16", "fp32")
+    (first, second) = (clicks_identity(one, *sets) for one in (teacher, longer))
+    assert {key for key in first if first[key] != second[key]} == {"history_length"}
+    news = (news_identity(one, world.articles, "float16", "fp32") for one in (teacher, longer))
+    assert len({repr(one) for one in news}) == 1
+    fill([str(teacher.folder)], request(world, 2), silent)
+    (column,) = list_columns(world.impressions, "teacher-clicks")
+    assert column.made_from["history_length"] == 5
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_teachers_columns_are_part_of_what_a_run_reads(world: TinyWorld, stage: int) -> None:
+    """Resumed with other teachers, or the same stored otherwise, a run is another one."""
+    task = "post_train_distill" if stage == 1 else "finetune_distill"
+    teachers = teachers_of(world, stage)
+    found = {}
+    for dtype in ("float16", "float32"):
+        fill(teachers, request(world, stage, dtype=dtype), silent)
+        for order in (teachers, teachers[::-1]):
+            config = world.config(task, teachers__models=order, teachers__dtype=dtype)
+            data = build(config).data
+            columns = data.signals.columns
+            assert len(columns) == 2 * stage
+            parts = dict(part.split(":") for part in data.fingerprint.split(" "))
+            for number, column in enumerate(columns):
+                assert parts[f"teacher_column_{number}"] == column.fingerprint[:16]
+            found[dtype, tuple(order)] = data.fingerprint
+    assert len(set(found.values())) == 4

@@ -18,6 +18,7 @@ from helpers.world import TinyWorld
 
 from shards.columns import ColumnReader, ColumnWriter, describe
 from shards.files import write_json_atomic
+from trainer import hardware
 from trainer.cli.main import main
 from trainer.errors import ColumnError, DataError, ModelError, UsageError
 from trainer.export.folder import load_export
@@ -226,7 +227,7 @@ def test_the_share_of_a_process_is_its_launchers_word(
 
 def test_auto_is_bf16_only_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, expected in (({"avx2"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16")):
-        monkeypatch.setattr(ranks, "_cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr(hardware, "cpu_flags", lambda flags=flags: frozenset(flags))
         assert ranks.resolve_compute("auto", "cpu") == expected
     for major, expected in ((7, "fp32"), (8, "bf16")):
         capability = (major, 0)

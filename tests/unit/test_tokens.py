@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from shards.columns import list_columns, verify_columns
+from shards.column_check import verify_columns
+from shards.columns import list_columns
 from shards.errors import ColumnError, DataError, UsageError
 from shards.length_groups import WORTH, length_groups, most_groups
 from shards.tokenize import TextEncoder, cuts_at_spaces, safe_cut, tokenize_set

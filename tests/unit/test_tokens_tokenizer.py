@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF001
 
+import json
 import shutil
 
 import pytest
@@ -9,8 +10,11 @@ import sentencepiece
 from helpers.sets import article_texts, make_articles
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from shards.errors import DataError, UsageError
+from shards.tokenize import tokenize_set
 from shards.tokenizer import (
     SENTENCEPIECE_FILE,
     load_tokenizer,
@@ -158,3 +162,59 @@ def test_vocabulary_smaller_than_the_alphabet(articles, tmp_path):
     assert not (tmp_path / "t").exists()
     with pytest.raises(UsageError, match="vocab_size 5"):
         train_tokenizer(articles, tmp_path / "t", 5)
+
+
+def saved(tmp_path, model, trainer, texts, *, special=(), ends=True, normalizer=None):
+    """A tokenizer trained on texts, as a folder."""
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.train_from_iterator(texts, trainer)
+    if ends:
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        )
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]").save_pretrained(tmp_path)
+    return load_tokenizer(tmp_path)
+
+
+MARKS = ["[PAD]", "[CLS]", "[SEP]"]
+
+
+def test_special_tokens_are_found_without_a_given_letter(tmp_path):
+    """A tokenizer of another script makes nothing of Latin letters, and has no unknown token."""
+    texts = ["שלום עולם כותרת חדשה"] * 20
+    trainer = trainers.BpeTrainer(vocab_size=80, special_tokens=MARKS)
+    tokenizer = saved(tmp_path, models.BPE(), trainer, texts)
+    assert tokenizer("a")["input_ids"] == [1, 2]
+    facts = tokenizer_facts(tokenizer)
+    assert (facts.prefix_ids, facts.suffix_ids) == ((1,), (2,))
+
+
+def test_special_tokens_of_a_word_list_without_an_unknown_token(tmp_path):
+    trainer = trainers.WordLevelTrainer(special_tokens=MARKS)
+    tokenizer = saved(
+        tmp_path / "t", models.WordLevel(), trainer, ["Title Body words"] * 2,
+        normalizer=normalizers.Lowercase(),
+    )  # fmt: skip
+    facts = tokenizer_facts(tokenizer)
+    assert (facts.prefix_ids, facts.suffix_ids) == ((1,), (2,))
+    known = make_articles(tmp_path / "known", texts=[("title words", "body")] * 2)
+    tokenize_set(known, tmp_path / "t")
+    other = make_articles(tmp_path / "other", texts=[("another title", "body")] * 2)
+    for processes in (1, 2):
+        with pytest.raises(DataError, match=r"cannot encode every text: .*\[UNK\].*unknown token"):
+            tokenize_set(other, tmp_path / "t", processes=processes)
+
+
+def test_words_that_cannot_be_encoded_at_all_are_one_line(tmp_path):
+    trainer = trainers.WordLevelTrainer(special_tokens=MARKS)
+    tokenizer = saved(
+        tmp_path, models.WordLevel(), trainer, ["ab cd"], normalizer=normalizers.Replace("a", "b")
+    )
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["normalizer"] = {"type": "Prepend", "prepend": "x"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(backend))
+    with pytest.raises(DataError, match="encodes none of the first 1,000 words"):
+        tokenizer_facts(load_tokenizer(tmp_path))

@@ -74,3 +74,37 @@ def test_windows_too_small_for_the_negatives_are_found_before_training(world, ca
     assert main(["train", "post_train", *words, "--data.num_negatives", "20", "--dry-run"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "one may hold 12; change data.window_shards" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "post_train"],
+        ["plan", "post_train"],
+        ["preflight", "post_train"],
+        ["launch", "slurm", "post_train"],
+        ["teachers", "logits", "post_train_distill"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_help_stands_anywhere(words: list[str], capsys) -> None:
+    shown = []
+    for given in ([*words, "--help"], [*words, "--run.seed", "3", "-h"], [*words[:-1], "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(given)
+        assert not stop.value.code
+        shown.append(capsys.readouterr())
+    assert shown[0] == shown[1] == shown[2] and not shown[0].err
+    assert "usage: tnr" in shown[0].out
+    assert "'tnr train --settings' lists them all" in " ".join(shown[0].out.split())
+
+
+def test_a_short_trial_is_told_how_to_do_without_teachers(world, capsys) -> None:
+    given = TINY_MODEL | {"data.articles": world.articles.path, "run.dir": world.folder / "run"}
+    words = [str(word) for key, value in given.items() for word in (f"--{key}", value)]
+    assert main(["train", "post_train", *words, "--run.max_steps", "8", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "set run.copies.every 2 or less, or run.copies.rule none for a trial" in said
+    more = ["--run.max_steps", "8", "--run.copies.every", "2", "--dry-run"]
+    assert main(["train", "post_train", *words, *more]) == 0
+    assert "# teacher copies after steps: 2, 4, 6, 8" in capsys.readouterr().out

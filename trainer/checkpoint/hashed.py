@@ -95,7 +95,9 @@ def write_hashed_json(path: Path, obj: Any) -> FileEntry:
     return file.entry
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> FileEntry:
     """Write tensors on the CPU as a new safetensors file, without a second copy of them.
 
     The safetensors package hashes nothing, needs the file to be read again for that, and reports a
@@ -105,12 +107,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEn
     Args:
         path: Where to; a file that stands there is replaced.
         tensors: By name; contiguous, on the CPU.
+        metadata: What the file says of itself.
 
     Raises:
         OSError: The disk refused.
         ValueError: A tensor is not contiguous, not on the CPU, or of a type the format lacks.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in names:

@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
         "run.deepspeed",
         "run.micro_batch",
         "run.compile",
+        "run.allow_emulated",
         "run.activation_checkpointing",
         "run.copies.rule",
         "run.copies.every",
@@ -39,6 +40,7 @@ MAY_CHANGE = frozenset(
         # Data may have moved: what they are is checked by fingerprint.
         "data.articles",
         "data.clicks",
+        "data.check_columns",
         "data.cache_dir",
         "data.cache_gib",
         "data.fetch_ahead",

@@ -25,13 +25,17 @@ from typing import Any
 
 from shards.errors import DataError
 from shards.files import (
+    MAX_JSON_BYTES,
     atomic_file,
     fsync_folder,
+    parse_json,
+    read_bytes,
     read_json,
     sha256_file,
     write_json_atomic,
 )
 from shards.stale import again_where_stale
+from trainer.checkpoint.binding import check_bound
 from trainer.checkpoint.hashed import FileEntry, write_hashed_json
 from trainer.checkpoint.retention import Retention
 from trainer.errors import CheckpointError
@@ -42,6 +46,7 @@ STATE = "state.json"
 LATEST = "latest"
 BEST = "best"
 
+_POINTER_BYTES = 4096
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -97,9 +102,12 @@ class CheckpointStore:
         final = self.path(step)
         building = self.folder / f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            building.mkdir(parents=True)
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True)
+                fsync_folder(self.folder.parent)
+            building.mkdir()
             files = dict(write_files(building))
-            stated = {"format": FORMAT, "step": step, **state}
+            stated = stated_at(step, state)
             files[STATE] = write_hashed_json(building / STATE, stated)
             self._write_manifest(building, files)
             self._publish(building, final)
@@ -159,7 +167,7 @@ class CheckpointStore:
         """The newest checkpoint whose ``state.json`` can be read; no other file is looked at."""
         for step in reversed(self.steps()):
             with contextlib.suppress(DataError):
-                return Checkpoint(self.path(step), step, read_json(self.path(step) / STATE))
+                return Checkpoint(self.path(step), step, read_state(self.path(step) / STATE))
         return None
 
     @again_where_stale
@@ -171,19 +179,19 @@ class CheckpointStore:
         """
         folder = self.path(step)
         try:
-            files = read_json(folder / MANIFEST)["files"]
+            files = read_json(folder / MANIFEST, _Manifest).files
             for name, entry in files.items():
-                _verify_file(folder / name, int(entry["bytes"]), str(entry["sha256"]))
-            state = read_json(folder / STATE)
-        except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = str(error) if isinstance(error, DataError) else "its manifest is not one"
-            raise CheckpointError(f"{folder} is incomplete or damaged: {reason}") from error
+                _verify_file(folder / name, entry.bytes, entry.sha256)
+            state = read_state(folder / STATE)
+        except DataError as error:
+            raise CheckpointError(f"{folder} is incomplete or damaged: {error}") from error
         if STATE not in files or state.get("step") != step:
             raise CheckpointError(f"{folder} is incomplete or damaged: {STATE} is not its own")
         if state.get("format") != FORMAT:
             raise CheckpointError(
                 f"{folder} has format {state.get('format')!r}; this version reads {FORMAT}"
             )
+        check_bound(folder, state, files)
         return Checkpoint(folder, step, state)
 
     def _write_manifest(self, building: Path, files: dict[str, FileEntry]) -> None:
@@ -226,8 +234,8 @@ class CheckpointStore:
     def _pointed(self, pointer: str) -> str:
         """The name in ``latest`` or ``best``; empty where there is none."""
         try:
-            return (self.folder / pointer).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
+            return read_bytes(self.folder / pointer, limit=_POINTER_BYTES).decode().strip()
+        except (DataError, UnicodeDecodeError):
             return ""
 
     def _point_at_best(self, up_to: int | None = None) -> int | None:
@@ -255,8 +263,8 @@ class CheckpointStore:
 
     def _recorded(self, step: int) -> float | None:
         try:
-            return self._retention.value(read_json(self.path(step) / STATE))
-        except (DataError, AttributeError):
+            return self._retention.value(read_state(self.path(step) / STATE))
+        except DataError:
             return None  # damaged: no candidate, and said when it is passed over
 
     def _check_latest(self, checkpoint: Checkpoint) -> None:
@@ -275,6 +283,56 @@ class CheckpointStore:
         elif not named:
             self._warn(f"{latest} is missing or empty; going on from {checkpoint.folder.name}")
         self._point(LATEST, checkpoint.folder.name)
+
+
+def stated_at(step: int, state: dict[str, Any]) -> dict[str, Any]:
+    """All that the ``state.json`` of a step says.
+
+    Args:
+        step: Optimizer steps taken.
+        state: What :meth:`CheckpointStore.save` is given.
+    """
+    return {"format": FORMAT, "step": step, **state}
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a ``state.json`` and see that what it says has the types that the engine reads.
+
+    Raises:
+        DataError: It cannot be read, or holds something else.
+    """
+    content = read_bytes(path, limit=MAX_JSON_BYTES)
+    parse_json(content, _State, where=path.name)
+    return parse_json(content, dict[str, Any], where=path.name)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A file of a manifest."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """A checkpoint's manifest."""
+
+    files: dict[str, _Entry]
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is read of a ``state.json``, whatever version wrote it."""
+
+    step: int
+    format: int
+    position: dict[str, Any] | None = None
+    data: str = ""
+    config: dict[str, dict[str, Any] | str] | None = None
+    backend: dict[str, int | float] | None = None
+    not_finite: list[dict[str, Any]] | None = None
+    validation: dict[str, Any] | None = None
 
 
 def _verify_file(path: Path, size: int, sha256: str) -> None:

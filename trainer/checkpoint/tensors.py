@@ -5,13 +5,17 @@ under their names; ``optimizer.safetensors`` holds ``<parameter>/exp_avg`` and i
 trainable ones.
 """
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from shards.errors import DataError
+from shards.files import open_regular
 from trainer.checkpoint.hashed import FileEntry, write_safetensors
 from trainer.errors import CheckpointError
 
@@ -64,8 +68,16 @@ def gather_tensors(
     return model, optimizer
 
 
-def write_tensors(folder: Path, model: Tensors, optimizer: Tensors) -> dict[str, FileEntry]:
+def write_tensors(
+    folder: Path, model: Tensors, optimizer: Tensors, metadata: Mapping[str, str] | None = None
+) -> dict[str, FileEntry]:
     """Write the two safetensors files of a checkpoint.
+
+    Args:
+        folder: Where to.
+        model: Weights and buffers by name.
+        optimizer: Adam's tensors by name.
+        metadata: What both files say of themselves: :func:`trainer.checkpoint.binding.binding_of`.
 
     Returns:
         Their lines of the manifest.
@@ -74,7 +86,7 @@ def write_tensors(folder: Path, model: Tensors, optimizer: Tensors) -> dict[str,
         OSError: The disk refused.
     """
     return {
-        name: write_safetensors(folder / name, tensors)
+        name: write_safetensors(folder / name, tensors, metadata or {})
         for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer))
     }
 
@@ -89,16 +101,10 @@ def load_model(folder: Path, task: nn.Module) -> None:
         **{name: p.data for name, p in task.named_parameters()},
         **persistent_buffers(task),
     }
-    with safe_open(folder / MODEL, framework="pt") as stored:
+    with _opened(folder / MODEL) as stored:
         _compare_names(folder / MODEL, set(stored.keys()), set(targets))
         for name, target in targets.items():
-            value = stored.get_tensor(name)
-            if value.shape != target.shape:
-                raise CheckpointError(
-                    f"{folder / MODEL}: {name} has shape {tuple(value.shape)}, the model's is "
-                    f"{tuple(target.shape)}; the checkpoint belongs to another model"
-                )
-            target.copy_(value)
+            target.copy_(_tensor(folder / MODEL, stored, name, target.shape))
 
 
 def load_optimizer(folder: Path, backend: "Backend", moments: tuple[str, ...]) -> None:
@@ -108,12 +114,14 @@ def load_optimizer(folder: Path, backend: "Backend", moments: tuple[str, ...]) -
         CheckpointError: The file is not that of these trainable parameters.
     """
     trainable = {n: p for n, p in backend.parameters().items() if p.requires_grad}
-    with safe_open(folder / OPTIMIZER, framework="pt") as stored:
+    with _opened(folder / OPTIMIZER) as stored:
         expected = {f"{name}/{moment}" for name in trainable for moment in moments}
         _compare_names(folder / OPTIMIZER, set(stored.keys()), expected)
         for name, parameter in trainable.items():
             for moment in moments:
-                backend.set_moment(parameter, moment, stored.get_tensor(f"{name}/{moment}"))
+                key = f"{name}/{moment}"
+                value = _tensor(folder / OPTIMIZER, stored, key, _whole_shape(parameter))
+                backend.set_moment(parameter, moment, value)
 
 
 def restore_model(folder: Path, backend: "Backend", task: nn.Module) -> None:
@@ -126,13 +134,14 @@ def restore_model(folder: Path, backend: "Backend", task: nn.Module) -> None:
     """
     trainable = {n: p for n, p in backend.parameters().items() if p.requires_grad}
     buffers = persistent_buffers(task)
-    with safe_open(folder / MODEL, framework="pt") as stored:
+    with _opened(folder / MODEL) as stored:
         wanted = set(trainable) | set(buffers)
         _compare_names(folder / MODEL, set(stored.keys()) & wanted, wanted)
         for name, parameter in trainable.items():
-            backend.set_parameter(parameter, stored.get_tensor(name))
+            value = _tensor(folder / MODEL, stored, name, _whole_shape(parameter))
+            backend.set_parameter(parameter, value)
         for name, buffer in buffers.items():
-            buffer.copy_(stored.get_tensor(name))
+            buffer.copy_(_tensor(folder / MODEL, stored, name, buffer.shape))
 
 
 def persistent_buffers(task: nn.Module) -> Tensors:
@@ -149,6 +158,36 @@ def _owned(value: torch.Tensor) -> torch.Tensor:
     """A copy on the CPU: the value may be a view of a flat buffer, or change while it is
     written."""
     return value.detach().to("cpu", copy=True).contiguous()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file of a checkpoint.
+
+    Raises:
+        CheckpointError: It is missing, is not a regular file, or is damaged.
+    """
+    try:
+        with open_regular(path), safe_open(path, framework="pt") as stored:
+            yield stored
+    except (SafetensorError, OSError, DataError) as error:
+        raise CheckpointError(f"{path} is missing, cut or damaged: {error}") from error
+
+
+def _tensor(path: Path, stored: Any, name: str, shape: torch.Size) -> torch.Tensor:
+    """One tensor, of the shape that it must have."""
+    value: torch.Tensor = stored.get_tensor(name)
+    if value.shape != shape:
+        raise CheckpointError(
+            f"{path}: {name} has shape {tuple(value.shape)}, the model's is {tuple(shape)}; the "
+            "checkpoint belongs to another model"
+        )
+    return value
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Shape of a parameter that ZeRO-3 may have cut up."""
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _compare_names(path: Path, stored: set[str], expected: set[str]) -> None:

@@ -47,7 +47,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--quiet", action="store_true", help="a line a step, without the steps' own output"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, commands=subparsers.choices)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,16 +58,16 @@ def run(arguments: argparse.Namespace) -> int:
     from launchers.local import LocalOptions, run_steps
     from launchers.pipeline import pipeline_steps
     from launchers.settings import build
-    from trainer.cli.pipeline import check_training
+    from trainer.cli.pipeline import check_steps
     from trainer.evaluate.text_report import SEGMENTS
 
     config = build(PipelineConfig, settings(arguments), "")
     steps = pipeline_steps(config)
+    check_steps(steps, arguments.commands)
     if arguments.print:
         for step in steps:
             print("\n".join(shlex.join(command) for command in step.tasks()))
         return 0
-    check_training(steps)
     out = Path(config.run)
     code = run_steps(steps, out / "pipeline", LocalOptions(quiet=arguments.quiet, redo=True))
     if code == 0:
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         shown = (out / "report.md").read_text(encoding="utf-8").partition(SEGMENTS)[0]
         print(f"{shown.rstrip()}\n\nby history, news, category and hour: {out / 'report.md'}")
         print(f"plot: {out / 'quality_speed.png'}")
-        print(f"every run in TensorBoard: tensorboard --logdir {out / 'runs'}")
+        print(f"every run in TensorBoard: tensorboard --logdir {shlex.quote(str(out / 'runs'))}")
     return code
 
 
@@ -85,11 +85,12 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UsageError: Articles without clicks, or the reverse.
     """
-    from launchers.settings import read_yaml
+    from trainer.config.text import refuse_control
+    from trainer.config.yaml_files import read_yaml
     from trainer.errors import UsageError
 
     content = read_yaml(TEMPLATE)
-    content["run"] = arguments.out
+    content["run"] = refuse_control(arguments.out, "--out")
     content["seeds"] = arguments.seeds
     if (arguments.articles is None) != (arguments.clicks is None):
         raise UsageError("--articles and --clicks go together: one's own texts and one's own log")

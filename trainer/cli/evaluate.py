@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+TIES = (
+    "Among tied scores the later candidate comes first; MIND's own script sorts in NumPy's "
+    "unstable order, so where scores tie, MRR and nDCG may differ from its numbers, and AUC is "
+    "equal."
+)
+"""The rule for tied scores, for the help of what measures."""
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
@@ -13,6 +20,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description=(
             "Encode the articles that a labelled click log names, score its impressions and "
             "measure the ranking as MIND does: per impression, then the mean over impressions. "
+            f"{TIES} "
             "Several processes (torchrun, accelerate launch) share articles and impressions."
         ),
         epilog=(

@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if sha256_file(source / WEIGHTS) != export.weights_sha256:
         raise ModelError(f"{source / WEIGHTS} is not what {INFO} says: damaged or edited")
     with new_folder(arguments.out) as folder:
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+        # Contents alone: an older export's weights may be readable by their owner only.
+        shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
     print(f"{arguments.out}: {export.info['kind']} of {export.info.get('run', source)}")
     return 0

@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     from launchers.jobs import submission
     from launchers.slurm import ClusterConfig, load_cluster, make_jobs, render, submit
     from launchers.steps import Resources, Step, digests
+    from trainer.cli.pipeline import check_run
     from trainer.config.load import load_config
-    from trainer.config.validate import check_batch
 
     take_preset(arguments)
     _check_options(arguments)
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         minutes=arguments.minutes,
     )
     config = load_config(arguments.recipe, arguments.overrides, preset=arguments.preset)
-    check_batch(config, arguments.nodes * arguments.processes)
+    check_run(config, resources)
     cluster = load_cluster(arguments.cluster) if arguments.cluster else ClusterConfig()
     preset = () if arguments.preset is None else ("--preset", arguments.preset)
     step = Step(
@@ -89,10 +89,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
+    import re
+
     from trainer.errors import ConfigError
 
-    if not arguments.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise ConfigError(f"--name is {arguments.name!r}; expected letters, digits, -, _ and .")
+    if not re.fullmatch(r"\w[\w.-]*", arguments.name):
+        raise ConfigError(
+            f"--name is {arguments.name!r}; expected letters, digits, -, _ and ., a letter or "
+            "digit first"
+        )
     names = ("nodes", "processes", "gpus", "cpus", "minutes", "name", "cluster", "print")
     own = {f"--{name}" for name in names}
     for word in arguments.overrides:

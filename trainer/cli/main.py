@@ -1,15 +1,19 @@
 """``tnr``: one command; every verb is a module that registers its parser and imports heavy things
 late."""
 
+from trainer import interrupt  # before anything that takes time: Ctrl-C is answered from here on
+
+# isort: split
 import argparse
 import importlib
-import os
-import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from trainer.errors import EXIT_DONE, EXIT_USAGE, TinyNewsRecError
+from shards.location import is_elsewhere, shown_text
+from trainer.cli.ending import exit_code_of, name_standard_streams
+from trainer.environment import prepare
+from trainer.errors import EXIT_USAGE, UsageError
 
 VERBS = (
     ("trainer.cli.demo", "demo"),
@@ -37,7 +41,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Print the mistake and where to read on, then exit 2."""
-        self.exit(EXIT_USAGE, f"tnr: error: {message}; see '{self.prog} --help'\n")
+        self.exit(EXIT_USAGE, f"tnr: error: {shown_text(message)}; see '{self.prog} --help'\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; unlike argparse, not in silence where it cannot be printed."""
+        if message:
+            (file or sys.stderr).write(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,24 +67,19 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; mistakes of the user print one line, no
     traceback."""
+    prepare()
+    name_standard_streams()
+    return exit_code_of(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int | None:
     arguments = build_parser().parse_args(argv)
-    # oneDNN keeps a compiled kernel for every shape it has seen, 1,024 of them unless told
-    # otherwise: gigabytes where every micro-batch has its own shape. A step needs a few dozen.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    try:
-        code = arguments.run(arguments) or EXIT_DONE
-        sys.stdout.flush()  # so that a closed pipe is met here, not in the interpreter's teardown
-        return code
-    except TinyNewsRecError as error:
-        print(f"tnr: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # Who read the output has ended, as in `tnr runs | head`; the command may have done half.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
-        return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        print("tnr: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    interrupt.set_running(True)
+    for option in ("out", "plot"):
+        if is_elsewhere(place := getattr(arguments, option, None)):
+            raise UsageError(f"--{option} {place}: expected a place on this machine, not a URL")
+    code: int | None = arguments.run(arguments)
+    return code
 
 
 def entry() -> NoReturn:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+MANY_STEPS = 1_000_000
+"""Runs that may be longer are not too short for their teacher copies."""
+
 if TYPE_CHECKING:
     from launchers.config import PipelineConfig
-    from launchers.steps import Step
+    from launchers.steps import Resources, Step
+    from trainer.config.schema import TrainConfig
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,6 +27,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             "launchers/templates/mind.yaml is an example with every section explained."
         ),
     )
+    parser.set_defaults(commands=subparsers.choices)
     verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     here = verbs.add_parser(
         "run",
@@ -79,6 +85,7 @@ def run_here(arguments: argparse.Namespace) -> int:
     from launchers.steps import choose
 
     config, steps = _load(arguments)
+    check_steps(choose(steps, only=arguments.only, until=arguments.until), arguments.commands)
     if arguments.print:
         for step in choose(steps, only=arguments.only, until=arguments.until):
             waits = f"  (after {', '.join(step.needs)})" if step.needs else ""
@@ -86,7 +93,6 @@ def run_here(arguments: argparse.Namespace) -> int:
             for command in step.tasks():
                 print(f"  {shlex.join(command)}")
         return 0
-    check_training(steps)
     options = LocalOptions(
         only=arguments.only, until=arguments.until, redo=arguments.redo, quiet=arguments.quiet
     )
@@ -104,7 +110,7 @@ def run_submit(arguments: argparse.Namespace) -> int:
     cluster = load_cluster(arguments.cluster) if arguments.cluster else config.cluster
     folder, known = stamps_folder(config), digests(steps)
     chosen = choose(steps, only=arguments.only, until=arguments.until)
-    check_training(chosen)
+    check_steps(chosen, arguments.commands)
     if arguments.print:
         print(render(make_jobs(chosen, cluster, folder, known), folder))
         return 0
@@ -158,21 +164,87 @@ def stamps_folder(config: PipelineConfig) -> Path:
     return Path(config.run) / "pipeline"
 
 
-def check_training(steps: list[Step]) -> None:
-    """Resolve every training step's recipe and overrides, so that no mistake waits for its turn.
+def check_steps(
+    steps: Sequence[Step], commands: Mapping[str, argparse.ArgumentParser] | None = None
+) -> None:
+    """Find what the steps' own commands would refuse, so that no mistake waits for its turn.
+
+    Recipes, overrides and batch arithmetic of training steps are resolved; the words of the others
+    are parsed. Notes on settings that other settings beat go to standard error.
+
+    Args:
+        steps: Those that are to be shown, run or submitted.
+        commands: The parser of each verb.
 
     Raises:
         ConfigError: Of the first step that is wrong; names the step.
     """
-    from trainer.config.load import load_config
     from trainer.errors import ConfigError
 
     for step in steps:
-        if step.command[1] == "train":
-            try:
-                load_config(step.command[2], step.command[3:])
-            except ConfigError as error:
-                raise ConfigError(f"step {step.name}: {error}") from error
+        try:
+            if step.command[1] == "train":
+                _check_training(step)
+            elif commands is not None:
+                for task in step.tasks():
+                    _check_words(commands[task[1]], task[2:])
+        except ConfigError as error:
+            raise ConfigError(f"step {step.name}: {error}") from error
+    say_notes(steps)
+
+
+def say_notes(steps: Sequence[Step]) -> None:
+    """Print what a user may not expect of the steps' settings, each note once."""
+    import sys
+
+    for note in dict.fromkeys(note for step in steps for note in step.notes):
+        print(f"tnr: note: {note}", file=sys.stderr)
+
+
+def _check_training(step: Step) -> None:
+    from trainer.config.load import load_config
+
+    config = load_config(step.command[2], step.command[3:], source="pipeline file")
+    check_run(config, step.resources)
+
+
+def check_run(config: TrainConfig, resources: Resources) -> None:
+    """Find what a training run would refuse at its start, as far as no data tell it.
+
+    Args:
+        config: The run.
+        resources: What it is started with.
+
+    Raises:
+        ConfigError: Batches do not divide, the run is too short for its teacher copies, or its
+            DeepSpeed file is wrong.
+    """
+    from trainer.config.validate import check_batch
+    from trainer.engine.copies import copy_steps
+    from trainer.engine.deepspeed_file import read_deepspeed_file
+
+    check_batch(config, resources.nodes * resources.processes)
+    if config.run.max_steps is not None and config.run.max_steps <= MANY_STEPS:
+        copy_steps(config.run.copies, config.run.max_steps)
+    if config.run.deepspeed is not None:
+        read_deepspeed_file(config.run.deepspeed)
+
+
+def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Parse a command's words; what argparse would print becomes an error."""
+    import contextlib
+    import io
+
+    from trainer.errors import ConfigError
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            parser.parse_args(words)
+    except SystemExit as stop:
+        lines = said.getvalue().splitlines() or [""]
+        why = lines[0].removeprefix("tnr: error: ") if stop.code else "--help is not a step"
+        raise ConfigError(why) from stop
 
 
 def _load(arguments: argparse.Namespace) -> tuple[PipelineConfig, list[Step]]:

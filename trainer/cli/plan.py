@@ -106,6 +106,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[Plan, Options]:
 def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
     """Plan every training step of a pipeline with the resources that it asks for."""
     from launchers.pipeline import load_pipeline, pipeline_steps
+    from trainer.cli.pipeline import say_notes
     from trainer.config.load import load_config
     from trainer.errors import DataError, TinyNewsRecError, UsageError
     from trainer.plan.plan import make_plan
@@ -117,13 +118,15 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
             "'set' and 'stages'"
         )
     plans = []
-    for step in pipeline_steps(load_pipeline(arguments.what)):
+    steps = pipeline_steps(load_pipeline(arguments.what))
+    say_notes(steps)
+    for step in steps:
         if step.command[1] != "train":
             continue
         took = step.resources
         options = _options(arguments, nodes=took.nodes, processes=took.processes)
         try:
-            config = load_config(step.command[2], step.command[3:])
+            config = load_config(step.command[2], step.command[3:], source="pipeline file")
             plan = make_plan(config, options, name=step.name, has_data=True)
         except TinyNewsRecError as error:
             hint = ""
@@ -136,11 +139,12 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
 
 def _is_pipeline(what: str) -> bool:
     """Whether a YAML file is a pipeline: its ``run`` is a folder, a recipe's is a section."""
-    from pathlib import Path
+    import os
 
-    if not what.endswith((".yaml", ".yml")) or not Path(what).is_file():
+    # Not pathlib's: it raises where the name is too long.
+    if not what.endswith((".yaml", ".yml")) or not os.path.isfile(what):  # noqa: PTH113
         return False
-    from launchers.settings import read_yaml
+    from trainer.config.yaml_files import read_yaml
 
     return isinstance(read_yaml(what).get("run"), str)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = None
     if arguments.recipe is not None:
         config = load_config(arguments.recipe, arguments.overrides, preset=arguments.preset)
-    checks = _here(config)
+    checks = _here(config, arguments.preset)
     rank = int(os.environ.get("RANK", "0"))
     checks += _together(arguments, checks)
     is_bad = any(check.outcome is Outcome.FAIL for check in checks)
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     return int(is_bad)
 
 
-def _here(config: TrainConfig | None) -> list[Check]:
+def _here(config: TrainConfig | None, preset: str | None) -> list[Check]:
     """Checks of this machine alone."""
     from pathlib import Path
 
@@ -83,6 +84,7 @@ def _here(config: TrainConfig | None) -> list[Check]:
     checks = [
         preflight.check_packages(),
         torch_check,
+        *([_precision(config, preset)] if "torch" in sys.modules else []),
         preflight.check_compiler_tools(is_needed=is_compiled),
         preflight.check_extensions(),
         *preflight.check_run_folder(Path(config.run.dir if config else "."), _needed(config)),
@@ -112,6 +114,29 @@ def _torch() -> tuple[Check, bool]:
         hint = "this torch does not see the machine's GPU: install one built for its driver"
         return Check(name="torch", outcome=Outcome.FAIL, found=f"{found}, no GPU", hint=hint), False
     return Check(name="torch", outcome=Outcome.OK, found=f"{found}, no GPU: CPUs compute"), False
+
+
+def _precision(config: TrainConfig | None, preset: str | None) -> Check:
+    """What the hardware computes in; a run's own precision where there is a run."""
+    from launchers.preflight import Check, Outcome
+    from trainer.errors import ConfigError
+    from trainer.hardware import check_preset, emulated, training_device
+
+    device = training_device()
+    known = {name: emulated(name, device) for name in ("bf16", "fp16")}
+    slow = [name for name, found in known.items() if found is not None]
+    found = f"only emulated: {', '.join(slow)}" if slow else "bf16 and fp16 in hardware"
+    if config is None:
+        return Check(name="precision", outcome=Outcome.OK, found=found)
+    try:
+        check_preset(preset, config.run)
+    except ConfigError as error:
+        return Check(name="precision", outcome=Outcome.FAIL, found=str(error))
+    own = known.get(config.run.precision)
+    if own is not None:
+        said = own.line("run.precision")
+        return Check(name="precision", outcome=Outcome.WARN, found=said)
+    return Check(name="precision", outcome=Outcome.OK, found=config.run.precision)
 
 
 def _needed(config: TrainConfig | None) -> int | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from trainer.cli.evaluate import TIES
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
@@ -14,7 +16,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description=(
             "Score a prediction file, from this project or any other, the way MIND's own procedure "
             "does: equal ranks tie, lines missing at the end count as all ranks 1, an impression "
-            "without candidates is passed over."
+            f"without candidates is passed over. {TIES}"
         ),
         epilog="example: tnr score prediction.zip MINDsmall_dev/behaviors.tsv",
     )

@@ -13,21 +13,29 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs=argparse.REMAINDER,
         metavar="--section.key value",
-        help="settings over the recipe's",
+        help="settings over the recipe's; 'tnr train --settings' lists them all",
     )
     parser.add_argument(
         "--preset",
         help="settings under the overrides: 'released' (released code), 'cpu' (faster on a CPU), "
         "'cpu_bf16' (on one with hardware for bf16)",
     )
+    parser.set_defaults(show_help=parser.print_help)
 
 
 def take_preset(arguments: argparse.Namespace) -> None:
-    """Move a preset that stands behind the recipe from the overrides to ``arguments.preset``."""
+    """Move a preset that stands behind the recipe from the overrides to ``arguments.preset``.
+
+    Raises:
+        SystemExit: ``--help`` stands there: the command's help is shown.
+    """
     words, arguments.overrides = iter(arguments.overrides), []
     for word in words:
         name, is_whole, value = word.partition("=")
         if name == "--preset":
             arguments.preset = value if is_whole else next(words, "")
+        elif word in ("--help", "-h"):
+            arguments.show_help()
+            raise SystemExit(0)
         else:
             arguments.overrides.append(word)

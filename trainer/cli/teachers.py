@@ -135,7 +135,9 @@ def _add_adopt(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         ),
     )
     adopt.add_argument(
-        "encoder", metavar="NAME", help="Hugging Face name on this machine, or folder"
+        "encoder",
+        metavar="NAME",
+        help="folder, or Hugging Face name in the local cache (`hf download NAME` puts it there)",
     )
     adopt.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
     adopt.add_argument(
@@ -208,6 +210,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _request(arguments: argparse.Namespace) -> "FillRequest":
     from shards.reader import ShardSet
     from trainer.errors import UsageError
+    from trainer.hardware import warn_if_emulated
     from trainer.teacher_server import ranks
     from trainer.teacher_server.request import FillRequest, parse_part
 
@@ -221,6 +224,8 @@ def _request(arguments: argparse.Namespace) -> "FillRequest":
         batch_tokens = 4096 if device == "cpu" else 16384  # a CPU's caches hold less
     if batch_tokens < 1:
         raise UsageError(f"--batch-tokens is {batch_tokens}; expected at least 1")
+    compute = ranks.resolve_compute(arguments.compute, device)
+    warn_if_emulated(compute, device, "--compute")
     part, parts = parse_part(getattr(arguments, "part", "0/1"))
     return FillRequest(
         # Only its columns are read, and these are tied to the shards as they were.
@@ -229,7 +234,7 @@ def _request(arguments: argparse.Namespace) -> "FillRequest":
         if arguments.clicks
         else None,
         dtype=arguments.dtype,
-        compute=ranks.resolve_compute(arguments.compute, device),
+        compute=compute,
         batch_tokens=batch_tokens,
         device=device,
         part=here.share(part, parts),

@@ -42,10 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.settings:
         return _print_settings()
     if arguments.dry_run:
-        return _dry_run(_load(arguments, overrides))
+        return _dry_run(_load(arguments, overrides), arguments.preset)
     # Before everything that takes time: a scheduler may take the job back while it starts.
     with stop_on_signals(is_training=False) as stop:
-        return _train(_load(arguments, overrides), stop)
+        return _train(_load(arguments, overrides), arguments.preset, stop)
 
 
 def _load(arguments: argparse.Namespace, overrides: list[str]) -> "TrainConfig":
@@ -68,18 +68,20 @@ def _own_options(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def _train(config: "TrainConfig", stop: "StopRequest") -> int:
+def _train(config: "TrainConfig", preset: str | None, stop: "StopRequest") -> int:
     from trainer.engine.distributed import start
     from trainer.engine.trainer import Trainer
+    from trainer.hardware import check_preset
     from trainer.tasks.build import build
 
+    check_preset(preset, config.run)
     with start(config) as distributed:
         task = build(config)
         Trainer(config, task.module, task.data, task.export, distributed, task.validation).fit(stop)
     return 0
 
 
-def _dry_run(config: "TrainConfig") -> int:
+def _dry_run(config: "TrainConfig", preset: str | None) -> int:
     import os
 
     import yaml
@@ -87,11 +89,13 @@ def _dry_run(config: "TrainConfig") -> int:
     from shards.mixing import measure_mixing
     from trainer.config.load import to_dict
     from trainer.engine.validation import check_patience
+    from trainer.hardware import check_preset, emulated, training_device
     from trainer.plan.batches import plan_batches, plan_steps
     from trainer.plan.frozen import frozen_column, width_of
     from trainer.tasks.build import open_data, open_sources, open_validation
     from trainer.tasks.clicks import ClickData
 
+    check_preset(preset, config.run)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     batches = plan_batches(config, 1, ranks)
     sources = open_sources(config)
@@ -113,6 +117,9 @@ def _dry_run(config: "TrainConfig") -> int:
         column = frozen_column(config, width_of(config), sources, None)
         if column is not None:
             lines.append(f"{column.bytes / 1e6:,.1f} MB in {column.where}: {column.what}")
+    slow = emulated(config.run.precision, training_device())
+    if slow is not None:
+        lines.append(f"WARNING: {slow.line('run.precision')}")
     print(yaml.safe_dump(_plain(to_dict(config)), sort_keys=False), end="")
     for line in lines:
         print(f"# {line}")

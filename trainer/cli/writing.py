@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.files import temporary_name
+from shards.os_errors import naming
 from trainer.errors import DataError, UsageError
 
 
@@ -17,8 +18,9 @@ def writing(out: Path) -> Iterator[None]:
         DataError: It cannot be written.
     """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield
+        with naming(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            yield
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
 

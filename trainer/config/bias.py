@@ -5,8 +5,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from shards.pretrained import check_header
 from trainer.config.schema import BackboneConfig, ModelConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 
 BIAS_KEY = "rel_pos_bias.weight"
 """The bias table in the weights of a backbone's folder, as ``tnr convert unilmv2`` writes it."""
@@ -38,7 +39,8 @@ def _holds_table(backbone: BackboneConfig) -> bool:
     if backbone.name == "random" or not weights.is_file():
         return False
     try:
+        check_header(weights)
         with safe_open(weights, framework="np") as tensors:
             return BIAS_KEY in tensors.keys()  # noqa: SIM118 (it is no mapping)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, DataError) as error:
         raise ConfigError(f"{weights} cannot be read: {error}") from error

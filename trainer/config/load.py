@@ -2,33 +2,47 @@
 
 A recipe is YAML with the sections of :mod:`trainer.config.schema`. It may name another recipe as
 its ``base`` and then holds only what differs. Recipe, preset and command line are laid over each
-other as dotted settings and parsed once by tyro, so that a mistake is found in the same way
-wherever it is made.
+other as dotted settings and checked once against the schema, so that a mistake is found in the same
+way wherever it is made; the message says where the setting was given last.
 """
 
-import contextlib
 import dataclasses
 import difflib
-import io
+import functools
+import os
+import re
+import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+import msgspec
 
 from trainer.config.bias import settle_bias
+from trainer.config.init import settings_of_export
 from trainer.config.presets import preset as preset_settings
 from trainer.config.schema import TrainConfig
+from trainer.config.text import refuse_control, shown
 from trainer.config.validate import validate
+from trainer.config.yaml_files import Scalar, read_yaml, truth
 from trainer.errors import ConfigError
 
-_LITERALS = {"true": "True", "false": "False", "null": "None"}
 RECIPES = Path(__file__).parent.parent / "recipes"
+MAX_BASES = 16
+"""Recipes that rest on each other."""
+_NUMBERS = {int: "a whole number", float: "a number"}
+
+Layer = tuple[str, dict[str, Any]]
+"""Where settings were given, in words, and the dotted settings."""
 
 
 def load_config(
-    recipe: str, overrides: Sequence[str] = (), *, preset: str | None = None
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+    source: str = "command line",
 ) -> TrainConfig:
     """Resolve a recipe, a preset and overrides into a validated configuration.
 
@@ -36,18 +50,27 @@ def load_config(
         recipe: Name of a recipe that comes with the project, or a path to one.
         overrides: Command-line words such as ``--run.seed 3 --model.backbone.layers 0 1``.
         preset: Name of a preset laid between the two.
+        source: Where the overrides come from, for messages.
 
     Raises:
-        ConfigError: Unknown recipe, key or value, or settings that contradict each other.
+        ConfigError: Unknown recipe, key or value, or settings that contradict each other; names the
+            recipe, the preset or the command line that gave the setting last.
     """
-    settings = read_recipe(recipe)
-    given = parse_overrides(overrides)
+    layers, given = _read_layers(recipe), parse_overrides(overrides, source)
+    shipped = sum(where in _shipped() for where, _ in layers)
     if preset is not None:
-        task = [*given.get("task", ()), settings.get("task")][0]
-        settings |= preset_settings(preset, str(task))
-    settings |= given
-    config = from_settings(settings, where=f"recipe {recipe}")
-    validate(config, given)
+        recipe_task = _merge(layers).get("task")
+        task = [*given.get("task", ()), recipe_task][0]
+        layers.append((f"preset {preset}", preset_settings(preset, str(task))))
+    layers.append((source, given))
+    init, task = (_typed(str, _merge(layers).get(key)) for key in ("model.init", "task"))
+    if isinstance(init, str):
+        layers.insert(shipped, (f"model.init {init}", settings_of_export(init, str(task))))
+    config = _parse(layers)
+    try:
+        validate(config, given)
+    except ConfigError as error:
+        raise ConfigError(_with_source(str(error), layers)) from error
     return config
 
 
@@ -58,54 +81,71 @@ def recipe_names() -> list[str]:
     )
 
 
-def read_recipe(recipe: str, _seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Read a recipe and its bases into dotted settings; a base's path starts from the recipe's
-    folder.
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """Read a recipe and its bases into dotted settings, each of its type where it can be read so; a
+    base's path starts from the recipe's folder.
 
     Raises:
         ConfigError: The recipe is missing, is not YAML with sections, or has an unknown key.
     """
+    found, hints = _merge(_read_layers(recipe)), _hints()
+    return {key: _typed(hints[key], value) for key, value in found.items()}
+
+
+def _read_layers(recipe: str, seen: tuple[str, ...] = ()) -> list[Layer]:
+    """The settings of a recipe and of its bases, the lowest first."""
+    refuse_control(recipe, "recipe")
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
-    if not path.is_file():
+    if not os.path.exists(path):  # noqa: PTH110  # False, too, where the name is too long
         near = difflib.get_close_matches(recipe, recipe_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there is {', '.join(recipe_names())}"
         raise ConfigError(f"no recipe {recipe!r} ({path} is not a file){hint}")
     here = str(path.resolve())
-    if here in _seen:
-        raise ConfigError(f"recipe {recipe}: its bases name each other: {' -> '.join(_seen)}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"recipe {path}: expected sections, found {type(content).__name__}")
+    if here in seen:
+        raise ConfigError(f"recipe {recipe}: its bases name each other: {' -> '.join(seen)}")
+    if len(seen) == MAX_BASES:
+        raise ConfigError(f"recipe {seen[0]} rests on more than {MAX_BASES} others, the limit")
+    content = read_yaml(path)
     base = str(content.pop("base", None) or "")
     if base.endswith((".yaml", ".yml")):
         base = str(path.parent / base)
-    settings = read_recipe(base, (*_seen, here)) if base else {}
-    own = flatten(content)
-    _check_keys(own, where=f"recipe {path}")
-    return settings | own
+    where = f"recipe {recipe}"
+    try:
+        own = flatten(content)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    known = known_keys()
+    # A section whose lines are all comments.
+    empty = {key for key, value in own.items() if value is None and key not in known}
+    own = {k: v for k, v in own.items() if k not in empty or not _is_section(k, known)}
+    _check_keys(own, where=where)
+    return [*(_read_layers(base, (*seen, here)) if base else ()), (where, own)]
 
 
-def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(words: Sequence[str], source: str = "command line") -> dict[str, Any]:
     """Turn ``--section.key value ...`` and ``--section.key=value`` into dotted settings.
 
     Raises:
-        ConfigError: A word stands where an option should, or an option is unknown.
+        ConfigError: A word stands where an option should or holds a control character, or an option
+            is unknown or is a list that is given twice (of other settings the last counts).
     """
     settings: dict[str, list[str]] = {}
     key = None
     for word in words:
+        refuse_control(word, f"{source}: a word")
         if word.startswith("--"):
             key, has_value, value = word[2:].partition("=")
             key = key.replace("-", "_")
+            if key in settings and typing.get_origin(_bare(_hints().get(key))) is tuple:
+                raise ConfigError(f"{source}: {key} is given twice; give all its values after one")
             settings[key] = [value] if has_value else []
         elif key is None:
-            raise ConfigError(f"unexpected word {word!r}: overrides look like --run.seed 3")
+            raise ConfigError(
+                f"{source}: unexpected word {shown(word)}: overrides look like --run.seed 3"
+            )
         else:
             settings[key].append(word)
-    _check_keys(settings, where="command line")
+    _check_keys(settings, where=source)
     return dict(settings)
 
 
@@ -113,19 +153,37 @@ def from_settings(settings: Mapping[str, Any], *, where: str) -> TrainConfig:
     """Parse dotted settings with the schema.
 
     Raises:
-        ConfigError: A value has the wrong type or the task is missing.
+        ConfigError: A key is unknown, a value has the wrong type or the task is missing.
     """
-    import tyro
+    _check_keys(settings, where=where)
+    return _parse([(where, dict(settings))])
 
+
+def _parse(layers: Sequence[Layer]) -> TrainConfig:
+    settings, hints = _merge(layers), _hints()
     if "task" not in settings:
-        raise ConfigError(f"{where}: no task; set it to one of {', '.join(_choices_of_task())}")
-    words = [w for key, value in settings.items() for w in (f"--{key}", *_as_words(value))]
-    said = io.StringIO()
+        choices = ", ".join(typing.get_args(hints["task"]))
+        raise ConfigError(f"{layers[0][0]}: no task; set it to one of {choices}")
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = _typed(hints[key], value)
+        for text in value if isinstance(value, list | tuple) else [value]:
+            refuse_control(str(text), key)
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            config = tyro.cli(TrainConfig, args=words, config=(tyro.conf.FlagConversionOff,))
-    except SystemExit as error:
-        raise ConfigError(f"{where}: {_reason(said.getvalue())}") from error
+        config = msgspec.convert(nested, TrainConfig, strict=False)
+    except msgspec.ValidationError as error:
+        found = re.search(r"`\$\.([a-z_.]+)", str(error))
+        if found is None:
+            raise ConfigError(f"{layers[0][0]}: {error}") from error
+        key = found[1]
+        said = _said(settings[key])
+        raise ConfigError(
+            f"{_source(key, layers)}: {key} is {said}; expected {_describe(hints[key])}"
+        ) from error
     return dataclasses.replace(config, model=settle_bias(config.model))
 
 
@@ -135,28 +193,155 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to one mapping with dotted keys."""
+    """Nested mappings to one mapping with dotted keys.
+
+    Raises:
+        ConfigError: A setting is given twice, as ``a.b`` and as ``b`` in ``a``.
+    """
     flat: dict[str, Any] = {}
     for key, value in data.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
+        found = flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        for each in found:
+            if each in flat:
+                raise ConfigError(f"{each} is set twice, with a dot and in its section")
+        flat |= found
     return flat
 
 
-def known_keys(cls: type = TrainConfig, prefix: str = "") -> list[str]:
+def known_keys() -> list[str]:
     """Dotted names of all settings of the schema."""
-    hints = typing.get_type_hints(cls)
-    keys: list[str] = []
-    for item in dataclasses.fields(cls):
-        kind = hints[item.name]
-        if dataclasses.is_dataclass(kind):
-            keys += known_keys(typing.cast(type, kind), f"{prefix}{item.name}.")
-        else:
-            keys.append(prefix + item.name)
-    return keys
+    return list(_hints())
+
+
+def setting_words(key: str, value: Any) -> list[str]:
+    """The command-line words of a setting's value: those that make the same value again.
+
+    Args:
+        key: Its dotted name; one that the schema does not know is spelled by its value alone.
+        value: From YAML or from Python; a list becomes as many words.
+    """
+    is_text = _element(_hints().get(key, object)) is str
+    words = []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(item, Scalar) and not is_text:
+            item = item.value
+        word = "null" if item is None else str(item)
+        words.append(word.lower() if isinstance(item, bool) else word)
+    return words
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """The type of every setting, by its dotted name."""
+
+    def collect(cls: type, prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, hint in typing.get_type_hints(cls).items():
+            if dataclasses.is_dataclass(hint):
+                found |= collect(typing.cast(type, hint), f"{prefix}{name}.")
+            else:
+                found[prefix + name] = hint
+        return found
+
+    return collect(TrainConfig, "")
+
+
+def _is_optional(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+
+
+def _bare(hint: Any) -> Any:
+    """The type without ``| None``."""
+    return typing.get_args(hint)[0] if _is_optional(hint) else hint
+
+
+def _element(hint: Any) -> Any:
+    """The type of one word: ``str`` for a choice of words."""
+    hint = _bare(hint)
+    if typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
+    return str if typing.get_origin(hint) is typing.Literal else hint
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """A value as the schema's type where it can be read as one, else unchanged: to be refused."""
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    if _is_optional(hint) and len(items) == 1 and str(items[0]).lower() in ("null", "none"):
+        return None
+    typed = [_typed_item(_element(hint), item) for item in items]
+    if typing.get_origin(_bare(hint)) is tuple:
+        return None if value is None else typed
+    return typed[0] if len(typed) == 1 else typed
+
+
+def _typed_item(kind: Any, item: Any) -> Any:
+    if item is None or isinstance(item, list | dict):
+        return item
+    if kind is str:
+        return str(item)
+    text = item.value if isinstance(item, Scalar) else item
+    if kind is bool and isinstance(text, str):
+        said = truth(text)
+        return text if said is None else said
+    if kind in _NUMBERS and isinstance(text, str):
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _describe(hint: Any) -> str:
+    """What a setting takes, in words."""
+    bare = _bare(hint)
+    if typing.get_origin(bare) is tuple:
+        inside = typing.get_args(bare)
+        many = "any number of values" if inside[-1] is ... else f"{len(inside)} values"
+        return f"{many}, each {_describe(inside[0])}"
+    if typing.get_origin(bare) is typing.Literal:
+        said = f"one of {', '.join(map(repr, typing.get_args(bare)))}"
+    else:
+        said = {bool: "true or false", str: "one text", **_NUMBERS}[bare]
+    return f"{said}, or null" if _is_optional(hint) else said
+
+
+def _said(value: Any) -> str:
+    """A setting's value as it was written: words as they are, one in quotes."""
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list | tuple):
+        return shown([str(item) for item in value]) if value else "without a value"
+    return "null" if value is None else shown(str(value))
+
+
+def _merge(layers: Sequence[Layer]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for _, found in layers:
+        settings |= found
+    return settings
+
+
+def _shipped() -> set[str]:
+    """The layers of recipes that come with the project; these are the lowest of any run."""
+    return {f"recipe {name}" for name in recipe_names()}
+
+
+def _source(key: str, layers: Sequence[Layer]) -> str:
+    return next(where for where, found in reversed(layers) if key in found)
+
+
+def _with_source(message: str, layers: Sequence[Layer]) -> str:
+    """Put the last layer before a message that gave one of the settings it names."""
+    named = set(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", message))
+    for where, found in reversed(layers):
+        if named & found.keys():
+            return f"{where}: {message}"
+    return message
+
+
+def _is_section(key: str, known: Iterable[str]) -> bool:
+    return any(name.startswith(f"{key}.") for name in known)
 
 
 def _check_keys(keys: Iterable[str], *, where: str) -> None:
@@ -164,23 +349,5 @@ def _check_keys(keys: Iterable[str], *, where: str) -> None:
     for key in keys:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{where}: unknown setting {key!r}{hint}")
-
-
-def _choices_of_task() -> tuple[str, ...]:
-    return typing.get_args(typing.get_type_hints(TrainConfig)["task"])
-
-
-def _as_words(value: Any) -> list[str]:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [_LITERALS.get(str(item).lower(), str(item)) for item in values]
-
-
-def _reason(said: str) -> str:
-    """The one line of tyro's message that says what is wrong."""
-    lines = [line.strip("│╭╮╰╯─ ").strip() for line in said.splitlines()]
-    lines = [line for line in lines if line.strip("-─ ") and not line.endswith("error")]
-    ends = ("Argument helptext", "For full")
-    stop = next((i for i, line in enumerate(lines) if line.startswith(ends)), None)
-    return " ".join(lines[1:stop] or lines[:stop]) or "wrong value"
+            hint = f"; did you mean {near[0]}?" if near else "; tnr train --settings lists them"
+            raise ConfigError(f"{where}: unknown setting {shown(key)}{hint}")

@@ -1,7 +1,30 @@
 """Which values single settings may have, before anything is allocated."""
 
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
 from trainer.config.schema import ModelConfig, TrainConfig
 from trainer.errors import ConfigError
+
+MOST_INT, MOST_FLOAT = 2**31 - 1, 1e9
+"""Largest number of a setting that has no limit of its own: a count in 32 bits, and far below the
+largest number of fp32."""
+
+AT_MOST = {
+    "run.seed": 2**63 - 1,
+    "data.workers": 1024,
+    "model.backbone.num_layers": 4096,
+    "model.backbone.num_heads": 65_536,
+    "model.backbone.hidden_size": 1 << 20,
+    "model.backbone.intermediate_size": 1 << 22,
+    "model.backbone.max_positions": 1 << 24,
+    "model.news_dim": 1 << 20,
+    "model.query_dim": 1 << 20,
+}
+"""Limits of single settings: what torch's seeds, a process's threads and models can be."""
 
 
 def check_ranges(config: TrainConfig) -> None:
@@ -19,10 +42,77 @@ def check_ranges(config: TrainConfig) -> None:
     for name, share in _below_one(config).items():
         if share is not None and not 0 <= share < 1:
             raise ConfigError(f"{name} is {share}; expected at least 0 and less than 1")
+    for name, number in numbers(config):
+        _check_number(name, number)
     steps = config.run.profile_steps
     if list(steps) != sorted({step for step in steps if step > 0}):
         raise ConfigError(
             f"run.profile_steps is {steps}; expected distinct steps from 1, lowest first"
+        )
+
+
+def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """All numbers of a section and of those inside it, by dotted name; those of a tuple each."""
+    for field in dataclasses.fields(section):
+        name, value = f"{prefix}{field.name}", getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from numbers(value, f"{name}.")
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, (int, float)) and not isinstance(item, bool):
+                yield name, item
+
+
+def _check_number(name: str, number: int | float) -> None:
+    if not math.isfinite(number):
+        raise ConfigError(f"{name} is {number}; expected a finite number")
+    most = AT_MOST.get(name, MOST_INT if isinstance(number, int) else MOST_FLOAT)
+    if number > most:
+        raise ConfigError(f"{name} is {number}; expected at most {most}")
+
+
+def check_memory(config: TrainConfig, memory: int | None = None) -> None:
+    """Refuse sizes that this machine cannot hold at all, whatever else is in its memory.
+
+    Args:
+        config: The run.
+        memory: Bytes of this machine; None asks the operating system.
+
+    Raises:
+        ConfigError: The weights of one rank, or the rows of one micro-batch, take more; with the
+            settings and the sum.
+    """
+    if memory is None:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    model, backbone, data = config.model, config.model.backbone, config.data
+    width = backbone.hidden_size if backbone.name == "random" and model.init is None else 1
+    weights = width * model.news_dim + model.news_dim * model.query_dim
+    settings = f"model.news_dim {model.news_dim}, model.query_dim {model.query_dim}"
+    if width > 1:
+        layer = 4 * width**2 + 2 * width * backbone.intermediate_size
+        weights += backbone.num_layers * layer + backbone.max_positions * width
+        settings = (
+            f"model.backbone num_layers {backbone.num_layers}, hidden_size {width}, "
+            f"intermediate_size {backbone.intermediate_size}, max_positions "
+            f"{backbone.max_positions}, {settings}"
+        )
+    _check_fits(4 * weights, memory, "the model", settings)
+    texts = 1 + data.num_negatives
+    settings = f"run.micro_batch {config.run.micro_batch}, data.num_negatives {data.num_negatives}"
+    if config.task.startswith("finetune"):
+        texts += config.clicks_read
+        settings += f", data.history_length {data.history_length}"
+    if data.pad_to_max:
+        texts *= data.max_title_tokens
+        settings += f", data.max_title_tokens {data.max_title_tokens}"
+    _check_fits(4 * config.run.micro_batch * texts, memory, "one micro-batch", settings)
+
+
+def _check_fits(needed: int, memory: int, what: str, settings: str) -> None:
+    if needed > memory:
+        raise ConfigError(
+            f"{what} takes at least {needed / 2**30:,.0f} GiB, and this machine has "
+            f"{memory / 2**30:,.0f} GiB of memory: lower {settings}"
         )
 
 

@@ -17,7 +17,8 @@ class BackboneConfig:
     """The language model inside the news encoder."""
 
     name: str = "random"
-    """A Hugging Face name, a folder with one, or ``random`` for a new model of the sizes below."""
+    """Folder of a Hugging Face encoder, its name in the local Hugging Face cache (``hf download
+    NAME`` puts it there; no command asks a hub), or ``random`` for one of the sizes below."""
     layers: tuple[int, ...] | None = None
     """Which layers to keep, counted from 0, lowest first; all if left out. ``0 1`` makes a
     two-layer student."""
@@ -47,7 +48,8 @@ class ModelConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The language model inside the news encoder."""
     init: str | None = None
-    """Start from this exported model: its news encoder, and its user encoder if it has one."""
+    """Start from this exported model: its news encoder, and its user encoder if it has one. Its
+    pooling, widths, text and history lengths are then the defaults; other lengths may be set."""
     pooling: Literal["attention", "mean", "cls"] = "attention"
     """How token states become one text vector."""
     pooling_mask: bool = True
@@ -165,6 +167,11 @@ class DataConfig:
     workers: int = 1
     """Threads that make batches ahead of the training; 0 makes each when it is asked for. The
     batches are the same whatever the number."""
+    check_columns: bool = True
+    """Check the tensors of token, click, teacher and frozen-state columns against their checksums
+    when a process first touches them: each is then read whole once, at the speed of the disk or
+    some GB/s from memory; ``tnr shards verify`` checks more. Sizes, shapes, offsets and ids are
+    checked whatever is set here."""
     cache_dir: str | None = None
     """Sets at a URL: folder on a local disk for what is brought over, shared by the ranks of a
     node; None takes ``$TNR_CACHE``, or ``~/.cache/tiny-newsrec``."""
@@ -320,7 +327,10 @@ class RunConfig:
     """Optimizer steps at most."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 compute under autocast and keep weights and optimizer in fp32; fp16 scales the
-    loss, and leaves out the steps whose scaled gradient overflows."""
+    loss, and leaves out the steps whose scaled gradient overflows. What the hardware only emulates
+    is many times slower than fp32, and is said at the start."""
+    allow_emulated: bool = False
+    """Train with the preset ``cpu_bf16`` on a CPU that only emulates bf16."""
     compile: bool = False
     """Compile the backbone's layers with ``torch.compile`` (dynamic shapes): slower to the first
     step, faster after it."""

@@ -1,8 +1,10 @@
 """Checks of a configuration before anything is allocated: each section by itself, then the whole
 run."""
 
+import dataclasses
 from collections.abc import Collection
 
+from shards.location import is_elsewhere, refuse_keys
 from shards.periods import parse_period
 from trainer.config.ranges import check_model, check_ranges
 from trainer.config.schema import (
@@ -28,11 +30,21 @@ def validate(config: TrainConfig, given: Collection[str] = ()) -> None:
     Raises:
         ConfigError: On the first setting that is wrong.
     """
+    _check_locations(config)
     check_ranges(config)
     check_model(config.model)
     if config.model.backbone.name != "random":
         _check_no_sizes(config.model.backbone, given)
     _check_run(config)
+
+
+def _check_locations(config: TrainConfig) -> None:
+    try:
+        refuse_keys(dataclasses.asdict(config))
+    except UsageError as error:
+        raise ConfigError(str(error)) from error
+    if is_elsewhere(config.run.dir):
+        raise ConfigError(f"run.dir is {config.run.dir}; expected a folder here, not a URL")
 
 
 def check_batch(config: TrainConfig, world_size: int) -> int:

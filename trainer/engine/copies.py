@@ -1,7 +1,12 @@
 """Which steps of a run become teachers."""
 
+from collections.abc import Sequence
+
 from trainer.config.schema import CopiesConfig
 from trainer.errors import ConfigError
+
+MOST = 100_000
+"""Copies at most that a run keeps."""
 
 
 def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
@@ -24,20 +29,32 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
         outside = [step for step in copies.steps if not 1 <= step <= total_steps]
         if outside:
             raise ConfigError(
-                f"run.copies.steps has {outside}, but the run has steps 1 to {total_steps}"
+                f"run.copies.steps has {outside}, but the run has steps 1 to {total_steps}; "
+                "lengthen the run, name others, or set run.copies.rule none for a trial that "
+                "leaves no teachers"
             )
         return sorted(set(copies.steps))
-    multiples = list(range(copies.every, total_steps + 1, copies.every))
+    multiples = range(copies.every, total_steps + 1, copies.every)
+    found: Sequence[int]
     if copies.rule == "every_k":
-        chosen, wanted = multiples, 1
+        found, wanted = multiples, 1
     elif copies.rule == "first_m":
-        chosen, wanted = multiples[: copies.count], copies.count
+        found, wanted = multiples[: copies.count], copies.count
     else:
-        chosen, wanted = sorted({*multiples, total_steps})[-copies.count :], copies.count
+        last = {*multiples[-min(copies.count, MOST + 1) :], total_steps}
+        found, wanted = sorted(last)[-copies.count :], copies.count
+    if len(found) > MOST:
+        raise ConfigError(
+            f"run.copies.rule {copies.rule} with every {copies.every} keeps {len(found)} copies; "
+            f"expected at most {MOST}: raise run.copies.every or shorten the run"
+        )
+    chosen = list(found)
     if len(chosen) < wanted:
+        fitting = total_steps // wanted
+        lower = f"run.copies.every {fitting} or less, or " if fitting else ""
         raise ConfigError(
             f"run.copies.rule {copies.rule} with every {copies.every} gives {len(chosen)} copies "
-            f"in {total_steps} steps, but {wanted} are wanted; lengthen the run or lower "
-            "run.copies.every"
+            f"in {total_steps} steps, but {wanted} are wanted as teachers; lengthen the run, "
+            f"or set {lower}run.copies.rule none for a trial that leaves no teachers"
         )
     return chosen

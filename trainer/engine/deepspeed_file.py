@@ -6,10 +6,13 @@ refused, because one of the two places would be silently wrong.
 """
 
 import importlib.resources
-import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from shards.errors import DataError
+from shards.files import read_json
 from trainer.engine.extensions import find_compiler, find_ninja
 from trainer.errors import ConfigError
 
@@ -38,6 +41,21 @@ OFFLOADS = {"offload_optimizer": (1, 2, 3), "offload_param": (3,)}
 
 QUANTISED = ("zero_quantized_weights", "zero_quantized_gradients")
 """What ZeRO++ sends in 8 or 4 bits."""
+
+
+class _Offload(msgspec.Struct):
+    """What is read of an offload section."""
+
+    device: str = "none"
+
+
+class _Zero(msgspec.Struct):
+    """What is read of ``zero_optimization``."""
+
+    stage: int = 0
+    offload_optimizer: _Offload | None = None
+    offload_param: _Offload | None = None
+    zero_hpz_partition_size: int = 1
 
 
 def deepspeed_file_path(name: str) -> Path:
@@ -71,8 +89,8 @@ def read_deepspeed_file(name: str) -> dict[str, Any]:
     """
     path = deepspeed_file_path(name)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(path)
+    except DataError as error:
         raise ConfigError(f"DeepSpeed file {path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(
@@ -89,6 +107,10 @@ def read_deepspeed_file(name: str) -> dict[str, Any]:
     zero = content.setdefault("zero_optimization", {"stage": 0})
     if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
         raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3; found {zero!r}")
+    try:
+        msgspec.convert(zero, _Zero)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: zero_optimization: {error}") from error
     _check_offload(zero, path)
     return content
 
@@ -181,7 +203,7 @@ def check_compiler_of_layers() -> None:
 def _check_offload(zero: dict[str, Any], path: Path) -> None:
     stage = zero.get("stage", 0)
     for part, stages in OFFLOADS.items():
-        device = zero.get(part, {}).get("device", "none")
+        device = (zero.get(part) or {}).get("device", "none")
         if device == "none":
             continue
         if device != "cpu":

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from trainer.config.ranges import check_memory
 from trainer.config.schema import TrainConfig
 from trainer.config.validate import check_batch
 from trainer.engine.deepspeed_file import (
@@ -26,9 +27,9 @@ from trainer.engine.deepspeed_file import (
     read_deepspeed_file,
     stage_of,
 )
-from trainer.engine.extensions import use_own_folder
+from trainer.engine.extensions import remove_stale_segments, use_batons, use_own_folder
 from trainer.engine.rendezvous import check_master_port
-from trainer.engine.watchdog import collective_timeout_s, ends_within
+from trainer.engine.watchdog import collective_timeout_s, ends_within, watched_start
 from trainer.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -154,10 +155,11 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
         The process among the others. It leaves the process group at the end of the block.
 
     Raises:
-        ConfigError: The global batch does not divide, the DeepSpeed file is wrong, or DeepSpeed
-            cannot build what it needs.
+        ConfigError: Model or batch exceed this machine's memory, the global batch does not divide,
+            the DeepSpeed file is wrong, or DeepSpeed cannot build what it needs.
         TrainingError: MASTER_PORT is taken.
     """
+    check_memory(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     accumulation = check_batch(config, world_size)
     deepspeed = None
@@ -186,12 +188,18 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
         if deepspeed is not None:
             check_compiler()
             _find_ninja()
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                remove_stale_segments()
         if config.run.compile:
             check_compiler_of_layers()
     alone = {} if deepspeed is None or "RANK" in os.environ else _environment_of_one()
     os.environ |= alone
+    limit_s = config.run.hang_timeout_s
     try:
-        distributed = _start_accelerate(deepspeed, accumulation, config.run.hang_timeout_s)
+        with watched_start(int(os.environ.get("RANK", "0")), limit_s) as note_compiling:
+            if deepspeed is not None:
+                use_batons(note_compiling)
+            distributed = _start_accelerate(deepspeed, accumulation, limit_s)
         try:
             _seed(config.run.seed)
             yield distributed

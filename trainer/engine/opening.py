@@ -11,7 +11,9 @@ from trainer.config.load import to_dict
 from trainer.config.schema import TrainConfig
 from trainer.engine.distributed import Distributed
 from trainer.engine.run_folder import RunFolder
+from trainer.engine.schedule import learning_rate_factor, length_of
 from trainer.errors import CheckpointError, ConfigError
+from trainer.hardware import warn_if_emulated
 from trainer.tasks.base import TaskData
 
 
@@ -65,6 +67,7 @@ def open_run(
     if checkpoint is not None:
         _check_checkpoint(checkpoint, settings, fingerprint)
         _check_reach(folder, checkpoint.step, steps, copy_steps)
+        _check_schedule(config, checkpoint, steps, data.order.num_units)
     if is_finished:
         _check_export(config, folder, stored or settings)
         early = f" of {steps}; {state['reason']}" if state.get("reason") else ""
@@ -104,6 +107,7 @@ def _begin(
     folder.write_state("running", step, steps)
     for line in (*lines, *data.notes, *notes):
         folder.say(line)
+    warn_if_emulated(run.precision, str(distributed.device), "run.precision", folder.say)
 
 
 def _is_done(config: TrainConfig, state: Mapping[str, Any], steps: int) -> bool:
@@ -118,6 +122,7 @@ def _is_done(config: TrainConfig, state: Mapping[str, Any], steps: int) -> bool:
 def _check_checkpoint(checkpoint: Checkpoint, settings: dict[str, Any], data: str) -> None:
     try:
         stored, stored_data = checkpoint.state["config"], checkpoint.state["data"]
+        checkpoint.state["position"]
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.folder} lacks {error} in its state.json") from error
     check_same_run(stored, settings, stored_data, data)
@@ -137,11 +142,28 @@ def _check_reach(folder: RunFolder, step: int, steps: int, copy_steps: list[int]
         )
 
 
+def _check_schedule(
+    config: TrainConfig, checkpoint: Checkpoint, steps: int, num_units: int
+) -> None:
+    """Refuse another length where the steps behind the run would have had other learning rates."""
+    optimizer, step = config.optimizer, checkpoint.step
+    before = length_of(checkpoint.state["config"].get("run", {}), num_units)
+    if not step or learning_rate_factor(optimizer, step, before) == learning_rate_factor(
+        optimizer, step, steps
+    ):
+        return
+    raise ConfigError(
+        f"the run was to have {before} steps, and run.max_steps and run.epochs now make them "
+        f"{steps}; under optimizer.schedule {optimizer.schedule} its first {step} steps would then "
+        "have had other learning rates. Give them back, or start a new run in another folder"
+    )
+
+
 def _check_export(config: TrainConfig, folder: RunFolder, stored: Mapping[str, Any]) -> None:
     """Refuse other weights than those that a finished run exported; which ones is a choice only
     where it was validated."""
     now = config.run.export
-    was = stored["run"].get("export", now)
+    was = stored.get("run", {}).get("export", now)
     if config.validation.clicks is not None and was != now:
         raise ConfigError(
             f"run.export was {was!r} when {folder.export} was written, and is now {now!r}; move "

@@ -13,6 +13,7 @@
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -28,7 +29,9 @@ from filelock import FileLock, Timeout
 
 from shards.errors import DataError
 from shards.files import read_json, write_json_atomic
+from shards.location import shown, shown_text
 from trainer.errors import CheckpointError, TrainingError
+from trainer.monitor.run_files import read_state
 
 LOCK_S = 1.0
 """How long a start waits for the lock: ``tnr runs`` holds it for a moment to see who has it."""
@@ -74,6 +77,7 @@ class RunFolder:
         """
         try:
             self.log.mkdir(parents=True, exist_ok=True)
+            self._check_files()
             self._take_lock()
             self._log = (self.log / "train.log").open("a", encoding="utf-8")
         except OSError as error:
@@ -81,6 +85,16 @@ class RunFolder:
                 f"run folder {self.path} cannot be written: {error.strerror or error}; "
                 "choose another run.dir"
             ) from error
+
+    def _check_files(self) -> None:
+        """See that nothing stands in a file's place that would be waited for, such as a FIFO."""
+        names = (".lock", "config.json", "state.json", "starts.jsonl", "metrics.jsonl")
+        for path in (*(self.path / name for name in names), self.log / "train.log"):
+            if path.exists() and not path.is_file():
+                raise TrainingError(
+                    f"run folder {self.path} cannot be used: {path} is not a regular file; remove "
+                    "it, or choose another run.dir"
+                )
 
     def _take_lock(self) -> None:
         self._lock = FileLock(self.path / ".lock")
@@ -120,14 +134,16 @@ class RunFolder:
     def stored_config(self) -> dict[str, Any] | None:
         """The configuration of the run that the folder holds, None where it holds none."""
         path = self.path / "config.json"
-        return dict(read_json(path)) if path.exists() else None
+        return read_json(path, dict[str, Any]) if path.exists() else None
 
     def state(self) -> dict[str, Any]:
-        """What ``state.json`` says; empty where there is none."""
+        """What ``state.json`` says; empty where there is none that a run has written."""
         try:
-            return dict(read_json(self.path / "state.json"))
-        except (DataError, TypeError, ValueError):
+            found = dataclasses.asdict(read_state(self.path))
+        except DataError:
             return {}
+        unsaid = (None, False)
+        return {name: v for name, v in found.items() if not any(v is one for one in unsaid)}
 
     def write_state(
         self,
@@ -151,7 +167,7 @@ class RunFolder:
         """
         entry: dict[str, Any] = {"state": state, "step": step, "steps": steps}
         if reason is not None:
-            entry["reason"] = reason
+            entry["reason"] = shown_text(reason)
         if is_failed:
             entry["is_failed"] = True
         if without_improvement is not None:
@@ -175,7 +191,7 @@ class RunFolder:
             entry = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 **start,
-                "command": shlex.join(sys.argv),
+                "command": shlex.join(map(shown, sys.argv)),
                 "host": platform.node(),
                 "versions": versions(),
                 "git": git_revision(),

@@ -5,9 +5,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from trainer.checkpoint.binding import bind, binding_of
 from trainer.checkpoint.retention import METRIC, retention_of
-from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.tensors import write_tensors
+from trainer.checkpoint.store import CheckpointStore, stated_at
+from trainer.checkpoint.tensors import MODEL, OPTIMIZER, write_tensors
 from trainer.config.schema import TrainConfig
 from trainer.engine.distributed import Distributed
 from trainer.engine.session import Session, Tensors
@@ -137,7 +138,11 @@ class Saver:
     def _write(self, step: int, state: dict[str, Any], model: Tensors, optimizer: Tensors) -> None:
         try:
             self._prepare()
-            self._store.save(step, state, lambda folder: write_tensors(folder, model, optimizer))
+            state = bind(state, (MODEL, OPTIMIZER))
+            binding = binding_of(stated_at(step, state))
+            self._store.save(
+                step, state, lambda folder: write_tensors(folder, model, optimizer, binding)
+            )
             self._publish(step)
         except OSError as error:
             raise CheckpointError(

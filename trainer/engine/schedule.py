@@ -1,8 +1,13 @@
 """How long a run is and what its learning rate does: pure functions of the step."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
 
 from trainer.config.schema import OptimizerConfig, RunConfig
+from trainer.errors import CheckpointError
 
 
 def total_steps(run: RunConfig, num_units: int) -> int:
@@ -17,6 +22,24 @@ def total_steps(run: RunConfig, num_units: int) -> int:
     # ceil(3.0000000000000004).
     steps = math.ceil(round(run.epochs * num_units / run.global_batch, 9))
     return max(1, steps if run.max_steps is None else min(steps, run.max_steps))
+
+
+def length_of(stored: Mapping[str, Any], num_units: int) -> int:
+    """:func:`total_steps` of a run whose section ``run`` a checkpoint holds.
+
+    Args:
+        stored: The section as plain data; what it lacks was at its default.
+        num_units: Samples of an epoch.
+
+    Raises:
+        CheckpointError: A value has another type.
+    """
+    names = ("epochs", "max_steps", "global_batch")
+    kept = {name: stored[name] for name in names if name in stored}
+    try:
+        return total_steps(msgspec.convert(kept, RunConfig), num_units)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"the checkpoint's section run was edited: {error}") from error
 
 
 def epochs_read(run: RunConfig, num_units: int) -> int:

@@ -2,6 +2,7 @@
 of training or two batches of a column that is filled."""
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -11,7 +12,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from shards.stopping import GRACE_S
 from trainer.errors import EXIT_REQUEUE, StopForRequeue
+from trainer.interrupt import EXIT_INTERRUPTED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask for a checkpoint and an end."""
@@ -19,8 +22,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 SAME_REQUEST_S = 2.0
 """Signals this close are one request: torchrun passes on what its processes got as well."""
 
-AFTER_BATCH = "after this batch"
-"""Where the filling of a column stops: what is committed stays, the cell in hand is given up."""
+AFTER_BATCH = f"after this cell where it takes at most {GRACE_S:.0f} s more, else after this batch"
+"""Where the filling of a column stops: what is committed stays."""
 
 
 class StopRequest:
@@ -58,15 +61,20 @@ class StopRequest:
         else:
             # No exception: one that is raised inside an import may be taken for a missing package.
             _say(f"{name}: stopped before training began; the same command starts again")
-            os._exit(EXIT_REQUEUE)
+            # A scheduler starts it again; who pressed Ctrl-C wants it to end.
+            os._exit(EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_REQUEUE)
 
-    def check(self) -> None:
-        """Raise where the process was asked to stop.
+    def check(self, left_s: float = math.inf) -> None:
+        """Raise where the process was asked to stop, unless the work in hand can be finished.
+
+        Args:
+            left_s: Seconds that the work in hand takes before it can be kept; it goes on where
+                these end within ``GRACE_S`` of the signal.
 
         Raises:
             StopForRequeue: It was; the caller adds what is left.
         """
-        if self.signum:
+        if self.signum and time.monotonic() - self._since + left_s > GRACE_S:
             raise StopForRequeue(f"stopped by {signal.Signals(self.signum).name}")
 
 

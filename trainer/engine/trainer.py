@@ -49,7 +49,7 @@ from trainer.engine.watchdog import (
     VALIDATE,
     Watchdog,
 )
-from trainer.errors import StopForRequeue, TrainingError
+from trainer.errors import CheckpointError, StopForRequeue, TrainingError
 from trainer.monitor.flops import peak_tflops, text_flops
 from trainer.monitor.monitor import Monitor, Record
 from trainer.tasks.base import TaskData
@@ -155,9 +155,15 @@ class Trainer:
     def _start(self, checkpoint: Checkpoint | None) -> Session:
         """Make the task ready to train from where the run is."""
         if checkpoint is not None:
-            self._saver.resume(checkpoint.state)
-            self._not_finite.resume(checkpoint.state)
-            self._validator.resume(checkpoint.state)
+            try:
+                self._saver.resume(checkpoint.state)
+                self._not_finite.resume(checkpoint.state)
+                self._validator.resume(checkpoint.state)
+            except (TypeError, ValueError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{checkpoint.folder} cannot be read: its state.json was edited, or is of "
+                    f"another version ({error})"
+                ) from error
         session = Session(self.config, self.task, self.distributed, checkpoint, self.steps)
         if checkpoint is None and self.config.run.not_finite == "reload":
             self._save(session)  # Somewhere to go back to, from the first step on.

@@ -53,6 +53,9 @@ LONG_PHASES = (START, VALIDATE, EXPORT, CHECKPOINT)
 LONG = 4.0
 """How many times the limit long phases and the first step may take."""
 
+COMPILE_S = 600.0
+"""The least that compiling a library may take at the start."""
+
 SLACK_S = 30.0
 """The most that passes between the limit and the end of the process."""
 
@@ -239,6 +242,48 @@ def stacks_text() -> str:
             out.write(f"thread {thread.name}:\n")
             out.writelines(traceback.format_stack(frame))
     return out.getvalue()
+
+
+@contextlib.contextmanager
+def watched_start(rank: int, limit_s: float) -> Iterator[Callable[[bool], None]]:
+    """Watch what comes before there is a run folder or a store: the ranks' meeting, DeepSpeed.
+
+    Args:
+        rank: This process.
+        limit_s: ``run.hang_timeout_s``; the block may take ``LONG`` times as long.
+
+    Yields:
+        What notes that a library is being compiled (True), or no longer (False).
+    """
+    limits_s = {False: LONG * limit_s, True: max(LONG * limit_s, COMPILE_S)}
+    mark = (time.monotonic(), False)
+    over = threading.Event()
+
+    def note(is_compiling: bool) -> None:
+        nonlocal mark
+        mark = (time.monotonic(), is_compiling)
+
+    def watch() -> None:
+        while not over.wait(min(1.0, limits_s[False] / 20)):
+            since, is_compiling = mark
+            allowed_s, took_s = limits_s[is_compiling], time.monotonic() - since
+            if took_s > allowed_s:
+                what = f"{START}, compiling," if is_compiling else START
+                _say(
+                    f"tnr: hang: rank {rank} made no progress for {took_s:.1f} s in {what} "
+                    f"(run.hang_timeout_s {limit_s:g}, here {allowed_s:g} s)\n"
+                    f"Stacks of rank {rank}:\n{stacks_text()}"
+                )
+                os._exit(EXIT_FAILED)
+
+    thread = threading.Thread(target=watch, name="watchdog of the start", daemon=True)
+    with ends_within(2 * limits_s[True]):
+        thread.start()
+        try:
+            yield note
+        finally:
+            over.set()
+            thread.join()
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from torch import nn
 from shards.length_groups import length_groups
 from shards.progress import Progress
 from trainer.frozen.states import StateView
+from trainer.hardware import warn_if_emulated
 
 if TYPE_CHECKING:
     from shards.texts import TextView
@@ -120,7 +121,9 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: str | torch.device, precision: str) -> torch.autocast:
-    """Autocast to bf16 on a device, or a context that does nothing for ``fp32``."""
+    """Autocast to bf16 on a device, or a context that does nothing for ``fp32``; bf16 that the
+    device only emulates is said once."""
+    warn_if_emulated(precision, str(device), "precision")
     kind = torch.device(device).type
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16")
 

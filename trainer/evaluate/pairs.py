@@ -117,4 +117,5 @@ def open_click_log(articles: str | Path, impressions: str | Path) -> ClickLog:
             f"is {article_set.fingerprint[:12]}…; name the article set it was built with, or build "
             "the clicks again"
         )
-    return ClickLog(article_set, impression_set, ClickColumn.open(impression_set))
+    clicks = ClickColumn.open(impression_set, article_set.num_rows)
+    return ClickLog(article_set, impression_set, clicks)

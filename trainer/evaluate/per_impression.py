@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.files import sha256_file
+from shards.files import open_regular, sha256_file
 from trainer.errors import DamageError, DataError
 from trainer.evaluate.impressions import FILE_KEY, FORMAT, HASH_KEY
 from trainer.evaluate.metrics import METRIC_NAMES
@@ -92,15 +92,17 @@ def read_per_impression(path: str | Path, name: str | None = None) -> PerImpress
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise MissingImpressions(
             f"{path} does not exist; 'tnr evaluate --out' writes it beside the record"
         )
+    open_regular(path).close()
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            tensors = {key: file.get_tensor(key) for key in file.keys() if key in _TYPES}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        # The last two are what safetensors has for types that NumPy lacks, such as bfloat16.
         raise DamageError(f"{path} cannot be read: {error}; evaluate again") from error
     if metadata.get("format") != FORMAT:
         raise DataError(f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}")
@@ -134,7 +136,7 @@ def of_record(record: dict[str, Any], file: str | Path) -> PerImpression | None:
         return None
     path = Path(file).parent / str(named)
     found = read_per_impression(path, name=str(file))
-    wanted = str(record.get("data", {}).get("impressions_fingerprint"))
+    wanted = str((record.get("data") or {}).get("impressions_fingerprint"))
     if found.clicks != wanted:
         raise DataError(
             f"{path} is of click log {found.clicks[:12]}…, but {file} of {wanted[:12]}…; evaluate "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.errors import DataError, ModelError, UsageError
+from trainer.errors import DamageError, DataError, ModelError, UsageError
 from trainer.evaluate.readers import find_articles
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _stored(export: Export, model: Any, articles: ShardSet, path: Path, device: 
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import save
 
-    from shards.files import atomic_file
+    from shards.files import atomic_file, open_regular
 
     made_from = {"weights": export.weights_sha256, "articles": articles.fingerprint}
     if not path.exists():
@@ -237,10 +237,12 @@ def _stored(export: Export, model: Any, articles: ShardSet, path: Path, device: 
         with atomic_file(path) as file:
             file.write(save({"news": news_NE}, metadata=made_from))
         return news_NE
+    open_regular(path).close()
     try:
         with safe_open(path, framework="numpy") as stored:
             metadata, news_NE = stored.metadata() or {}, stored.get_tensor("news")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        # The last two are what safetensors has for types that NumPy lacks, such as bfloat16.
         raise DataError(
             f"{path} holds no article vectors ({error}); name another file, or remove it to make "
             "it again"
@@ -250,6 +252,12 @@ def _stored(export: Export, model: Any, articles: ShardSet, path: Path, device: 
         raise DataError(
             f"{path} holds vectors of other {' and '.join(differs)}; name another file, or remove "
             "it to make it again"
+        )
+    wanted = (articles.num_rows, model.config.news_dim)
+    if news_NE.shape != wanted or news_NE.dtype != np.float32 or not np.isfinite(news_NE).all():
+        raise DamageError(
+            f"{path} holds {news_NE.dtype}{list(news_NE.shape)}, or numbers that are not finite; "
+            f"expected float32{list(wanted)}; remove it to make it again"
         )
     return news_NE
 

@@ -20,6 +20,7 @@ from trainer.errors import DataError
 from trainer.evaluate.bootstrap import CONFIDENCE, Interval
 from trainer.evaluate.markdown import align
 from trainer.evaluate.metrics import METRIC_NAMES
+from trainer.evaluate.record import Metric, check_type, read_evaluation
 
 TITLES = {"auc": "AUC", "mrr": "MRR", "ndcg5": "nDCG@5", "ndcg10": "nDCG@10"}
 AUC_INTERVAL = f"AUC, {CONFIDENCE:.0%} interval"
@@ -77,27 +78,17 @@ def read_evaluations(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     """The records in JSON files of ``tnr evaluate``, each with its path as ``file``.
 
     Raises:
-        DataError: A file is missing or is no such record, or the records are of different logs, or
-            of different periods of one.
+        DataError: A file is missing or is not such a record, or the records are of different logs,
+            or of different periods of one.
     """
-    records = []
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise DataError(f"{path} does not exist; 'tnr evaluate ... --out {path}' writes it")
-        record = read_json(path)
-        values = record.get("metrics") if isinstance(record, dict) else None
-        if not isinstance(values, dict) or not set(METRIC_NAMES) <= values.keys():
-            raise DataError(f"{path} is no record of 'tnr evaluate'")
-        if not all(isinstance(values[name], int | float) for name in METRIC_NAMES):
-            raise DataError(f"{path}: a metric is no number")
-        records.append(record | {"file": str(path)})
+    records = [read_evaluation(Path(path)) for path in paths]
     logs = {str(record.get("data", {}).get("impressions_fingerprint")) for record in records}
     if len(logs) > 1:
         raise DataError(
             f"the evaluations are of {len(logs)} different click logs, so their numbers cannot "
             "stand in one table; report them one log at a time"
         )
-    bounds = [record.get("period", (None, None)) for record in records]
+    bounds = [record.get("period") or (None, None) for record in records]
     periods = {parse_period(since, until, "--") for since, until in bounds}
     if len(periods) > 1:
         raise DataError(
@@ -117,14 +108,15 @@ def read_ceilings(path: str | Path) -> list[Ceiling]:
         DataError: The file is missing or says nothing of the kind.
     """
     source = Path(path)
-    if not source.is_file():
+    if not source.exists():
         raise DataError(f"{source} does not exist; 'tnr shards synthesize' writes a truth.json")
-    truth = read_json(source)
+    truth = read_json(source, dict[str, Any])
     ceilings = []
     for key, name in (("best", "ceiling"), ("history", "reader of histories")):
         names = {metric: f"{key}_{metric}" for metric in METRIC_NAMES}
-        if isinstance(truth, dict) and all(place in truth for place in names.values()):
-            metrics = {metric: float(truth[place]) for metric, place in names.items()}
+        if all(place in truth for place in names.values()):
+            metrics = {metric: truth[place] for metric, place in names.items()}
+            check_type(metrics, dict[str, Metric], where=f"{source} ({key}_*)")
             ceilings.append(Ceiling(name=name, metrics=metrics))
     if not ceilings:
         raise DataError(f"{source} says nothing of a best AUC; is it a world's truth.json?")

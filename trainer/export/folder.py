@@ -10,9 +10,11 @@ import shutil
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shards.files import read_json, sha256_file, temporary_name, write_json_atomic
+from shards.os_errors import naming
+from shards.pretrained import did_you_mean
 from trainer.errors import ColumnError, DataError, ModelError
 
 if TYPE_CHECKING:
@@ -25,6 +27,28 @@ if TYPE_CHECKING:
 FORMAT = 1
 INFO = "tnr.json"
 WEIGHTS = "model.safetensors"
+
+
+class _Facts(dict[str, Any]):
+    """Entries of ``tnr.json``; one that is asked for and missing is the file's fault."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ModelError(f"{INFO} has no entry {key!r}: it was edited; export the model again")
+
+
+@dataclass(frozen=True)
+class _Info:
+    """What ``tnr.json`` must hold; entries with a default are missing in some exports."""
+
+    kind: Literal["news_encoder", "recommender"]
+    weights_sha256: str
+    tokenizer_sha256: str = ""
+    news_text: list[tuple[str, int]] | None = None
+    max_title_tokens: int = 0
+    max_body_tokens: int | None = None
+    history_length: int | None = None
+    pad_to_max: bool = False
+    model_settings: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,16 +167,17 @@ def load_export(folder: str | Path) -> Export:
     """
     path = Path(folder)
     if not (path / INFO).is_file():
-        hint = ""
+        hint = "" if path.is_dir() else did_you_mean(path)
         if (path / "export" / INFO).is_file():
             hint = f"; did you mean {path / 'export'}?"
         raise ModelError(f"{path} is not an exported model: it has no {INFO}{hint}")
-    info = read_json(path / INFO)
+    info = read_json(path / INFO, dict[str, Any])
     if info.get("format") != FORMAT:
         raise ModelError(f"{path / INFO}: format {info.get('format')!r}, expected {FORMAT}")
+    read_json(path / INFO, _Info)  # for its types
     if not (path / WEIGHTS).is_file():
         raise ModelError(f"{path} has no {WEIGHTS}; weights are read from safetensors only")
-    return Export(path, info)
+    return Export(path, _Facts(info))
 
 
 def export_model(
@@ -172,7 +197,8 @@ def export_model(
     _clear(folder)
     building = temporary_name(folder)
     try:
-        model.save_pretrained(building)
+        with naming(folder):
+            model.save_pretrained(building)
         if tokenizer_dir is not None:
             for file in sorted(tokenizer_dir.iterdir()):
                 # A served tokenizer's folder may hold anything: nothing of the model's gives way.

@@ -22,6 +22,7 @@ import torch
 from shards.cells import data_path
 from shards.columns import ColumnWriter, describe, differing_fields, list_columns
 from shards.ragged import offsets_from_lengths, ranges
+from shards.stopping import Pace
 from shards.texts import TextView
 from trainer.engine.signals import StopRequest
 from trainer.errors import ModelError, StopForRequeue
@@ -32,8 +33,6 @@ from trainer.teacher_server.ranks import Place
 from trainer.teacher_server.request import Cell, Target, cells_of_part
 from trainer.teacher_server.sizes import Need, check_room, mb, missing_cells
 from trainer.teacher_server.watch import CellWork, FillProgress
-
-Count = Callable[[int], None]
 
 _CELL_BYTES = 2048
 """Header and commit record of a cell, rounded up."""
@@ -54,7 +53,7 @@ class StateFiller:
         here: This rank among the others.
         batch_tokens: Tokens of a forward pass, padding included.
         device: Where the encoder is.
-        stop: Asked between batches whether to go on.
+        stop: Asked between batches whether to go on; a cell that is nearly done is finished.
         report: Gets lines for people; called on rank 0 alone.
     """
 
@@ -151,7 +150,7 @@ class StateFiller:
             progress.teacher = "frozen layers"
             for cell in cells:
                 counted = CellWork(progress, cell.work)
-                if self._commit(writer, cell.shard, counted.add):
+                if self._commit(writer, cell.shard, counted):
                     info = self.target.shard_set.manifest.shards[cell.shard]
                     size = data_path(writer.folder, info).stat().st_size
                     counted.done(info.samples, size)
@@ -163,18 +162,18 @@ class StateFiller:
         order = np.random.default_rng(self.here.rank).permutation(len(cells))
         while writer.missing():
             for shard in order.tolist():
-                self._commit(writer, shard, lambda units: None)
+                self._commit(writer, shard, Pace(cells[shard].work))
 
-    def _commit(self, writer: ColumnWriter, shard: int, count: Count) -> bool:
+    def _commit(self, writer: ColumnWriter, shard: int, work: Pace) -> bool:
         """Compute and commit one cell; False where it is there by now."""
         self.stop.check()
         if writer.is_committed(shard):
             return False
         starts = self.target.shard_set.shard_starts
-        writer.write(shard, self._tensors(np.arange(starts[shard], starts[shard + 1]), count))
+        writer.write(shard, self._tensors(np.arange(starts[shard], starts[shard + 1]), work))
         return True
 
-    def _tensors(self, rows: np.ndarray, count: Count) -> dict[str, np.ndarray]:
+    def _tensors(self, rows: np.ndarray, work: Pace) -> dict[str, np.ndarray]:
         """A cell's tensors: the states of the texts of some rows."""
         lengths = self.texts.lengths(rows)
         offsets = offsets_from_lengths(lengths)
@@ -189,6 +188,6 @@ class StateFiller:
                 states_ULD = self.encoder.backbone.below(ids_UL, mask_UL)
                 places = ranges(offsets[group.places], lengths[group.places])
                 values[places] = states_ULD[mask_UL].to(stored).cpu().numpy()
-                count(len(places))
-                self.stop.check()
+                work.add(len(places))
+                self.stop.check(work.left_s)
         return {f"{STATES}.values": values, f"{STATES}.offsets": offsets}

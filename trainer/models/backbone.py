@@ -3,30 +3,38 @@
 Shape legend: U texts, L tokens, D width, A attention heads.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from shards.pretrained import first_line
 from trainer.errors import ModelError
-from trainer.models.layers import pooler_arguments
+from trainer.models.layers import new_language_model
 from trainer.models.relative_position import RelativePositionBias
 from trainer.models.split import LayerSplit
 
 # Families whose attention adds a given float mask [U, A, L, L] to its scores as it is.
 _TAKES_A_BIAS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-# Families that count positions from the padding id on: they read pad_token_id + 1 tokens less.
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl")
 
 
-def max_tokens(config: PreTrainedConfig) -> int | None:
-    """Longest text in tokens that a language model can read, or None where nothing limits it."""
-    positions = getattr(config, "max_position_embeddings", None)
+def max_tokens(model: PreTrainedModel) -> int | None:
+    """Longest text in tokens that a language model can read, or None where nothing limits it.
+
+    RoBERTa's kin count positions from the padding id on, and mark that place in their table: they
+    read so many tokens less.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
         return None
-    if config.model_type in _POSITIONS_AFTER_PADDING:
-        # MPNet's padding index is 1 whatever its configuration says; the others' is pad_token_id.
-        padding = 1 if config.model_type == "mpnet" else (config.pad_token_id or 0)
-        return positions - padding - 1
+    words = model.get_input_embeddings()
+    for table in model.modules():
+        if not isinstance(table, nn.Embedding) or table is words:
+            continue
+        if table.num_embeddings == positions and table.padding_idx is not None:
+            return positions - table.padding_idx - 1
     return positions
 
 
@@ -51,9 +59,10 @@ class Backbone(nn.Module):
         """
         super().__init__()
         if language_model is None:
-            language_model = AutoModel.from_config(config, **pooler_arguments(config))
+            language_model = new_language_model(config)
         self.language_model = language_model
-        self.max_tokens = max_tokens(config)
+        self.max_tokens = max_tokens(language_model)
+        self.fixed = [n for n, p in language_model.named_parameters() if not p.requires_grad]
         self.split: LayerSplit | None = None
         self.rel_pos_bias: RelativePositionBias | None = None
         if relative_position_bias:
@@ -76,11 +85,13 @@ class Backbone(nn.Module):
             ``[U, L, D]``.
 
         Raises:
-            ModelError: L is more than the language model can read.
+            ModelError: L is more than the language model can read, or its family cannot encode
+                such texts.
         """
         mask = self._prepared(attention_mask_UL)
-        output = self.language_model(input_ids=input_ids_UL, attention_mask=mask)
-        return output.last_hidden_state
+        with self._naming_family(attention_mask_UL):
+            output = self.language_model(input_ids=input_ids_UL, attention_mask=mask)
+            return output.last_hidden_state
 
     def cut(self, num_below: int) -> None:
         """Make :meth:`below` and :meth:`above` possible; :meth:`forward` stays as it is.
@@ -96,7 +107,9 @@ class Backbone(nn.Module):
     def below(self, input_ids_UL: Tensor, attention_mask_UL: Tensor) -> Tensor:
         """States ``[U, L, D]`` at the cut; arguments and errors as of :meth:`forward`."""
         assert self.split is not None
-        return self.split.below(input_ids_UL, self._prepared(attention_mask_UL))
+        mask = self._prepared(attention_mask_UL)
+        with self._naming_family(attention_mask_UL):
+            return self.split.below(input_ids_UL, mask)
 
     def above(self, states_ULD: Tensor, attention_mask_UL: Tensor) -> Tensor:
         """States of the last layer from those at the cut.
@@ -109,10 +122,31 @@ class Backbone(nn.Module):
             ``[U, L, D]``.
         """
         assert self.split is not None
-        return self.split.above(states_ULD, self._prepared(attention_mask_UL))
+        mask = self._prepared(attention_mask_UL)
+        with self._naming_family(attention_mask_UL):
+            return self.split.above(states_ULD, mask)
+
+    @contextmanager
+    def _naming_family(self, mask_UL: Tensor) -> Iterator[None]:
+        """Turn an error inside a family's forward pass into one line that names the family.
+
+        Running out of memory, and what ranks say to each other, are not the family's errors.
+        """
+        try:
+            yield
+        except (ModelError, torch.OutOfMemoryError, torch.distributed.DistError):
+            raise
+        except Exception as error:  # as many kinds as there are families
+            num_texts, length = mask_UL.shape
+            family = self.language_model.config.model_type
+            raise ModelError(
+                f"a backbone of type {family!r} cannot encode {num_texts} texts of {length} "
+                f"tokens: {first_line(error)}; take other lengths, or a backbone of another family"
+            ) from error
 
     def _prepared(self, mask_UL: Tensor) -> Tensor:
-        """The mask as the language model takes it: with the bias, where there is one.
+        """The mask as the language model takes it: 0 and 1 as tokenizers give it (some families
+        compute ``1 - mask``), or with the bias, where there is one.
 
         Raises:
             ModelError: L is more than the language model can read.
@@ -125,7 +159,7 @@ class Backbone(nn.Module):
                 "lower data.max_title_tokens or data.max_body_tokens"
             )
         if self.rel_pos_bias is None:
-            return mask_UL
+            return mask_UL.long()
         return self._bias_and_padding(self.rel_pos_bias(length), mask_UL)
 
     @staticmethod

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
+from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
 from trainer.config.bias import BIAS_KEY, settle_bias
 from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.errors import ModelError
 from trainer.models.configuration import NewsEncoderConfig, RecommenderConfig
-from trainer.models.layers import pooler_arguments, select_layers
+from trainer.models.layers import new_language_model, pooler_arguments, select_layers
 from trainer.models.loading import (
     load_language_model,
     load_language_model_config,
@@ -19,6 +19,7 @@ from trainer.models.loading import (
 )
 from trainer.models.news_encoder import NewsEncoder
 from trainer.models.parameters import set_trainable
+from trainer.models.probe import check_padding
 from trainer.models.recommender import Recommender
 
 RANDOM = "random"
@@ -131,6 +132,7 @@ def _encoder_of_backbone(config: ModelConfig, vocab_size: int, pad_id: int) -> N
         ),
         language_model,
     )
+    check_padding(encoder.backbone, backbone.name)
     table = encoder.backbone.rel_pos_bias
     if table is not None and (stored := read_tensor(Path(backbone.name), BIAS_KEY)) is not None:
         if stored.shape != table.weight.shape:
@@ -177,9 +179,7 @@ def _adapt_exported(encoder: NewsEncoder, config: ModelConfig) -> None:
         select_layers(language_model, config.backbone.layers)
     if _override_dropout(language_model.config, config.backbone):
         # Dropout is read when a model is built, so the same weights move into a new one.
-        rebuilt = AutoModel.from_config(
-            language_model.config, **pooler_arguments(language_model.config)
-        )
+        rebuilt = new_language_model(language_model.config)
         rebuilt.load_state_dict(language_model.state_dict())
         encoder.backbone.language_model = rebuilt
     encoder.config.backbone = encoder.backbone.language_model.config
@@ -213,8 +213,8 @@ def _check_same(config: ModelConfig, exported: Any, fields: list[str]) -> None:
         if asked != found:
             raise ModelError(
                 f"model.{field} is {asked!r}, but {config.init}, from which the model starts, was "
-                "made with "
-                f"{found!r}: set model.{field} to {found!r} or start from another model"
+                f"made with {found!r}: leave model.{field} out, set it to {found!r}, or start from "
+                "another model"
             )
 
 

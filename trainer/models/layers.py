@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from trainer.errors import ModelError
+from shards import pretrained
+from trainer.errors import DataError, ModelError
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -64,6 +65,18 @@ def pooler_arguments(config: PreTrainedConfig) -> dict[str, Any]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
 
 
+def new_language_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a language model with random weights and without an unused pooler.
+
+    Raises:
+        ModelError: Its family cannot be built from this configuration.
+    """
+    try:
+        return pretrained.new_model(config, **pooler_arguments(config))
+    except DataError as error:
+        raise ModelError(str(error)) from error
+
+
 def select_layers(model: PreTrainedModel, layers: tuple[int, ...]) -> None:
     """Keep only some layers of a language model, in place; its configuration follows.
 
@@ -107,7 +120,7 @@ def select_layers(model: PreTrainedModel, layers: tuple[int, ...]) -> None:
 def _check_loadable(model: PreTrainedModel) -> None:
     """Compare names and shapes with those of a model built anew from the adapted configuration."""
     with torch.device("meta"):
-        fresh = AutoModel.from_config(model.config, **pooler_arguments(model.config))
+        fresh = new_language_model(model.config)
     expected = {name: tuple(value.shape) for name, value in fresh.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     differing = sorted(expected.items() ^ found.items())

@@ -1,21 +1,27 @@
 """Loading: exported models by folder, language models by name or folder; never a pickle."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from safetensors import safe_open
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from trainer.errors import ModelError
+from shards import pretrained
+from shards.files import read_json
+from trainer.errors import DataError, ModelError
 from trainer.models.configuration import NewsEncoderConfig, RecommenderConfig
 from trainer.models.layers import pooler_arguments
 from trainer.models.news_encoder import NewsEncoder
+from trainer.models.probe import check_padding
 from trainer.models.recommender import Recommender
 from trainer.models.strict import quiet
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_KINDS: dict[str, tuple[Any, Any]] = {
+    NewsEncoderConfig.model_type: (NewsEncoderConfig, NewsEncoder),
+    RecommenderConfig.model_type: (RecommenderConfig, Recommender),
+}
 
 
 def load_model(folder: str | Path) -> NewsEncoder | Recommender:
@@ -28,42 +34,67 @@ def load_model(folder: str | Path) -> NewsEncoder | Recommender:
         The model in fp32 and, as transformers leaves it, in eval mode.
 
     Raises:
-        ModelError: The folder is no exported model, has only pickled weights, or its weights are
-            damaged, missing or left over.
+        ModelError: The folder is not an exported model, has only pickled weights, wants code of its
+            own, or its weights are damaged, missing or left over; or padding changes what its
+            backbone makes of a text.
     """
     path = Path(folder)
+    _, kind = _kind_of(path)
+    _check_safetensors(path)
+    model: NewsEncoder | Recommender = _loaded(path, kind)
+    encoder = model.news_encoder if isinstance(model, Recommender) else model
+    check_padding(encoder.backbone, str(path))
+    return model
+
+
+def load_news_config(folder: str | Path) -> NewsEncoderConfig:
+    """Load the configuration of an export's news encoder; no weights are read.
+
+    Raises:
+        ModelError: The folder is not an exported model, or wants code of its own.
+    """
+    path = Path(folder)
+    kind, _ = _kind_of(path)
+    config = _loaded(path, kind)
+    news: NewsEncoderConfig = config if kind is NewsEncoderConfig else config.news_config
+    return news
+
+
+def _kind_of(path: Path) -> tuple[Any, Any]:
+    """The classes of an export's configuration and model."""
     model_type = _read_config(path).get("model_type")
-    kinds: dict[str, Any] = {
-        NewsEncoderConfig.model_type: NewsEncoder,
-        RecommenderConfig.model_type: Recommender,
-    }
-    if model_type not in kinds:
+    if model_type not in _KINDS:
         raise ModelError(
             f"{path} holds a model of type {model_type!r}; expected an export of this project "
-            f"({' or '.join(kinds)}). A language model is given as model.backbone.name instead"
+            f"({' or '.join(_KINDS)}). A language model is given as model.backbone.name instead"
         )
-    _check_safetensors(path)
+    return _KINDS[model_type]
+
+
+def _loaded(path: Path, kind: Any) -> Any:
     with quiet():
         try:
-            return kinds[model_type].from_pretrained(path, local_files_only=True)
+            return kind.from_pretrained(path, local_files_only=True)
         except ModelError:
             raise
-        except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
-            raise ModelError(f"{path} cannot be loaded: {_first_line(error)}") from error
+        except Exception as error:  # whatever the family of the nested configuration raises
+            raise ModelError(f"{path} cannot be loaded: {pretrained.first_line(error)}") from error
 
 
 def load_language_model_config(name: str) -> PreTrainedConfig:
-    """Configuration of a language model by Hugging Face name or folder; the network is not asked.
+    """Load the configuration of a language model by folder or Hugging Face name; no hub is asked.
 
     Raises:
-        ModelError: There is none of that name on this machine, or it is no encoder.
+        ModelError: There is none of that name on this machine, it wants code of its own, or it is
+            not an encoder.
     """
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(name, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ModelError(_not_found(name, error)) from error
-    if config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
+            config = pretrained.load_config(name)
+        except DataError as error:
+            raise ModelError(f"backbone.name {error}{_or_random(name)}") from error
+    needed = ("num_hidden_layers", "hidden_size", "vocab_size")
+    if config.is_encoder_decoder or not all(hasattr(config, key) for key in needed):
         raise ModelError(
             f"backbone.name {name!r} is of type {config.model_type!r}, which is no text encoder: "
             "expected "
@@ -73,10 +104,10 @@ def load_language_model_config(name: str) -> PreTrainedConfig:
 
 
 def load_language_model(name: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """A language model with its weights, in fp32, without its heads and pooler.
+    """Load a language model with its weights, in fp32, without its heads and pooler.
 
     Args:
-        name: Hugging Face name, or a folder.
+        name: A folder, or a Hugging Face name in the local cache.
         config: Its configuration, with any overrides.
 
     Returns:
@@ -85,21 +116,14 @@ def load_language_model(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         ModelError: The weights are not on this machine, are pickled, or miss a part of the encoder.
     """
-    if Path(name).is_dir():
-        _check_safetensors(Path(name))
     with quiet():
         try:
-            model, info = AutoModel.from_pretrained(
-                name,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                **pooler_arguments(config),
+            _check_safetensors(pretrained.find_folder(name))
+            model, info = pretrained.load_model(
+                name, config, dtype=torch.float32, **pooler_arguments(config)
             )
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise ModelError(_not_found(name, error)) from error
+        except DataError as error:
+            raise ModelError(f"backbone.name {error}") from error
     absent = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
     # A pooler that could not be left out is neither used nor worth refusing a model for.
     absent = [key for key in absent if not key.startswith("pooler.")]
@@ -125,15 +149,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         nested = path / "export" / "config.json"
-        hint = f"; did you mean {nested.parent}?" if nested.is_file() else ""
-        raise ModelError(f"{path} is no exported model: it has no config.json{hint}")
+        hint = "" if path.is_dir() else pretrained.did_you_mean(path)
+        hint = f"; did you mean {nested.parent}?" if nested.is_file() else hint
+        raise ModelError(f"{path} is not an exported model: it has no config.json{hint}")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{file} holds a JSON {type(config).__name__}; expected an object")
-    return config
+        pretrained.check_folder(path)
+        return read_json(file, dict[str, Any])
+    except DataError as error:
+        raise ModelError(str(error)) from error
 
 
 def _check_safetensors(path: Path) -> None:
@@ -152,26 +175,5 @@ def _check_safetensors(path: Path) -> None:
     raise ModelError(f"{path} has no weights: expected {_WEIGHTS[0]}")
 
 
-def _not_found(name: str, error: Exception) -> str:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    path = Path(name)
-    if path.is_dir():
-        content = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-        return (
-            f"backbone.name {name!r} is a folder, but no language model can be loaded from it (it "
-            f"has {content}): "
-            f"{_first_line(error)}"
-        )
-    return (
-        f"backbone.name {name!r} was not found. Tried: a folder {path.absolute()} (absent); the "
-        "local Hugging Face "
-        f"cache {HF_HUB_CACHE} (not in it). Nothing is downloaded during training: give a folder, "
-        "fetch it "
-        f"first with `hf download {name}`, or use `random`"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+def _or_random(name: str) -> str:
+    return "" if Path(name).is_dir() else ", or use `random`"

@@ -20,7 +20,8 @@ def set_trainable(model: nn.Module, trainable_layers: int | None) -> None:
         model: A news encoder, a recommender, or anything that contains one.
         trainable_layers: How many of the backbone's top layers are trained; more than it has means
             all its layers. The embeddings, the relative position table and the lower layers are
-            frozen then, for 0 the whole backbone. None trains all of it.
+            frozen then, for 0 the whole backbone. None trains all of it but what its family itself
+            keeps fixed, such as a table of sines.
 
     Raises:
         ModelError: The number is negative, or the backbone's layers cannot be told apart.
@@ -35,6 +36,8 @@ def set_trainable(model: nn.Module, trainable_layers: int | None) -> None:
             _, layers = find_layers(backbone.language_model)
             for layer in list(layers)[-trainable_layers:]:
                 layer.requires_grad_(True)
+        for name in backbone.fixed:
+            backbone.language_model.get_parameter(name).requires_grad_(False)
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

@@ -136,8 +136,11 @@ class LayerSplit:
         """
         model = self._language_model
         ids_UL = torch.arange(6, device=model.device).view(2, 3)
-        mask_UL = torch.tensor([[1, 1, 1], [1, 1, 0]], device=model.device).bool()
-        whole_ULD, outputs = self._watched(ids_UL, mask_UL)
+        mask_UL = torch.tensor([[1, 1, 1], [1, 1, 0]], device=model.device)
+        try:
+            whole_ULD, outputs = self._watched(ids_UL, mask_UL)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise self._cannot(f"it cannot encode a text of 3 tokens ({error})") from error
         output, embedded = outputs.get("layer"), outputs.get("embeddings")
         rest = output[1:] if isinstance(output, tuple) else ()
         states = output[0] if isinstance(output, tuple) else output
@@ -150,10 +153,10 @@ class LayerSplit:
         self._embedded_width = int((embedded if embedded is not None else table.weight).shape[-1])
         try:
             ours_ULD = self.above(self.below(ids_UL, mask_UL), mask_UL)
-            difference = float((ours_ULD - whole_ULD)[mask_UL].abs().max())
+            difference = float((ours_ULD - whole_ULD)[mask_UL > 0].abs().max())
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise self._cannot(f"its halves do not fit ({error})") from error
-        largest = float(whole_ULD[mask_UL].abs().max())
+        largest = float(whole_ULD[mask_UL > 0].abs().max())
         if not difference <= _TOLERANCE * largest:
             raise self._cannot("more than states passes between its layers")
 

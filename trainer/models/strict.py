@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -27,6 +27,21 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def save_weights(weights: dict[str, Tensor], file: Path) -> None:
+    """Write tensors as a safetensors file for transformers, as readable as any new file.
+
+    The package makes files that only their owner may read, whatever the umask says.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    file.touch()
+    mode = file.stat().st_mode
+    whole = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(whole, file, metadata={"format": "pt"})
+    file.chmod(mode)
 
 
 class StrictModel(PreTrainedModel):
@@ -85,8 +100,7 @@ class StrictModel(PreTrainedModel):
         config.architectures = [type(self).__name__]
         config.dtype = self.dtype
         config.save_pretrained(folder)
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        save_weights(self.state_dict(), folder / "model.safetensors")
 
     def _init_weights(self, module: nn.Module) -> None:
         """Xavier weights and zero biases for our layers; the language model has its own rule."""

@@ -3,17 +3,20 @@
 Shape legend: A attention heads, D width.
 """
 
-import pickle
+import io
 from pathlib import Path
+from typing import cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertTokenizer
 
+from shards.files import MAX_JSON_BYTES, open_regular, read_bytes
+from shards.pretrained import first_line
 from trainer.config.bias import BIAS_KEY
-from trainer.errors import ModelError
+from trainer.errors import DataError, ModelError
 from trainer.models.relative_position import NUM_BUCKETS
+from trainer.models.strict import save_weights
 
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 _TELL_SIZES = (
@@ -98,7 +101,7 @@ def save_unilmv2(checkpoint: str | Path, vocab: str | Path, folder: str | Path) 
         )
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    save_weights(weights, target / "model.safetensors")
     config.save_pretrained(target)
     tokenizer.save_pretrained(target)
     return target
@@ -106,12 +109,17 @@ def save_unilmv2(checkpoint: str | Path, vocab: str | Path, folder: str | Path) 
 
 def _read_checkpoint(checkpoint: str | Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError) as error:
+        with open_regular(checkpoint) as raw, io.BufferedReader(cast(io.RawIOBase, raw)) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except DataError as error:
         raise ModelError(f"{checkpoint} cannot be read as a checkpoint: {error}") from error
+    except Exception as error:  # an edited pickle makes errors of many kinds
+        raise ModelError(
+            f"{checkpoint} cannot be read as a checkpoint: {first_line(error)}"
+        ) from error
     if not isinstance(state, dict):
         raise ModelError(f"{checkpoint} holds a {type(state).__name__}; expected a state dict")
-    return state
+    return {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 def _config_of(weights: dict[str, Tensor], pad_id: int) -> BertConfig:
@@ -135,8 +143,9 @@ def _config_of(weights: dict[str, Tensor], pad_id: int) -> BertConfig:
 
 def _read_vocab(vocab: str | Path) -> dict[str, int]:
     try:
-        words = Path(vocab).read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(vocab, limit=MAX_JSON_BYTES).decode("utf-8")
+        words = text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    except (DataError, UnicodeDecodeError) as error:
         raise ModelError(f"{vocab} cannot be read as a vocabulary: {error}") from error
     return {word: number for number, word in enumerate(words)}
 

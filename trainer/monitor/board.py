@@ -1,6 +1,7 @@
 """TensorBoard: scalars, histograms, the run's row on the HPARAMS page, and charts that belong
 together."""
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ class Board:
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _leave_errors_to_callers()
         self._writer: Any = SummaryWriter(str(folder), purge_step=resumed_step + 1, flush_secs=30)
         self._settings = {
             name: hparam(value)
@@ -135,6 +137,21 @@ class Board:
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
+
+
+def _leave_errors_to_callers() -> None:
+    """Keep Python from printing what TensorBoard's thread met: its next call raises it here."""
+    before = threading.excepthook
+    if getattr(before, "leaves_to_callers", False):
+        return
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        is_writer = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (is_writer and isinstance(arguments.exc_value, OSError)):
+            before(arguments)
+
+    hook.leaves_to_callers = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
 
 
 def bars(counts: list[float]) -> dict[str, Any]:

@@ -16,19 +16,27 @@ class Pace:
     The first step (start-up, compilation) is never in it, and slow steps after it fall out as the
     window moves on; a resumed run starts a window of its own. Checkpoints and exports in the window
     count, as there will be more of them.
+
+    Args:
+        steps: Steps of the whole run.
+        step_s: Seconds a step that the run took before it was resumed, for its first record.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, step_s: float | None = None) -> None:
         self._steps = steps
+        self._step_s = step_s
         self._seen: deque[tuple[int, float]] = deque(maxlen=200)
 
     def seconds_left(self, step: int, now: float | None = None) -> float | None:
-        """Note that a step was reached (now, unless told) and estimate; None at the first."""
+        """Note that a step was reached (now, unless told) and estimate.
+
+        At the first record nothing was measured yet: None, unless the run was resumed.
+        """
         self._seen.append((step, time.monotonic() if now is None else now))
         # Index 0 for two records: the later half of the way between the first and the last.
         first, since = self._seen[(len(self._seen) - 1) // 2]
         if first == step:
-            return None
+            return None if self._step_s is None else self._step_s * (self._steps - step)
         return (self._seen[-1][1] - since) / (step - first) * (self._steps - step)
 
 

@@ -1,13 +1,13 @@
 """``metrics.jsonl``: one JSON object a record, floats with all their digits, cut back on resume."""
 
+import io
 import json
 import os
 from pathlib import Path
 from typing import IO, Any
 
-from shards.files import atomic_file
-
-FILE = "metrics.jsonl"
+from shards.files import atomic_file, open_regular
+from trainer.monitor.run_files import METRICS, as_record, parse_line
 
 
 class MetricsFile:
@@ -17,11 +17,16 @@ class MetricsFile:
         folder: The run folder.
         resumed_step: Records after this step are cut off, and so is a line that a kill left half
             written: they will be, or were, made again.
+
+    Attributes:
+        step_s: Seconds a step by the last record that is kept, None where there is none.
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
-        self.path = folder / FILE
-        cut_back(self.path, resumed_step)
+        self.path = folder / METRICS
+        kept = cut_back(self.path, resumed_step)
+        before = as_record(kept[-1]) if kept else None
+        self.step_s = None if before is None else before.get("speed/step_s")
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -40,25 +45,28 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a ``metrics.jsonl``, up to a half-written last line."""
+    """Return the records of a ``metrics.jsonl``, up to a line that is half written or not a record.
+
+    Raises:
+        DataError: It is not a regular file, or cannot be read.
+    """
     records: list[dict[str, Any]] = []
     if not path.exists():
         return records
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(record, dict):
-            break
-        records.append(record)
+    with open_regular(path) as file:
+        for line in io.BufferedReader(file):
+            record = parse_line(line)
+            if record is None or as_record(record) is None:
+                break
+            records.append(record)
     return records
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Keep only the records up to a step. The file is replaced whole, or left as it is."""
+def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keep only the records up to a step, and return them. The file is replaced whole."""
     if not path.exists():
-        return
-    kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
+        return []
+    kept = [record for record in read_metrics(path) if record["step"] <= step]
     with atomic_file(path, "w") as file:
         file.writelines(json.dumps(record) + "\n" for record in kept)
+    return kept

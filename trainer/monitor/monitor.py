@@ -53,8 +53,8 @@ class Monitor:
     ) -> None:
         self._steps = steps
         self._say = say
-        self._pace = Pace(steps)
         self._metrics = MetricsFile(folder, resumed_step)
+        self._pace = Pace(steps, self._metrics.step_s)
         self._board = Board(folder / "tensorboard", resumed_step, settings or {}, finals)
 
     def write(self, record: Record) -> None:

@@ -1,6 +1,7 @@
 """What has run: run folders, their state and their last numbers, read without torch."""
 
-import json
+import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,10 +11,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from shards.errors import DataError
-from shards.files import read_json
+from trainer.monitor.run_files import (
+    CONFIG,
+    STARTS,
+    STATE,
+    RunState,
+    last_entries,
+    last_record,
+    reached_step,
+    read_settings,
+    read_state,
+)
 
-CONFIG, STATE, METRICS, STARTS = "config.json", "state.json", "metrics.jsonl", "starts.jsonl"
-_TAIL_BYTES = 1 << 16
+STATES = ("running", "finished", "stopped", "failed", "dead", "damaged")
 _SHOWN = ("train/accuracy", "speed/samples_per_s")
 
 
@@ -25,8 +35,8 @@ class Run:
     """The folder, below the one that was searched."""
     task: str
     state: str
-    """``running``, ``finished``, ``stopped`` (go on with the same command), ``failed``, or
-    ``dead``: it says that it runs, but no process holds it."""
+    """``running``, ``finished``, ``stopped`` (go on with the same command), ``failed``, ``dead``
+    (it says that it runs, but no process holds it) or ``damaged`` (``reason`` names the file)."""
     step: int
     steps: int
     loss: float | None
@@ -38,7 +48,7 @@ class Run:
     """How often it was started."""
     host: str | None
     reason: str | None
-    """Why it stopped or failed."""
+    """Why it stopped or failed, or which file of it cannot be read."""
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -58,16 +68,16 @@ def table(runs: Sequence[Run]) -> list[str]:
     """Aligned lines, the first with the names of the columns."""
     rows = [("run", "task", "state", "step", "loss", "accuracy", "samples/s", "age", "starts")]
     for run in runs:
-        shown = [run.metrics.get(name) for name in _SHOWN]
+        numbers = [run.metrics.get(name) for name in _SHOWN]
         rows.append(
             (
-                run.name,
-                run.task,
+                _printable(run.name),
+                _printable(run.task),
                 run.state,
                 f"{run.step}/{run.steps}",
                 "" if run.loss is None else f"{run.loss:.4g}",
-                "" if shown[0] is None else f"{shown[0]:.4g}",
-                "" if shown[1] is None else f"{shown[1]:,.1f}",
+                "" if numbers[0] is None else f"{numbers[0]:.4g}",
+                "" if numbers[1] is None else f"{numbers[1]:,.1f}",
                 "" if run.age_s is None else _age(run.age_s),
                 str(run.starts),
             )
@@ -83,49 +93,65 @@ def table(runs: Sequence[Run]) -> list[str]:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    if (root / CONFIG).is_file() and (root / STATE).is_file():
-        yield root
-        return
-    try:
-        entries = sorted(root.iterdir())
-    except OSError:
-        return  # not a folder, or one that may not be read
-    for entry in entries:
-        if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
-            yield from _folders(entry)
+    left = [root]
+    while left:
+        folder = left.pop()
+        # A file of another kind in their place makes a damaged run, not none.
+        if os.path.exists(folder / CONFIG) and os.path.exists(folder / STATE):  # noqa: PTH110
+            yield folder
+            continue
+        try:
+            entries = sorted(folder.iterdir(), reverse=True)
+        except OSError:
+            continue  # not a folder, or one that may not be read
+        left += [
+            entry
+            for entry in entries
+            if not entry.name.startswith(".") and entry.is_dir() and not entry.is_symlink()
+        ]
 
 
 def _read(folder: Path, name: str) -> Run:
-    config, state = _json(folder / CONFIG), _json(folder / STATE)
-    record = _last(folder / METRICS)
-    starts = _lines(folder / STARTS)
-    metrics = {
-        key: float(value)
-        for key, value in record.items()
-        if "/" in key and isinstance(value, int | float)
-    }
+    try:
+        settings, state = read_settings(folder), read_state(folder)
+        record, starts = last_record(folder), last_entries(folder / STARTS)
+    except DataError as error:
+        return Run(
+            name=name,
+            task="?",
+            state="damaged",
+            step=0,
+            steps=0,
+            loss=None,
+            metrics={},
+            age_s=None,
+            starts=0,
+            host=None,
+            reason=str(error),
+        )
+    metrics = {key: value for key, value in (record or {}).items() if "/" in key}
+    host = starts[-1].get("host") if starts else None
     return Run(
         name=name,
-        task=str(config.get("task", "?")),
+        task=settings.task,
         state=_state(folder, state),
-        step=max(int(state.get("step", 0)), int(record.get("step", 0))),
-        steps=int(state.get("steps", 0)),
+        step=reached_step(folder, state, record),
+        steps=state.steps,
         loss=metrics.get("train/loss"),
         metrics=metrics,
-        age_s=time.time() - float(record["time"]) if "time" in record else None,
+        age_s=None if record is None or "time" not in record else time.time() - record["time"],
         starts=len(starts),
-        host=starts[-1].get("host") if starts else None,
-        reason=state.get("reason"),
+        host=host if isinstance(host, str) else None,
+        reason=state.reason,
     )
 
 
-def _state(folder: Path, state: dict[str, Any]) -> str:
-    said = str(state.get("state", "?"))
-    if said == "stopped" and state.get("is_failed"):
+def _state(folder: Path, state: RunState) -> str:
+    if state.state == "stopped" and state.is_failed:
         return "failed"
-    if said == "running" and not _is_held(folder):
+    if state.state == "running" and not _is_held(folder):
         return "dead"
-    return said
+    return state.state
 
 
 def _is_held(folder: Path) -> bool:
@@ -144,40 +170,13 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path)
-    except DataError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """JSON objects of a file of lines, without what is half written."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # the first may be cut, the last half written
-        if isinstance(entry, dict):
-            found.append(entry)
-    return found
-
-
-def _last(path: Path) -> dict[str, Any]:
-    records = [record for record in _lines(path) if "step" in record]
-    return records[-1] if records else {}
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _age(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"

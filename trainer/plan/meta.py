@@ -1,15 +1,12 @@
 """Sizes of any backbone, counted on torch's meta device: shapes without memory."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from shards.files import read_json
 from trainer.config.schema import ModelConfig
-from trainer.models.layers import find_layers, pooler_arguments, select_layers
-from trainer.models.loading import load_language_model_config
+from trainer.models.layers import find_layers, new_language_model, select_layers
+from trainer.models.loading import load_language_model_config, load_news_config
 from trainer.plan.sizes import RELATIVE_BUCKETS, BackboneSize
 
 _INNER = ("intermediate_size", "hidden_dim", "ffn_dim")
@@ -25,17 +22,17 @@ def backbone_size(config: ModelConfig) -> BackboneSize:
         ModelError: There is no such model on this machine, or its layers cannot be told apart.
     """
     if config.init is not None:
-        lm_config = _exported_config(Path(config.init))
+        lm_config = load_news_config(config.init).language_model
     else:
         lm_config = load_language_model_config(config.backbone.name)
     with torch.device("meta"):
-        model: Any = AutoModel.from_config(lm_config, **pooler_arguments(lm_config))
+        model: Any = new_language_model(lm_config)
     if config.backbone.layers is not None:
         select_layers(model, config.backbone.layers)
     layers = list(find_layers(model)[1])
     each = sum(p.numel() for p in layers[-1].parameters())
     sizes = [p.numel() for p in model.parameters()]
-    heads = int(lm_config.num_attention_heads)
+    heads = int(getattr(lm_config, "num_attention_heads", 1))  # FNet mixes without any
     bias = RELATIVE_BUCKETS * heads if config.backbone.relative_position_bias else 0
     inner = next((getattr(lm_config, n) for n in _INNER if hasattr(lm_config, n)), None)
     return BackboneSize(
@@ -47,10 +44,3 @@ def backbone_size(config: ModelConfig) -> BackboneSize:
         other_parameters=sum(sizes) - each * len(layers) + bias,
         largest=max(sizes),
     )
-
-
-def _exported_config(folder: Path) -> PreTrainedConfig:
-    """The language model's configuration inside an export's."""
-    content = read_json(folder / "config.json")
-    nested = dict(content.get("news_encoder", content)["backbone"])
-    return AutoConfig.for_model(nested.pop("model_type"), **nested)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.cache import CacheSettings
-from shards.files import read_json
 from shards.remote import is_url
+from trainer.config.init import news_dim_of
 from trainer.config.schema import TrainConfig
 from trainer.engine.deepspeed_file import deepspeed_file_path
 from trainer.engine.schedule import epochs_read
@@ -225,11 +225,9 @@ def _backbone(
 
 
 def _teacher_width(folder: str, otherwise: int) -> int:
-    file = Path(folder) / "config.json"
-    if not file.is_file():
+    if not (Path(folder) / "config.json").is_file():
         return otherwise
-    content = read_json(file)
-    return int(content.get("news_encoder", content).get("news_dim", otherwise))
+    return news_dim_of(Path(folder)) or otherwise
 
 
 def _micro_work(config: TrainConfig, sources: Sources | None) -> MicroWork:

@@ -45,10 +45,8 @@ class TaskData(Protocol):
         """What the data are, part by part; a run is continued only on the same."""
         ...
 
-    @property
-    def notes(self) -> Sequence[str]:
-        """What is said about the data when a run starts: samples that are left out, and why."""
-        ...
+    notes: list[str]
+    """What is said when a run starts: samples that are left out, and why."""
 
     def collate(self, batch: BatchRows) -> Batch:
         """Arrays of one micro-batch."""

@@ -19,6 +19,7 @@ from trainer.export.folder import export_model, load_export
 from trainer.frozen.states import StateView
 from trainer.frozen.texts import frozen_texts
 from trainer.models import build_news_encoder, build_recommender
+from trainer.models.probe import freeze_idle
 from trainer.tasks.base import TaskData
 from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
 from trainer.tasks.distill import teacher_names
@@ -83,13 +84,16 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
     if opened.clicks is None:
         encoder = build_news_encoder(config.model, **sizes)
         check_positions(config, encoder.backbone.max_tokens, num_first)
+        idle = freeze_idle(encoder.backbone)
         if signals is None:
             module = PostTrainTask(encoder, in_batch_negatives=config.data.in_batch_negatives)
         else:
             module = PostTrainDistillTask(encoder, signals.dims, config.loss, names)
     else:
         recommender = build_recommender(config.model, **sizes)
-        check_positions(config, recommender.news_encoder.backbone.max_tokens, num_first)
+        backbone = recommender.news_encoder.backbone
+        check_positions(config, backbone.max_tokens, num_first)
+        idle = freeze_idle(backbone)
         if config.model.frozen_states != "off":
             states = frozen_texts(
                 config, recommender.news_encoder, news_texts(config, opened.tokens)
@@ -99,6 +103,7 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
         else:
             module = FinetuneDistillTask(recommender, signals.dims, config.loss, names)
     task_data = open_data(config, opened, signals, states)
+    task_data.notes += [idle] if idle else []
     validation = open_validation(config, opened, task_data)
     return BuiltTask(module, task_data, exporter(config, opened.tokens), validation)
 

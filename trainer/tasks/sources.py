@@ -51,13 +51,19 @@ def open_sources(config: TrainConfig) -> Sources:
     """
     data = config.data
     # Training reads columns alone, and these are tied to the shards as they were.
-    articles = ShardSet.open(data.articles, cache=_cache(config), check_files=False)
+    articles = ShardSet.open(
+        data.articles,
+        cache=_cache(config),
+        check_files=False,
+        check_columns=data.check_columns,
+    )
     _check_kind(articles, "articles", "data.articles")
     tokens = TokenColumn.open(articles, config.data.tokens)
     if config.data.clicks is None or config.task.startswith("post_train"):
         return Sources(articles, tokens, None, None, data)
     impressions = open_impressions(config, config.data.clicks, articles, "data.clicks")
-    return Sources(articles, tokens, impressions, ClickColumn.open(impressions), data)
+    clicks = ClickColumn.open(impressions, articles.num_rows)
+    return Sources(articles, tokens, impressions, clicks, data)
 
 
 def open_impressions(
@@ -75,7 +81,9 @@ def open_impressions(
         DataError: The set is missing.
         ConfigError: It holds no impressions, or was built over other articles.
     """
-    impressions = ShardSet.open(location, cache=_cache(config))
+    impressions = ShardSet.open(
+        location, cache=_cache(config), check_columns=config.data.check_columns
+    )
     _check_kind(impressions, "impressions", setting)
     if impressions.manifest.articles_fingerprint != articles.fingerprint:
         raise ConfigError(

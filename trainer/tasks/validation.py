@@ -155,7 +155,7 @@ def open_validation(
             f"validation.clicks {impressions.path} has no labels, so nothing can be measured on "
             "it; name a labelled log, such as MINDlarge_dev's"
         )
-    clicks = ClickColumn.open(impressions)
+    clicks = ClickColumn.open(impressions, sources.articles.num_rows)
     period = parse_period(settings.since, settings.until, SECTION)
     inside = rows_inside(clicks, period)
     check_any(len(inside), clicks, period, SECTION, f"{clicks.num_impressions:,} impressions")

@@ -25,6 +25,7 @@ from shards.columns import ColumnReader, ColumnWriter, describe
 from shards.histories import holders
 from shards.ragged import offsets_from_lengths
 from shards.reader import ShardSet
+from shards.stopping import Pace
 from trainer.engine.signals import StopRequest
 from trainer.errors import ColumnError, DamageError, ModelError, StopForRequeue
 from trainer.export.folder import Export, load_export
@@ -64,7 +65,7 @@ def fill(
         teachers: Exported models, or run folders with one.
         request: Shard sets, precision and part.
         report: Gets one line a teacher.
-        stop: Asked between batches whether to go on.
+        stop: Asked between batches whether to go on; a cell that is nearly done is finished.
         show: Makes the progress of (work, cells, bytes).
 
     Returns:
@@ -133,7 +134,7 @@ class _Run:
     @cached_property
     def clicks(self) -> ClickColumn:
         assert self.request.impressions is not None
-        return ClickColumn.open(self.request.impressions)
+        return ClickColumn.open(self.request.impressions, self.request.articles.num_rows)
 
     def holders(self, history_length: int) -> np.ndarray:
         if history_length not in self._holders:
@@ -195,10 +196,10 @@ class _Filler:
             size = data_path(writer.folder, info).stat().st_size
             work.done(0 if cell.name == CLICKS else info.samples, size)
 
-    def _counter(self, work: CellWork) -> Count:
+    def _counter(self, work: Pace) -> Count:
         def count(units: int) -> None:
             work.add(units)
-            self.run.stop.check()
+            self.run.stop.check(work.left_s)
 
         return count
 
@@ -256,6 +257,11 @@ class _Filler:
                 raise
         return vectors
 
+    def _tokens_of(self, shard: int) -> int:
+        """Tokens that the teacher reads of a shard's news."""
+        texts = self.model.export.news_texts(self.model.tokens)
+        return int(texts.lengths(shard_rows(self.request.articles, shard)).sum())
+
     def _open_news(self) -> ColumnReader | None:
         """News vectors of all articles in float32; None where another process has finished the
         teacher, and the working column is gone."""
@@ -267,7 +273,8 @@ class _Filler:
             order = np.random.default_rng(self.request.part).permutation(len(missing))
             for shard in (missing[place] for place in order):
                 if not writer.is_committed(shard):
-                    self._exact_news(shard, lambda units: self.run.stop.check())
+                    self.run.stop.check()
+                    self._exact_news(shard, self._counter(Pace(self._tokens_of(shard))))
             try:
                 reader = ColumnReader.open(
                     self.request.articles, writer.info.name, writer.info.made_from

@@ -48,7 +48,7 @@ class LiveClickSignals:
     def __init__(self, articles: ShardSet, impressions: ShardSet, teachers: Sequence[str]) -> None:
         self.models = [TeacherModel(load_export(teacher), articles) for teacher in teachers]
         self.dims = [model.news_dim for model in self.models]
-        self.column = ClickColumn.open(impressions)
+        self.column = ClickColumn.open(impressions, articles.num_rows)
         self.num_articles = articles.num_rows
 
     @torch.inference_mode()

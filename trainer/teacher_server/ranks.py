@@ -6,9 +6,9 @@ process group that one slow or killed rank could hold up.
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from trainer.errors import UsageError
+from trainer.hardware import emulated
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def pick_device(asked: str | None, here: Place) -> str:
     """The device of this process: the one asked for, or by Accelerate's own choice.
 
     Raises:
-        UsageError: There is no such GPU.
+        UsageError: There is no such GPU, or it is not a device.
     """
     import torch
 
@@ -67,7 +67,10 @@ def pick_device(asked: str | None, here: Place) -> str:
     if asked is None:
         # As Accelerate numbers them, without the process group that its PartialState would start.
         return f"cuda:{here.local_rank % gpus}" if gpus else "cpu"
-    device = torch.device(asked)
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise UsageError(f"--device {asked}: expected cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise UsageError(f"--device {asked}: this process sees {gpus} GPUs")
     return asked
@@ -85,28 +88,9 @@ def share_cores(here: Place) -> None:
 def resolve_compute(asked: str, device: str) -> str:
     """``auto`` becomes ``bf16`` where the hardware computes in it, else ``fp32``.
 
-    On GPUs from compute capability 8.0 on; on CPUs with AMX or AVX512-BF16, where bf16 is done in
-    hardware. What it becomes is what columns are known by, so machines of several kinds that fill
-    one column set must be told ``fp32`` or ``bf16``.
+    See :func:`trainer.hardware.emulated`. What it becomes is what columns are known by, so machines
+    of several kinds that fill one column set must be told ``fp32`` or ``bf16``.
     """
     if asked != "auto":
         return asked
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
-    return "bf16" if _cpu_flags() & {"amx_bf16", "avx512_bf16"} else "fp32"
-
-
-def _cpu_flags() -> set[str]:
-    """What the CPU can do, as Linux lists it; nothing where that cannot be read."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return set()
-    return {
-        word
-        for line in text.splitlines()
-        if line.startswith(("flags", "Features"))
-        for word in line.split()
-    }
+    return "bf16" if emulated("bf16", device) is None else "fp32"

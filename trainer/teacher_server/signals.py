@@ -148,6 +148,11 @@ class StoredClickSignals:
             self.clicked.append(open_column(wanted, teacher, repair, follower))
             self.empty.append(_read_empty(news, teacher, repair))
         self.dims = [width(column, "news") for column in self.news]
+        for news, empty_E, dim in zip(self.news, self.empty, self.dims, strict=True):
+            if len(empty_E) != dim:
+                raise _unfit(
+                    news, f"a vector of the empty title of {len(empty_E)} values, not {dim}"
+                )
 
     @property
     def columns(self) -> list[ColumnReader]:
@@ -169,6 +174,8 @@ class StoredClickSignals:
             vectors = gather_vectors(news, "news", articles_U)
             vectors[is_empty] = self.empty[m]
             values, offsets = clicked.gather_ragged("scores", impressions_B)
+            if (positions_BC >= np.diff(offsets)[:, None]).any():
+                raise _unfit(clicked, "fewer scores than candidates")
             signals[f"teacher.{m}.news"] = vectors
             signals[f"teacher.{m}.user"] = user_vectors(clicked, impressions_B)
             signals[f"teacher.{m}.scores"] = values[offsets[:-1, None] + positions_BC]
@@ -181,7 +188,18 @@ def user_vectors(clicked: ColumnReader, impressions_B: np.ndarray) -> np.ndarray
     Impressions with the same history share one vector, stored with the first of them.
     """
     holder_B = clicked.gather("holder", impressions_B)
-    return gather_ragged_vectors(clicked, "user", holder_B)
+    if (holder_B < 0).any() or (holder_B >= clicked.num_rows).any():
+        raise _unfit(clicked, "an impression that is not in the log as the holder of a vector")
+    vectors_BE = gather_ragged_vectors(clicked, "user", holder_B)
+    if len(vectors_BE) != len(impressions_B):
+        raise _unfit(clicked, "other than one user vector for each holder")
+    return vectors_BE
+
+
+def _unfit(column: ColumnReader, what: str) -> DamageError:
+    return DamageError(
+        f"{column.folder} has {what}: it was edited; delete it and run `{column.repair}`"
+    )
 
 
 def width(column: ColumnReader, tensor: str) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from shards.pretrained import did_you_mean
 from trainer.errors import ModelError, UsageError
 from trainer.export.folder import INFO, Export, export_model, load_export
 
@@ -60,9 +61,10 @@ def _folders(path: Path) -> list[Path]:
             f"{path / _COPIES}"
         )
     if (path / "config.json").is_file() or not path.exists():
+        hint = "" if path.exists() else did_you_mean(path)
         raise ModelError(
-            f"{path} is no exported model: it has no {INFO}. A plain Hugging Face encoder, by "
-            f"folder or name, is made one by: tnr teachers adopt {path} --out FOLDER"
+            f"{path} is not an exported model: it has no {INFO}{hint}. A plain Hugging Face "
+            f"encoder, by folder or name, is made one by: tnr teachers adopt {path} --out FOLDER"
         )
     return [path]  # the loader says what is wrong with it
 
@@ -83,7 +85,7 @@ def adopt(
     The Linear that every news encoder has is the identity, which changes no bit of a finite state.
 
     Args:
-        name: Hugging Face name on this machine, or a folder.
+        name: A folder, or a Hugging Face name in the local cache.
         out: Folder to write; must not exist.
         pooling: ``mean`` or ``cls``.
         news_text: Fields that it reads, joined in this order, where its student reads titles.
@@ -101,7 +103,6 @@ def adopt(
 
     from shards.text_fields import TEXT_FIELDS, check_fields
     from shards.tokenizer import load_tokenizer, tokenizer_facts
-    from trainer.models.backbone import max_tokens
     from trainer.models.loading import load_language_model_config
 
     if out.exists():
@@ -113,9 +114,9 @@ def adopt(
     config = load_language_model_config(name)
     tokenizer = load_tokenizer(name)
     facts = tokenizer_facts(tokenizer)
-    for read in (parts, [("body", max_body_tokens)]):
-        _check_readable(read, max_tokens(config), len(facts.prefix_ids), name)
     model = _pooled_states(name, config, pooling)
+    for read in (parts, [("body", max_body_tokens)]):
+        _check_readable(read, model.backbone.max_tokens, len(facts.prefix_ids), name)
     info = {
         "task": "adopted",
         "run": name,
@@ -141,11 +142,13 @@ def _pooled_states(name: str, config: "PreTrainedConfig", pooling: str) -> "News
     from trainer.models.configuration import NewsEncoderConfig
     from trainer.models.loading import load_language_model
     from trainer.models.news_encoder import NewsEncoder
+    from trainer.models.probe import check_padding
 
     model = NewsEncoder(
         NewsEncoderConfig(backbone=config, pooling=pooling, news_dim=int(config.hidden_size)),
         load_language_model(name, config),
     )
+    check_padding(model.backbone, name)
     with torch.no_grad():
         nn.init.eye_(model.dense.weight)
         nn.init.zeros_(model.dense.bias)

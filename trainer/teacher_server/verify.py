@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from shards.clicks import ClickColumn
-from shards.columns import ColumnReader, verify_columns
+from shards.column_check import verify_columns
+from shards.columns import ColumnReader
 from trainer.errors import ColumnError, DamageError
 from trainer.export.folder import Export
 from trainer.teacher_server.empty import EMPTY, read_empty
@@ -109,7 +110,7 @@ def _recompute(
             _vector_errors("empty title", empty_E[None], model.empty_title()[None]),
         ]
     if reader.name == CLICKS:
-        clicks = ClickColumn.open(reader.shard_set)
+        clicks = ClickColumn.open(reader.shard_set, request.articles.num_rows)
         users, scores, _ = model.impressions_from(model.titles, clicks, rows)
         stored, _ = reader.gather_ragged("scores", rows)
         return [

@@ -4,6 +4,7 @@ import time
 from typing import Any, TextIO
 
 from shards.progress import Progress, format_duration
+from shards.stopping import Pace
 from trainer.teacher_server.sizes import mb
 
 
@@ -75,20 +76,19 @@ class FillProgress(Progress):
         return told
 
 
-class CellWork:
+class CellWork(Pace):
     """Counts the work of one cell into the progress, exactly once, whatever its batches summed
     to."""
 
     def __init__(self, progress: FillProgress, work: int) -> None:
+        super().__init__(work)
         self._progress = progress
-        self._left = work
-        self.start_s = time.monotonic()
 
-    def add(self, units: int) -> None:
+    def add(self, units: int) -> int:
         """Count a batch."""
-        counted = min(units, self._left)
-        self._left -= counted
+        counted = super().add(units)
         self._progress.update(counted)
+        return counted
 
     def done(self, articles: int, size: int) -> None:
         """The cell is committed."""

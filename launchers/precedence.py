@@ -1,0 +1,48 @@
+"""Which setting of a pipeline file wins where several places give it, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launchers.config import PipelineConfig, StudentSection
+from trainer.config.load import flatten, setting_words
+
+Level = tuple[str, dict[str, Any]]
+"""A place in the file, and the settings that it gives with dotted keys."""
+
+
+def levels(config: PipelineConfig, stage: str, student: StudentSection | None) -> list[Level]:
+    """The places that give settings of a stage's run; what comes later wins."""
+    stages = ["finetune", "plain"] if stage == "plain" else [stage]
+    found = [("set", config.set)]
+    found += [(f"stages.{name}.set", getattr(config.stages, name).set) for name in stages]
+    if student is not None:
+        found.append((f"set of student {student.name}", student.set))
+    return [(place, flatten(given)) for place, given in found]
+
+
+def beaten(found: Sequence[Level], own: Mapping[str, Any]) -> tuple[str, ...]:
+    """Notes on settings of all runs that a stage or a student gives otherwise, and on any that the
+    pipeline sets itself.
+
+    Args:
+        found: As :func:`levels`.
+        own: What the pipeline sets, whatever the file says.
+    """
+    notes = []
+    for number, (place, given) in enumerate(found):
+        for key, value in given.items():
+            words = setting_words(key, value)
+            if key in own:
+                if setting_words(key, own[key]) != words:
+                    notes.append(f"{key} in '{place}' has no effect: the pipeline sets it itself")
+            elif number == 0:
+                for nearer, other in found[1:]:
+                    if key in other and setting_words(key, other[key]) != words:
+                        now = " ".join(setting_words(key, other[key]))
+                        notes.append(
+                            f"{key} is {' '.join(words)} in '{place}' but {now} in '{nearer}', "
+                            "which wins there"
+                        )
+    return tuple(notes)

@@ -1,0 +1,70 @@
+"""What the first bytes of an input say: how it is packed, and whether its text is UTF-8.
+
+A file's name may be wrong (browsers and ``curl --compressed`` unpack what they fetch, or leave it
+packed under the name of what is inside), its magic number hardly ever. Gzip is read; anything else
+is named in one line with the command that makes a plain file of it.
+"""
+
+HEAD_BYTES = 4096
+GZIP = "gzip"
+# (first bytes, what they are, what to do with the file {0})
+_MAGIC = (
+    (b"\x1f\x8b", GZIP, "unpack it first: gunzip {0}"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unpack it first: unzstd {0}"),
+    (b"\xfd7zXZ\0", "xz", "unpack it first: unxz {0}"),
+    (b"]\0\0", "lzma", "unpack it first: unlzma {0}"),
+    (b"\x04\x22\x4d\x18", "lz4", "unpack it first: unlz4 {0}"),
+    (b"\xff\x06\0\0sNaPpY", "snappy", "unpack it first"),
+    (b"\x1f\x9d", "compress", "unpack it first: uncompress {0}"),
+    (b"LZIP\1", "lzip", "unpack it first: lunzip {0}"),
+    (b"7z\xbc\xaf\x27\x1c", "7-Zip", "unpack it first: 7z x {0}"),
+    (b"PK\3\4", "zip", "unpack it first: unzip {0}"),
+    (b"PAR1", "Parquet", "give --format parquet"),
+)
+_BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
+_TAR_AT = 257
+_LAST_PLANE = 3  # of Unicode that has characters of languages
+_MARKS = (
+    (b"\xff\xfe\0\0", "UTF-32LE"),
+    (b"\0\0\xfe\xff", "UTF-32BE"),
+    (b"\xff\xfe", "UTF-16LE"),
+    (b"\xfe\xff", "UTF-16BE"),
+)
+
+
+def packing(head: bytes) -> tuple[str, str] | None:
+    """Return what a file that begins with ``head`` is packed with, and the remedy, or None."""
+    for magic, name, remedy in _MAGIC:
+        if head.startswith(magic):
+            return name, remedy
+    if head[:3] == b"BZh" and head[3:4].isdigit() and head[4:10] in _BZIP2_BLOCKS:
+        return "bzip2", "unpack it first: bunzip2 {0}"
+    if head[_TAR_AT : _TAR_AT + 6] in (b"ustar\0", b"ustar "):
+        return "tar", "unpack it first: tar -xf {0}; WebDataset tars: tnr shards index"
+    return None
+
+
+def wide_encoding(head: bytes) -> str | None:
+    """Return which of UTF-16 and UTF-32 a text that begins with ``head`` is in, or None.
+
+    Without a byte order mark the NULs tell: ASCII characters, of which every input has some (ids,
+    separators, ends of lines), have theirs at the same places of every character.
+    """
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    if b"\0" not in head or not head.strip(b"\0"):
+        return None
+    groups = [head[at : at + 4] for at in range(0, len(head) - 3, 4)]
+    if groups and all(group[3] == 0 and group[2] <= _LAST_PLANE for group in groups):
+        return "UTF-32LE"
+    if groups and all(group[0] == 0 and group[1] <= _LAST_PLANE for group in groups):
+        return "UTF-32BE"
+    # Among ideographs few characters have a NUL, but the first ones of a file are ASCII.
+    for place, name in ((1, "UTF-16LE"), (0, "UTF-16BE")):
+        nulls, others = head[place::2], head[1 - place :: 2]
+        starts = nulls[:2] == b"\0\0" and others[:2].isascii() and 0 not in others[:2]
+        dense = nulls.count(0) >= 0.3 * len(nulls) and nulls.count(0) > 4 * others.count(0)
+        if starts or (dense and nulls.count(0) > 1):
+            return name
+    return None

@@ -1,0 +1,129 @@
+"""What the samples of a set say against its manifest: kind, fields, labels, rows, refused rows."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from shards.errors import DamageError, DataError
+from shards.files import open_regular, parse_json
+from shards.manifest import ARTICLES, Manifest
+from shards.publish import REFUSED_NAME
+
+_Row = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+_MAX_LINE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Article:
+    id: str
+    title: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Impression:
+    history: list[_Row]
+    candidates: list[_Row]
+    clicks: list[Annotated[int, msgspec.Meta(ge=0, le=1)]] | None = None
+
+
+class SampleFacts:
+    """What is found in the samples of a set, sample by sample.
+
+    Attributes:
+        fields: Names that occur.
+        samples: How many were looked at.
+        largest_row: The largest row of an article that impressions name; -1 where there is none.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        """Start with nothing seen."""
+        self.fields: set[str] = set()
+        self.samples = 0
+        self.largest_row = -1
+        self._manifest = manifest
+        self._keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
+        kind: Any = _Article if manifest.kind == ARTICLES else _Impression
+        self._decoder = msgspec.json.Decoder(kind)
+
+    def add(self, data: bytes) -> str | None:
+        """Look at the JSON of one sample; return what is wrong with it, or None."""
+        self.samples += 1
+        try:
+            self.fields.update(self._keys.decode(data))
+            sample = self._decoder.decode(data)
+        except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
+            return f"is not one of a set of {self._manifest.kind}: {error}"
+        if isinstance(sample, _Article):
+            return None
+        for rows in (sample.history, sample.candidates):
+            self.largest_row = max(self.largest_row, max(rows, default=-1))
+        if (sample.clicks is not None) != self._manifest.labelled:
+            said = "with" if self._manifest.labelled else "without"
+            return f"has clicks: {sample.clicks is not None}; the manifest says a log {said} labels"
+        if sample.clicks is not None and len(sample.clicks) != len(sample.candidates):
+            return f"has {len(sample.candidates)} candidates and {len(sample.clicks)} clicks"
+        return None
+
+    def add_article(self, article: dict[str, str]) -> None:
+        """Look at an article of tars made elsewhere, which its decoder has checked."""
+        self.samples += 1
+        self.fields.update(article)
+
+
+def manifest_problems(folder: Path, manifest: Manifest, facts: SampleFacts) -> Iterator[str]:
+    """Yield what the manifest says and the samples, or the report of refused rows, do not.
+
+    Args:
+        folder: The set's folder.
+        manifest: Its manifest.
+        facts: Of its samples; of less than all of them, fields are not compared.
+    """
+    if facts.samples == manifest.num_rows and facts.fields != set(manifest.fields):
+        yield (
+            f"fields are {', '.join(manifest.fields)}; the samples have "
+            f"{', '.join(sorted(facts.fields))}"
+        )
+    written = manifest.counts.get("written", manifest.num_rows)
+    if written != manifest.num_rows:
+        yield f"counts.written is {written}, the set has {manifest.num_rows} rows"
+    try:
+        listed = _refused(folder / REFUSED_NAME)
+    except DataError as error:
+        yield f"what it says of refused rows cannot be checked: {error}"
+        return
+    if listed != Counter(manifest.refused):
+        yield (
+            f"refused is {dict(sorted(manifest.refused.items()))}, {REFUSED_NAME} lists "
+            f"{dict(sorted(listed.items()))}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    reason: str
+
+
+def _refused(path: Path) -> Counter[str]:
+    """Refused rows by reason, as the report lists them.
+
+    Raises:
+        DataError: The report cannot be read.
+    """
+    counts: Counter[str] = Counter()
+    if not path.exists():
+        return counts
+    with open_regular(path) as file:
+        rest = b""
+        while block := file.read(_MAX_LINE_BYTES):
+            *lines, rest = (rest + block).split(b"\n")
+            counts.update(parse_json(line, _Refusal, where=path).reason for line in lines)
+            if len(rest) > _MAX_LINE_BYTES:
+                raise DamageError(f"{path} has a line of more than {_MAX_LINE_BYTES:,} bytes")
+    if rest:
+        raise DamageError(f"{path} ends within a line")
+    return counts

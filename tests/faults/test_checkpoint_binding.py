@@ -1,0 +1,224 @@
+"""Files of a checkpoint belong to its run and its step; hashes in a manifest do not say so (B2)."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.inprocess import train, train_until_crash, weights
+from helpers.launch import metrics
+from safetensors.torch import load_file, save_file
+
+from shards.files import read_json, sha256_file
+from trainer.checkpoint.binding import BOUND
+from trainer.errors import CheckpointError
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """A run with checkpoints of steps 5 and 10 that crashed in step 14."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    train_until_crash(folder, 13)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory) -> Path:
+    """The same with another learning rate."""
+    folder = tmp_path_factory.mktemp("another") / "run"
+    train_until_crash(folder, 13, optimizer__lr=0.02)
+    return folder
+
+
+@pytest.fixture
+def run(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def step(run: Path, number: int) -> Path:
+    return run / "checkpoints" / f"step_{number:08d}"
+
+
+def rewrite_manifest(folder: Path, *left_out: str) -> None:
+    """Let the manifest say that all files are as they should be."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.iterdir())
+        if path.name not in ("manifest.json", *left_out)
+    }
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
+
+
+def forget_binding(folder: Path) -> None:
+    """Make a checkpoint what earlier versions wrote."""
+    for name in (MODEL, OPTIMIZER):
+        save_file(load_file(folder / name), folder / name)
+    state = read_json(folder / STATE)
+    del state[BOUND]
+    (folder / STATE).write_text(json.dumps(state))
+    rewrite_manifest(folder)
+
+
+def passed_over(run: Path, whole: Path, capsys) -> str:
+    """The reason why the newest is passed over; the run ends as one that was never touched."""
+    train(run)
+    said = capsys.readouterr().out
+    assert "step 5 to 20" in said
+    assert weights(run / "export") == weights(whole / "export")
+    (line,) = [line for line in said.splitlines() if "checkpoint passed over" in line]
+    return line
+
+
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+def test_a6_a_file_of_another_step_is_named(run, whole, capsys, name) -> None:
+    shutil.copy(step(run, 5) / name, step(run, 10) / name)
+    rewrite_manifest(step(run, 10))
+    assert f"{name} belongs to another step: 5, expected 10" in passed_over(run, whole, capsys)
+
+
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+def test_a6_a_file_of_another_run_is_named(run, whole, another, capsys, name) -> None:
+    shutil.copy(step(another, 10) / name, step(run, 10) / name)
+    rewrite_manifest(step(run, 10))
+    assert f"{name} belongs to another run (settings" in passed_over(run, whole, capsys)
+
+
+@pytest.mark.parametrize("key", ["position", "backend", "step"])
+def test_a6_a_state_of_another_step_is_named(run, whole, capsys, key) -> None:
+    state, other = read_json(step(run, 10) / STATE), read_json(step(run, 5) / STATE)
+    if key == "step":
+        state = other | {"step": 10}
+    else:
+        state[key] = other[key]
+    (step(run, 10) / STATE).write_text(json.dumps(state))
+    rewrite_manifest(step(run, 10))
+    assert "belongs to another state.json" in passed_over(run, whole, capsys)
+
+
+@pytest.mark.parametrize(
+    "bound", [None, [], {}, {"files": "x", "run": 1}, {"files": ["../x"], "run": ""}]
+)
+def test_a6_a_binding_that_was_edited_is_named(run, whole, capsys, bound) -> None:
+    state = read_json(step(run, 10) / STATE) | {BOUND: bound}
+    (step(run, 10) / STATE).write_text(json.dumps(state))
+    rewrite_manifest(step(run, 10))
+    assert "incomplete or damaged" in passed_over(run, whole, capsys)
+
+
+def test_a6_a_whole_checkpoint_of_another_step_is_named(run, whole, capsys) -> None:
+    shutil.rmtree(step(run, 10))
+    shutil.copytree(step(run, 5), step(run, 10))
+    assert "state.json is not its own" in passed_over(run, whole, capsys)
+
+
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("damage", ["missing", "cut", "header", "fifo"])
+def test_a6_damage_with_a_manifest_that_was_rewritten_is_one_line(
+    run, whole, capsys, name, is_old, damage
+) -> None:
+    folder = step(run, 10)
+    if is_old:
+        forget_binding(folder)
+    if damage == "cut":
+        os.truncate(folder / name, (folder / name).stat().st_size - 40)
+    elif damage == "header":
+        content = bytearray((folder / name).read_bytes())
+        content[8:40] = b"[" * 32
+        (folder / name).write_bytes(bytes(content))
+    else:
+        (folder / name).unlink()
+    rewrite_manifest(folder)
+    if damage == "fifo":
+        os.mkfifo(folder / name)
+    if not is_old:
+        assert name in passed_over(run, whole, capsys)
+        return
+    with pytest.raises(CheckpointError, match=name) as refused:
+        train(run)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(run, whole, capsys) -> None:
+    forget_binding(step(run, 10))
+    train(run)
+    assert "step 10 to 20" in capsys.readouterr().out
+    assert metrics(run) == metrics(whole)
+    assert weights(run / "export") == weights(whole / "export")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.json", "[]"),
+        ("manifest.json", '{"files": {"state.json": 3}}'),
+        ("manifest.json", '{"files": {"state.json": {"bytes": "x", "sha256": 1}}}'),
+        ("manifest.json", "[" * 100_000),
+        (STATE, "[]"),
+        (STATE, '{"step": "10", "format": 1}'),
+        (STATE, '{"step": 10, "format": 1, "position": []}'),
+        (STATE, '{"step": 10, "format": 1, "backend": {"updates": []}}'),
+        (STATE, "{" * 100_000),
+    ],
+)
+def test_a6_records_with_values_of_another_type_are_one_line(
+    run, whole, capsys, name, content
+) -> None:
+    (step(run, 10) / name).write_text(content)
+    if name == STATE:
+        rewrite_manifest(step(run, 10))
+    assert name in passed_over(run, whole, capsys)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position": None},
+        {"not_finite": [{"x": 1}]},
+        {"config": None},
+        {"config": {"run": {"max_steps": "many"}}},
+        {"data": "x"},
+    ],
+)
+def test_a6_a_state_of_an_earlier_version_that_was_edited_is_one_line(run, change) -> None:
+    for number in (5, 10):
+        forget_binding(step(run, number))
+        state = read_json(step(run, number) / STATE)
+        for key, value in change.items():
+            if value is None:
+                del state[key]
+            else:
+                state[key] = value
+        (step(run, number) / STATE).write_text(json.dumps(state))
+        rewrite_manifest(step(run, number))
+    with pytest.raises(CheckpointError) as refused:
+        train(run)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["latest", "best", "step_00000010/manifest.json"])
+def test_a4_a_fifo_among_the_checkpoints_is_not_waited_for(run, name) -> None:
+    path = run / "checkpoints" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    train(run)
+
+
+@pytest.mark.parametrize("name", ["state.json", "config.json", "log/train.log", "metrics.jsonl"])
+def test_a4_a_fifo_in_the_run_folder_is_one_line(run, name) -> None:
+    from trainer.errors import TrainingError
+
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(TrainingError, match="is not a regular file"):
+        train(run)

@@ -1,0 +1,127 @@
+"""How a command ends: an exit code, and one line on standard error for what people can mend."""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO, TextIO
+
+from shards.location import shown_text
+from shards.os_errors import naming, os_error, os_error_line
+from trainer import interrupt
+from trainer.errors import EXIT_DONE, EXIT_FAILED, TinyNewsRecError
+
+STDOUT, STDERR = "standard output", "standard error"
+
+
+class _Stream(io.TextIOWrapper):
+    """A standard stream whose errors name it, as those of a file name the file."""
+
+    def __init__(self, buffer: BinaryIO, name: str, former: object, **options: Any) -> None:
+        super().__init__(buffer, **options)
+        self.title = name
+        self.former = former  # which closes the buffer when nothing refers to it
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        with naming(self.title):
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Write what is still held."""
+        with naming(self.title):
+            super().flush()
+
+
+def name_standard_streams() -> None:
+    """Let errors of the standard streams name them, and give closed ones a place.
+
+    Python has no object for a stream that is closed when it starts, and the next file that is
+    opened gets its number: what a library prints would then go into that file. Writing to a closed
+    standard output fails, as it should; what is said on a closed standard error is lost.
+    """
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # the lowest free number: this one
+    sys.stdout = _named(sys.stdout, 1, STDOUT)
+    sys.stderr = _named(sys.stderr, 2, STDERR)
+
+
+def _named(stream: TextIO | None, number: int, name: str) -> TextIO:
+    if stream is None:
+        closed = open(number, "wb", closefd=False)  # noqa: SIM115
+        return _Stream(closed, name, None, encoding="utf-8")
+    if type(stream) is not io.TextIOWrapper:
+        return stream  # of someone who captures what is printed
+    return _Stream(
+        stream.buffer,
+        name,
+        stream,
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def exit_code_of(command: Callable[[], int | None]) -> int:
+    """Run a command to its end.
+
+    Returns:
+        The exit code. Errors that a user can mend, the operating system's among them, have been
+        said in one line; others are raised.
+    """
+    try:
+        try:
+            code = command() or EXIT_DONE
+        except SystemExit:  # of argparse, which has printed something
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # so that a full or closed output is met here, not in the teardown
+        return code
+    except TinyNewsRecError as error:
+        say_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        interrupt.set_running(False)  # once more ends at once
+        say("tnr: interrupted")
+        return interrupt.EXIT_INTERRUPTED
+    except Exception as error:
+        found = os_error(error)
+        if found is None:
+            raise
+        if found.filename in (STDOUT, STDERR):
+            _give_up(sys.stdout if found.filename == STDOUT else sys.stderr)
+            if isinstance(found, BrokenPipeError):  # its reader has ended, as in `tnr runs | head`
+                return 128 + signal.SIGPIPE
+            say_error(f"cannot write to {found.filename}: {found.strerror}")
+        else:
+            say_error(os_error_line(found))
+        return EXIT_FAILED
+    finally:
+        interrupt.set_running(False)
+
+
+def say_error(what: object) -> None:
+    """Print one line that says what is wrong, without keys of URLs."""
+    say(f"tnr: error: {shown_text(what)}")
+
+
+def say(line: str) -> None:
+    """Print a line on standard error; where that is full or closed, the exit code alone tells."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere: Python's teardown would fail at it again."""
+    with contextlib.suppress(OSError):  # a stream of a test has no number
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

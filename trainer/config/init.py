@@ -1,0 +1,105 @@
+"""What the export that a run starts from (``model.init``) decides about the run's settings.
+
+Its pooling and widths must be kept, and the lengths that its texts were cut to are what it was made
+for. So they are the defaults of a run that starts from it: over the schema's and over those of the
+recipes that come with the project, under everything that is set by hand. A width or pooling that is
+set by hand to something else is refused when the model is built; lengths may be chosen anew.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.files import read_json
+from shards.text_fields import TEXT_FIELDS
+
+_INFO, _CONFIG = "tnr.json", "config.json"
+
+
+@dataclass(frozen=True)
+class _Info:
+    """Of ``tnr.json``, what is read here; older exports lack some of it."""
+
+    max_title_tokens: int | None = None
+    max_body_tokens: int | None = None
+    news_text: list[tuple[str, int]] | None = None
+    history_length: int | None = None
+    pad_to_max: bool | None = None
+
+
+@dataclass(frozen=True)
+class _NewsEncoder:
+    pooling: str | None = None
+    pooling_mask: bool | None = None
+    query_dim: int | None = None
+    news_dim: int | None = None
+
+
+@dataclass(frozen=True)
+class _Recommender:
+    """``config.json`` of a recommender; that of a news encoder has no ``news_encoder``."""
+
+    news_encoder: _NewsEncoder | None = None
+    user_encoder: str | None = None
+    user_heads: int | None = None
+    user_last_k: int | None = None
+    history_padding: str | None = None
+    query_dim: int | None = None
+
+
+def settings_of_export(init: str, task: str) -> dict[str, Any]:
+    """Return the dotted settings that an export decides for a run of ``task`` that starts from it.
+
+    An export that is not there (yet) decides nothing.
+
+    Raises:
+        DamageError: A file of the export is not what an export has.
+    """
+    folder = Path(init)
+    if not (folder / _INFO).is_file():
+        return {}
+    return _of_export(folder, is_click_task="finetune" in task)
+
+
+def news_dim_of(folder: Path) -> int | None:
+    """Read the width of an export's vectors; None where its ``config.json`` does not say.
+
+    Raises:
+        DataError: The file cannot be read, or is not what an export has.
+    """
+    return _config_of(folder)[1].news_dim
+
+
+def _config_of(folder: Path) -> tuple[_Recommender, _NewsEncoder]:
+    recommender = read_json(folder / _CONFIG, _Recommender)
+    return recommender, recommender.news_encoder or read_json(folder / _CONFIG, _NewsEncoder)
+
+
+def _of_export(folder: Path, is_click_task: bool) -> dict[str, Any]:
+    info = read_json(folder / _INFO, _Info)
+    recommender, encoder = _config_of(folder)
+    known: dict[str, Any] = {
+        "model.pooling": encoder.pooling,
+        "model.pooling_mask": encoder.pooling_mask,
+        "model.news_dim": encoder.news_dim,
+        # An adopted encoder has no queries: its width of them is nothing but the schema's default.
+        "model.query_dim": encoder.query_dim if encoder.pooling == "attention" else None,
+        "data.pad_to_max": info.pad_to_max,
+        "data.max_title_tokens": info.max_title_tokens,
+        "data.max_body_tokens": info.max_body_tokens,
+    }
+    for field, tokens in info.news_text or []:
+        if field in TEXT_FIELDS:
+            known[f"data.max_{field}_tokens"] = tokens
+    if is_click_task and info.news_text:
+        known["data.news_text"] = [field for field, _ in info.news_text]
+    if is_click_task and recommender.news_encoder is not None:
+        known |= {
+            "model.user_encoder": recommender.user_encoder,
+            "model.user_heads": recommender.user_heads,
+            "model.user_last_k": recommender.user_last_k,
+            "model.history_padding": recommender.history_padding,
+            "model.query_dim": recommender.query_dim,
+            "data.history_length": info.history_length,
+        }
+    return {key: value for key, value in known.items() if value is not None}

@@ -1,0 +1,119 @@
+"""What an evaluation's record may hold: the schema of the JSON that ``tnr evaluate --out`` writes.
+
+Records are made elsewhere, edited and copied, so their readers get only what has the types that the
+report computes with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from shards.errors import DamageError, DataError
+from shards.files import parse_json, read_bytes
+
+_MAX_BYTES = 64 << 20
+
+T = TypeVar("T")
+Metric = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+"""Finite, and small enough that means and deviations are finite too."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Rate = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """MIND's four numbers."""
+
+    auc: Metric
+    mrr: Metric
+    ndcg5: Metric
+    ndcg10: Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast a model encoded, and on what."""
+
+    device: str
+    articles_per_s: Rate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How much was measured."""
+
+    impressions: Count = 0
+    skipped: Count = 0
+    articles: Count = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What was measured on."""
+
+    impressions: str = "unknown"
+    impressions_fingerprint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the log, as a segment names it."""
+
+    impressions: Count
+    auc: Metric | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """One evaluation, as far as reports read it."""
+
+    name: str
+    metrics: Metrics
+    role: str = "other"
+    seed: int | None = None
+    layers: Count | None = None
+    parameters: Count | None = None
+    speed: Speed | None = None
+    counts: Counts = field(default_factory=Counts)
+    data: Data = field(default_factory=Data)
+    period: tuple[str | None, str | None] | None = None
+    segments: dict[str, dict[str, Any] | None] | None = None
+    impressions_file: str | None = None
+    impressions_sha256: str | None = None
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Read the record in a JSON file of ``tnr evaluate``; its path is added as ``file``.
+
+    Raises:
+        DataError: The file is missing or is not such a record.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist; 'tnr evaluate ... --out {path}' writes it")
+    record = parse_json(read_bytes(path, limit=_MAX_BYTES), where=path)
+    where = f"{path} is not a record of 'tnr evaluate'"
+    checked: EvaluationRecord = check_type(record, EvaluationRecord, where=where)
+    for kind, parts in (checked.segments or {}).items():
+        for name, part in (parts or {}).items():
+            if isinstance(part, dict) and "auc" in part:
+                check_type(part, Part, where=f"{path}: segment {kind} {name}")
+        if kind == "cold" and parts:
+            share = parts.get("cold_candidates_share")
+            check_type(share, Metric | None, where=f"{path}: cold_candidates_share")
+    return dict(record) | {"file": str(path)}
+
+
+def check_type(value: Any, kind: type[T] | Any, *, where: object) -> T:
+    """Check a value of parsed JSON against a type.
+
+    Raises:
+        DamageError: It has another; the message begins with ``where`` and names the place.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise DamageError(f"{where}: {error}") from error

@@ -1,0 +1,149 @@
+"""Which precisions a device only emulates, decided in one place. No torch at import.
+
+Training, filling, encoding, evaluation, ``--dry-run`` and ``tnr preflight`` ask :func:`emulated`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config.schema import RunConfig
+from trainer.errors import ConfigError
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+CPU_FLAGS = {
+    "bf16": frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"}),
+    "fp16": frozenset({"amx_fp16", "avx512_fp16", "asimdhp"}),
+}
+"""What Linux lists of a CPU (x86, Arm) that computes in a precision."""
+
+CPU_FACTORS = ("8 to 17", "5 or more")
+"""How many times slower than fp32 a CPU that has none of them trains, and encodes: measured with
+AVX2 alone, bf16 at 8 to 17 and 5.4, fp16 at 10.6 and 5.2."""
+
+GPU_FACTORS = ("2 to 4", "2 to 4")
+"""The same of a GPU; an estimate."""
+
+GPU_CAPABILITY = {"bf16": 8, "fp16": 6}
+"""Compute capability from which on a GPU computes in a precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emulation:
+    """A precision that a device has no instructions for."""
+
+    precision: str
+    device: str
+    """``CPU`` or ``GPU``."""
+    factors: tuple[str, str]
+    """How many times slower than ``instead`` training and encoding are expected to be."""
+    instead: str
+
+    def line(self, setting: str) -> str:
+        """One line for people.
+
+        Args:
+            setting: What chose the precision.
+        """
+        training, encoding = self.factors
+        return (
+            f"{setting} {self.precision} is only emulated by this {self.device}: expect training "
+            f"{training} and encoding {encoding} times slower than {self.instead}; "
+            f"set {setting} {self.instead} instead"
+        )
+
+
+def emulated(precision: str, device: str) -> Emulation | None:
+    """What is known of a precision that a device only emulates.
+
+    Args:
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        device: ``cpu``, ``cuda``, ``cuda:1`` ...
+
+    Returns:
+        None where the hardware computes in it.
+    """
+    if precision not in CPU_FLAGS:
+        return None
+    if device.startswith("cuda"):
+        import torch
+
+        if torch.cuda.get_device_capability(device)[0] >= GPU_CAPABILITY[precision]:
+            return None
+        instead = "fp16" if precision == "bf16" else "fp32"
+        return Emulation(precision=precision, device="GPU", factors=GPU_FACTORS, instead=instead)
+    if device != "cpu" or cpu_flags() & CPU_FLAGS[precision]:
+        return None
+    return Emulation(precision=precision, device="CPU", factors=CPU_FACTORS, instead="fp32")
+
+
+def warn_if_emulated(
+    precision: str, device: str, setting: str, say: Callable[[str], None] | None = None
+) -> None:
+    """Say on rank 0 that a precision is only emulated.
+
+    Args:
+        precision: As in :func:`emulated`.
+        device: As in :func:`emulated`.
+        setting: What chose the precision.
+        say: Takes the line; None prints it to standard error, unless it was said before.
+    """
+    found = emulated(precision, device)
+    if found is None or (found in _said and say is None) or os.environ.get("RANK", "0") != "0":
+        return
+    _said.add(found)
+    line = found.line(setting)
+    if say is None:
+        print(f"tnr: warning: {line}", file=sys.stderr, flush=True)
+    else:
+        say(f"WARNING: {line}")
+
+
+_said: set[Emulation] = set()
+
+
+def training_device() -> str:
+    """``cuda`` where torch sees a GPU, else ``cpu``; says nothing of which GPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_preset(preset: str | None, run: RunConfig) -> None:
+    """Refuse the preset ``cpu_bf16`` on a CPU that only emulates bf16.
+
+    Args:
+        preset: The run's, None without one.
+        run: ``precision``, and ``allow_emulated``, which forces it.
+
+    Raises:
+        ConfigError: Naming the factor and both ways out.
+    """
+    if preset != "cpu_bf16" or run.allow_emulated or training_device() != "cpu":
+        return
+    found = emulated(run.precision, "cpu")
+    if found is not None:
+        raise ConfigError(
+            f"preset cpu_bf16 is for CPUs with instructions for bf16; this one only emulates "
+            f"{found.precision}, {found.factors[0]} times slower than fp32: take preset cpu, or "
+            "force it with --run.allow_emulated true"
+        )
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the CPU can do, as Linux lists it; nothing where that cannot be read."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    return frozenset(
+        word
+        for line in text.splitlines()
+        if line.startswith(("flags", "Features"))
+        for word in line.split()
+    )

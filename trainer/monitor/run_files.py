@@ -1,0 +1,129 @@
+"""What a run folder says about its run, read by those that only look: typed, and never in full.
+
+A run that trains writes these files while they are read, and a killed one leaves a half-written
+line: such a line counts as not there. A file of another form is an error that names it.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from shards.errors import DataError
+from shards.files import open_regular, read_json
+
+CONFIG, STATE, METRICS, STARTS = "config.json", "state.json", "metrics.jsonl", "starts.jsonl"
+_CHECKPOINT = re.compile(r"step_([0-9]{8,18})")
+_TAIL_BYTES = 1 << 16
+_MAX_STATE_BYTES = 1 << 20
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """``state.json``: what a run does, or how it ended."""
+
+    state: Literal["running", "finished", "stopped"]
+    step: Count
+    """Step of its last checkpoint."""
+    steps: Count
+    reason: str | None = None
+    is_failed: bool = False
+    without_improvement: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """``config.json``, as far as a list of runs shows it."""
+
+    task: str
+
+
+def read_state(folder: Path) -> RunState:
+    """Read a run's ``state.json``.
+
+    Raises:
+        DataError: It is missing, or is not what a run writes.
+    """
+    return read_json(folder / STATE, RunState, limit=_MAX_STATE_BYTES)
+
+
+def read_settings(folder: Path) -> RunSettings:
+    """Read a run's ``config.json``.
+
+    Raises:
+        DataError: It is missing, or is not what a run writes.
+    """
+    return read_json(folder / CONFIG, RunSettings)
+
+
+def last_entries(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects at the end of a file of lines; none where there is no such file.
+
+    Raises:
+        DataError: It is not a regular file, or cannot be read.
+    """
+    if not path.exists():
+        return []
+    with open_regular(path) as file:
+        try:
+            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+            lines = file.read(_TAIL_BYTES).split(b"\n")
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    entries = [parse_line(line) for line in lines]
+    return [entry for entry in entries if entry is not None]
+
+
+def parse_line(line: str | bytes) -> dict[str, Any] | None:
+    """Parse a line as a JSON object; None where it is not one: half written, cut, or damaged."""
+    try:
+        # Not msgspec: a loss that is not finite is written as NaN, which JSON does not have.
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def as_record(entry: dict[str, Any]) -> dict[str, float] | None:
+    """Return a line of ``metrics.jsonl`` as numbers by name; None where it has no step.
+
+    Values that are not numbers are left out.
+    """
+    if type(entry.get("step")) is not int or not 0 <= entry["step"] < 1 << 63:
+        return None
+    record: dict[str, float] = {"step": entry["step"]}
+    for name, value in entry.items():
+        if name != "step" and type(value) in (int, float) and abs(value) < 1 << 1000:
+            record[name] = float(value)
+        elif type(value) is float:
+            record[name] = value  # NaN or infinite, as the run measured it
+    return record
+
+
+def last_record(folder: Path, needed: str = "step") -> dict[str, float] | None:
+    """Return a run's last record that has a number of this name; None where it has none yet.
+
+    Raises:
+        DataError: ``metrics.jsonl`` is not a regular file, or cannot be read.
+    """
+    records = map(as_record, reversed(last_entries(folder / METRICS)))
+    return next((one for one in records if one is not None and needed in one), None)
+
+
+def reached_step(folder: Path, state: RunState, record: dict[str, float] | None) -> int:
+    """Return how far a run is: by its state, its records and its checkpoints, whichever is newest.
+
+    A run writes a record every few steps and its state after a checkpoint: where it was killed
+    between the two, either may be behind.
+    """
+    try:
+        names = [_CHECKPOINT.fullmatch(path.name) for path in (folder / "checkpoints").iterdir()]
+    except OSError:
+        names = []  # it has none yet
+    steps = [int(name[1]) for name in names if name is not None]
+    return max(state.step, 0 if record is None else int(record["step"]), *steps, 0)
