@@ -205,7 +205,9 @@ def test_several_of_one_name_must_be_told_apart(articles):
         assert opened.made_from["weights"] == info.made_from["weights"]
 
 
-@pytest.mark.parametrize("name", ["nothing-000000000000", "../articles", ".", "../columns/{}", "{}/."])
+@pytest.mark.parametrize(
+    "name", ["nothing-000000000000", "../articles", ".", "../columns/{}", "{}/."]
+)
 def test_folder_that_is_no_column_is_refused(articles, reader, name):
     name = name.format(reader.folder.name)
     with pytest.raises(ColumnError):

@@ -42,7 +42,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Print the mistake and where to read on, then exit 2."""
-        self.exit(EXIT_USAGE, f"tnr: error: {shown_text(one_line(message))}; see '{self.prog} --help'\n")
+        self.exit(
+            EXIT_USAGE, f"tnr: error: {shown_text(one_line(message))}; see '{self.prog} --help'\n"
+        )
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help; unlike argparse, not in silence where it cannot be printed."""
