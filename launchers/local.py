@@ -24,6 +24,7 @@ from launchers.child import context, run_child
 from launchers.estimate import Estimate
 from launchers.stamps import Stamp, Stamps, State, proved, refuse_stale
 from launchers.steps import Step, choose, digests, in_order
+from shards.errors import one_line
 from shards.pool import interrupt_blocked
 from shards.progress import format_duration
 from trainer.errors import EXIT_DONE, EXIT_REQUEUE, TinyNewsRecError, UsageError
@@ -38,6 +39,10 @@ LOCK_S = 1.0
 
 class StepFailed(TinyNewsRecError):
     """A step ended with an error; the message has its name, exit code and the end of its log."""
+
+    def __str__(self) -> str:
+        """The message, with the lines of the log."""
+        return "\n".join(map(one_line, str(self.args[0]).splitlines()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,27 @@ command line prints the message alone, without a traceback, and exits with the c
 ``exit_code``.
 """
 
+import re
+
+_NOT_SHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """Write the line breaks and control characters of a text as Python writes them in quotes.
+
+    Files and other libraries' messages hold any: those would break the line, or command a terminal.
+    """
+    return _NOT_SHOWN.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class TinyNewsRecError(Exception):
     """Something the user can mend; ``exit_code`` is what the command line exits with."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message, in one line."""
+        return one_line(super().__str__())
 
 
 class UsageError(TinyNewsRecError):

@@ -6,6 +6,7 @@ for anything: a path is a path, and a name is looked up in the local cache, whic
 fills.
 """
 
+import contextlib
 import difflib
 import os
 import re
@@ -165,6 +166,17 @@ def check_header(path: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raise a panic of a library written in Rust, which is no ``Exception``, as RuntimeError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3's, which cannot be imported
+            raise
+        raise RuntimeError(f"the library panicked: {error}") from error
+
+
 def load_tokenizer(name: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
     """Load a Hugging Face tokenizer.
 
@@ -178,7 +190,10 @@ def load_tokenizer(name: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
 
     folder = _checked(name)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with panics_as_errors():
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # OSError, ValueError, KeyError, ImportError, RecursionError, ...
         raise DataError(
             f"no tokenizer can be loaded from the folder {os.fspath(name)!r}: {first_line(error)}"
@@ -197,7 +212,8 @@ def load_backend(folder: Path) -> "Tokenizer":
     file = folder / "tokenizer.json"
     data = read_bytes(file, limit=MAX_JSON_BYTES)
     try:
-        return Tokenizer.from_buffer(data)
+        with panics_as_errors():
+            return Tokenizer.from_buffer(data)
     except Exception as error:  # the only kind that the tokenizers package raises
         raise DamageError(f"{file} is not a fast tokenizer: {first_line(error)}") from error
 

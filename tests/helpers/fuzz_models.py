@@ -20,10 +20,10 @@ from launchers.slurm import load_cluster, make_job
 from launchers.stamps import Stamp, Stamps, State
 from launchers.steps import Step
 from shards.files import sha256_file
-from trainer.checkpoint.hashed import write_safetensors
+from trainer.checkpoint.binding import bind, binding_of
 from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.tensors import MODEL, OPTIMIZER, load_model
+from trainer.checkpoint.store import CheckpointStore, stated_at
+from trainer.checkpoint.tensors import MODEL, OPTIMIZER, load_model, write_tensors
 from trainer.config.load import load_config, to_dict
 from trainer.engine.deepspeed_file import read_deepspeed_file
 from trainer.evaluate.compare import compare, comparison_text, per_impression_models, resample
@@ -49,16 +49,15 @@ def _store(folder: Path) -> CheckpointStore:
 
 
 def _make_checkpoints(folder: Path) -> None:
+    state = bind({"config": {}, "data": "x"}, (MODEL, OPTIMIZER))
+
     def write(building: Path) -> dict[str, Any]:
         torch.manual_seed(0)
         tensors = {name: value.contiguous() for name, value in _Task().state_dict().items()}
         moments = {"linear.weight/exp_avg": torch.ones(2, 3)}
-        return {
-            MODEL: write_safetensors(building / MODEL, tensors),
-            OPTIMIZER: write_safetensors(building / OPTIMIZER, moments),
-        }
+        return write_tensors(building, tensors, moments, binding_of(stated_at(5, state)))
 
-    _store(folder).save(5, {"config": {}, "data": "x"}, write)
+    _store(folder).save(5, state, write)
 
 
 def _read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -195,7 +194,7 @@ def _make_evaluations(folder: Path) -> None:
             "seed": number,
             "layers": 2,
             "parameters": 1000,
-            "speed": {"articles_per_s": 10.0},
+            "speed": {"device": "cpu", "articles_per_s": 10.0},
             "counts": {"impressions": 18, "skipped": 0, "articles": 50},
             "data": {"impressions": "dev", "impressions_fingerprint": "f" * 64},
         }

@@ -92,6 +92,13 @@ def test_a_large_group_is_cut_elsewhere_in_every_epoch():
     assert len(firsts) > 3
 
 
+@pytest.mark.parametrize("epoch", range(4))
+def test_blocks_are_neighbours_in_the_set_though_a_window_has_its_shards_in_any_order(epoch):
+    order = block_order([10] * 6, window=6, block=6, groups=lambda units: units * 0)
+    blocks = order.rows(epoch, 0, 60).reshape(10, 6)
+    assert (np.diff(blocks) % 60 == 1).all()
+
+
 def test_any_range_is_that_part_of_the_whole():
     whole = block_order([9, 0, 7, 12, 5]).rows(2, 0, 33)
     order = block_order([9, 0, 7, 12, 5])

@@ -184,6 +184,15 @@ def test_difference_is_named_field_by_field(articles):
     assert "tnr teachers cache" in message
 
 
+@pytest.mark.parametrize("far", [{"a": 2, "b": 2, "c": 2}, {"a": 0, "b": 0, "c": 0}])
+def test_the_column_that_differs_least_is_called_the_nearest(tmp_path, far):
+    shard_set = make_articles(tmp_path / "a", 2, 2)
+    near = fill(shard_set, "teacher-x", {"a": 1, "b": 1, "c": 1}).folder.name
+    fill(shard_set, "teacher-x", far)
+    with pytest.raises(ColumnError, match=f"The nearest is {near}: b is 1 in the column"):
+        ColumnReader.open(shard_set, "teacher-x", {"a": 1, "b": 3, "c": 1})
+
+
 def test_several_of_one_name_must_be_told_apart(articles):
     for weights in ("one", "two"):
         fill(articles, "several", {"weights": weights})
@@ -196,8 +205,11 @@ def test_several_of_one_name_must_be_told_apart(articles):
         assert opened.made_from["weights"] == info.made_from["weights"]
 
 
-@pytest.mark.parametrize("name", ["nothing-000000000000", "../articles", "."])
+@pytest.mark.parametrize(
+    "name", ["nothing-000000000000", "../articles", ".", "../columns/{}", "{}/."]
+)
 def test_folder_that_is_no_column_is_refused(articles, reader, name):
+    name = name.format(reader.folder.name)
     with pytest.raises(ColumnError):
         ColumnReader.open_folder(articles, name)
 

@@ -297,3 +297,16 @@ def test_a_columns_tokenizer_that_was_changed_is_one_line(encoder: Path) -> None
     os.mkfifo(file)
     with pytest.raises(DataError, match="not a regular file"):
         pretrained.load_backend(encoder)
+
+
+def test_a_library_that_panics_is_one_line(encoder: Path) -> None:
+    """Rust's panics are no exceptions of Python's usual kind."""
+    file = encoder / "tokenizer.json"
+    text = file.read_text()
+    damaged = text.replace('"precompiled_charsmap":"', '"precompiled_charsmap":":')
+    damaged = damaged.replace('"precompiled_charsmap": "', '"precompiled_charsmap": ":')
+    assert damaged != text
+    file.write_text(damaged)
+    for load in (pretrained.load_tokenizer, pretrained.load_backend):
+        with pytest.raises(DataError, match="panicked"):
+            load(encoder)

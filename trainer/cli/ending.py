@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO, TextIO
 
+from shards.errors import one_line
 from shards.location import shown_text
 from shards.os_errors import naming, os_error, os_error_line
 from trainer import interrupt
@@ -100,7 +101,7 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
                 return 128 + signal.SIGPIPE
             say_error(f"cannot write to {found.filename}: {found.strerror}")
         else:
-            say_error(os_error_line(found))
+            say_error(one_line(os_error_line(found)))
         return EXIT_FAILED
     finally:
         interrupt.set_running(False)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from shards.errors import one_line
 from shards.location import is_elsewhere, shown_text
 from trainer.cli.ending import exit_code_of, name_standard_streams
 from trainer.environment import prepare
@@ -41,7 +42,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Print the mistake and where to read on, then exit 2."""
-        self.exit(EXIT_USAGE, f"tnr: error: {shown_text(message)}; see '{self.prog} --help'\n")
+        self.exit(
+            EXIT_USAGE, f"tnr: error: {shown_text(one_line(message))}; see '{self.prog} --help'\n"
+        )
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help; unlike argparse, not in silence where it cannot be printed."""
