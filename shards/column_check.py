@@ -5,8 +5,8 @@ by us is told by their kind: floats are finite, offsets rise, token ids are in t
 click columns say what the samples say.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from shards.cells import Cell, check_record, open_cell, record_path
 from shards.click_cells import CLICKS, shard_tensors
 from shards.column_extras import read_vector, tokenizer_problem
 from shards.column_info import (
+    COLUMN_FILE,
     TOKENIZER_FOLDER,
     TOKENS,
     ColumnInfo,
+    differing_fields,
     read_info,
     removal_command,
     repair_command,
@@ -27,7 +29,8 @@ from shards.errors import DamageError, DataError
 from shards.manifest import ShardInfo
 from shards.ragged import row_of_value
 from shards.reader import ShardSet
-from shards.tokenizer import load_tokenizer, tokenizer_sha256
+from shards.tokenize import made_from
+from shards.tokenizer import load_tokenizer, tokenizer_facts
 from shards.tokens import TokenSource
 
 _NEWS = "teacher-news"
@@ -94,7 +97,7 @@ def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
     try:
         if info.name == TOKENS:
             source = TokenSource.read(info.made_from, info.folder)
-            yield from _tokenizer_problems(info.folder, source, repair)
+            yield from _tokenizer_problems(info, source, repair)
         shards = shard_set.manifest.shards
         if info.name == _NEWS and any(record_path(info.folder, one).exists() for one in shards):
             read_vector(info.folder)  # it is written before the first cell
@@ -114,16 +117,29 @@ def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
             yield str(error) if repair in str(error) else f"{error}; run `{repair}`"
 
 
-def _tokenizer_problems(folder: Path, source: TokenSource, repair: str) -> Iterator[str]:
-    problem, there = tokenizer_problem(folder), folder / TOKENIZER_FOLDER
+def _tokenizer_problems(info: ColumnInfo, source: TokenSource, repair: str) -> Iterator[str]:
+    problem, there = tokenizer_problem(info.folder), info.folder / TOKENIZER_FOLDER
     if problem is None:
         try:
-            if tokenizer_sha256(load_tokenizer(there)) == source.tokenizer_sha256:
-                return
-            problem = f"{there} is not the tokenizer that the ids are of"
+            facts = tokenizer_facts(load_tokenizer(there))
         except DataError as error:
             problem = str(error)
+        else:
+            if facts.sha256 == source.tokenizer_sha256:
+                yield from _edited_entries(info, made_from(facts, source.limits))
+                return
+            problem = f"{there} is not the tokenizer that the ids are of"
     yield f"{problem}; remove it and run `{repair}` with the tokenizer that it was made with"
+
+
+def _edited_entries(info: ColumnInfo, expected: Mapping[str, Any]) -> Iterator[str]:
+    """Say which entries of a token column's ``made_from`` its tokenizer tells otherwise."""
+    stored = {name: value for name, value in info.made_from.items() if name != "shard_set"}
+    if differing := differing_fields(stored, expected):
+        yield (
+            f"{info.folder / COLUMN_FILE} was edited: {'; '.join(differing)}, by the tokenizer "
+            f"beside it; remove {info.folder} and run `tnr shards tokenize` again"
+        )
 
 
 def _whole_cell(info: ColumnInfo, shard: ShardInfo, repair: str) -> Cell:

@@ -48,6 +48,8 @@ class TokenSource:
             source = msgspec.convert({**made_from, "limits": limits}, cls)
         except msgspec.ValidationError as error:
             raise DamageError(f"{where} does not describe a token column: {error}") from error
+        if not fields or len(set(fields)) < len(fields):
+            raise DamageError(f"{where} does not describe a token column: its fields are {fields}")
         largest = max(source.pad_id, *source.prefix_ids, *source.suffix_ids)
         if largest >= source.vocab_size or not set(fields) <= set(TEXT_FIELDS):
             raise DamageError(
