@@ -12,7 +12,7 @@ import numpy as np
 from shards.cell_tensors import VALUES
 from shards.column_extras import TOKENIZER_SUMS, tokenizer_problem
 from shards.column_info import TOKENIZER_FOLDER, TOKENS
-from shards.columns import ColumnReader
+from shards.columns import ColumnReader, check_numbers
 from shards.errors import ColumnError, DamageError
 from shards.manifest import Sha256
 from shards.ragged import row_of_value
@@ -76,6 +76,7 @@ class TokenColumn:
     def __init__(self, reader: ColumnReader) -> None:
         """Use :meth:`open`."""
         source = TokenSource.read(reader.made_from, reader.folder)
+        check_numbers(reader, {field + VALUES: "u" for field in source.limits})
         self.reader = reader
         self.fingerprint = reader.fingerprint
         self.folder = reader.folder
