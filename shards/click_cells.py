@@ -96,16 +96,23 @@ def write_click_column(impression_set: ShardSet, workers: Workers | None = None)
     return ColumnReader.open(impression_set, CLICKS, made_from())
 
 
-def shard_tensors(impression_set: ShardSet, shard: int) -> dict[str, np.ndarray]:
-    """What a cell of clicks holds but for ``user``, from the samples of its shard.
+def shard_tensors(
+    impression_set: ShardSet, shard: int, users: "UserNumbers"
+) -> dict[str, np.ndarray]:
+    """What a cell of clicks holds, from the samples of its shard.
+
+    Args:
+        impression_set: the set.
+        shard: number of the shard.
+        users: those of all shards before it; this shard's are added.
 
     Raises:
         DataError: a sample is not an impression.
         DamageError: the shard is damaged.
     """
-    _, tensors = _ReadShard(impression_set, frozenset([shard])).run(shard)
+    hashes, tensors = _ReadShard(impression_set, frozenset([shard])).run(shard)
     assert tensors is not None
-    return tensors
+    return tensors | {"user": users.number(hashes)}
 
 
 class UserNumbers:

@@ -25,7 +25,7 @@ from shards.click_cells import (
     parse_time,
     write_click_column,
 )
-from shards.columns import ColumnReader, removal_command, repair_command
+from shards.columns import ColumnReader, check_numbers, removal_command, repair_command
 from shards.errors import DamageError, DataError
 from shards.negatives import draw_distinct, sample_keys
 from shards.ragged import offsets_from_lengths, pad, row_of_value
@@ -58,6 +58,7 @@ class ClickColumn:
                 "user": _MOST_ROWS,
             }
         )
+        check_numbers(reader, dict.fromkeys((*reader.bounds, "time"), "iu"))
         self.reader = reader
         self.fingerprint = reader.fingerprint
         self.num_impressions = reader.num_rows
@@ -81,6 +82,7 @@ class ClickColumn:
 
         Raises:
             ColumnError: it is missing, incomplete or of another format.
+            DamageError: a tensor is of a type that no version writes.
         """
         return cls(ColumnReader.open(impression_set, CLICKS, made_from()), num_articles)
 

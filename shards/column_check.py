@@ -5,34 +5,36 @@ by us is told by their kind: floats are finite, offsets rise, token ids are in t
 click columns say what the samples say.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from shards.cell_tensors import OFFSETS, VALUES, CellTensors
+from shards.cell_tensors import OFFSETS, VALUES, CellTensors, unlike
 from shards.cells import Cell, check_record, open_cell, record_path
-from shards.click_cells import CLICKS, shard_tensors
+from shards.click_cells import CLICKS, UserNumbers, shard_tensors
 from shards.column_extras import read_vector, tokenizer_problem
 from shards.column_info import (
+    COLUMN_FILE,
     TOKENIZER_FOLDER,
     TOKENS,
     ColumnInfo,
+    differing_fields,
     read_info,
     removal_command,
     repair_command,
 )
 from shards.column_reader import ColumnReader
+from shards.column_types import wrong_tensor
 from shards.errors import DamageError, DataError
 from shards.manifest import ShardInfo
 from shards.ragged import row_of_value
 from shards.reader import ShardSet
-from shards.tokenizer import load_tokenizer, tokenizer_sha256
+from shards.tokenize import SKIPPED, made_from
+from shards.tokenizer import load_tokenizer, tokenizer_facts
 from shards.tokens import TokenSource
 
 _NEWS = "teacher-news"
-_FROM_SAMPLES = ("history", "candidates", "clicked", "units")
-"""Ragged tensors of click columns that are compared with the samples."""
 
 
 def verify_columns(reader: ColumnReader) -> list[str]:
@@ -94,36 +96,59 @@ def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
     try:
         if info.name == TOKENS:
             source = TokenSource.read(info.made_from, info.folder)
-            yield from _tokenizer_problems(info.folder, source, repair)
+            yield from _tokenizer_problems(info, source, repair)
         shards = shard_set.manifest.shards
         if info.name == _NEWS and any(record_path(info.folder, one).exists() for one in shards):
             read_vector(info.folder)  # it is written before the first cell
     except DamageError as error:
         yield f"{error}; run `{repair}`"
+    users: UserNumbers | None = UserNumbers()
+    alike: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
     for number, shard in enumerate(shard_set.manifest.shards):
         if not record_path(info.folder, shard).exists():
+            users = None  # of a column that is being filled
             continue
         try:
             cell = _whole_cell(info, shard, repair)
+            if (problem := unlike(cell.places, alike)) is not None:
+                raise DamageError(f"{cell.path}: {problem}; {cell.remedy}")
+            alike |= {name: (place.dtype, place.shape[1:]) for name, place in cell.places.items()}
             _check_values(cell)
+            if (problem := wrong_tensor(info.name, info.made_from, alike)) is not None:
+                raise DamageError(f"{cell.path}: {problem}; {cell.remedy}")
             if source is not None:
                 _check_tokens(cell, source)
             if info.name == CLICKS:
-                _check_clicks(cell, shard_set, number)
+                known, users = users, None  # where a shard cannot be read
+                _check_clicks(cell, shard_set, number, known)
+                users = known
         except DataError as error:
             yield str(error) if repair in str(error) else f"{error}; run `{repair}`"
 
 
-def _tokenizer_problems(folder: Path, source: TokenSource, repair: str) -> Iterator[str]:
-    problem, there = tokenizer_problem(folder), folder / TOKENIZER_FOLDER
+def _tokenizer_problems(info: ColumnInfo, source: TokenSource, repair: str) -> Iterator[str]:
+    problem, there = tokenizer_problem(info.folder), info.folder / TOKENIZER_FOLDER
     if problem is None:
         try:
-            if tokenizer_sha256(load_tokenizer(there)) == source.tokenizer_sha256:
-                return
-            problem = f"{there} is not the tokenizer that the ids are of"
+            facts = tokenizer_facts(load_tokenizer(there))
         except DataError as error:
             problem = str(error)
+        else:
+            if facts.sha256 == source.tokenizer_sha256:
+                yield from _edited_entries(info, made_from(facts, source.limits))
+                return
+            problem = f"{there} is not the tokenizer that the ids are of"
     yield f"{problem}; remove it and run `{repair}` with the tokenizer that it was made with"
+
+
+def _edited_entries(info: ColumnInfo, expected: Mapping[str, Any]) -> Iterator[str]:
+    """Say which entries of a token column's ``made_from`` its tokenizer tells otherwise."""
+    stored = {name: value for name, value in info.made_from.items() if name != "shard_set"}
+    if differing := differing_fields(stored, expected):
+        yield (
+            f"{info.folder / COLUMN_FILE} was edited: {'; '.join(differing)}, by the tokenizer "
+            f"beside it; remove {info.folder} and run `tnr shards tokenize` again"
+        )
 
 
 def _whole_cell(info: ColumnInfo, shard: ShardInfo, repair: str) -> Cell:
@@ -177,13 +202,21 @@ def _check_tokens(cell: Cell, source: TokenSource) -> None:
         DamageError: One is not.
     """
     special = len(source.prefix_ids) + len(source.suffix_ids)
+    skipped = cell.array(SKIPPED) if SKIPPED in cell.places else np.bool_(False)
+    if skipped.dtype != np.bool_:
+        raise DamageError(f"{cell.path}: {SKIPPED} is {skipped.dtype}, not bool; {cell.remedy}")
     for field, limit in source.limits.items():
         values, offsets = cell.tensors[field + VALUES], cell.tensors[field + OFFSETS]
         largest = values.max(initial=0)
-        if values.dtype.kind != "u" or largest >= source.vocab_size:
+        if values.dtype.kind != "u" or values.ndim != 1 or largest >= source.vocab_size:
             raise DamageError(
                 f"{cell.path}: {field} holds {values.dtype} up to {largest}, expected token ids "
                 f"below {source.vocab_size}; {cell.remedy}"
+            )
+        if len(bad := np.flatnonzero(skipped & (np.diff(offsets) > 0))):
+            raise DamageError(
+                f"{cell.path}: row {bad[0]} of the shard is marked as skipped, but has a {field}; "
+                f"{cell.remedy}"
             )
         if (longest := int(np.diff(offsets).max(initial=0)) + special) > limit:
             raise DamageError(
@@ -192,20 +225,31 @@ def _check_tokens(cell: Cell, source: TokenSource) -> None:
             )
 
 
-def _check_clicks(cell: Cell, shard_set: ShardSet, number: int) -> None:
+def _check_clicks(cell: Cell, shard_set: ShardSet, number: int, users: UserNumbers | None) -> None:
     """Check that a cell of clicks says what the samples of its shard say.
+
+    Args:
+        cell: The cell.
+        shard_set: The impression set.
+        number: Of the shard.
+        users: Those of all shards before; None where they are not known, and not compared.
 
     Raises:
         DamageError: It does not.
         DataError: A sample cannot be read.
     """
-    expected = shard_tensors(shard_set, number)
-    names = {name for name in expected if name.partition(".")[0] in _FROM_SAMPLES}
-    names |= {name for name in cell.places if name.partition(".")[0] in _FROM_SAMPLES}
-    for name in sorted(names):
+    expected = shard_tensors(shard_set, number, users or UserNumbers())
+    for name in sorted({*expected, *cell.places}):
+        if name == "user" and users is None and name in cell.places:
+            continue
         stored = CellTensors(cell)[name] if name in cell.places else None
-        if stored is None or not np.array_equal(stored, expected.get(name, np.empty(0))):
+        wanted = expected.get(name)
+        if stored is None or wanted is None or not _is_same(stored, wanted):
             raise DamageError(
                 f"{cell.path}: {name} is not what the samples of {shard_set.shards[number].name} "
                 f"say; {cell.remedy}"
             )
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other)

@@ -12,7 +12,7 @@ from pathlib import Path
 from shards.cells import read_record
 from shards.column_info import ColumnInfo, read_info
 from shards.errors import ColumnError, DataError, UsageError
-from shards.files import fsync_folder
+from shards.files import fsync_folder, remove
 from shards.reader import ShardSet
 
 _WORKING = ("teacher-news-exact",)
@@ -135,7 +135,7 @@ def remove_folder(shard_set: ShardSet, folder: Path) -> bool:
     except OSError as error:
         raise ColumnError(f"cannot remove {folder}: {error.strerror or error}") from error
     for left in folder.parent.glob(f"{_LEAVING}*"):
-        shutil.rmtree(left, ignore_errors=True)  # what is not ours to remove is listed and stays
+        remove(left)  # what is not ours to remove is listed and stays
     return was_there
 
 

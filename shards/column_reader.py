@@ -21,6 +21,7 @@ from shards.column_info import (
     read_info,
     repair_command,
 )
+from shards.column_types import wrong_tensor
 from shards.errors import ColumnError, DamageError
 from shards.manifest import ShardInfo
 from shards.ragged import offsets_from_lengths, ranges
@@ -87,6 +88,11 @@ class ColumnReader:
         # Any cell tells the tensors; while the column is being filled, one that is there already.
         first = self._cell(min(self._names, default=0)).places if self._shards else {}
         self.tensors = {name: (place.dtype, place.shape[1:]) for name, place in first.items()}
+        problem = wrong_tensor(info.name, info.made_from, self.tensors) if self.tensors else None
+        if problem is not None:
+            raise DamageError(
+                f"{info.folder} was edited: {problem}; delete its commit records and run `{repair}`"
+            )
         for mirrored in self.mirror_cells().values():
             self._check_alike(mirrored.places, mirrored.url)
 

@@ -28,13 +28,34 @@ from shards.column_info import (
     repair_command,
 )
 from shards.column_reader import ColumnReader
-from shards.errors import ColumnError
+from shards.errors import ColumnError, DamageError
 from shards.files import clear_leftovers, write_json_atomic
 from shards.ragged import row_of_value
 from shards.reader import ShardSet
 
 _ROWS_NAMED = 8
 _WAITS_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
+
+
+def check_numbers(reader: ColumnReader, kinds: Mapping[str, str]) -> None:
+    """Refuse tensors that do not hold one number a row, or a value of a row, of a given kind.
+
+    Args:
+        reader: the column.
+        kinds: name of a tensor to the kinds of NumPy types that it may have (``"iu"``); one that
+            the column does not have is left out.
+
+    Raises:
+        DamageError: a tensor is of another kind or shape; no version has written it.
+    """
+    for name, allowed in kinds.items():
+        dtype, shape = reader.tensors.get(name, (None, ()))
+        if dtype is not None and (dtype.kind not in allowed or shape):
+            raise DamageError(
+                f"{reader.folder}: {name} is {dtype}{list(shape) or ''}, expected whole numbers, "
+                "one each: it was edited; run "
+                f"`{removal_command(reader.shard_set, reader.folder)}` and `{reader.repair}`"
+            )
 
 
 class ColumnWriter:

@@ -137,6 +137,19 @@ def _hold(descriptor: int) -> bool:
     return os.fstat(descriptor).st_nlink > 0
 
 
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, or whatever else stands in its place.
+
+    ``shutil.rmtree`` opens what it is given, and would wait for ever for the writer of a FIFO. What
+    cannot be removed stays.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove the temporary files and folders in ``folder`` whose writers were killed."""
     try:

@@ -18,7 +18,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from shards.errors import DataError, TinyNewsRecError
-from shards.files import clear_leftovers, fsync_folder
+from shards.files import clear_leftovers, fsync_folder, remove
 from shards.manifest import (
     MANIFEST_NAME,
     SHARD_PREFIX,
@@ -240,7 +240,7 @@ class SetPublisher:
             self._clear_former()
         for leftover in leftovers:
             if leftover != self.staging:
-                shutil.rmtree(leftover, ignore_errors=True)
+                remove(leftover)
         clear_leftovers(self.folder)
         # A write that was cut off left its temporary file.
         for half in self.staging.rglob(".*.tmp-*"):
@@ -260,7 +260,7 @@ class SetPublisher:
             path.unlink()
         for name in (REFUSED_NAME, FAILED_REPORT_NAME, NOTED_NAME, DUPLICATES_NAME):
             (self.folder / name).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "columns", ignore_errors=True)
+        remove(self.folder / "columns")
 
     def _release(self) -> None:
         if self._lock.is_locked:
@@ -285,5 +285,5 @@ def clear_published(folder: Path) -> None:
         return
     with contextlib.suppress(Timeout, OSError), FileLock(folder / _LOCK_NAME, timeout=0):
         for leftover in _leftovers(folder):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove(leftover)
         (folder / _LOCK_NAME).unlink(missing_ok=True)

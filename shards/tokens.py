@@ -12,7 +12,7 @@ import numpy as np
 from shards.cell_tensors import VALUES
 from shards.column_extras import TOKENIZER_SUMS, tokenizer_problem
 from shards.column_info import TOKENIZER_FOLDER, TOKENS
-from shards.columns import ColumnReader
+from shards.columns import ColumnReader, check_numbers
 from shards.errors import ColumnError, DamageError
 from shards.manifest import Sha256
 from shards.ragged import row_of_value
@@ -48,6 +48,8 @@ class TokenSource:
             source = msgspec.convert({**made_from, "limits": limits}, cls)
         except msgspec.ValidationError as error:
             raise DamageError(f"{where} does not describe a token column: {error}") from error
+        if not fields or len(set(fields)) < len(fields):
+            raise DamageError(f"{where} does not describe a token column: its fields are {fields}")
         largest = max(source.pad_id, *source.prefix_ids, *source.suffix_ids)
         if largest >= source.vocab_size or not set(fields) <= set(TEXT_FIELDS):
             raise DamageError(
@@ -74,6 +76,7 @@ class TokenColumn:
     def __init__(self, reader: ColumnReader) -> None:
         """Use :meth:`open`."""
         source = TokenSource.read(reader.made_from, reader.folder)
+        check_numbers(reader, {field + VALUES: "u" for field in source.limits})
         self.reader = reader
         self.fingerprint = reader.fingerprint
         self.folder = reader.folder

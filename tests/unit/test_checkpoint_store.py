@@ -1,6 +1,7 @@
 """Checkpoint folders: published whole, found by name, kept and deleted in the right order."""
 
 import errno
+import os
 
 import pytest
 
@@ -197,3 +198,16 @@ def test_values_that_are_not_numbers_of_the_metric_count_for_nothing():
         assert rules.value({"metric": entry}) is None
     assert Retention(newest=1).value({"metric": {"name": "loss", "value": 2.0}}) is None
     assert rules.best({10: 2.0, 5: 2.0, 15: 3.0}) == 5  # the earlier of equals
+
+
+@pytest.mark.timeout(20)
+def test_a_fifo_in_a_checkpoints_place_makes_way(store, warnings):
+    save(store, 5)
+    for step in (10, 15):
+        os.mkfifo(store.path(step))
+    assert store.find().step == 5
+    assert len(warnings) == 2
+    for step in (15, 20):
+        save(store, step)
+    assert store.steps() == [15, 20]
+    assert all(path.is_dir() or path.name == "latest" for path in store.folder.iterdir())

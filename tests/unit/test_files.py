@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from shards.errors import DamageError, DataError
-from shards.files import read_bytes, read_json, sha256_file
+from shards.files import read_bytes, read_json, remove, sha256_file
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,17 @@ def test_what_fits_is_returned_and_unknown_keys_are_ignored(tmp_path: Path) -> N
     path.write_text('{"rows": 3, "later": [1]}')
     assert read_json(path, Facts) == Facts(3)
     assert read_json(path) == {"rows": 3, "later": [1]}
+
+
+def test_whatever_stands_in_a_place_is_removed_without_opening_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    os.mkfifo(tmp_path / "folder" / "inner" / "fifo")
+    # Held open, so that who opens it does not wait for ever.
+    holder = os.open(tmp_path / "fifo", os.O_RDWR)
+    for name in ("fifo", "link", "folder", "nothing"):
+        remove(tmp_path / name)
+    os.close(holder)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]

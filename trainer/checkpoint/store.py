@@ -31,6 +31,7 @@ from shards.files import (
     parse_json,
     read_bytes,
     read_json,
+    remove,
     sha256_file,
     write_json_atomic,
 )
@@ -206,7 +207,7 @@ class CheckpointStore:
         building.rename(final)
         fsync_folder(self.folder)
         if stands is not None:
-            shutil.rmtree(stands, ignore_errors=True)
+            remove(stands)
 
     def _delete(self, folder: Path) -> None:
         """Hide, then remove: a kill in between leaves no half checkpoint under a good name."""
@@ -216,7 +217,7 @@ class CheckpointStore:
         except OSError as error:
             self._warn(f"old checkpoint {folder} could not be deleted: {error.strerror or error}")
             return
-        shutil.rmtree(hidden, ignore_errors=True)
+        remove(hidden)
 
     def _remove_leftovers(self) -> None:
         if not self.folder.is_dir():

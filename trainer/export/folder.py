@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shards.files import read_json, sha256_file, temporary_name, write_json_atomic
+from shards.files import read_json, remove, sha256_file, temporary_name, write_json_atomic
 from shards.os_errors import naming
 from shards.pretrained import did_you_mean
 from trainer.errors import ColumnError, DataError, ModelError
@@ -223,7 +223,7 @@ def _clear(folder: Path) -> None:
         if not folder.exists():
             old.rename(folder)
     for left in (*folder.parent.glob(f".{name}.old-*"), *folder.parent.glob(f".{name}.tmp-*")):
-        shutil.rmtree(left, ignore_errors=True)
+        remove(left)
 
 
 def _replace(new: Path, folder: Path) -> None:
@@ -234,4 +234,4 @@ def _replace(new: Path, folder: Path) -> None:
         folder.rename(old)
     new.rename(folder)
     if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
