@@ -7,6 +7,7 @@ from typing import Any
 from shards.errors import UsageError
 from shards.fields import FIELD_NAMES, ArticleFields
 from shards.manifest import DEFAULT_SAMPLES_PER_SHARD
+from shards.numbers import real, whole
 from shards.remote import set_argument
 from shards.sources import DEFAULT_MAX_REFUSED, FORMATS
 
@@ -80,21 +81,21 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--samples-per-shard",
-        type=int,
+        type=whole(),
         default=DEFAULT_SAMPLES_PER_SHARD,
         metavar="N",
         help="samples in every shard but the last (default: %(default)s)",
     )
     parser.add_argument(
         "--max-refused",
-        type=float,
+        type=real(),
         default=DEFAULT_MAX_REFUSED,
         metavar="SHARE",
         help="largest share of bad rows before the build fails (default: %(default)s)",
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=whole(most=4096),
         default=1,
         metavar="P",
         help="how many read and write; the set is the same for any number (default: %(default)s)",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shards.errors import DamageError, UsageError
 from shards.fields import FIELD_NAMES, ArticleFields
 from shards.manifest import has_manifest
+from shards.numbers import real
 from shards.sources import DEFAULT_MAX_REFUSED
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _register_index(verbs: Any) -> None:
         )
     parser.add_argument(
         "--max-refused",
-        type=float,
+        type=real(),
         default=DEFAULT_MAX_REFUSED,
         metavar="SHARE",
         help="fail when more than this share of samples is refused (default: %(default)s)",

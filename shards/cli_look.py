@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.errors import UsageError
 from shards.manifest import ARTICLES
+from shards.numbers import whole
 from shards.remote import set_argument
 
 if TYPE_CHECKING:
@@ -56,44 +57,44 @@ def _register_stats(verbs: Any) -> None:
     )
     parser.add_argument(
         "--window-shards",
-        type=int,
+        type=whole(),
         metavar="N",
         help="with --order: only windows of so many shards (data.window_shards)",
     )
     parser.add_argument(
         "--global-batch",
-        type=int,
+        type=whole(),
         default=32,
         metavar="N",
         help="with --order: samples a step (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="with --order (default: %(default)s)"
+        "--seed", type=whole(), default=0, metavar="N", help="with --order (default: %(default)s)"
     )
     parser.add_argument(
         "--user-block",
-        type=int,
+        type=whole(),
         metavar="N",
         help="with --order, of a click log: only blocks of so many clicks of a user "
         "(data.user_block)",
     )
     parser.add_argument(
         "--history-length",
-        type=int,
+        type=whole(),
         default=50,
         metavar="N",
         help="with --order, of a click log: clicks of a user that are read (default: %(default)s)",
     )
     parser.add_argument(
         "--num-negatives",
-        type=int,
+        type=whole(),
         default=4,
         metavar="N",
         help="with --order, of a click log: negatives a click (default: %(default)s)",
     )
     parser.add_argument(
         "--ranks",
-        type=int,
+        type=whole(),
         default=1,
         metavar="N",
         help="with --order, of a click log: ranks that a batch is cut for, to see how many of its "
@@ -211,7 +212,7 @@ def _register_show(verbs: Any) -> None:
     parser.add_argument(
         "set", type=set_argument, metavar="SET", help="folder or URL of the shard set"
     )
-    parser.add_argument("row", type=int, nargs="?", metavar="ROW", help="row number, from 0")
+    parser.add_argument("row", type=whole(), nargs="?", metavar="ROW", help="row number, from 0")
     parser.add_argument("--id", metavar="ID", help="the sample with this id, instead of ROW")
     parser.add_argument(
         "--articles",

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from shards.errors import UsageError
+from shards.numbers import real, whole
 from shards.text_fields import DEFAULT_FIELDS, DEFAULT_TOKENS, TEXT_FIELDS, listed, parse_fields
 
 _TOKENIZE_EXAMPLE = """example:
@@ -54,21 +55,21 @@ def _register_tokenize(subparsers: Any) -> None:
     for field in TEXT_FIELDS:
         tokenize.add_argument(
             f"--{field}-tokens",
-            type=int,
+            type=whole(),
             metavar="N",
             help=f"longest {field} in tokens, special tokens included"
             f" (default: {DEFAULT_TOKENS[field]})",
         )
     tokenize.add_argument(
         "--processes",
-        type=int,
+        type=whole(most=4096),
         default=1,
         metavar="N",
         help="shards worked on at once; one process already uses all cores (default: %(default)s)",
     )
     tokenize.add_argument(
         "--skip-damaged",
-        type=int,
+        type=whole(),
         default=0,
         metavar="N",
         help="skip up to N damaged samples, each named, and leave them out of training (default:"
@@ -92,7 +93,7 @@ def _register_train(subparsers: Any) -> None:
     train.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
     train.add_argument(
         "--vocab-size",
-        type=int,
+        type=whole(),
         default=30_000,
         metavar="N",
         help="pieces, the five special ones included (default: %(default)s)",
@@ -104,14 +105,14 @@ def _register_train(subparsers: Any) -> None:
     )
     train.add_argument(
         "--max-sentences",
-        type=int,
+        type=whole(),
         default=1_000_000,
         metavar="N",
         help="titles and pieces of bodies to train on, drawn evenly (default: %(default)s)",
     )
     train.add_argument(
         "--character-coverage",
-        type=float,
+        type=real(),
         default=0.9995,
         metavar="SHARE",
         help="share of the corpus's characters that get a piece (default: %(default)s)",

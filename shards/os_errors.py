@@ -17,6 +17,9 @@ _TOLD = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 # What PyTorch's and NumPy's writers say of a write that was cut short; neither names a cause.
 _CUT_SHORT = re.compile(r"PytorchStreamWriter|inline_container|\d+ requested and \d+ written")
 
+# What PyTorch says of memory that the system, or a GPU, does not give.
+_NO_MEMORY = re.compile(r"you tried to allocate \d+ bytes|CUDA out of memory[^.]*\.[^.]*\.\d* \w+")
+
 
 def os_error(error: BaseException) -> OSError | None:
     """Return the operating system's error that an exception is or reports, None where neither.
@@ -35,6 +38,22 @@ def os_error(error: BaseException) -> OSError | None:
     if isinstance(error, OSError | RuntimeError) and _CUT_SHORT.search(text):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return None
+
+
+def memory_error(error: BaseException) -> str | None:
+    """Say in one line that memory was refused; None where the error is another.
+
+    Args:
+        error: Python's and NumPy's ``MemoryError``, or what PyTorch raises in its place.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        told = text or "no more is to be had"
+    elif isinstance(error, RuntimeError) and (found := _NO_MEMORY.search(text)):
+        told = found[0]
+    else:
+        return None
+    return f"not enough memory: {told}; lower the sizes that were asked for"
 
 
 @contextlib.contextmanager

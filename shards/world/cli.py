@@ -5,6 +5,8 @@ import dataclasses
 import textwrap
 from typing import Any
 
+from shards.numbers import real, whole
+
 _REQUIRED = ("articles", "users", "train_impressions", "dev_impressions")
 _SIZES = (
     ("articles", "articles of the corpus"),
@@ -91,14 +93,18 @@ def register(subparsers: Any) -> None:
     sizes = parser.add_argument_group("sizes: all four, or --like")
     for name, text in _SIZES:
         option = "--" + name.replace("_", "-")
-        sizes.add_argument(option, default=argparse.SUPPRESS, type=int, metavar="N", help=text)
+        sizes.add_argument(option, default=argparse.SUPPRESS, type=whole(), metavar="N", help=text)
     sizes.add_argument("--like", choices=("mind",), help="sizes and lengths of MIND's large parts")
     sizes.add_argument(
-        "--scale", type=float, metavar="X", help="with --like: multiplies the sizes (1)"
+        "--scale", type=real(), metavar="X", help="with --like: multiplies the sizes (1)"
     )
     parser.add_argument("--gzip", action="store_true", help="write articles.jsonl.gz")
     parser.add_argument(
-        "--processes", type=int, default=1, metavar="P", help="processes that write articles (1)"
+        "--processes",
+        type=whole(most=4096),
+        default=1,
+        metavar="P",
+        help="processes that write articles (1)",
     )
     parser.add_argument("--force", action="store_true", help="replace what is in the folder")
     world = parser.add_argument_group("the world")
@@ -109,7 +115,7 @@ def register(subparsers: Any) -> None:
         usual = _FOLLOWS.get(name, defaults[name])
         world.add_argument(
             "--" + name.replace("_", "-"),
-            type=kind,
+            type=whole() if kind is int else real(),
             default=argparse.SUPPRESS,
             metavar="N" if kind is int else "X",
             help=f"{text} ({usual})",

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TextIO
 
 from shards.errors import one_line
 from shards.location import shown_text
-from shards.os_errors import naming, os_error, os_error_line
+from shards.os_errors import memory_error, naming, os_error, os_error_line
 from trainer import interrupt
 from trainer.errors import EXIT_DONE, EXIT_FAILED, TinyNewsRecError
 
@@ -94,7 +94,11 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     except Exception as error:
         found = os_error(error)
         if found is None:
-            raise
+            memory = memory_error(error)
+            if memory is None:
+                raise
+            say_error(memory)
+            return EXIT_FAILED
         if found.filename in (STDOUT, STDERR):
             _give_up(sys.stdout if found.filename == STDOUT else sys.stderr)
             if isinstance(found, BrokenPipeError):  # its reader has ended, as in `tnr runs | head`

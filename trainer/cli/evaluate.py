@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from shards.numbers import real, whole
+
 TIES = (
     "Among tied scores the later candidate comes first; MIND's own script sorts in NumPy's "
     "unstable order, so where scores tie, MRR and nDCG may differ from its numbers, and AUC is "
@@ -74,11 +76,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="what it is in reports; plain: finetuned without teachers (default %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="which repetition this is (default %(default)s)"
+        "--seed", type=whole(0), default=0, help="which repetition this is (default %(default)s)"
     )
     parser.add_argument(
         "--speed-seconds",
-        type=float,
+        type=real(0, 1e6),
         default=1.0,
         metavar="S",
         help="time to spend on measuring the encoding speed; 0: none (default %(default)s)",
@@ -101,7 +103,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch-tokens",
-        type=int,
+        type=whole(1),
         default=16384,
         metavar="N",
         help="tokens of a forward pass, padding included (default %(default)s)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from shards.numbers import whole
 from trainer.cli.settings import add_settings, take_preset
 
 
@@ -26,11 +27,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             "--run.deepspeed zero2"
         ),
     )
-    slurm.add_argument("--nodes", type=int, default=1, help="machines (%(default)s)")
-    slurm.add_argument("--processes", type=int, default=1, help="ranks on each (%(default)s)")
-    slurm.add_argument("--gpus", type=int, default=0, help="GPUs on each (%(default)s)")
-    slurm.add_argument("--cpus", type=int, default=4, help="CPU cores on each (%(default)s)")
-    slurm.add_argument("--minutes", type=int, default=60, help="time limit (%(default)s)")
+    slurm.add_argument(
+        "--nodes", type=whole(most=1000000), default=1, help="machines (%(default)s)"
+    )
+    slurm.add_argument(
+        "--processes", type=whole(most=1000000), default=1, help="ranks on each (%(default)s)"
+    )
+    slurm.add_argument(
+        "--gpus", type=whole(most=1000000), default=0, help="GPUs on each (%(default)s)"
+    )
+    slurm.add_argument(
+        "--cpus", type=whole(most=1000000), default=4, help="CPU cores on each (%(default)s)"
+    )
+    slurm.add_argument(
+        "--minutes", type=whole(most=2**31 - 1), default=60, help="time limit (%(default)s)"
+    )
     slurm.add_argument("--name", default="train", help="name of the job (%(default)s)")
     slurm.add_argument(
         "--cluster", metavar="FILE", help="cluster file, as launchers/templates/cluster.yaml"

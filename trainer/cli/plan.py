@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from shards.numbers import real, whole
 from trainer.cli.settings import add_settings, take_preset
 
 if TYPE_CHECKING:
@@ -35,21 +36,34 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "what", metavar="WHAT", help="a recipe's name or path, or a pipeline's YAML"
     )
     add_settings(parser)
-    parser.add_argument("--nodes", type=_positive, default=1, help="machines (default 1)")
-    parser.add_argument("--processes", type=_positive, default=1, help="ranks a machine (1)")
-    parser.add_argument("--gpu-gib", type=float, help="memory of a GPU: say what fits")
+    parser.add_argument("--nodes", type=whole(1, 1_000_000), default=1, help="machines (default 1)")
     parser.add_argument(
-        "--reserve-gib", type=float, default=2.0, help="of it, for CUDA and fragments (2)"
+        "--processes", type=whole(1, 1_000_000), default=1, help="ranks a machine (1)"
+    )
+    parser.add_argument(
+        "--gpu-gib", type=real(most=1e9, above=0), help="memory of a GPU: say what fits"
+    )
+    parser.add_argument(
+        "--reserve-gib", type=real(0, 1e9), default=2.0, help="of it, for CUDA and fragments (2)"
     )
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="for activations")
-    parser.add_argument("--tflops", type=float, help="peak of a GPU in the run's precision")
     parser.add_argument(
-        "--utilisation", type=float, default=0.4, help="share of the peak reached (0.4)"
+        "--tflops", type=real(1e-6, 1e9), help="peak of a GPU in the run's precision"
     )
-    parser.add_argument("--articles", type=_positive, help="articles, where no set is built yet")
-    parser.add_argument("--impressions", type=int, default=0, help="likewise; one click each")
     parser.add_argument(
-        "--vocab-size", type=_positive, default=30522, help="of a random backbone without data"
+        "--utilisation", type=real(1e-6, 1), default=0.4, help="share of the peak reached (0.4)"
+    )
+    parser.add_argument(
+        "--articles", type=whole(1, 10**15), help="articles, where no set is built yet"
+    )
+    parser.add_argument(
+        "--impressions", type=whole(0, 10**15), default=0, help="likewise; one click each"
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=whole(1, 2**31 - 1),
+        default=30522,
+        help="of a random backbone without data",
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON, in plain units")
     parser.set_defaults(run=run)
@@ -170,10 +184,3 @@ def _counts(arguments: argparse.Namespace) -> Counts | None:
     from trainer.plan.data import told
 
     return told(arguments.articles, arguments.impressions) if arguments.articles else None
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from shards.numbers import real, whole
 from trainer.cli.settings import add_settings, take_preset
 
 if TYPE_CHECKING:
@@ -39,10 +40,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name or path")
     add_settings(parser)
     parser.add_argument(
-        "--processes", type=int, default=1, help="ranks to start here for an all-reduce (1: none)"
+        "--processes",
+        type=whole(most=1_000_000),
+        default=1,
+        help="ranks to start here for an all-reduce (1: none)",
     )
     parser.add_argument(
-        "--timeout", type=float, default=60.0, help="seconds that ranks wait for each other (60)"
+        "--timeout",
+        type=real(most=1e6, above=0),
+        default=60.0,
+        help="seconds that ranks wait for each other (60)",
     )
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.set_defaults(run=run)

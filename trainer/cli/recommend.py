@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from shards.numbers import whole
+
 if TYPE_CHECKING:
     from shards.reader import ShardSet
     from trainer.evaluate.readers import Reader
@@ -37,7 +39,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--history", nargs="+", metavar="ID", default=[], help="articles read, oldest first"
     )
     who.add_argument(
-        "--impression", type=int, metavar="ROW", help="row of an impression of --clicks, from 0"
+        "--impression", type=whole(), metavar="ROW", help="row of an impression of --clicks, from 0"
     )
     who.add_argument("--user", metavar="ID", help="a user of --clicks")
     parser.add_argument("--clicks", metavar="SET", help="impression shard set")
@@ -51,7 +53,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="rank what the impression showed, all of it, as tnr evaluate does",
     )
     parser.add_argument(
-        "--top", type=int, default=10, metavar="K", help="how many to print (default %(default)s)"
+        "--top",
+        type=whole(),
+        default=10,
+        metavar="K",
+        help="how many to print (default %(default)s)",
     )
     parser.add_argument(
         "--include-read", action="store_true", help="rank what was read already, too"

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from shards.numbers import whole
+
 if TYPE_CHECKING:
     from trainer.evaluate.compare import Comparison, Resampled
 
@@ -49,7 +51,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--resamples",
-        type=int,
+        type=whole(most=1_000_000),
         metavar="N",
         help="draws of the users for intervals and tests; 0: none (default: 2000)",
     )

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shards.numbers import real, whole
 from trainer.cli import teachers_logits
 
 if TYPE_CHECKING:
@@ -45,11 +46,15 @@ def _add_plan(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     _add_common(plan)
     _add_running(plan)
     plan.add_argument(
-        "--tasks", type=int, default=1, metavar="N", help="tasks that share the cells (--part I/N)"
+        "--tasks",
+        type=whole(most=1_000_000),
+        default=1,
+        metavar="N",
+        help="tasks that share the cells (--part I/N)",
     )
     plan.add_argument(
         "--trial-s",
-        type=float,
+        type=real(0, 1e6),
         default=3.0,
         help="seconds of encoding for each teacher (default %(default)s)",
     )
@@ -99,7 +104,7 @@ def _add_verify(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     _add_common(verify)
     verify.add_argument(
-        "--rows", type=int, default=64, help="rows to recompute (default %(default)s)"
+        "--rows", type=whole(), default=64, help="rows to recompute (default %(default)s)"
     )
     verify.set_defaults(run=run_verify)
 
@@ -153,7 +158,7 @@ def _add_adopt(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     for field, tokens in (("title", 24), ("abstract", 64), ("body", 512), ("category", 10)):
         adopt.add_argument(
             f"--max-{field}-tokens",
-            type=int,
+            type=whole(),
             default=tokens,
             metavar="N",
             help=f"longest {field} in tokens (default %(default)s)",
@@ -164,7 +169,7 @@ def _add_adopt(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stage",
-        type=int,
+        type=whole(),
         choices=(1, 2),
         required=True,
         help="1: title and body vectors of post-trained teachers; "
@@ -192,7 +197,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-tokens",
-        type=int,
+        type=whole(),
         default=None,
         help="tokens of a forward pass (default 16384 on a GPU, 4096 on a CPU)",
     )

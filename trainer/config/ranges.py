@@ -64,7 +64,7 @@ def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]
 
 
 def _check_number(name: str, number: int | float) -> None:
-    if not math.isfinite(number):
+    if isinstance(number, float) and not math.isfinite(number):
         raise ConfigError(f"{name} is {number}; expected a finite number")
     most = AT_MOST.get(name, MOST_INT if isinstance(number, int) else MOST_FLOAT)
     if number > most:
@@ -105,7 +105,7 @@ def check_memory(config: TrainConfig, memory: int | None = None) -> None:
     if data.pad_to_max:
         texts *= data.max_title_tokens
         settings += f", data.max_title_tokens {data.max_title_tokens}"
-    _check_fits(4 * config.run.micro_batch * texts, memory, "one micro-batch", settings)
+    _check_fits(8 * config.run.micro_batch * texts, memory, "one micro-batch", settings)
 
 
 def _check_fits(needed: int, memory: int, what: str, settings: str) -> None:

@@ -1,5 +1,6 @@
 """How a global batch is shared out, and what a run of so many units comes to in steps."""
 
+import math
 from dataclasses import dataclass
 
 from trainer.config.schema import TrainConfig
@@ -81,7 +82,7 @@ def plan_batches(config: TrainConfig, nodes: int, processes: int) -> BatchPlan:
     run, ranks = config.run, nodes * processes
     accumulation = check_batch(config, ranks)
     share = run.global_batch // ranks
-    divisors = tuple(size for size in range(1, share + 1) if share % size == 0)
+    divisors = _divisors(share)
     if config.data.in_batch_negatives:  # the whole share in one forward pass
         divisors = (share,)
     return BatchPlan(
@@ -92,6 +93,11 @@ def plan_batches(config: TrainConfig, nodes: int, processes: int) -> BatchPlan:
         accumulation=accumulation,
         micro_batches=divisors,
     )
+
+
+def _divisors(number: int) -> tuple[int, ...]:
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return tuple(sorted({*small, *(number // size for size in small)}))
 
 
 def plan_steps(config: TrainConfig, units: int) -> StepPlan:
