@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import DamageError, DataError
-from shards.files import open_regular, sha256_file
+from shards.files import did_you_mean, open_regular, sha256_file
 from shards.heads import GZIP, HEAD_BYTES, packing, wide_encoding
 
 MAX_ROW_BYTES = 16 << 20
@@ -244,7 +244,9 @@ def check_is_file(path: Path) -> None:
             f"input {path} is not a file but a pipe; inputs are read more than once: write it to a"
             " file first (gzip needs no unpacking)"
         )
-    raise DataError(f"input {path} {'is not a file' if path.exists() else 'does not exist'}")
+    if path.exists():
+        raise DataError(f"input {path} is not a file")
+    raise DataError(f"input {path} does not exist{did_you_mean(path, files=True)}")
 
 
 def _line_start(file: IO[bytes], start: int, stop: int | None) -> int:
