@@ -48,7 +48,7 @@ class TokenSource:
             source = msgspec.convert({**made_from, "limits": limits}, cls)
         except msgspec.ValidationError as error:
             raise DamageError(f"{where} does not describe a token column: {error}") from error
-        largest = max(source.pad_id, *source.prefix_ids, *source.suffix_ids)
+        largest = max([source.pad_id, *source.prefix_ids, *source.suffix_ids])
         if largest >= source.vocab_size or not set(fields) <= set(TEXT_FIELDS):
             raise DamageError(
                 f"{where} does not describe a token column: it names the id {largest} of "
