@@ -27,6 +27,7 @@ from shards.reader import ShardSet
 from shards.sources import (
     DEFAULT_MAX_REFUSED,
     FORMATS,
+    UTF8_REMEDY,
     InputFile,
     guess_format,
 )
@@ -37,8 +38,11 @@ _ROUNDED = (
 )
 _ARTICLE_HINTS = {
     **{rounded(kind, bits).reason: _ROUNDED for kind, bits in FLOAT_TYPES.items()},
-    "bad UTF-8": "expected UTF-8; of another encoding, such as Latin-1 or GB 18030: iconv -f"
-    " LATIN1 -t UTF-8 IN > OUT",
+    "bad UTF-8": UTF8_REMEDY,
+    "bad quoting": "a quote in a quoted field is doubled, not escaped by a backslash (pandas:"
+    " doublequote=True), and a field is quoted whole",
+    "unreadable": "each row's own fault stands there; of times in nanoseconds: round them to"
+    " microseconds, or leave the column out of the file",
     "not a JSON object": "JSON lines are one object a line; of an array: jq -c '.[]' IN > OUT",
     "bad JSON": "JSON lines are one object a line; of a file that is one value: jq -c . IN > OUT",
     "wrong number of columns": "every row must have as many columns as the first line names; in"

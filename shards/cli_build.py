@@ -180,6 +180,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _print_result(result: Any) -> None:
+    from shards.click_cells import EXPECTED_TIMES
     from shards.publish import NOTED_NAME
     from shards.tables import TSV_REMEDY
 
@@ -196,6 +197,13 @@ def _print_result(result: Any) -> None:
         print(
             f"  note: {counts['rows_in_quotes']:,} rows have fields in quotes, which stay in the"
             f" texts; {TSV_REMEDY}"
+        )
+    if counts.get("unknown_time"):
+        print(f"  note: times are read as {EXPECTED_TIMES}; unknown ones lie in no period")
+    if counts.get("unknown_history") and counts.get("empty_history") == manifest.num_rows:
+        print(
+            "  note: no history names an article of the set: are the ids those of"
+            " --article-set, separated by spaces?"
         )
     if (shard_set.path / NOTED_NAME).exists():
         print(f"  what is odd about rows that were kept is listed in {shard_set.path / NOTED_NAME}")

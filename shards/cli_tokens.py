@@ -1,12 +1,17 @@
 """``tnr shards tokenize`` and ``tnr shards train-tokenizer``."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards.errors import UsageError
 from shards.numbers import real, whole
 from shards.text_fields import DEFAULT_FIELDS, DEFAULT_TOKENS, TEXT_FIELDS, listed, parse_fields
 
+if TYPE_CHECKING:
+    from shards.tokens import TokenColumn
+
+_LOOKED_AT = 1000  # articles, for the share of tokens that the tokenizer does not know
+_MUCH_UNKNOWN = 0.05
 _TOKENIZE_EXAMPLE = """example:
   tnr shards tokenize data/articles --tokenizer sentence-transformers/all-MiniLM-L6-v2
   tnr shards tokenize data/articles --tokenizer data/tokenizer --title-tokens 24 --body-tokens 512
@@ -123,6 +128,7 @@ def _register_train(subparsers: Any) -> None:
 def _tokenize(args: argparse.Namespace) -> None:
     import numpy as np
 
+    from shards import pretrained
     from shards.damage import REPORT_NAME
     from shards.reader import ShardSet
     from shards.tokenize import tokenize_set
@@ -157,6 +163,7 @@ def _tokenize(args: argparse.Namespace) -> None:
             f"{stored.mean():.1f} each, "
             f"{100 * (stored == limit).mean():.1f}% as long as the limit of {limit}"
         )
+    _print_unknown(column, pretrained.load_tokenizer(column.tokenizer_dir).unk_token_id)
     repeated = shard_set.manifest.counts.get("body_from_abstract", 0)
     if repeated and {"abstract", "body"} <= set(fields):
         print(
@@ -187,3 +194,21 @@ def _train_tokenizer(args: argparse.Namespace) -> None:
     print(f"{args.out}: {size:,} pieces")
     if size < args.vocab_size:
         print(f"  fewer than the {args.vocab_size:,} asked for: the corpus does not have more")
+
+
+def _print_unknown(column: "TokenColumn", unknown_id: int | None) -> None:
+    """Say where a tokenizer does not know much of the texts, of some of the articles."""
+    import numpy as np
+
+    if unknown_id is None or unknown_id in (*column.prefix_ids, *column.suffix_ids):
+        return
+    rows = np.unique(np.linspace(0, column.num_rows - 1, _LOOKED_AT, dtype=np.int64))
+    for field, limit in column.limits.items():
+        ids, mask = column.batch(field, rows, limit)
+        words = int(mask.sum()) - len(rows) * column.num_special
+        unknown = int(((ids == unknown_id) & (mask != 0)).sum())
+        if unknown > _MUCH_UNKNOWN * words:
+            print(
+                f"  note: the tokenizer does not know {100 * unknown / words:.0f}% of the tokens of"
+                f" the {field} ({len(rows):,} articles looked at); take one of their language"
+            )

@@ -25,7 +25,7 @@ from shards.mind import find_row, has_labels, parse_behavior
 from shards.pool import Workers
 from shards.publish import SetPublisher
 from shards.reader import ShardSet
-from shards.sources import InputFile, parse_tab_separated
+from shards.sources import UTF8_REMEDY, InputFile, parse_tab_separated
 from shards.spool import Spool, SpoolWriter, hash_text, read_column
 from shards.spooled_build import SpooledBuild, SpoolJob, Taker
 from shards.tables import TSV_REMEDY
@@ -40,8 +40,12 @@ _COUNTS = {
 _IDS_NAMED = 8
 
 HINTS = {
-    "wrong number of columns": "a click log has 5 columns without a header; a file with 8 is"
-    " news.tsv, for --articles",
+    "wrong number of columns": "a click log has 5 columns, separated by tabs, without a header; a"
+    " file with 8 is news.tsv, for --articles",
+    "bad click label": "expected ids separated by spaces, each with -1 (clicked) or -0 behind it:"
+    " N1-0 N2-1",
+    "bad history": "expected ids separated by spaces, without commas, quotes or brackets: N1 N2",
+    "bad UTF-8": UTF8_REMEDY,
     "unknown article": "the log shows news that the article set lacks; was the set built from"
     " another part? it can be built from all of them: --articles train.zip dev.zip",
     "missing labels": "lines with labels and lines without do not go together: a log without"

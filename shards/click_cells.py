@@ -28,6 +28,7 @@ CLICKS = "clicks"
 _FORMAT = 1
 UNKNOWN_TIME = -1
 """What the column says of an impression without a time that can be read."""
+EXPECTED_TIMES = "2019-11-15T08:55:22 (ISO 8601) or 11/15/2019 8:55:22 AM (MIND's)"
 # With the date's hyphens: else Python takes 1602061200123 for a time in the year 1602.
 _ISO_TIME = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?(Z|[+-]\d\d(:?\d\d){0,2})?)?"

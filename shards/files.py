@@ -7,6 +7,7 @@ that ends with the process, so :func:`clear_leftovers` can tell what nobody will
 """
 
 import contextlib
+import difflib
 import fcntl
 import functools
 import hashlib
@@ -286,3 +287,30 @@ def fingerprint(obj: Any) -> str:
     """
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def did_you_mean(path: str | os.PathLike[str], *, files: bool = False) -> str:
+    """Return ``; did you mean PATH?`` where a folder of a similar name is there, else nothing.
+
+    Args:
+        path: What is not there.
+        files: Whether files are meant too.
+    """
+    wanted = Path(path)
+    while not is_folder(wanted.parent):
+        wanted = wanted.parent
+    try:
+        with os.scandir(wanted.parent) as entries:
+            names = [entry.name for entry in entries if files or entry.is_dir()]
+    except OSError:  # a folder that must not be listed: there is nothing to suggest
+        return ""
+    near = difflib.get_close_matches(wanted.name, names, n=1)
+    return f"; did you mean {str(wanted.with_name(near[0]))!r}?" if near else ""
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether a folder is there; a name that is longer than any can be is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

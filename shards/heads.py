@@ -7,6 +7,8 @@ is named in one line with the command that makes a plain file of it.
 
 HEAD_BYTES = 4096
 GZIP = "gzip"
+OFFICE = ("a format of Excel or Word", "save it there as CSV UTF-8, with commas")
+OFFICE_MEMBER = "[Content_Types].xml"
 # (first bytes, what they are, what to do with the file {0})
 _MAGIC = (
     (b"\x1f\x8b", GZIP, "unpack it first: gunzip {0}"),
@@ -34,6 +36,8 @@ _MARKS = (
 
 def packing(head: bytes) -> tuple[str, str] | None:
     """Return what a file that begins with ``head`` is packed with, and the remedy, or None."""
+    if head.startswith(b"PK\3\4") and OFFICE_MEMBER.encode() in head:
+        return OFFICE
     for magic, name, remedy in _MAGIC:
         if head.startswith(magic):
             return name, remedy

@@ -49,7 +49,8 @@ class Intake:
             publisher: Of the set.
             files: The inputs.
             max_refused: Share of the rows, 0 to 1, that may be refused.
-            hints: What to say, by reason, where most rows of a failed build were refused for it.
+            hints: What to say, by reason or its first word, where most rows of a failed build were
+                refused for it.
         """
         self.publisher = publisher
         self.max_refused = max_refused
@@ -110,7 +111,8 @@ class Intake:
         reasons = sorted(self.publisher.refused.items(), key=lambda item: -item[1])
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons)
         report = self.publisher.keep_report()
-        hint = self.hints.get(reasons[0][0]) if reasons else None
+        first = reasons[0][0] if reasons else ""
+        hint = self.hints.get(first) or self.hints.get(first.split(" ")[0])
         raise DataError(
             f"{what}: {listed or 'the inputs are empty'}"
             + (f"; each is listed in {report}" if report else "")

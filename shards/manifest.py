@@ -15,6 +15,7 @@ import msgspec
 from shards.errors import DamageError, DataError
 from shards.files import (
     MAX_JSON_BYTES,
+    did_you_mean,
     fingerprint,
     parse_json,
     read_bytes,
@@ -238,7 +239,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
-        raise DataError(f"there is no shard set at {folder}: no such folder")
+        raise DataError(f"there is no shard set at {folder}: no such folder{did_you_mean(folder)}")
     if not path.exists():
         raise DataError(
             f"{folder} is not a shard set: it has no {MANIFEST_NAME} (a build that was interrupted"

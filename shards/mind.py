@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.errors import DataError
 from shards.fields import RowError, check_key, whole_number
+from shards.heads import OFFICE, OFFICE_MEMBER
 from shards.sources import InputFile, check_is_file, open_zip
 from shards.tables import printable
 
@@ -27,6 +28,7 @@ _NEWS_COLUMNS = 8
 _BEHAVIOR_COLUMNS = 5
 _MEMBERS_NAMED = 8
 _LABELS = frozenset(("-0", "-1"))
+_SEPARATORS = re.compile(r"[\s,;|'\"\[\](){}]+")
 _HEADERS = ("id", "impression_id", "impressionid", "impression")
 _TIME = re.compile(
     r"(\d\d?)/(\d\d?)/(\d{4})\s+(1[0-2]|0?[1-9]):(\d\d?):(\d\d?)\s+([AP])M",
@@ -51,7 +53,10 @@ def find_member(path: Path, name: str) -> InputFile | None:
         for candidate in (path / name, path / f"{name}.gz"):
             if candidate.is_file():
                 return InputFile(candidate)
-        raise DataError(f"the folder {path} has no {name}")
+        raise DataError(
+            f"the folder {path} has no {name}; expected a folder of MIND; of others give the files"
+            " in it"
+        )
     check_is_file(path)
     if path.name.lower().removesuffix(".gz") == name:
         return InputFile(path)
@@ -64,12 +69,14 @@ def find_member(path: Path, name: str) -> InputFile | None:
             if PurePosixPath(member).name == name and not member.startswith("__MACOSX/")
         ]
         found = archive.namelist()
+    if OFFICE_MEMBER in found:
+        raise DataError(f"{path} is packed with {OFFICE[0]}; {OFFICE[1]}")
     if len(members) != 1:
         named = ", ".join(map(printable, found[:_MEMBERS_NAMED]))
         named += ", …" if len(found) > _MEMBERS_NAMED else ""
         raise DataError(
             f"the archive {path} has {len(members)} members named {name}, expected one; its members"
-            f" are: {named or 'none'}"
+            f" are: {named or 'none'}; a zip is read as MIND's: unpack others, and give the files"
         )
     return InputFile(path, members[0])
 
@@ -199,6 +206,8 @@ def parse_behavior(
     if clicks is not None and 1 not in clicks:
         raise RowError("no click")
     known = known_rows(rows, history)
+    if history and not known:
+        _check_history(columns[3], rows)
     return Impression(
         id=impression_id,
         user=user,
@@ -208,6 +217,17 @@ def parse_behavior(
         clicks=clicks,
         unknown_history=len(history) - len(known),
     )
+
+
+def _check_history(text: str, rows: Mapping[str, int]) -> None:
+    """Refuse a history that knows no article, but would if it were separated in another way.
+
+    Raises:
+        RowError: Then; it would be taken for that of a user who clicked nothing.
+    """
+    items = _SEPARATORS.split(text)
+    if any(find_row(rows, item) is not None for item in items):
+        raise RowError("quoted columns" if text[:1] == text[-1:] == '"' else "bad history")
 
 
 def _why_no_labels(columns: Sequence[str], rows: Mapping[str, int]) -> str:

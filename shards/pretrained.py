@@ -7,7 +7,6 @@ fills.
 """
 
 import contextlib
-import difflib
 import os
 import re
 import stat
@@ -17,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import DamageError, DataError
-from shards.files import MAX_JSON_BYTES, open_regular, read_bytes, read_json
+from shards.files import (
+    MAX_JSON_BYTES,
+    did_you_mean,
+    is_folder,
+    open_regular,
+    read_bytes,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,14 +51,14 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
     """
     name = os.fspath(name)
     path = Path(name)
-    if name and _is_folder(path):
+    if name and is_folder(path):
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     tried = f"there is no such folder ({str(path.absolute())!r}{did_you_mean(name)})"
-    if _NAME.fullmatch(name) and name not in (".", ".."):
+    if _NAME.fullmatch(name) and name.split("/")[0] not in (".", ".."):
         try:
             return Path(snapshot_download(name, local_files_only=True))
         except (HFValidationError, LocalEntryNotFoundError):
@@ -61,27 +67,6 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
                 f"downloaded unasked: give a folder, or fetch it first with `hf download {name}`"
             )
     raise DataError(f"{name!r} was not found: {tried}")
-
-
-def did_you_mean(path: str | os.PathLike[str]) -> str:
-    """Return ``; did you mean PATH?`` where a folder of a similar name is there, else nothing."""
-    wanted = Path(path)
-    while not _is_folder(wanted.parent):
-        wanted = wanted.parent
-    try:
-        with os.scandir(wanted.parent) as entries:
-            folders = [entry.name for entry in entries if entry.is_dir()]
-    except OSError:  # a folder that must not be listed: there is nothing to suggest
-        return ""
-    near = difflib.get_close_matches(wanted.name, folders, n=1)
-    return f"; did you mean {str(wanted.with_name(near[0]))!r}?" if near else ""
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name that is longer than any can be
-        return False
 
 
 def check_folder(folder: Path) -> None:

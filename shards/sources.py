@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import DamageError, DataError
-from shards.files import open_regular, sha256_file
+from shards.files import did_you_mean, open_regular, sha256_file
 from shards.heads import GZIP, HEAD_BYTES, packing, wide_encoding
 
 MAX_ROW_BYTES = 16 << 20
@@ -30,6 +30,11 @@ reach 3 to 30, a bomb 1,000."""
 MAX_BLANK_LINES = 1_000_000
 """Most blank lines in a row."""
 DEFAULT_MAX_REFUSED = 0.2
+UTF8_REMEDY = (
+    "expected UTF-8; of Windows or Latin-1: iconv -f WINDOWS-1252 -t UTF-8 IN > OUT (other"
+    " encodings by their names, such as GB18030)"
+)
+"""Not Latin-1: its quotes and dashes of Windows are controls, which would be taken out."""
 FORMATS = ("jsonl", "csv", "tsv", "parquet", "mind")
 _EXCERPT_CHARS = 160
 _BUFFER_BYTES = 1 << 18
@@ -131,7 +136,8 @@ class InputFile:
 
         Raises:
             DataError: If the file is not UTF-8 but UTF-16 or UTF-32, is packed twice, unpacks to
-                more than :data:`MAX_UNPACKED_RATIO` allows, or has too many blank lines.
+                more than :data:`MAX_UNPACKED_RATIO` allows, has lines of old Macs, or too many
+                blank ones.
             DamageError: If the file cannot be read to its end, for example a gzip cut short.
         """
         number = blank = 0
@@ -142,7 +148,7 @@ class InputFile:
                 file = io.BufferedReader(unpacked, _BUFFER_BYTES)  # type: ignore[type-var]
                 position = unpacked if self.member is not None else raw
                 if not start:
-                    self._check_head(file.peek(HEAD_BYTES)[:HEAD_BYTES])
+                    self._check_head(file.peek(_BUFFER_BYTES))
                 end = _line_start(file, start, stop) if start else 0
                 while stop is None or end < stop:
                     line = file.readline(MAX_ROW_BYTES + 2)
@@ -188,7 +194,7 @@ class InputFile:
 
     def _check_head(self, head: bytes) -> None:
         """Refuse what is not text in UTF-8 by its first bytes, unpacked."""
-        found, encoding = packing(head), wide_encoding(head)
+        found, encoding = packing(head[:HEAD_BYTES]), wide_encoding(head[:HEAD_BYTES])
         if found is not None:
             inside = "" if self.is_plain else "inside what it is packed with: "
             raise DataError(
@@ -198,6 +204,11 @@ class InputFile:
             raise DataError(
                 f"{self.name} is {encoding}; expected UTF-8; convert it:"
                 f" iconv -f {encoding} -t UTF-8 {Path(self.member or self.path).name} > FILE"
+            )
+        if b"\n" not in head and b"\r" in head.rstrip(b"\r"):
+            raise DataError(
+                f"{self.name}: its lines end in a carriage return alone, expected a newline;"
+                " convert it: tr '\\r' '\\n' < IN > OUT"
             )
 
     def check_unpacked(self, size: int) -> None:
@@ -233,7 +244,9 @@ def check_is_file(path: Path) -> None:
             f"input {path} is not a file but a pipe; inputs are read more than once: write it to a"
             " file first (gzip needs no unpacking)"
         )
-    raise DataError(f"input {path} {'is not a file' if path.exists() else 'does not exist'}")
+    if path.exists():
+        raise DataError(f"input {path} is not a file")
+    raise DataError(f"input {path} does not exist{did_you_mean(path, files=True)}")
 
 
 def _line_start(file: IO[bytes], start: int, stop: int | None) -> int:

@@ -12,6 +12,10 @@ FIELD_OPTIONS = "say which to use with --id-field, --title-field, --body-field â
 TSV_REMEDY = (
     "TSV is read without quoting: write it with quoting=csv.QUOTE_NONE, or as CSV with commas"
 )
+_CONVERT = (
+    """convert it: python3 -c "import csv, sys; csv.writer(sys.stdout).writerows(csv.reader("""
+    """sys.stdin, delimiter={!r}))" < IN > OUT"""
+)
 _NAME_CHARS = 80
 _MAX_QUOTED_BYTES = 4 << 20
 _LINE_COST = 32  # beside its bytes, so that many short lines are bounded too
@@ -82,11 +86,34 @@ def read_header(file: InputFile, rows: Iterator[Row], columns: Sequence[str]) ->
         found = "it is empty" if first is None else first.reason
         raise DataError(f"{file.name}: no header line with the names of the columns: {found}")
     header = [name.strip() for name in first.record]
+    if any(name not in header for name in columns):
+        _check_dialect(file, header)
     if len(set(header)) != len(header):
         twice = next(name for name, count in Counter(header).items() if count > 1)
         raise DataError(f"{file.name}: a column name occurs twice in the header: {twice[:80]!r}")
     require_columns(file, header, columns)
     return header
+
+
+def _check_dialect(file: InputFile, header: Sequence[str]) -> None:
+    """Refuse a table that is separated in another way than it is read.
+
+    Raises:
+        DataError: If its first line is Excel's ``sep=``, or one name with separators in it.
+    """
+    if header[0].lower().startswith("sep="):
+        raise DataError(
+            f"{file.name}: its first line is {printable(header[0])!r}, expected the names of the"
+            " columns; remove that line: sed 1d IN > OUT"
+        )
+    found = next((mark for mark in ";|\t," if mark in header[0]), None)
+    if len(header) == 1 and found is not None:
+        remedy = "give --format csv" if found == "," else _CONVERT.format(found)
+        remedy += ", or --format tsv where no field is in quotes" if found == "\t" else ""
+        raise DataError(
+            f"{file.name}: its columns are separated by {found!r}, expected"
+            f" {'tabs' if found == ',' else 'commas'}; {remedy}"
+        )
 
 
 def with_names(rows: Iterable[Row], header: Sequence[str]) -> Iterator[Row]:

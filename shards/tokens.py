@@ -50,7 +50,7 @@ class TokenSource:
             raise DamageError(f"{where} does not describe a token column: {error}") from error
         if not fields or len(set(fields)) < len(fields):
             raise DamageError(f"{where} does not describe a token column: its fields are {fields}")
-        largest = max(source.pad_id, *source.prefix_ids, *source.suffix_ids)
+        largest = max([source.pad_id, *source.prefix_ids, *source.suffix_ids])
         if largest >= source.vocab_size or not set(fields) <= set(TEXT_FIELDS):
             raise DamageError(
                 f"{where} does not describe a token column: it names the id {largest} of "

@@ -88,7 +88,7 @@ def test_a_shape_that_is_set_by_hand_to_something_else_is_refused(
 def test_an_export_that_is_not_there_yet_decides_nothing(world: TinyWorld) -> None:
     config = load(world, "finetune", str(world.folder / "later"))
     assert (config.model.news_dim, config.data.max_title_tokens) == (256, 30)
-    with pytest.raises(ModelError, match="is not an exported model"):
+    with pytest.raises(ModelError, match="there is no exported model"):
         build(config)
 
 

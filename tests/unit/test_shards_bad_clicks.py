@@ -197,7 +197,7 @@ def test_archives_without_the_file_say_what_they_hold(tmp_path, article_set):
         with zipfile.ZipFile(path, "w") as archive:
             for name in names:
                 archive.writestr(name, "x")
-        message = rf"has 0 members named behaviors\.tsv, expected one; its members are: {found}$"
+        message = rf"has 0 members named behaviors\.tsv, expected one; its members are: {found};"
         with pytest.raises(DataError, match=message):
             build_impressions([path], article_set, tmp_path / "set")
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:

@@ -12,9 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shards.files import read_json, remove, sha256_file, temporary_name, write_json_atomic
+from shards.files import (
+    did_you_mean,
+    read_json,
+    remove,
+    sha256_file,
+    temporary_name,
+    write_json_atomic,
+)
 from shards.os_errors import naming
-from shards.pretrained import did_you_mean
 from trainer.errors import ColumnError, DataError, ModelError
 
 if TYPE_CHECKING:
@@ -167,9 +173,11 @@ def load_export(folder: str | Path) -> Export:
     """
     path = Path(folder)
     if not (path / INFO).is_file():
-        hint = "" if path.is_dir() else did_you_mean(path)
-        if (path / "export" / INFO).is_file():
-            hint = f"; did you mean {path / 'export'}?"
+        if not path.is_dir():
+            raise ModelError(
+                f"there is no exported model at {path}: no such folder{did_you_mean(path)}"
+            )
+        hint = f"; did you mean {path / 'export'}?" if (path / "export" / INFO).is_file() else ""
         raise ModelError(f"{path} is not an exported model: it has no {INFO}{hint}")
     info = read_json(path / INFO, dict[str, Any])
     if info.get("format") != FORMAT:

@@ -29,7 +29,14 @@ def max_tokens(model: PreTrainedModel) -> int | None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
         return None
-    words = model.get_input_embeddings()
+    try:
+        words = model.get_input_embeddings()
+    except NotImplementedError as error:
+        raise ModelError(
+            f"a backbone of type {model.config.model_type!r} has no table of word embeddings, "
+            "expected an encoder of token ids like BERT, RoBERTa, MPNet or DistilBERT; take a "
+            "backbone of another family"
+        ) from error
     for table in model.modules():
         if not isinstance(table, nn.Embedding) or table is words:
             continue

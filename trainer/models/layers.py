@@ -36,10 +36,8 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     if not found:
         raise ModelError(
             f"no list of {wanted} layers in a model of type {model.config.model_type!r}: its "
-            "layers can be "
-            "neither selected nor frozen one by one. Leave out backbone.layers and "
-            "trainable_layers, or "
-            "take another backbone"
+            "layers can be neither selected nor frozen one by one; give --model.backbone.layers "
+            "None --model.trainable_layers None, or take another backbone"
         )
     _, name, layers = max(found, key=lambda entry: entry[0])
     return name, layers

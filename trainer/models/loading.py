@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from shards import pretrained
-from shards.files import read_json
+from shards.files import did_you_mean, read_json
 from trainer.errors import DataError, ModelError
 from trainer.models.configuration import NewsEncoderConfig, RecommenderConfig
 from trainer.models.layers import pooler_arguments
@@ -149,8 +149,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         nested = path / "export" / "config.json"
-        hint = "" if path.is_dir() else pretrained.did_you_mean(path)
-        hint = f"; did you mean {nested.parent}?" if nested.is_file() else hint
+        if not path.is_dir():
+            raise ModelError(
+                f"there is no exported model at {path}: no such folder{did_you_mean(path)}"
+            )
+        hint = f"; did you mean {nested.parent}?" if nested.is_file() else ""
         raise ModelError(f"{path} is not an exported model: it has no config.json{hint}")
     try:
         pretrained.check_folder(path)

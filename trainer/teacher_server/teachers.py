@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from shards.pretrained import did_you_mean
+from shards.files import did_you_mean
 from trainer.errors import ModelError, UsageError
 from trainer.export.folder import INFO, Export, export_model, load_export
 
@@ -61,9 +61,12 @@ def _folders(path: Path) -> list[Path]:
             f"{path / _COPIES}"
         )
     if (path / "config.json").is_file() or not path.exists():
-        hint = "" if path.exists() else did_you_mean(path)
+        if path.exists():
+            what = f"{path} is not an exported model: it has no {INFO}"
+        else:
+            what = f"there is no exported model at {path}: no such folder{did_you_mean(path)}"
         raise ModelError(
-            f"{path} is not an exported model: it has no {INFO}{hint}. A plain Hugging Face "
+            f"{what}. A plain Hugging Face "
             f"encoder, by folder or name, is made one by: tnr teachers adopt {path} --out FOLDER"
         )
     return [path]  # the loader says what is wrong with it

@@ -1,0 +1,71 @@
+"""A mistyped path is named as one that is not there, with the path that is most like it."""
+
+import pytest
+from transformers import BertConfig, BertModel
+
+from shards.build import build_articles
+from shards.errors import DataError
+from shards.pretrained import find_folder
+from shards.reader import ShardSet
+from trainer.errors import ModelError
+from trainer.export.folder import load_export
+from trainer.models.backbone import max_tokens
+from trainer.models.layers import find_layers
+from trainer.models.loading import load_news_config
+from trainer.teacher_server.teachers import open_teachers
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("articles", "student"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "news.jsonl").write_text("{}\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant", "find"),
+    [
+        ("artcles", "articles", ShardSet.open),
+        ("news.jsnl", "news.jsonl", lambda path: build_articles([path], path.parent / "out")),
+        ("studnt", "student", load_export),
+        ("studnt", "student", load_news_config),
+        ("studnt/export", "student", load_export),
+        ("studnt", "student", lambda path: open_teachers([path])),
+    ],
+)
+def test_near_name(folder, typed, meant, find):
+    with pytest.raises((DataError, ModelError)) as raised:
+        find(folder / typed)
+    said = str(raised.value)
+    assert "no such folder" in said or "does not exist" in said
+    assert f"did you mean '{folder / meant}'?" in said
+
+
+def test_no_command_for_a_path_that_cannot_be_a_name(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(DataError, match="did you mean") as raised:
+        find_folder("./studnt")
+    assert "hf download" not in str(raised.value)
+
+
+class _Hashed(BertModel):
+    def get_input_embeddings(self):
+        raise NotImplementedError
+
+
+def test_a_family_without_word_embeddings():
+    config = BertConfig(
+        vocab_size=8,
+        hidden_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=4,
+        max_position_embeddings=8,
+    )
+    with pytest.raises(ModelError, match="'bert' has no table of word embeddings"):
+        max_tokens(_Hashed(config))
+    model = BertModel(config)
+    model.config.num_hidden_layers = 2
+    with pytest.raises(ModelError, match=r"give --model\.backbone\.layers None --model\.train"):
+        find_layers(model)
