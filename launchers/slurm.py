@@ -323,6 +323,11 @@ def submit(
 
 def _check_folder(folder: Path) -> None:
     refuse_control(str(folder), "the folder of scripts and logs")
+    if str(folder).startswith("-"):
+        raise ConfigError(
+            f"the folder of scripts and logs is {shown(str(folder))}; sbatch would take the path of"
+            " a script there for an option: give an absolute path"
+        )
     if "\\" in str(folder):
         raise ConfigError(
             f"the folder of scripts and logs is {shown(str(folder))}; Slurm drops a \\ from the "

@@ -174,3 +174,9 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path, capsys):
     assert shlex.split(capsys.readouterr().out.splitlines()[1])[3:5] == [
         *("--out", "run é/it's $HOME/world"),
     ]
+
+
+@pytest.mark.parametrize("folder", ["--wrap=id", "-x"])
+def test_a_folder_that_sbatch_would_take_for_an_option_is_refused(folder: str) -> None:
+    with pytest.raises(ConfigError, match="would take the path of a script there for an option"):
+        make_job(Step(name="step", command=("tnr", "runs")), ClusterConfig(), Path(folder), "d")

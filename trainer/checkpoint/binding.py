@@ -82,12 +82,14 @@ def check_bound(folder: Path, state: Mapping[str, Any], listed: Iterable[str]) -
     Raises:
         CheckpointError: Naming the file, and whether its step, its run or its state is another.
     """
-    if BOUND not in state:  # of an earlier version
-        return
+    tensors = sorted(name for name in listed if name.endswith(".safetensors"))
     try:
+        if BOUND not in state:  # of an earlier version
+            _check_unbound(folder, tensors)
+            return
         bound = msgspec.convert(state[BOUND], _Bound)
         expected = binding_of(state)
-        for name in bound.files:
+        for name in sorted({*bound.files, *tensors}):
             if name not in listed or Path(name).name != name:
                 raise DataError(f"its manifest does not list {name}")
             found = read_header(folder / name).get("__metadata__") or {}
@@ -99,6 +101,22 @@ def check_bound(folder: Path, state: Mapping[str, Any], listed: Iterable[str]) -
                     )
     except (DataError, msgspec.ValidationError) as error:
         raise CheckpointError(f"{folder} is incomplete or damaged: {error}") from error
+
+
+def _check_unbound(folder: Path, tensors: Iterable[str]) -> None:
+    """See that a state that names no files came with files of its own time.
+
+    Raises:
+        CheckpointError: A file is bound to another state.
+        DataError: A file cannot be read.
+    """
+    for name in tensors:
+        metadata = read_header(folder / name).get("__metadata__") or {}
+        if metadata.keys() & _PARTS.keys():
+            raise CheckpointError(
+                f"{folder} is mixed: {name} belongs to another state.json, for this one has no "
+                f"entry {BOUND!r}; put the right file back"
+            )
 
 
 def read_header(path: Path) -> Header:

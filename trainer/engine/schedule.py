@@ -32,13 +32,13 @@ def length_of(stored: Mapping[str, Any], num_units: int) -> int:
         num_units: Samples of an epoch.
 
     Raises:
-        CheckpointError: A value has another type.
+        CheckpointError: A value has another type, or is none that a run can have.
     """
     names = ("epochs", "max_steps", "global_batch")
     kept = {name: stored[name] for name in names if name in stored}
     try:
         return total_steps(msgspec.convert(kept, RunConfig), num_units)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, ArithmeticError, ValueError) as error:
         raise CheckpointError(f"the checkpoint's section run was edited: {error}") from error
 
 
