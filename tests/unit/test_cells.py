@@ -11,7 +11,7 @@ from helpers.sets import make_articles
 from safetensors.numpy import save
 
 from shards import cells
-from shards.cell_record import check_header, content_of
+from shards.cell_record import check_header, content_of, digest_of
 from shards.cell_tensors import check_bound, check_offsets, header_bytes, parse_header, unlike
 from shards.cells import (
     Cell,
@@ -79,6 +79,33 @@ def test_content_is_names_types_shapes_and_bytes(tmp_path: Path, shard: ShardInf
     assert len({record.content for record in found}) == 5
     assert found[-1].sha256 == sha256_file(data_path(tmp_path, shard))
     assert found[-1].bytes == data_path(tmp_path, shard).stat().st_size
+
+
+def test_the_digest_is_of_names_types_shapes_and_bytes() -> None:
+    values = VALUES["a"]
+    others = [{"b": values}, {"a": values.reshape(6)}, {"a": values + 1}, {"a": values.view("<i4")}]
+    assert len({digest_of(one) for one in (VALUES, *others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("d" * 64, {}),
+        (COLUMN, {"name": "news-000009.tar"}),
+        (COLUMN, {"sha256": "e" * 64}),
+        (COLUMN, {"samples": 4}),
+    ],
+)
+def test_a_whole_cell_of_another_column_or_shard_is_no_commit(
+    tmp_path: Path, shard: ShardInfo, column: str, change: dict[str, object]
+) -> None:
+    """Both files fit each other, and lie where those of another cell belong."""
+    other = replace(shard, **change)
+    rows = np.zeros((other.samples, 2), np.float32)
+    write_cell(tmp_path, column, other, {"a": rows})
+    for path in (data_path, record_path):
+        path(tmp_path, other).rename(path(tmp_path, shard))
+    assert read_record(tmp_path, COLUMN, shard) is None
 
 
 def test_the_record_comes_after_the_data(
