@@ -19,6 +19,7 @@ from typing import Literal
 from launchers.jobs import JobBook
 from launchers.settings import build
 from launchers.steps import Step
+from shards.files import atomic_file
 from trainer.config.text import refuse_control, shown
 from trainer.config.yaml_files import read_yaml
 from trainer.errors import ConfigError, TinyNewsRecError
@@ -307,7 +308,8 @@ def submit(
             continue
         path = script_path(folder, job.step)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(job.script, encoding="utf-8")
+        with atomic_file(path, "w") as file:
+            file.write(job.script)
         words = job.submit_words({**queued, **ids}, path)
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode != 0:

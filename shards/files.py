@@ -8,6 +8,7 @@ that ends with the process, so :func:`clear_leftovers` can tell what nobody will
 
 import contextlib
 import difflib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -67,6 +68,12 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _check_replaceable(path: Path) -> None:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        text = "it is not a regular file, and is not replaced by one; name a file"
+        raise OSError(errno.EINVAL, text, str(path))
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that appears under ``path`` only when the block ends without an error.
@@ -80,11 +87,13 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
     Raises:
         ValueError: For any other mode.
-        OSError: If the file cannot be written; nothing is then left behind.
+        OSError: If the file cannot be written; nothing is then left behind. A device or a pipe of
+            this name (``/dev/null``) is not replaced.
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"mode is {mode!r}; expected 'wb' or 'w'")
     path = Path(path)
+    _check_replaceable(path)
     text: dict[str, str] = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
     held = False
     while not held:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import TinyNewsRecError, UsageError
+from shards.files import atomic_file
 from shards.lengths import Lengths
 from shards.os_errors import naming
 from shards.stats import Stats
@@ -68,7 +69,8 @@ def plot_stats(stats: Stats, path: str | Path) -> None:
     try:
         with naming(path):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, format="png")
+            with atomic_file(path) as file:
+                figure.savefig(file, format="png")
     except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise UsageError(f"--plot {path} cannot be written: {error.strerror or error}") from error
 

@@ -105,7 +105,6 @@ def test_foreign_files_are_not_overwritten(tmp_path):
         ("--candidates-mean", "1"),
         ("--cold-share", "1.5"),
         ("--noise", "0"),
-        ("--noise", "nan"),
         ("--click-articles", "201"),
         ("--processes", "0"),
     ],
@@ -113,4 +112,11 @@ def test_foreign_files_are_not_overwritten(tmp_path):
 def test_bad_values_are_refused_by_name(tmp_path, option, value):
     with pytest.raises(UsageError, match=option):
         run("--out", str(tmp_path / "w"), option, value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_value_that_is_not_finite_is_refused_by_name(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("--out", str(tmp_path / "w"), "--noise", "nan")
+    assert "argument --noise: 'nan' is not a finite number" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()

@@ -348,20 +348,22 @@ def run_prune(arguments: argparse.Namespace) -> int:
 
 def run_adopt(arguments: argparse.Namespace) -> int:
     """Write the teacher."""
+    from shards.os_errors import naming
     from shards.text_fields import DEFAULT_FIELDS, in_order, parse_fields
     from trainer.teacher_server.teachers import adopt
 
     fields = parse_fields(arguments.news_text, "--news-text")
-    made = adopt(
-        arguments.encoder,
-        arguments.out,
-        pooling=arguments.pooling,
-        news_text=fields,
-        max_title_tokens=arguments.max_title_tokens,
-        max_abstract_tokens=arguments.max_abstract_tokens,
-        max_body_tokens=arguments.max_body_tokens,
-        max_category_tokens=arguments.max_category_tokens,
-    )
+    with naming(arguments.out):
+        made = adopt(
+            arguments.encoder,
+            arguments.out,
+            pooling=arguments.pooling,
+            news_text=fields,
+            max_title_tokens=arguments.max_title_tokens,
+            max_abstract_tokens=arguments.max_abstract_tokens,
+            max_body_tokens=arguments.max_body_tokens,
+            max_category_tokens=arguments.max_category_tokens,
+        )
     width = made.info["model_settings"]["news_dim"]
     stored = in_order((*DEFAULT_FIELDS, *fields))
     more = "" if stored == DEFAULT_FIELDS else f" --fields {','.join(stored)}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shards.files import atomic_file
 from shards.plot import PlotUnavailable
 from trainer.evaluate.bootstrap import CONFIDENCE
 from trainer.evaluate.report import Ceiling, Row
@@ -64,7 +65,8 @@ def plot_quality_speed(
         axes.axhline(auc, color="#3a3a3a", linestyle=style, linewidth=1.2, zorder=1)
     _frame(axes, drawn, ceilings)
     _label_points(figure, canvas, axes, drawn, ceilings)
-    figure.savefig(path, format="png")
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png")
     return len(drawn)
 
 
