@@ -24,6 +24,9 @@ MAX_MODELS = 1_000
 MAX_LAYERS = 1_000
 _NAME = re.compile(r"\w[\w-]*")
 
+LAST_DAY = "2019-11-14"
+"""Of MINDlarge_train: what ``public`` validates on, unless it is told another day."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
@@ -53,9 +56,9 @@ class DataSection:
     training log while they train, and export their best step. Both report on the dev log, which
     ``public`` has then used for nothing else; popularity and the segments by news seen in training
     read the clicks that are trained on."""
-    validate_from: str = "2019-11-14"
+    validate_from: str | None = None
     """With ``public``: first day (or time; UTC, as the log's times are taken) that is validated on;
-    the last one of MINDlarge_train. How often, on how many impressions and with what patience are
+    None: :data:`LAST_DAY`. How often, on how many impressions and with what patience are
     overrides of ``stages``: ``validation.every: 1000``."""
     truth: str | None = None
     """``truth.json`` with the best reachable metrics; a synthesized world brings its own."""
@@ -259,6 +262,35 @@ def _check_counts(config: PipelineConfig) -> None:
             raise ConfigError(f"{name} is {count:,}; expected at most {most:,}")
 
 
+def _check_unused(config: PipelineConfig) -> None:
+    """Refuse what was set but would play no part, so that nobody takes it for done."""
+    data, tokenizer = config.data, config.tokenizer
+    unused = {
+        "data.validate_from": (data.validate_from is not None, "data.split: public"),
+        "tokenizer.train_options": (
+            bool(tokenizer.train_options),
+            "training a tokenizer (tokenizer.name is set)",
+        ),
+        "tokenizer.vocab_size": (
+            tokenizer.vocab_size != TokenizerSection.vocab_size,
+            "training a tokenizer (tokenizer.name is set)",
+        ),
+        "data.train_clicks": (bool(data.train_clicks), "data.articles"),
+        "data.dev_clicks": (bool(data.dev_clicks), "data.articles"),
+        "data.build_articles": (bool(data.build_articles), "building sets"),
+        "data.build_clicks": (bool(data.build_clicks), "building sets"),
+    }
+    there = {
+        "data.split: public": data.split == "public",
+        "training a tokenizer (tokenizer.name is set)": tokenizer.name is None,
+        "data.articles": bool(data.articles),
+        "building sets": data.articles_set is None,
+    }
+    for name, (is_set, needed) in unused.items():
+        if is_set and not there[needed]:
+            raise ConfigError(f"{name} is set, but plays no part without {needed}")
+
+
 def _check(config: PipelineConfig) -> None:
     data, teachers = config.data, config.teachers
     _check_counts(config)
@@ -278,6 +310,7 @@ def _check(config: PipelineConfig) -> None:
     if not data.articles_set and (data.train_set or data.dev_set):
         # They would be built, and --redo would move aside what is there.
         raise ConfigError("data.train_set and data.dev_set belong to data.articles_set")
+    _check_unused(config)
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise ConfigError(f"seeds are {list(config.seeds)}; expected at least one, each once")
     steps = teachers.copy_steps

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launchers.config import PipelineConfig, StageSection, StudentSection, load_pipeline
+from launchers.config import LAST_DAY, PipelineConfig, StageSection, StudentSection, load_pipeline
 from launchers.precedence import beaten, levels
 from launchers.steps import Step, in_order
 from trainer.config.load import flatten, setting_words
@@ -244,10 +244,11 @@ class _Plan:
         data = self.config.data
         if data.split == "official":
             return {}
+        since = data.validate_from or LAST_DAY
         return {
-            "data.clicks_until": data.validate_from,
+            "data.clicks_until": since,
             "validation.clicks": self.train,
-            "validation.since": data.validate_from,
+            "validation.since": since,
         }
 
     def _training_period(self) -> dict[str, Any]:

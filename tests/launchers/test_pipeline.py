@@ -287,6 +287,22 @@ def test_every_step_waits_for_what_it_reads_and_takes_what_it_needs():
     plan(stages={"post_train": {"set": {"run.max_steps": 20}}})  # the copy is of the last step
 
 
+@pytest.mark.parametrize(
+    ("section", "value", "needed"),
+    [
+        ("data", {"validate_from": "2019-11-13"}, "data.split: public"),
+        ("data", {"articles": [], "articles_set": "a", "train_set": "t", "dev_set": "d",
+                  "build_articles": {"bodies": "b"}, "synthesize": None}, "building sets"),
+        ("data", {"train_clicks": ["t"]}, "data.articles"),
+        ("tokenizer", {"name": "tok", "vocab_size": 100}, "training a tokenizer"),
+        ("tokenizer", {"name": "tok", "train_options": {"max-sentences": 9}}, "training a token"),
+    ],
+)  # fmt: skip
+def test_what_plays_no_part_is_refused(section, value, needed):
+    with pytest.raises(UsageError, match=f"is set, but plays no part without {needed}"):
+        plan(**{section: SMALL.get(section, {}) | value})
+
+
 def test_files_that_hold_no_pipeline(tmp_path: Path):
     path = tmp_path / "p.yaml"
     with pytest.raises(UsageError, match="does not exist"):

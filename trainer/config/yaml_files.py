@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from shards.files import read_bytes
+from shards.files import did_you_mean, read_bytes
 from shards.location import refuse_keys
 from trainer.config.text import refuse_control, shown
 from trainer.errors import ConfigError, DataError, UsageError
@@ -74,7 +74,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     source = Path(refuse_control(str(path), "the name of a YAML file"))
     if not os.path.exists(source):  # noqa: PTH110  # False, too, where the name is too long
-        raise ConfigError(f"{source} does not exist; expected a YAML file")
+        near = did_you_mean(source, files=True)
+        raise ConfigError(f"{source} does not exist; expected a YAML file{near}")
     try:
         loader = _Loader(read_bytes(source, limit=MAX_BYTES))
         loader.name = source.name
