@@ -258,7 +258,8 @@ def _check_options(vocab_size: int, max_sentences: int, character_coverage: floa
     if not is_size or max_sentences < 1 or not 0 < character_coverage <= 1:
         raise UsageError(
             f"vocab_size {vocab_size} must be above {len(PIECES)} and at most {MOST_PIECES}, "
-            f"max_sentences {max_sentences} at least 1, character_coverage {character_coverage} above 0 and at most 1"
+            f"max_sentences {max_sentences} at least 1, "
+            f"character_coverage {character_coverage} above 0 and at most 1"
         )
 
 
