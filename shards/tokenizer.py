@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SENTENCEPIECE_FILE = "spiece.model"
+MOST_PIECES = 1_000_000
+"""Largest vocabulary: SentencePiece begins with so many candidates; near 31 bits it never ends."""
 _CHUNK_CHARS = 1000  # SentencePiece leaves out sentences of more than 4,192 bytes
 _PROBES = 8
 """Words around which special tokens are looked for."""
@@ -233,11 +235,7 @@ def train_tokenizer(
         )
     if folder.exists():
         raise DataError(f"{folder} exists already; remove it or choose another folder")
-    if vocab_size <= len(PIECES) or max_sentences < 1 or not 0 < character_coverage <= 1:
-        raise UsageError(
-            f"vocab_size {vocab_size} must be above {len(PIECES)}, max_sentences {max_sentences} "
-            f"at least 1, character_coverage {character_coverage} above 0 and at most 1"
-        )
+    _check_options(vocab_size, max_sentences, character_coverage)
     model = _train(_sentences(shard_set, max_sentences), vocab_size, lower_case, character_coverage)
     tokenizer = from_sentencepiece(model)
     temporary = temporary_name(folder)
@@ -252,6 +250,17 @@ def train_tokenizer(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return tokenizer
+
+
+def _check_options(vocab_size: int, max_sentences: int, character_coverage: float) -> None:
+    """Refuse what SentencePiece cannot train with."""
+    is_size = len(PIECES) < vocab_size <= MOST_PIECES
+    if not is_size or max_sentences < 1 or not 0 < character_coverage <= 1:
+        raise UsageError(
+            f"vocab_size {vocab_size} must be above {len(PIECES)} and at most {MOST_PIECES}, "
+            f"max_sentences {max_sentences} at least 1, "
+            f"character_coverage {character_coverage} above 0 and at most 1"
+        )
 
 
 def _train(

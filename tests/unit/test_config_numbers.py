@@ -127,3 +127,30 @@ def test_a_run_with_too_many_copies_is_refused_before_they_are_counted_out() -> 
     last = CopiesConfig(rule="last_m", every=500, count=3)
     assert copy_steps(last, 10**12 + 1) == [10**12 - 500, 10**12, 10**12 + 1]
     assert math.isfinite(len(copy_steps(CopiesConfig(rule="first_m", every=1, count=4), 10**12)))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("shards train-tokenizer s --out t --vocab-size 99999999999999", "--vocab-size"),
+        ("shards train-tokenizer s --out t --character-coverage nan", "--character-coverage"),
+        ("shards tokenize s --tokenizer t --title-tokens 99999999999999", "--title-tokens"),
+        ("shards show s 99999999999999", "ROW"),
+        ("shards build --articles a --out s --max-refused inf", "--max-refused"),
+        (f"evaluate m --articles a --clicks c --seed {2**63}", "--seed"),
+        (f"demo --seeds 0 {2**63}", "--seeds"),
+        ("launch slurm --minutes 99999999999 post_train", "--minutes"),
+    ],
+)
+def test_options_of_every_command_take_no_such_numbers(words: str, said: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words.split())
+    told = capsys.readouterr()
+    assert said in told.err and "; expected " in told.err
+    assert len(told.err.splitlines()) == 1 and told.out == ""
+
+
+def test_seeds_of_options_are_as_large_as_those_of_settings(tmp_path, capsys) -> None:
+    sets = ["--articles", str(tmp_path), "--clicks", str(tmp_path)]
+    assert main(["evaluate", str(tmp_path), *sets, "--seed", str(2**63 - 1)]) != 0
+    assert "--seed" not in capsys.readouterr().err

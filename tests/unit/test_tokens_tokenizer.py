@@ -218,3 +218,10 @@ def test_words_that_cannot_be_encoded_at_all_are_one_line(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(backend))
     with pytest.raises(DataError, match="encodes none of the first 1,000 words"):
         tokenizer_facts(load_tokenizer(tmp_path))
+
+
+@pytest.mark.parametrize("size", [1_000_001, 2_000_000_000])
+def test_a_vocabulary_that_no_training_can_end_with_is_refused(size, articles, tmp_path):
+    with pytest.raises(UsageError, match=f"vocab_size {size} must be above 5 and at most 1000000"):
+        train_tokenizer(articles, tmp_path / "t", size)
+    assert not (tmp_path / "t").exists()
