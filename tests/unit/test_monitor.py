@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from trainer.errors import TrainingError
@@ -44,7 +45,10 @@ def test_floats_read_back_as_the_same_numbers(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["x"] == value
 
 
-def test_resume_cuts_back_metrics_and_tensorboard(tmp_path):
+def test_resume_cuts_back_metrics_and_tensorboard(tmp_path, monkeypatch):
+    # Both files are of one second and one process, and are read in the order of their names: a
+    # count that goes from 9 to 10 between the two would turn it round.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     write(tmp_path, [1, 2, 3, 4, 5])
     write(tmp_path, [3, 4], resumed_step=2)
     steps = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")]
