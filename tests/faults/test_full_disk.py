@@ -12,6 +12,7 @@ import pytest
 from helpers.sets import article_texts
 from helpers.small_disk import SmallDisk, small_disk
 from helpers.world import TINY_MODEL, TinyWorld, make_world
+from transformers import BertConfig, BertModel
 
 from trainer.cli.main import main
 from trainer.monitor.board import Board
@@ -34,6 +35,10 @@ class Inputs:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder = tmp_path_factory.mktemp("inputs")
     world = make_world(folder / "world")
+    encoder = shutil.copytree(world.tokens.tokenizer_dir, world.folder / "encoder")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(**sizes, vocab_size=world.tokens.vocab_size, intermediate_size=16)
+    BertModel(config, add_pooling_layer=False).save_pretrained(encoder)
     articles = folder / "articles.jsonl"
     articles.write_text(
         "".join(
@@ -140,6 +145,7 @@ COMMANDS = (
     "shards stats",
     "train",
     "teachers cache",
+    "teachers adopt",
     "evaluate",
     "predict",
     "report",
