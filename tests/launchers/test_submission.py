@@ -164,3 +164,13 @@ def test_a_note_keeps_the_jobs_before_it(tmp_path: Path):
         "post-train": "101",
         "cache-1": "102",
     }
+
+
+def test_without_sbatch_nothing_is_submitted(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        pytest.raises(TinyNewsRecError, match="there is no sbatch on this machine"),
+        submission(tmp_path / "p"),
+    ):
+        pass
+    assert not (tmp_path / "p").exists()

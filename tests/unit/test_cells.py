@@ -108,6 +108,13 @@ def test_a_whole_cell_of_another_column_or_shard_is_no_commit(
     assert read_record(tmp_path, COLUMN, shard) is None
 
 
+def test_a_cell_whose_tensors_do_not_fit_its_rows_is_no_commit(
+    tmp_path: Path, shard: ShardInfo
+) -> None:
+    write_cell(tmp_path, COLUMN, shard, {"a": np.zeros((4, 2), np.float32)})
+    assert read_record(tmp_path, COLUMN, shard) is None
+
+
 def test_the_record_comes_after_the_data(
     tmp_path: Path, shard: ShardInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
