@@ -364,7 +364,10 @@ def test_print_shows_the_steps_and_runs_nothing(config_file: Path, capsys):
             {"data": {"synthesize": {}, "build_articles": {"sample-per-shard": 3}}},
             "step build-articles: unrecognized arguments: --sample-per-shard 3",
         ),
-        ({"evaluate": {"options": {"batch-tokens": "many"}}}, "argument --batch-tokens: invalid"),
+        (
+            {"evaluate": {"options": {"batch-tokens": "many"}}},
+            "argument --batch-tokens: 'many' is not a whole number",
+        ),
         ({"evaluate": {"options": {"help": True}}}, "--help is not a step"),
         ({"run": "-x"}, "step synthesize: argument --out: expected one argument"),
     ],

@@ -229,6 +229,8 @@ class CheckpointStore:
                 entry.unlink(missing_ok=True)
 
     def _point(self, pointer: str, name: str) -> None:
+        if not (self.folder / pointer).is_file():
+            remove(self.folder / pointer)  # a FIFO or a link to nowhere is not replaced by a file
         with atomic_file(self.folder / pointer, "w") as file:
             file.write(name + "\n")
 
