@@ -130,7 +130,7 @@ def test_what_is_no_export_is_refused(export, tmp_path):
     _, folder = export
     with pytest.raises(ModelError, match=r"no config\.json; did you mean .*export"):
         load_model(tmp_path)
-    with pytest.raises(ModelError, match=r"no config\.json"):
+    with pytest.raises(ModelError, match="no such folder"):
         load_model(tmp_path / "nowhere")
     (folder / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ModelError, match=r"type 'bert'.*model\.backbone\.name"):
