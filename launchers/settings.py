@@ -36,7 +36,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(fields)}"
-            raise ConfigError(f"{shown(_join(where, str(key)))[1:-1]} is no setting; {hint}")
+            raise ConfigError(f"{shown(_join(where, str(key)))[1:-1]} is not a setting; {hint}")
     for name, field in fields.items():
         no_default = field.default is dataclasses.MISSING
         if no_default and field.default_factory is dataclasses.MISSING and name not in values:

@@ -121,7 +121,7 @@ def in_order(steps: Iterable[Step]) -> list[Step]:
             raise UsageError(f"two steps are called {step.name}; names of steps are unique")
         for need in step.needs:
             if need not in names:
-                raise UsageError(f"step {step.name} needs {need}, which is no step")
+                raise UsageError(f"step {step.name} needs {need}, which is not a step")
     ordered: list[Step] = []
     placed: set[str] = set()
     while left:

@@ -180,7 +180,9 @@ def build_impressions(
         article_set = ShardSet.open(article_set, kind=ARTICLES)
     files = [_click_input(Path(path)) for path in clicks]
     if history_order not in HISTORY_ORDERS:
-        raise UsageError(f"history order {history_order!r} is none of {', '.join(HISTORY_ORDERS)}")
+        raise UsageError(
+            f"history order {history_order!r} is not one of {', '.join(HISTORY_ORDERS)}"
+        )
     options = {"articles": article_set.fingerprint, "samples_per_shard": samples_per_shard}
     if history_order != OLDEST_FIRST:  # sets of MIND's order are what they were before the option
         options["history_order"] = history_order
@@ -212,7 +214,7 @@ def build_impressions(
 
 def _article_input(path: Path, input_format: str | None) -> tuple[InputFile, str]:
     if input_format is not None and input_format not in FORMATS:
-        raise UsageError(f"format {input_format!r} is none of {', '.join(FORMATS)}")
+        raise UsageError(f"format {input_format!r} is not one of {', '.join(FORMATS)}")
     if input_format in (None, "mind"):
         found = find_member(path, NEWS_NAME)
         if found is not None:

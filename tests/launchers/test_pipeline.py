@@ -234,7 +234,7 @@ def test_words_of_options_and_overrides():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"studnets": []}, "studnets is no setting; did you mean students"),
+        ({"studnets": []}, "studnets is not a setting; did you mean students"),
         ({"students": [{"layers": [0]}]}, r"students\[0\]\.name is missing"),
         ({"students": [{"name": "a", "layers": "x"}]}, r"layers\[0\] is 'x' \(str\); expected int"),
         ({"students": [{"name": "a", "layers": [0], "init": "b"}]}, "one of backbone, teacher"),

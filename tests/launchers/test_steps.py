@@ -26,7 +26,7 @@ def test_order_keeps_the_given_one_where_it_can():
     ("steps", "message"),
     [
         ([step("a"), step("a")], "two steps are called a"),
-        ([step("a", "x")], "a needs x, which is no step"),
+        ([step("a", "x")], "a needs x, which is not a step"),
         ([step("a", "b"), step("b", "a"), step("c")], "need each other: a, b"),
     ],
 )

@@ -238,7 +238,7 @@ def test_an_input_that_breaks_off_fails_and_leaves_no_set(tmp_path):
         ("missing", {}, DataError, "does not exist"),
         ("empty folder", {}, DataError, "has no news.tsv"),
         ("empty zip", {}, DataError, "0 members named news.tsv"),
-        ("a.jsonl", {"input_format": "xml"}, UsageError, "'xml' is none of jsonl"),
+        ("a.jsonl", {"input_format": "xml"}, UsageError, "'xml' is not one of jsonl"),
         ("a.jsonl", {"samples_per_shard": 0}, UsageError, "--samples-per-shard is 0"),
         ("a.jsonl", {"max_refused": 1.5}, UsageError, "--max-refused is 1.5"),
         ("a.jsonl", {"bodies": "missing.jsonl"}, DataError, "missing.jsonl does not exist"),

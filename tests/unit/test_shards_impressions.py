@@ -97,7 +97,7 @@ def test_sets_of_minds_order_are_what_they_were_before_the_option(tmp_path, arti
     )
     options = {"articles": article_set.fingerprint, "samples_per_shard": 7}
     assert built.shard_set.manifest.source["options"] == options
-    with pytest.raises(UsageError, match="'random' is none of oldest-first, newest-first"):
+    with pytest.raises(UsageError, match="'random' is not one of oldest-first, newest-first"):
         build_impressions([log], article_set, tmp_path / "b", history_order="random")
     articles_alone = ["shards", "build", "--articles", str(log), "--out", str(tmp_path / "c")]
     assert main([*articles_alone, "--history-order", "newest-first"]) == 2
