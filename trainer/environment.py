@@ -7,7 +7,7 @@ Libraries read these variables when they are loaded, so every process that is st
 import os
 from collections.abc import MutableMapping
 
-SPIN_COUNT = "2000"
+SPIN_COUNT = "3000"
 """Turns that a thread of GNU's OpenMP, which torch ships on Linux, waits awake for its fellows
 before it sleeps.
 

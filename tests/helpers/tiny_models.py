@@ -43,3 +43,39 @@ def texts(lengths: list[int], padded_to: int, seed: int = 0) -> tuple[Tensor, Te
         ids[row, :length] = torch.randint(5, VOCAB_SIZE, (length,), generator=generator)
         mask[row, :length] = 1
     return ids, mask
+
+
+def released_unilmv2(
+    width: int = 16, heads: int = 4, inner: int = 24, layers: int = 2
+) -> dict[str, Tensor]:
+    """Random weights under the names of Microsoft's checkpoint of UniLMv2."""
+    torch.manual_seed(0)
+    shapes = {
+        "bert.embeddings.word_embeddings.weight": (50, width),
+        "bert.embeddings.position_embeddings.weight": (20, width),
+        "bert.embeddings.token_type_embeddings.weight": (2, width),
+        "bert.embeddings.LayerNorm.gamma": (width,),
+        "bert.embeddings.LayerNorm.beta": (width,),
+        "bert.encoder.rel_pos_bias.weight": (heads, 32),
+        "bert.pooler.dense.weight": (width, width),
+        "bert.pooler.dense.bias": (width,),
+        "cls.predictions.bias": (50,),
+    }
+    for number in range(layers):
+        layer = f"bert.encoder.layer.{number}"
+        shapes |= {
+            f"{layer}.attention.self.qkv_linear.weight": (3 * width, width),
+            f"{layer}.attention.self.q_bias": (1, 1, width),
+            f"{layer}.attention.self.v_bias": (1, 1, width),
+            f"{layer}.attention.output.dense.weight": (width, width),
+            f"{layer}.attention.output.dense.bias": (width,),
+            f"{layer}.attention.output.LayerNorm.weight": (width,),
+            f"{layer}.attention.output.LayerNorm.bias": (width,),
+            f"{layer}.intermediate.dense.weight": (inner, width),
+            f"{layer}.intermediate.dense.bias": (inner,),
+            f"{layer}.output.dense.weight": (width, inner),
+            f"{layer}.output.dense.bias": (width,),
+            f"{layer}.output.LayerNorm.weight": (width,),
+            f"{layer}.output.LayerNorm.bias": (width,),
+        }
+    return {name: torch.randn(shape) for name, shape in shapes.items()}

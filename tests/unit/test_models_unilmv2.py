@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_models import tiny_model
+from helpers.tiny_models import released_unilmv2, tiny_model
 
 from shards.tokenizer import load_tokenizer
 from trainer.cli.main import main
@@ -19,36 +19,7 @@ WIDTH, HEADS, INNER, LAYERS = 16, 4, 24, 2
 
 @pytest.fixture
 def released() -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    shapes = {
-        "bert.embeddings.word_embeddings.weight": (50, WIDTH),
-        "bert.embeddings.position_embeddings.weight": (20, WIDTH),
-        "bert.embeddings.token_type_embeddings.weight": (2, WIDTH),
-        "bert.embeddings.LayerNorm.gamma": (WIDTH,),
-        "bert.embeddings.LayerNorm.beta": (WIDTH,),
-        "bert.encoder.rel_pos_bias.weight": (HEADS, 32),
-        "bert.pooler.dense.weight": (WIDTH, WIDTH),
-        "bert.pooler.dense.bias": (WIDTH,),
-        "cls.predictions.bias": (50,),
-    }
-    for number in range(LAYERS):
-        layer = f"bert.encoder.layer.{number}"
-        shapes |= {
-            f"{layer}.attention.self.qkv_linear.weight": (3 * WIDTH, WIDTH),
-            f"{layer}.attention.self.q_bias": (1, 1, WIDTH),
-            f"{layer}.attention.self.v_bias": (1, 1, WIDTH),
-            f"{layer}.attention.output.dense.weight": (WIDTH, WIDTH),
-            f"{layer}.attention.output.dense.bias": (WIDTH,),
-            f"{layer}.attention.output.LayerNorm.weight": (WIDTH,),
-            f"{layer}.attention.output.LayerNorm.bias": (WIDTH,),
-            f"{layer}.intermediate.dense.weight": (INNER, WIDTH),
-            f"{layer}.intermediate.dense.bias": (INNER,),
-            f"{layer}.output.dense.weight": (WIDTH, INNER),
-            f"{layer}.output.dense.bias": (WIDTH,),
-            f"{layer}.output.LayerNorm.weight": (WIDTH,),
-            f"{layer}.output.LayerNorm.bias": (WIDTH,),
-        }
-    return {name: torch.randn(shape) for name, shape in shapes.items()}
+    return released_unilmv2(WIDTH, HEADS, INNER, LAYERS)
 
 
 def test_fused_attention_is_split_and_keys_get_no_bias(released):
