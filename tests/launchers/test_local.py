@@ -80,6 +80,9 @@ def test_a_failed_step_stops_the_pipeline_and_shows_its_log(tmp_path: Path, done
         run_steps(steps, tmp_path, FAKE)
     assert "| it went wrong here" in str(caught.value)
     assert lines(done) == []
+    with pytest.raises(StepFailed) as again:
+        run_steps(steps, tmp_path, FAKE)
+    assert str(again.value).count("| it went wrong here") == 1  # of this attempt alone
     assert Stamps(tmp_path).state(steps[0], digests(steps)["a"]) is State.FAILED
     steps[0] = step("a", "print", "mended")
     assert run_steps(steps, tmp_path, FAKE) == 0
