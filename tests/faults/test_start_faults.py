@@ -159,6 +159,54 @@ def test_f2_a_start_is_watched(monkeypatch, tmp_path: Path) -> None:
         assert "watchdog of the start" not in names
 
 
+def test_f2_data_and_model_of_a_start_are_watched(monkeypatch, tmp_path: Path) -> None:
+    """Opening them lies within what is watched, and filling frozen states is progress."""
+    from helpers.world import TINY_MODEL, make_world
+
+    from trainer.cli.main import main
+    from trainer.tasks import build
+
+    world = make_world(tmp_path, num_articles=20)
+    seen: list[str] = []
+    ticks: list[int] = []
+    inner = build.build
+
+    def built(config, tick):
+        seen.extend(thread.name for thread in threading.enumerate())
+        task = inner(config, tick=lambda: ticks.append(tick() is None))
+        seen.append("built")
+        return task
+
+    monkeypatch.setattr(build, "build", built)
+    given = TINY_MODEL | {
+        "data.articles": world.articles.path,
+        "data.clicks": world.impressions.path,
+        "model.trainable_layers": 1,
+        "model.frozen_states": "float32",
+        "run.dir": tmp_path / "run",
+        "run.max_steps": 1,
+    }
+    words = [str(word) for key, value in given.items() for word in (f"--{key}", value)]
+    assert main(["train", "finetune", *words]) == 0
+    assert "watchdog of the start" in seen and seen[-1] == "built"
+    assert ticks
+
+
+def test_f2_a_start_that_goes_on_is_no_hang() -> None:
+    program = (
+        "import time\n"
+        "from trainer.engine.watchdog import watched_start\n"
+        "with watched_start(3, 0.5) as note:\n"
+        "    for _ in range(12):\n"
+        "        time.sleep(0.3)\n"
+        "        note()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.fixture
 def listening():
     with socket.create_server(("127.0.0.1", 0)) as server:

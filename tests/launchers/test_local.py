@@ -138,6 +138,11 @@ def test_what_another_command_made_is_not_used_in_silence(tmp_path: Path, done: 
     assert lines(output) == ["new"]
     assert lines(tmp_path / "out.txt.old-1") == ["old"]
     assert lines(done) == ["b", "b"]  # it rests on a, so it was done again
+    third = step("a", "write", output, "newest", output=str(output), proof=(str(output),))
+    assert run_steps([third, second], folder, redo) == 0
+    assert [lines(tmp_path / f"out.txt{end}") for end in ("", ".old-1", ".old-2")] == [
+        ["newest"], ["old"], ["new"],
+    ]  # fmt: skip
 
 
 def test_a_look_at_the_lock_does_not_keep_a_pipeline_from_starting(tmp_path: Path):

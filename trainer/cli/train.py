@@ -71,12 +71,14 @@ def _own_options(arguments: argparse.Namespace) -> list[str]:
 def _train(config: "TrainConfig", preset: str | None, stop: "StopRequest") -> int:
     from trainer.engine.distributed import start
     from trainer.engine.trainer import Trainer
+    from trainer.engine.watchdog import watched_start
     from trainer.hardware import check_preset
     from trainer.tasks.build import build
 
     check_preset(preset, config.run)
     with start(config) as distributed:
-        task = build(config)
+        with watched_start(distributed.rank, config.run.hang_timeout_s) as note:
+            task = build(config, tick=note)
         Trainer(config, task.module, task.data, task.export, distributed, task.validation).fit(stop)
     return 0
 

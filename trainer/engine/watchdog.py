@@ -245,26 +245,34 @@ def stacks_text() -> str:
 
 
 @contextlib.contextmanager
-def watched_start(rank: int, limit_s: float) -> Iterator[Callable[[bool], None]]:
-    """Watch what comes before there is a run folder or a store: the ranks' meeting, DeepSpeed.
+def watched_start(rank: int, limit_s: float) -> Iterator[Callable[..., None]]:
+    """Watch what comes before there is a run folder or a store: the ranks' meeting, DeepSpeed, the
+    data and the model.
 
     Args:
         rank: This process.
         limit_s: ``run.hang_timeout_s``; the block may take ``LONG`` times as long.
 
     Yields:
-        What notes that a library is being compiled (True), or no longer (False).
+        What notes progress: without an argument, or that a library is being compiled (True), or no
+        longer (False).
     """
     limits_s = {False: LONG * limit_s, True: max(LONG * limit_s, COMPILE_S)}
     mark = (time.monotonic(), False)
     over = threading.Event()
 
-    def note(is_compiling: bool) -> None:
+    def note(is_compiling: bool = False) -> None:
         nonlocal mark
         mark = (time.monotonic(), is_compiling)
 
     def watch() -> None:
-        while not over.wait(min(1.0, limits_s[False] / 20)):
+        while True:
+            # Needs no interpreter's lock, so it works where this thread cannot run any more.
+            faulthandler.dump_traceback_later(
+                2 * limits_s[True], exit=True, file=sys.__stderr__ or 2
+            )
+            if over.wait(min(1.0, limits_s[False] / 20)):
+                return
             since, is_compiling = mark
             allowed_s, took_s = limits_s[is_compiling], time.monotonic() - since
             if took_s > allowed_s:
@@ -277,13 +285,13 @@ def watched_start(rank: int, limit_s: float) -> Iterator[Callable[[bool], None]]
                 os._exit(EXIT_FAILED)
 
     thread = threading.Thread(target=watch, name="watchdog of the start", daemon=True)
-    with ends_within(2 * limits_s[True]):
-        thread.start()
-        try:
-            yield note
-        finally:
-            over.set()
-            thread.join()
+    thread.start()
+    try:
+        yield note
+    finally:
+        over.set()
+        thread.join()
+        faulthandler.cancel_dump_traceback_later()
 
 
 @contextlib.contextmanager

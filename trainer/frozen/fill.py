@@ -55,6 +55,7 @@ class StateFiller:
         device: Where the encoder is.
         stop: Asked between batches whether to go on; a cell that is nearly done is finished.
         report: Gets lines for people; called on rank 0 alone.
+        tick: Called after every batch.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class StateFiller:
         device: str,
         stop: StopRequest,
         report: Callable[[str], None] = print,
+        tick: Callable[[], object] = lambda: None,
     ) -> None:
         self.target = target
         self.encoder = encoder
@@ -77,6 +79,7 @@ class StateFiller:
         self.device = device
         self.stop = stop
         self.report = report
+        self.tick = tick
         self.dtype = str(target.made_from["dtype"])
 
     def fill(self) -> None:
@@ -189,5 +192,6 @@ class StateFiller:
                 places = ranges(offsets[group.places], lengths[group.places])
                 values[places] = states_ULD[mask_UL].to(stored).cpu().numpy()
                 work.add(len(places))
+                self.tick()
                 self.stop.check(work.left_s)
         return {f"{STATES}.values": values, f"{STATES}.offsets": offsets}

@@ -41,6 +41,7 @@ def frozen_texts(
     encoder: NewsEncoder,
     texts: TextView,
     report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    tick: Callable[[], object] = lambda: None,
 ) -> StateView:
     """Cut a run's encoder above its frozen layers, and open their states of all articles.
 
@@ -51,6 +52,7 @@ def frozen_texts(
         encoder: With its initial weights, whole, on the CPU.
         texts: What it reads of an article.
         report: Gets lines for people, on rank 0.
+        tick: Called after every batch.
 
     Raises:
         ConfigError: No layer is frozen.
@@ -84,6 +86,7 @@ def frozen_texts(
             device=device,
             stop=stop,
             report=report,
+            tick=tick,
         ).fill()
     view = StateView(ColumnReader.open(*target), texts.max_tokens)
     check_equal(encoder, texts, view, device)

@@ -67,8 +67,17 @@ class BuiltTask:
     """What the model is measured on while it trains."""
 
 
-def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
+def build(
+    config: TrainConfig,
+    sources: Sources | None = None,
+    tick: Callable[[], object] = lambda: None,
+) -> BuiltTask:
     """Build the task of a run. Initial weights follow torch's random state: seed it before.
+
+    Args:
+        config: The run.
+        sources: Its data, where they are open already.
+        tick: Called again and again while a column is filled, which may take hours.
 
     Raises:
         TinyNewsRecError: Data, teachers or the initial model are missing or do not fit each other.
@@ -96,7 +105,7 @@ def build(config: TrainConfig, sources: Sources | None = None) -> BuiltTask:
         idle = freeze_idle(backbone)
         if config.model.frozen_states != "off":
             states = frozen_texts(
-                config, recommender.news_encoder, news_texts(config, opened.tokens)
+                config, recommender.news_encoder, news_texts(config, opened.tokens), tick=tick
             )
         if signals is None:
             module = FinetuneTask(recommender)
