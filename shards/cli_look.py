@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.errors import UsageError
 from shards.manifest import ARTICLES
-from shards.numbers import whole
+from shards.numbers import seed, whole
 from shards.remote import set_argument
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _register_stats(verbs: Any) -> None:
         help="with --order: samples a step (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=whole(), default=0, metavar="N", help="with --order (default: %(default)s)"
+        "--seed", type=seed, default=0, metavar="N", help="with --order (default: %(default)s)"
     )
     parser.add_argument(
         "--user-block",

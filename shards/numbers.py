@@ -1,17 +1,18 @@
 """Numbers of the command line: whole or finite ones within limits, refused in one line.
 
 Every option that takes a number has one of these as its ``type``, so that none can be NaN,
-infinite, or larger than what 64 bits hold.
+infinite, or larger than what libraries keep it in.
 """
 
 import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
-MOST_WHOLE = 2**63 - 1
+MOST_WHOLE = 2**31 - 1
+MOST_SEED = 2**63 - 1
 MOST_REAL = 1e15
-"""Largest numbers of options without limits of their own: more than anything that is counted or
-measured, and few enough digits to compute with."""
+"""Largest numbers of options without limits of their own: libraries keep sizes in 32 bits and
+seeds in 64; nothing is measured in more than that many of any unit."""
 
 _SHOWN = 40  # characters of a value that a message repeats
 
@@ -29,12 +30,18 @@ def whole(least: int = -MOST_WHOLE, most: int = MOST_WHOLE) -> Callable[[str], i
             number = int(text)
         except ValueError:
             number = None  # no number, or more digits than Python reads
-        if number is None or not least <= number <= most:
+        if number is not None and number > most:
+            raise ArgumentTypeError(f"{_short(text)} is more than {most}")
+        if number is None or number < least:
             expected = "a whole number" + _limits(least, most, MOST_WHOLE)
             raise ArgumentTypeError(f"{_short(text)} is not {expected}")
         return number
 
     return parse
+
+
+seed = whole(0, MOST_SEED)
+"""The ``type`` of an option that takes a seed."""
 
 
 def real(
@@ -66,7 +73,7 @@ def real(
 def _limits(least: float, most: float, widest: float) -> str:
     if least == -widest:
         return f" of at most {_digits(most)}"
-    if most == widest:
+    if most >= widest:
         return f" from {_digits(least)} on"
     return f" from {_digits(least)} to {_digits(most)}"
 

@@ -5,7 +5,7 @@ import dataclasses
 import textwrap
 from typing import Any
 
-from shards.numbers import real, whole
+from shards.numbers import real, seed, whole
 
 _REQUIRED = ("articles", "users", "train_impressions", "dev_impressions")
 _SIZES = (
@@ -115,7 +115,7 @@ def register(subparsers: Any) -> None:
         usual = _FOLLOWS.get(name, defaults[name])
         world.add_argument(
             "--" + name.replace("_", "-"),
-            type=whole() if kind is int else real(),
+            type=seed if name == "seed" else whole() if kind is int else real(),
             default=argparse.SUPPRESS,
             metavar="N" if kind is int else "X",
             help=f"{text} ({usual})",

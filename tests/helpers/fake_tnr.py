@@ -2,7 +2,8 @@
 
 ``write F TEXT`` appends to a file, ``print TEXT``, ``fail CODE``, ``crash``, ``rank F`` writes
 which rank this is, ``wait F`` creates a file and then waits for a signal: on TERM or USR2 it
-"checkpoints" into ``F.checkpoint`` and exits with 75. ``train`` before any of them changes nothing.
+"checkpoints" into ``F.checkpoint`` and exits with 75. ``stay F`` creates a file and stays: each
+TERM is noted in ``F.told``. ``train`` before any of them changes nothing.
 """
 
 import os
@@ -32,6 +33,8 @@ def main(words: Sequence[str] | None = None) -> int:
     elif verb == "rank":
         rank = f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
         Path(f"{rest[0]}.{os.environ['RANK']}").write_text(rank)
+    elif verb == "stay":
+        stay(Path(rest[0]))
     elif verb == "wait":
         return wait(Path(f"{rest[0]}{os.environ.get('RANK', '')}"))
     return 0
@@ -48,6 +51,16 @@ def wait(flag: Path) -> int:
         time.sleep(0.02)
     flag.with_name(flag.name + ".checkpoint").write_text(signal.Signals(got[0]).name)
     return 75
+
+
+def stay(flag: Path) -> None:
+    """Stop for no signal, for half a minute."""
+    told = flag.with_name(flag.name + ".told")
+    signal.signal(signal.SIGTERM, lambda *_: told.write_text("TERM"))
+    flag.write_text(str(os.getpid()))
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        time.sleep(0.02)
 
 
 if __name__ == "__main__":

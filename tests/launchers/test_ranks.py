@@ -60,9 +60,17 @@ def test_a_signal_before_there_are_ranks_asks_for_a_new_start(tmp_path: Path):
     assert "SIGUSR2: stopped before the ranks started" in said
 
 
-def test_a_rank_that_fails_by_itself_is_a_failure(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGUSR2)", 1),  # nobody passed that one on
+        ("os._exit(3)", 1),
+        ("os._exit(75)", 75),  # stopped with a checkpoint
+    ],
+)
+def test_how_a_rank_ends_by_itself_is_how_the_launcher_ends(tmp_path: Path, end: str, code: int):
     script = tmp_path / "rank.py"
-    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGUSR2)\n")
+    script.write_text(f"import os, signal\n{end}\n")
     launcher = launch(script)
     said, _ = launcher.communicate(timeout=60)
-    assert launcher.returncode == 1, said
+    assert launcher.returncode == code, said

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.world import TINY_MODEL, TinyWorld, make_world
 
-from shards.numbers import real, whole
+from shards.numbers import real, seed, whole
 from trainer.cli.ending import exit_code_of
 from trainer.cli.main import build_parser, main
 from trainer.config.load import from_settings
@@ -48,9 +48,12 @@ def test_every_number_of_every_command_has_limits() -> None:
 @pytest.mark.parametrize(
     ("parse", "good", "bad", "said"),
     [
-        (whole(1, 9), ["1", "9"], ["0", "10", "1.5"], "is not a whole number from 1 to 9"),
-        (whole(0), ["0", str(2**63 - 1)], ["-1", str(2**63)], "is not a whole number from 0 on"),
-        (whole(), ["-5"], [str(2**64)], "is not a whole number of at most 9223372036854775807"),
+        (whole(1, 9), ["1", "9"], ["0", "1.5"], "is not a whole number from 1 to 9"),
+        (whole(1, 9), ["9"], ["10", "1" * 30], "is more than 9"),
+        (whole(0), ["0", str(2**31 - 1)], ["-1", "x"], "is not a whole number from 0 on"),
+        (whole(), ["-5"], [str(2**31)], "is more than 2147483647"),
+        (seed, [str(2**63 - 1)], [str(2**63)], "is more than 9223372036854775807"),
+        (seed, ["0"], ["-1"], "is not a whole number from 0 on"),
         (real(0, 1), ["0", "1e-3", "1"], ["-1e-9", "1.1"], "is not a finite number from 0 to 1"),
         (real(most=9, above=0), ["1e-9", "9"], ["0", "10"], "finite number above 0 and at most 9"),
         (real(above=0), ["1"], ["0", "-1"], "is not a finite number above 0"),

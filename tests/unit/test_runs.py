@@ -1,6 +1,7 @@
 """``tnr runs`` over folders as runs leave them."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -64,6 +65,10 @@ def test_the_command(runs: Path, capsys: pytest.CaptureFixture[str]):
     assert "7/20" in lines[1] and "1,234.5" in lines[1] and "2 min" in lines[1]
     assert main(["runs", str(runs), "--json"]) == 0
     assert [run["name"] for run in json.loads(capsys.readouterr().out)] == ["a", "b/c", "d", "e"]
+    make_run(runs / "f", {"state": "failed"}, [{"step": 7, "time": 1.0, "train/loss": math.nan}])
+    assert main(["runs", str(runs / "f"), "--json"]) == 0
+    written = capsys.readouterr().out
+    assert "NaN" not in written and json.loads(written)[0]["loss"] is None
     assert main(["runs", str(runs / "none")]) == 2
     assert "is not a folder" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ from helpers.world import TINY_MODEL, TinyWorld, make_world
 
 from shards.stream import Stream
 from trainer.cli.main import main
+from trainer.config import ranges
 from trainer.tasks.build import open_data, open_sources
 
 
@@ -29,6 +30,12 @@ def test_dry_run_says_how_the_order_mixes_and_what_a_window_takes(world, capsys)
     assert "# 60 units x 1 epochs -> 8 optimizer steps" in out
     assert "# order: windows of 2 of 4 shards (30 of 60 units, 0.0 MiB); of a uniform" in out
     assert "samples travel" in out and "a global batch of 8 reads from" in out
+
+
+def test_dry_run_warns_of_a_model_that_this_machine_cannot_hold(world, capsys, monkeypatch):
+    monkeypatch.setattr(ranges.os, "sysconf", lambda _: 64)  # 64 pages of 64 bytes
+    out = dry_run(world, capsys, "post_train")
+    assert "# WARNING: the model takes at least 0 GiB, and this machine has 0 GiB" in out
 
 
 def test_dry_run_of_a_click_task_counts_clicks(world, capsys) -> None:

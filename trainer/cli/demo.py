@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import launchers
-from shards.numbers import whole
+from shards.numbers import seed
 
 TEMPLATE = Path(launchers.__file__).parent / "templates" / "demo.yaml"
 
@@ -42,7 +42,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="labelled log to evaluate on (default: the last tenth of --clicks is held out)",
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=whole(), default=[0], help="seeds of students and baselines (0)"
+        "--seeds", nargs="+", type=seed, default=[0], help="seeds of students and baselines (0)"
     )
     parser.add_argument("--print", action="store_true", help="show the steps' commands and stop")
     parser.add_argument(

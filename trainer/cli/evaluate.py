@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shards.numbers import real, whole
+from shards.numbers import real, seed, whole
 
 TIES = (
     "Among tied scores the later candidate comes first; MIND's own script sorts in NumPy's "
@@ -76,7 +76,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="what it is in reports; plain: finetuned without teachers (default %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=whole(0), default=0, help="which repetition this is (default %(default)s)"
+        "--seed", type=seed, default=0, help="which repetition this is (default %(default)s)"
     )
     parser.add_argument(
         "--speed-seconds",

@@ -28,20 +28,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ),
     )
     slurm.add_argument(
-        "--nodes", type=whole(most=1000000), default=1, help="machines (%(default)s)"
+        "--nodes", type=whole(most=1_000_000), default=1, help="machines (%(default)s)"
     )
     slurm.add_argument(
-        "--processes", type=whole(most=1000000), default=1, help="ranks on each (%(default)s)"
+        "--processes", type=whole(most=1_000_000), default=1, help="ranks on each (%(default)s)"
     )
     slurm.add_argument(
-        "--gpus", type=whole(most=1000000), default=0, help="GPUs on each (%(default)s)"
+        "--gpus", type=whole(most=1_000_000), default=0, help="GPUs on each (%(default)s)"
     )
     slurm.add_argument(
-        "--cpus", type=whole(most=1000000), default=4, help="CPU cores on each (%(default)s)"
+        "--cpus", type=whole(most=1_000_000), default=4, help="CPU cores on each (%(default)s)"
     )
-    slurm.add_argument(
-        "--minutes", type=whole(most=2**31 - 1), default=60, help="time limit (%(default)s)"
-    )
+    slurm.add_argument("--minutes", type=whole(), default=60, help="time limit (%(default)s)")
     slurm.add_argument("--name", default="train", help="name of the job (%(default)s)")
     slurm.add_argument(
         "--cluster", metavar="FILE", help="cluster file, as launchers/templates/cluster.yaml"

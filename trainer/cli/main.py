@@ -6,7 +6,6 @@ from trainer import interrupt  # before anything that takes time: Ctrl-C is answ
 # isort: split
 import argparse
 import importlib
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -37,9 +36,6 @@ VERBS = (
 )
 """Modules with ``register(subparsers)``, in the order of ``tnr --help``."""
 
-MAX_COUNT, MAX_SEED = 2**31 - 1, 2**63 - 1
-"""Largest numbers of options: libraries keep sizes in 32 bits, and seeds in 64."""
-
 
 class _Parser(argparse.ArgumentParser):
     """argparse, with the project's one-line errors."""
@@ -49,16 +45,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(
             EXIT_USAGE, f"tnr: error: {shown_text(one_line(message))}; see '{self.prog} --help'\n"
         )
-
-    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        """Convert an option's value; a number that no command can work with is refused here."""
-        value = super()._get_value(action, arg_string)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise argparse.ArgumentError(action, f"{value}; expected a finite number")
-        most = MAX_SEED if action.dest in ("seed", "seeds") else MAX_COUNT
-        if isinstance(value, int) and abs(value) > most:
-            raise argparse.ArgumentError(action, f"{value}; expected at most {most}")
-        return value
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help; unlike argparse, not in silence where it cannot be printed."""

@@ -61,7 +61,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--vocab-size",
-        type=whole(1, 2**31 - 1),
+        type=whole(1),
         default=30522,
         help="of a random backbone without data",
     )

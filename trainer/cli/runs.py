@@ -33,7 +33,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table."""
-    import json
+    import msgspec
 
     from shards.location import shown_text
     from trainer.errors import UsageError
@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.state:
         found = [one for one in found if one.state in arguments.state]
     if arguments.json:
-        print(json.dumps([one.to_dict() for one in found], indent=1))
+        # JSON has no NaN: a loss that is none is null.
+        print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
     elif found:
         print("\n".join(table(found)))
     else:

@@ -90,7 +90,9 @@ def _dry_run(config: "TrainConfig", preset: str | None) -> int:
 
     from shards.mixing import measure_mixing
     from trainer.config.load import to_dict
+    from trainer.config.ranges import check_memory
     from trainer.engine.validation import check_patience
+    from trainer.errors import ConfigError
     from trainer.hardware import check_preset, emulated, training_device
     from trainer.plan.batches import plan_batches, plan_steps
     from trainer.plan.frozen import frozen_column, width_of
@@ -119,6 +121,10 @@ def _dry_run(config: "TrainConfig", preset: str | None) -> int:
         column = frozen_column(config, width_of(config), sources, None)
         if column is not None:
             lines.append(f"{column.bytes / 1e6:,.1f} MB in {column.where}: {column.what}")
+    try:
+        check_memory(config)
+    except ConfigError as error:  # the run's machine may be another one
+        lines.append(f"WARNING: {error}")
     slow = emulated(config.run.precision, training_device())
     if slow is not None:
         lines.append(f"WARNING: {slow.line('run.precision')}")

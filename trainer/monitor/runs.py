@@ -4,9 +4,8 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -49,10 +48,6 @@ class Run:
     host: str | None
     reason: str | None
     """Why it stopped or failed, or which file of it cannot be read."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return asdict(self)
 
 
 def find_runs(roots: Sequence[Path]) -> list[Run]:
