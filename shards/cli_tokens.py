@@ -5,12 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 from shards.errors import UsageError
 from shards.numbers import real, whole
-from shards.text_fields import DEFAULT_FIELDS, DEFAULT_TOKENS, TEXT_FIELDS, listed, parse_fields
+from shards.text_fields import (
+    DEFAULT_FIELDS,
+    DEFAULT_TOKENS,
+    TEXT_FIELDS,
+    field_text,
+    listed,
+    parse_fields,
+)
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from shards.tokens import TokenColumn
 
 _LOOKED_AT = 1000  # articles, for the share of tokens that the tokenizer does not know
+_READ_AGAIN = 100  # articles, for the share of letters that it drops
 _MUCH_UNKNOWN = 0.05
 _TOKENIZE_EXAMPLE = """example:
   tnr shards tokenize data/articles --tokenizer sentence-transformers/all-MiniLM-L6-v2
@@ -163,7 +173,9 @@ def _tokenize(args: argparse.Namespace) -> None:
             f"{stored.mean():.1f} each, "
             f"{100 * (stored == limit).mean():.1f}% as long as the limit of {limit}"
         )
-    _print_unknown(column, pretrained.load_tokenizer(column.tokenizer_dir).unk_token_id)
+    tokenizer = pretrained.load_tokenizer(column.tokenizer_dir)
+    _print_unknown(column, tokenizer.unk_token_id)
+    _print_dropped(column, tokenizer)
     repeated = shard_set.manifest.counts.get("body_from_abstract", 0)
     if repeated and {"abstract", "body"} <= set(fields):
         print(
@@ -211,4 +223,28 @@ def _print_unknown(column: "TokenColumn", unknown_id: int | None) -> None:
             print(
                 f"  note: the tokenizer does not know {100 * unknown / words:.0f}% of the tokens of"
                 f" the {field} ({len(rows):,} articles looked at); take one of their language"
+            )
+
+
+def _print_dropped(column: "TokenColumn", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Say where a tokenizer gives no token at all for much of the texts, of some of the articles.
+
+    One without an unknown token leaves out what its vocabulary lacks, such as letters that a
+    byte-level tokenizer was not trained on.
+    """
+    import numpy as np
+
+    from shards.tokenizer import uncovered
+
+    rows = np.linspace(0, column.num_rows - 1, _READ_AGAIN, dtype=np.int64)
+    kept = np.setdiff1d(rows, column.skipped_rows)
+    articles = column.reader.shard_set.read(kept.tolist())
+    for field in column.limits:
+        texts = [text for article in articles if (text := field_text(article, field))]
+        letters, dropped = uncovered(tokenizer, texts)
+        if dropped > _MUCH_UNKNOWN * letters:
+            print(
+                f"  note: the tokenizer drops {100 * dropped / letters:.0f}% of the letters of the "
+                f"{field} without a token ({len(texts):,} texts looked at); take one whose "
+                "vocabulary has them, or an unknown token"
             )

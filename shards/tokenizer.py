@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,6 +144,25 @@ def _around(inner: list[int], whole: list[int]) -> tuple[tuple[int, ...], tuple[
         if whole[start:end] == inner:
             return tuple(whole[:start]), tuple(whole[end:])
     raise DataError("this tokenizer does not put its special tokens at the ends of a text")
+
+
+def uncovered(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> tuple[int, int]:
+    """Count letters that no token stands for.
+
+    Returns:
+        Characters of the texts other than spaces, and how many of these lie in no token.
+    """
+    from tokenizers import Tokenizer
+
+    plain = Tokenizer.from_str(json.dumps(_backend_json(tokenizer)))
+    letters = dropped = 0
+    for text, encoded in zip(texts, plain.encode_batch(texts), strict=True):
+        covered = bytearray(len(text))
+        for begin, end in encoded.offsets:
+            covered[begin:end] = b"\1" * (end - begin)
+        seen = [bool(mark) for letter, mark in zip(text, covered, strict=True) if letter.strip()]
+        letters, dropped = letters + len(seen), dropped + seen.count(False)
+    return letters, dropped
 
 
 def publish_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
