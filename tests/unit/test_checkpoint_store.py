@@ -1,6 +1,7 @@
 """Checkpoint folders: published whole, found by name, kept and deleted in the right order."""
 
 import errno
+import json
 import os
 
 import pytest
@@ -88,6 +89,8 @@ def test_leftovers_of_killed_saves_and_deletions_are_removed(store):
     for name in (".step_00000010.tmp-1-ab", ".deleting-step_00000001-cd"):
         (store.folder / name).mkdir()
         (store.folder / name / "model.bin").write_bytes(b"half")
+    for name in (".latest.tmp-1-ab", ".best.tmp-1-ab"):
+        (store.folder / name).write_text("step_")
     assert store.find().step == 5
     assert sorted(p.name for p in store.folder.iterdir()) == ["latest", "step_00000005"]
 
@@ -117,6 +120,28 @@ def test_all_gone_is_an_error_not_a_fresh_start(store):
     (store.folder / "latest").write_text("step_00000010\n")
     with pytest.raises(CheckpointError, match="holds none"):
         store.find()
+
+
+def test_a_state_of_another_step_is_not_its_own(store):
+    save(store, 5).rename(store.path(7))
+    with pytest.raises(CheckpointError, match=r"step_00000007 is .*state\.json is not its own"):
+        store.verify(7)
+
+
+def test_a_state_that_the_manifest_does_not_list_is_not_its_own(store):
+    manifest = save(store, 5) / "manifest.json"
+    files = read_json(manifest)["files"]
+    del files["state.json"]
+    manifest.write_text(json.dumps({"format": 1, "files": files}))
+    with pytest.raises(CheckpointError, match=r"state\.json is not its own"):
+        store.verify(5)
+
+
+@pytest.mark.parametrize("content", [b"weight", b"weights!"])
+def test_a_file_of_another_size_is_named_with_both_sizes(store, content):
+    (save(store, 5) / "model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"model\.bin has {len(content)} bytes.* 7"):
+        store.verify(5)
 
 
 def test_format_of_the_future_is_refused(store, monkeypatch):

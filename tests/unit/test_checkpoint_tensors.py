@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from shards.files import sha256_file
+from trainer.checkpoint.hashed import write_hashed_json
 from trainer.checkpoint.resume import MAY_CHANGE, check_same_run
 from trainer.checkpoint.tensors import MODEL, load_model, persistent_buffers, write_tensors
 from trainer.config.load import known_keys, to_dict
@@ -52,6 +53,7 @@ def test_tied_parameters_are_stored_once_and_stay_tied(tmp_path):
 def test_files_are_safetensors_and_their_hashes_are_those_of_the_bytes_on_disk(tmp_path):
     """Every type and shape, against the package's own reader and a second reading of the file."""
     kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32)
+    kinds += (torch.int16, torch.int8)
     tensors = {str(kind): torch.arange(7).to(kind) for kind in (*kinds, torch.uint8)}
     tensors |= {"bool": torch.tensor([True, False, True]), "scalar": torch.tensor(2.5)}
     tensors |= {"empty": torch.empty(0, 3), "ünï": torch.randn(3, 5, 2)}
@@ -87,6 +89,17 @@ def test_other_model_is_refused(tmp_path):
     write_tensors(tmp_path, tensors, {})
     with pytest.raises(CheckpointError, match=r"pad_doc.*stranger"):
         load_model(tmp_path, task)
+    del tensors["stranger"]
+    write_tensors(tmp_path, tensors, {})
+    with pytest.raises(
+        CheckpointError, match=r"it lacks \['model\.user\.pad_doc'\] \(1\) and has \[\]"
+    ):
+        load_model(tmp_path, task)
+
+
+def test_what_json_lacks_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_hashed_json(tmp_path / "state.json", {"loss": float("nan")})
 
 
 def test_settings_that_may_change_exist():

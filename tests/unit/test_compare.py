@@ -16,7 +16,13 @@ from shards.errors import DamageError, DataError, UsageError
 from trainer.cli import report as report_cli
 from trainer.evaluate import compare as compare_module
 from trainer.evaluate import plot as plot_module
-from trainer.evaluate.bootstrap import RESAMPLES, UserSums, intervals, resampled_means
+from trainer.evaluate.bootstrap import (
+    RESAMPLES,
+    UserSums,
+    intervals,
+    resampled_means,
+    sign_flip_test,
+)
 from trainer.evaluate.compare import compare, per_impression_models, resample
 from trainer.evaluate.evaluate import EvaluateOptions, evaluate_baseline
 from trainer.evaluate.per_impression import of_record, read_per_impression
@@ -90,6 +96,17 @@ def test_runs_are_averaged_and_compared_before_the_same_users(files: list[str]):
     assert auc.by_seed.mean == pytest.approx(np.mean(by_seed))
     assert auc.by_seed.std == pytest.approx(Spread.of(by_seed).std)
     assert (found.num_users, found.num_impressions, found.runs) == (40, 200, (2, 2))
+
+
+def test_noise_alone_is_no_difference_and_one_pair_has_no_spread(files: list[str]):
+    for place, name in enumerate(("first", "second")):
+        write_evaluation(Path(files[place]), record(name), USERS, BASE + NOISE[place])
+    records = read_evaluations(files[:2])
+    models, _ = per_impression_models(records)
+    auc = compare(resample(models, 500), records, "first", "second").metrics["auc"]
+    flipped = sign_flip_test(UserSums.of(USERS, (NOISE[0] - NOISE[1])[:, None]), 500)
+    assert auc.p == pytest.approx(float(flipped[0])) and auc.p > 0.05
+    assert auc.by_seed is None
 
 
 def test_command_prints_and_writes_the_comparison(files: list[str], tmp_path: Path, capsys):
