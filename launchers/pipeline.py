@@ -14,7 +14,7 @@ Everything is below ``config.run``::
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,21 @@ def overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(words)
 
 
+def _refuse_repeated(step: str, words: Sequence[str]) -> None:
+    """Refuse options of the file that the pipeline gives the command itself.
+
+    Raises:
+        ConfigError: The later of the two would win in silence.
+    """
+    given = [word for word in words if word.startswith("--")]
+    for option in given:
+        if given.count(option) > 1:
+            raise ConfigError(
+                f"{option} of step {step} is set by the pipeline itself; remove "
+                f"{option[2:].replace('-', '_')} from the options of that command in the file"
+            )
+
+
 class _Plan:
     """Collects steps; each method adds those of one part of the method."""
 
@@ -118,7 +133,7 @@ class _Plan:
             world = self.root / "world"
             self._add(
                 "synthesize",
-                ("shards", "synthesize", *options({"out": world, **data.synthesize})),
+                ("shards", "synthesize", "--out", str(world), *options(data.synthesize)),
                 proof=(world / "truth.json",),
                 output=world,
             )
@@ -347,6 +362,8 @@ class _Plan:
                 f"the commands of the steps have more than {MAX_WORDS:,} words; expected fewer "
                 "seeds, students, teachers or values in 'set'"
             )
+        if words[0] != "train":
+            _refuse_repeated(name, (*words, *(array[0] if array else ())))
         one_process = dataclasses.replace(self.config.resources, nodes=1, processes=1)
         step = Step(
             name=name,

@@ -70,21 +70,21 @@ def _register_tokenize(subparsers: Any) -> None:
     for field in TEXT_FIELDS:
         tokenize.add_argument(
             f"--{field}-tokens",
-            type=whole(),
+            type=whole(1),
             metavar="N",
             help=f"longest {field} in tokens, special tokens included"
             f" (default: {DEFAULT_TOKENS[field]})",
         )
     tokenize.add_argument(
         "--processes",
-        type=whole(most=4096),
+        type=whole(1, 4096),
         default=1,
         metavar="N",
         help="shards worked on at once; one process already uses all cores (default: %(default)s)",
     )
     tokenize.add_argument(
         "--skip-damaged",
-        type=whole(),
+        type=whole(0),
         default=0,
         metavar="N",
         help="skip up to N damaged samples, each named, and leave them out of training (default:"
@@ -108,7 +108,7 @@ def _register_train(subparsers: Any) -> None:
     train.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
     train.add_argument(
         "--vocab-size",
-        type=whole(),
+        type=whole(1),
         default=30_000,
         metavar="N",
         help="pieces, the five special ones included (default: %(default)s)",
@@ -120,7 +120,7 @@ def _register_train(subparsers: Any) -> None:
     )
     train.add_argument(
         "--max-sentences",
-        type=whole(),
+        type=whole(1),
         default=1_000_000,
         metavar="N",
         help="titles and pieces of bodies to train on, drawn evenly (default: %(default)s)",

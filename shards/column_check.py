@@ -32,7 +32,7 @@ from shards.ragged import row_of_value
 from shards.reader import ShardSet
 from shards.tokenize import SKIPPED, made_from
 from shards.tokenizer import load_tokenizer, tokenizer_facts
-from shards.tokens import TokenSource
+from shards.tokens import TokenSource, tokenizer_remedy
 
 _NEWS = "teacher-news"
 
@@ -96,7 +96,7 @@ def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
     try:
         if info.name == TOKENS:
             source = TokenSource.read(info.made_from, info.folder)
-            yield from _tokenizer_problems(info, source, repair)
+            yield from _tokenizer_problems(shard_set, info, source)
         shards = shard_set.manifest.shards
         if info.name == _NEWS and any(record_path(info.folder, one).exists() for one in shards):
             read_vector(info.folder)  # it is written before the first cell
@@ -126,7 +126,9 @@ def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
             yield str(error) if repair in str(error) else f"{error}; run `{repair}`"
 
 
-def _tokenizer_problems(info: ColumnInfo, source: TokenSource, repair: str) -> Iterator[str]:
+def _tokenizer_problems(
+    shard_set: ShardSet, info: ColumnInfo, source: TokenSource
+) -> Iterator[str]:
     problem, there = tokenizer_problem(info.folder), info.folder / TOKENIZER_FOLDER
     if problem is None:
         try:
@@ -138,7 +140,7 @@ def _tokenizer_problems(info: ColumnInfo, source: TokenSource, repair: str) -> I
                 yield from _edited_entries(info, made_from(facts, source.limits))
                 return
             problem = f"{there} is not the tokenizer that the ids are of"
-    yield f"{problem}; remove it and run `{repair}` with the tokenizer that it was made with"
+    yield f"{problem}; {tokenizer_remedy(shard_set, info.folder, source.limits)}"
 
 
 def _edited_entries(info: ColumnInfo, expected: Mapping[str, Any]) -> Iterator[str]:

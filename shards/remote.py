@@ -215,7 +215,8 @@ def is_plain_name(name: str) -> bool:
 def _file_system(url: str, timeout_s: float) -> Any:
     from fsspec.core import url_to_fs
 
-    scheme = urlsplit(url).scheme
+    scheme = urlsplit(url).scheme  # in lower case, as fsspec wants it
+    url = scheme + url[len(scheme) :]
     package, extra = _SCHEMES[scheme]
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     try:

@@ -46,6 +46,8 @@ class Stats:
     """Articles that repeat an earlier one, by what is the same."""
     limits: dict[str, int] = field(default_factory=dict)
     """At what length the texts of a token column were cut: longer ones are not known."""
+    untold: str = ""
+    """Why lengths are in words: what is wrong with the token column."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -84,7 +86,7 @@ class Stats:
         for name, value in self.lengths.items():
             if name not in _NOT_DRAWN:
                 lines += ["", name, *value.bars()]
-        return "\n".join([*lines, *suggestions(self.lengths, self.limits)])
+        return "\n".join([*lines, *suggestions(self.lengths, self.limits, self.untold)])
 
 
 def compute_stats(shard_set: ShardSet | str | Path) -> Stats:
@@ -97,7 +99,7 @@ def compute_stats(shard_set: ShardSet | str | Path) -> Stats:
     if not isinstance(shard_set, ShardSet):
         shard_set = ShardSet.open(shard_set)
     counter: _Counter = _ArticleCounter() if shard_set.kind == ARTICLES else _ImpressionCounter()
-    tokens, limits = token_lengths(shard_set)
+    tokens, limits, untold = token_lengths(shard_set)
     for sample in progress(shard_set, shard_set.num_rows, "count", shard_set.kind):
         counter.add(sample)
     return Stats(
@@ -120,6 +122,7 @@ def compute_stats(shard_set: ShardSet | str | Path) -> Stats:
         fields=dict(counter.fields),
         duplicates=counter.duplicates(),
         limits=limits,
+        untold=untold,
     )
 
 
@@ -210,25 +213,25 @@ class _ImpressionCounter(_Counter):
         return facts
 
 
-def token_lengths(shard_set: ShardSet) -> tuple[dict[str, Lengths], dict[str, int]]:
+def token_lengths(shard_set: ShardSet) -> tuple[dict[str, Lengths], dict[str, int], str]:
     """Lengths in tokens, special tokens included, by what is counted, and where each was cut; both
-    empty where the set has no complete token column, or more than one."""
+    empty where the set has no complete token column, or more than one, and then why."""
     from shards.tokens import TokenColumn
 
     try:
         tokens = TokenColumn.open(shard_set)
-    except ColumnError:
-        return {}, {}
+    except ColumnError as error:
+        return {}, {}, str(error)
     rows = np.arange(shard_set.num_rows)
     limits = {f"{field} tokens": limit for field, limit in tokens.limits.items()}
     lengths = {
         f"{field} tokens": Lengths.of(tokens.lengths(field, rows, limit))
         for field, limit in tokens.limits.items()
     }
-    return lengths, limits
+    return lengths, limits, ""
 
 
-def suggestions(lengths: dict[str, Lengths], limits: dict[str, int]) -> list[str]:
+def suggestions(lengths: dict[str, Lengths], limits: dict[str, int], untold: str) -> list[str]:
     """Lines that say how much text maximum lengths would keep."""
     unit = "tokens" if limits else "words"
     lines: list[str] = []
@@ -255,7 +258,7 @@ def suggestions(lengths: dict[str, Lengths], limits: dict[str, int]) -> list[str
                 " beyond is not counted"
             )
     if lines and unit == "words" and "history" not in lengths:
-        lines.append("  in words, as there is no token column (see `tnr shards tokenize`)")
+        lines.append(f"  in words: {untold}")
     return ["", "maximum lengths to", *lines] if lines else []
 
 

@@ -1,6 +1,7 @@
 """The token ids of an article set: what the column stores, and what may be asked of it."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,17 +110,10 @@ class TokenColumn:
                 raise ColumnError(f"{reader.folder} holds {reader.name!r}, not tokens")
         column = cls(reader)
         if (problem := tokenizer_problem(column.folder)) is not None:
-            raise ColumnError(f"{problem}; {column.tokenizer_remedy}")
+            raise ColumnError(
+                f"{problem}; {tokenizer_remedy(shard_set, column.folder, column.limits)}"
+            )
         return column
-
-    @property
-    def tokenizer_remedy(self) -> str:
-        """What to do where the column's tokenizer is damaged."""
-        command = tokenize_command(self.reader.shard_set.location, "TOKENIZER", self.limits)
-        left = " ".join(
-            shlex.quote(str(self.folder / name)) for name in (TOKENIZER_FOLDER, TOKENIZER_SUMS)
-        )
-        return f"remove {left} and run `{command}` with the tokenizer that it was made with"
 
     def check_ids(
         self, field: str, values: np.ndarray, offsets: np.ndarray, rows: np.ndarray
@@ -227,3 +221,16 @@ class TokenColumn:
         """What makes a column that stores all that this one does, and this of ``field``."""
         location = self.reader.shard_set.location
         return tokenize_command(location, self.tokenizer_dir, self.limits | {field: tokens})
+
+
+def tokenizer_remedy(shard_set: ShardSet, folder: Path, limits: Mapping[str, int]) -> str:
+    """Say what to do where the tokenizer in a column's folder is damaged.
+
+    Args:
+        shard_set: the article set.
+        folder: of the column.
+        limits: field to the longest text that the column stores.
+    """
+    command = tokenize_command(shard_set.location, "TOKENIZER", limits)
+    left = " ".join(shlex.quote(str(folder / name)) for name in (TOKENIZER_FOLDER, TOKENIZER_SUMS))
+    return f"remove {left} and run `{command}` with the tokenizer that it was made with"

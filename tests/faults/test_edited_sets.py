@@ -25,6 +25,7 @@ from shards.errors import ColumnError, DamageError, DataError
 from shards.files import fingerprint, read_json, write_json_atomic
 from shards.manifest import MANIFEST_NAME, read_manifest
 from shards.reader import ShardSet
+from shards.stats import compute_stats
 from shards.tokenize import tokenize_set
 from shards.tokens import TokenColumn
 from shards.verify import verify_set
@@ -369,7 +370,9 @@ def test_a_tokenizer_that_is_not_the_one_of_the_column(home: Path, what: str) ->
     with pytest.raises(ColumnError, match=r"tokenizer.* run `tnr shards tokenize .*TOKENIZER"):
         TokenColumn.open(articles)
     (said,) = problems(home / "news")
-    assert "tokenizer" in said and "run `tnr shards tokenize" in said
+    assert "tokenizer" in said and "TOKENIZER" in said and "run `tnr shards tokenize" in said
+    assert f"--tokenizer {folder}" not in said  # the one that was just refused
+    assert "in words: " in (shown := compute_stats(home / "news").table()) and "TOKENIZER" in shown
 
 
 def test_a_tokenizer_of_a_column_without_its_checksums(home: Path) -> None:

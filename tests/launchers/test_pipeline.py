@@ -369,6 +369,14 @@ def test_print_shows_the_steps_and_runs_nothing(config_file: Path, capsys):
             "argument --batch-tokens: 'many' is not a whole number",
         ),
         ({"evaluate": {"options": {"help": True}}}, "--help is not a step"),
+        (
+            {"evaluate": {"options": {"name": "same"}}},
+            "--name of step evaluate-teacher-1 is set by the pipeline itself; remove name",
+        ),
+        ({"teachers": {**SMALL["teachers"], "cache": {"models": "m"}}}, "--models of step cache-1"),
+        ({"tokenizer": {"options": {"title_tokens": 9}}}, "--title-tokens of step tokenize"),
+        ({"data": {"synthesize": {"out": "elsewhere"}}}, "--out of step synthesize"),
+        ({"tokenizer": {"title_tokens": -5}}, "'-5' is not a whole number from 1 on"),
         ({"run": "-x"}, "step synthesize: argument --out: expected one argument"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from trainer.engine.deepspeed_file import (
     SET_BY_THE_RUN,
+    check_by_deepspeed,
     check_compiler,
     check_compiler_of_layers,
     check_partition,
@@ -98,6 +99,27 @@ def test_sections_of_another_type_are_refused(tmp_path, zero):
     name = write(tmp_path, {"zero_optimization": zero})
     with pytest.raises(ConfigError, match="zero_optimization"):
         read_deepspeed_file(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"zero_optimization": {"stage": 1, "nosuch_key": 1}}, "nosuch_key"),
+        ({"zero_optimization": {"stage": 1, "reduce_bucket_size": "x"}}, "reduce_bucket_size"),
+        ({"comms_logger": {"enabled": "x"}}, "enabled"),
+        ({"curriculum_learning": {"enabled": True}}, "curriculum_learning"),
+    ],
+)
+def test_what_deepspeed_refuses_is_one_line_that_names_the_file(tmp_path, content, said):
+    name = write(tmp_path, content)
+    with pytest.raises(ConfigError, match=f"DeepSpeed refuses it: .*{said}") as refused:
+        check_by_deepspeed(name)
+    assert str(refused.value).startswith(name) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zeropp"])
+def test_deepspeed_takes_the_files_of_the_project(name):
+    check_by_deepspeed(name)
 
 
 def test_deep_json_is_one_line(tmp_path):

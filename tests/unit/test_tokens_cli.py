@@ -31,11 +31,12 @@ def test_train_then_tokenize(tmp_path, capsys):
     assert "title:" in out and "limit of 9" in out and "in 30 articles" in out
 
 
-def test_options_out_of_range(tmp_path):
+def test_options_out_of_range(tmp_path, capsys):
     articles = make_articles(tmp_path / "a", 30, 16)
     run("train-tokenizer", articles.path, "--out", tmp_path / "t", "--vocab-size", 200)
-    with pytest.raises(UsageError, match="--processes is 0"):
+    with pytest.raises(SystemExit):
         run("tokenize", articles.path, "--tokenizer", tmp_path / "t", "--processes", 0)
+    assert "--processes: '0' is not a whole number from 1 to 4096" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--body-tokens is 1"):
         run("tokenize", articles.path, "--tokenizer", tmp_path / "t", "--body-tokens", 1)
 

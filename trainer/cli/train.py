@@ -91,6 +91,7 @@ def _dry_run(config: "TrainConfig", preset: str | None) -> int:
     from shards.mixing import measure_mixing
     from trainer.config.load import to_dict
     from trainer.config.ranges import check_memory
+    from trainer.engine.deepspeed_file import check_by_deepspeed
     from trainer.engine.validation import check_patience
     from trainer.errors import ConfigError
     from trainer.hardware import check_preset, emulated, training_device
@@ -100,6 +101,8 @@ def _dry_run(config: "TrainConfig", preset: str | None) -> int:
     from trainer.tasks.clicks import ClickData
 
     check_preset(preset, config.run)
+    if config.run.deepspeed is not None:
+        check_by_deepspeed(config.run.deepspeed)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     batches = plan_batches(config, 1, ranks)
     sources = open_sources(config)

@@ -115,6 +115,25 @@ def read_deepspeed_file(name: str) -> dict[str, Any]:
     return content
 
 
+def check_by_deepspeed(name: str) -> None:
+    """Let DeepSpeed itself read a file, before anything is compiled or built.
+
+    Raises:
+        ConfigError: DeepSpeed refuses a key or a value; the message says which.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    content = complete_deepspeed_config(
+        read_deepspeed_file(name), micro_batch=1, accumulation=1, world_size=1, max_grad_norm=None
+    )
+    try:
+        DeepSpeedConfig(content)
+    except (DeepSpeedConfigError, AssertionError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{deepspeed_file_path(name)}: DeepSpeed refuses it: {' '.join(str(error).split())}"
+        ) from error
+
+
 def complete_deepspeed_config(
     content: dict[str, Any],
     *,

@@ -20,6 +20,7 @@ from trainer.config.ranges import check_memory
 from trainer.config.schema import TrainConfig
 from trainer.config.validate import check_batch
 from trainer.engine.deepspeed_file import (
+    check_by_deepspeed,
     check_compiler,
     check_compiler_of_layers,
     check_partition,
@@ -197,7 +198,8 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
     limit_s = config.run.hang_timeout_s
     try:
         with watched_start(int(os.environ.get("RANK", "0")), limit_s) as note_compiling:
-            if deepspeed is not None:
+            if config.run.deepspeed is not None:
+                check_by_deepspeed(config.run.deepspeed)
                 use_batons(note_compiling)
             distributed = _start_accelerate(deepspeed, accumulation, limit_s)
         try:

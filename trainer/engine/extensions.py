@@ -121,6 +121,8 @@ class Baton:
             return self._take_without_locks()
         if self._path.exists():
             _tell(f"removed {self._path}, which a killed start left behind")
+        if not any(self._path.parent.glob("*.so")):
+            _tell(f"compiling {self._path.parent}, once on this machine: a minute or more")
         self._path.touch()  # for programs that know of torch's file alone
         said = f"process {os.getpid()} on {socket.gethostname()}"
         self._owner.write_text(said + "\n", encoding="utf-8")
