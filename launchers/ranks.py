@@ -57,8 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILED if stop.code else 0
     except Exception as error:
         if getattr(error, "sigval", None) == signal.SIGINT:  # torchrun's, once it has ranks
-            interrupt.say()
-            return interrupt.EXIT_INTERRUPTED
+            print(interrupt.line(), file=sys.stderr)
+            return interrupt.exit_code()
         codes = _exit_codes(error)
         # A rank that died of the signal was still starting: it had caught none yet.
         if EXIT_REQUEUE in codes or any(-code in passed_on for code in codes):

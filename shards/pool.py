@@ -1,7 +1,8 @@
 """Tasks done in order of their results, in this process or in several.
 
-A process whose parent was killed leaves at once, so that it does not write where the next build
-already works. An interrupt at the terminal reaches all processes; the parent alone deals with it.
+A process whose parent is gone, or was interrupted, leaves at once, whatever it does: it must not
+write where the next build already works, and nobody waits for it. An interrupt at the terminal
+reaches all processes; the parent alone deals with it.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from types import TracebackType
 from typing import TypeVar
 
@@ -34,6 +35,7 @@ class Workers:
         self.processes = processes
         self._begin = begin
         self._pool: ProcessPoolExecutor | None = None
+        self._closed_to_end: connection.Connection | None = None
 
     def __enter__(self) -> "Workers":
         """Return itself."""
@@ -45,9 +47,19 @@ class Workers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End the processes; after an error, without what has not begun."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the processes; after an error, without what has not begun.
+
+        An interrupt, before or while the tasks in hand are waited for, ends the processes at once.
+        """
+        if self._pool is None or self._closed_to_end is None:
+            return
+        try:
+            if not isinstance(error, KeyboardInterrupt):
+                self._pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            with _signals_ignored():  # a second one would leave the processes waiting for ever
+                self._closed_to_end.close()
+                self._pool.shutdown(wait=True, cancel_futures=True)
 
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield the result of each task, in order; few tasks and results are held at a time.
@@ -67,7 +79,8 @@ class Workers:
             return
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.processes, context, _start, (self._begin,))
+            end, self._closed_to_end = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(self.processes, context, _start, (end, self._begin))
         waiting: deque[Future[Result]] = deque()
         for task in tasks:
             with interrupt_blocked():  # processes start here, and inherit it
@@ -89,14 +102,27 @@ def interrupt_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
-def _start(begin: Callable[[], None] | None) -> None:
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, former, strict=True):
+            signal.signal(number, handler)
+
+
+def _start(end: connection.Connection, begin: Callable[[], None] | None) -> None:
+    threading.Thread(target=_leave, args=(end,), daemon=True).start()
     if begin is not None:
         begin()
 
 
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _leave(end: connection.Connection) -> None:
+    """Leave once the other side of the pipe is closed, by the parent or with it."""
+    connection.wait([end])
+    os._exit(1)

@@ -1,9 +1,10 @@
-"""Ctrl-C from the first moment on: one line and exit code 130, never a traceback.
+"""Ctrl-C and SIGTERM: one line and exit code 130 or 143, never a traceback.
 
 ``trainer.cli.main`` imports this before anything else. While the command line is read, and inside
 any import, there is nothing to clean up, and an exception might be taken for a missing package or
-be lost in a callback: the process ends at once. Elsewhere in a running command Ctrl-C is Python's
-``KeyboardInterrupt``, so that what the command holds is given back.
+be lost in a callback: the process ends at once. Elsewhere in a running command a signal is Python's
+``KeyboardInterrupt``, so that what the command holds is given back. Commands that have a better
+answer to SIGTERM, as training has, give their own.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
-EXIT_INTERRUPTED = 128 + _signal.SIGINT
-
 _is_running = False
+_received: int = _signal.SIGINT
 
 
-def watch() -> None:
-    """Answer Ctrl-C from now on, as the process of a command."""
-    _signal.signal(_signal.SIGINT, _handle)
+def watch(signum: int = _signal.SIGINT) -> None:
+    """Answer the signal from now on, as the process of a command."""
+    _signal.signal(signum, _handle)
 
 
 def set_running(is_running: bool) -> None:
@@ -32,20 +32,27 @@ def set_running(is_running: bool) -> None:
     _is_running = is_running
 
 
-def say() -> None:
-    """Say that the command was interrupted."""
-    os.write(2, b"tnr: interrupted\n")
+def line() -> str:
+    """What is said of the signal that came."""
+    return "tnr: interrupted" + (" by SIGTERM" if _received == _signal.SIGTERM else "")
+
+
+def exit_code() -> int:
+    """What the command ends with after the signal that came."""
+    return 128 + _received
 
 
 def end() -> None:
     """Say so, and leave at once."""
     try:
-        say()
+        os.write(2, f"{line()}\n".encode())
     finally:
-        os._exit(EXIT_INTERRUPTED)
+        os._exit(exit_code())
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
+    global _received
+    _received = signum
     if not _is_running or _is_importing(frame):
         end()
     raise KeyboardInterrupt

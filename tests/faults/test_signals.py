@@ -63,7 +63,7 @@ def start_and_be_asked_to_stop(number: int) -> None:
     from trainer.cli.main import main
     from trainer.tasks import build
 
-    build.build = lambda config: os.kill(os.getpid(), number)
+    build.build = lambda config, tick: os.kill(os.getpid(), number)
     sys.exit(main(["train", "post_train", "--data.articles", "nowhere", "--run.dir", "run"]))
 
 

@@ -164,12 +164,22 @@ def test_f2_data_and_model_of_a_start_are_watched(monkeypatch, tmp_path: Path) -
     from helpers.world import TINY_MODEL, make_world
 
     from trainer.cli.main import main
+    from trainer.engine import distributed, trainer, watchdog
     from trainer.tasks import build
 
     world = make_world(tmp_path, num_articles=20)
     seen: list[str] = []
     ticks: list[int] = []
-    inner = build.build
+    limits: list[float] = []
+    inner, watched, opened = build.build, watchdog.watched_start, trainer.open_run
+
+    def start_watched(rank, limit_s):
+        limits.append(limit_s)
+        return watched(rank, limit_s)
+
+    def open_watched(*arguments, **options):
+        seen.extend(thread.name for thread in threading.enumerate())
+        return opened(*arguments, **options)
 
     def built(config, tick):
         seen.extend(thread.name for thread in threading.enumerate())
@@ -178,6 +188,9 @@ def test_f2_data_and_model_of_a_start_are_watched(monkeypatch, tmp_path: Path) -
         return task
 
     monkeypatch.setattr(build, "build", built)
+    monkeypatch.setattr(trainer, "open_run", open_watched)
+    for module in (watchdog, trainer, distributed):
+        monkeypatch.setattr(module, "watched_start", start_watched)
     given = TINY_MODEL | {
         "data.articles": world.articles.path,
         "data.clicks": world.impressions.path,
@@ -185,11 +198,13 @@ def test_f2_data_and_model_of_a_start_are_watched(monkeypatch, tmp_path: Path) -
         "model.frozen_states": "float32",
         "run.dir": tmp_path / "run",
         "run.max_steps": 1,
+        "run.hang_timeout_s": 123,
     }
     words = [str(word) for key, value in given.items() for word in (f"--{key}", value)]
     assert main(["train", "finetune", *words]) == 0
-    assert "watchdog of the start" in seen and seen[-1] == "built"
-    assert ticks
+    before, after = seen[: seen.index("built")], seen[seen.index("built") :]
+    assert "watchdog of the start" in before and "watchdog of the start" in after
+    assert ticks and limits == [123.0] * 3
 
 
 def test_f2_a_start_that_goes_on_is_no_hang() -> None:

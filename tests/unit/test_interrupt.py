@@ -55,6 +55,12 @@ def test_an_interrupt_inside_an_import_is_one_line(tmp_path: Path, module: str, 
     assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
 
 
+def test_sigterm_is_one_line_too(tmp_path: Path):
+    (tmp_path / "yaml.py").write_text(INTERRUPTS_ITSELF.replace("SIGINT", "SIGTERM"))
+    done = run(tmp_path, "-m", "trainer.cli.main", *TRAIN)
+    assert (done.returncode, done.stderr) == (143, "tnr: interrupted by SIGTERM\n")
+
+
 def test_a_running_command_is_interrupted_by_an_exception(monkeypatch, tmp_path: Path, capsys):
     def interrupted(arguments) -> int:
         interrupt._handle(signal.SIGINT, sys._getframe())

@@ -89,8 +89,8 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         interrupt.set_running(False)  # once more ends at once
-        say("tnr: interrupted")
-        return interrupt.EXIT_INTERRUPTED
+        say(interrupt.line())
+        return interrupt.exit_code()
     except Exception as error:
         found = os_error(error)
         if found is None:

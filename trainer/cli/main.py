@@ -6,6 +6,7 @@ from trainer import interrupt  # before anything that takes time: Ctrl-C is answ
 # isort: split
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -87,6 +88,7 @@ def _run(argv: Sequence[str] | None) -> int | None:
 
 def entry() -> NoReturn:
     """The ``tnr`` of the shell: :func:`main`, then the end of the process."""
+    interrupt.watch(signal.SIGTERM)
     code = main()
     engine = sys.modules.get("trainer.engine.distributed")
     if engine is not None:

@@ -14,7 +14,6 @@ from typing import Any
 
 from shards.stopping import GRACE_S
 from trainer.errors import EXIT_REQUEUE, StopForRequeue
-from trainer.interrupt import EXIT_INTERRUPTED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask for a checkpoint and an end."""
@@ -62,7 +61,7 @@ class StopRequest:
             # No exception: one that is raised inside an import may be taken for a missing package.
             _say(f"{name}: stopped before training began; the same command starts again")
             # A scheduler starts it again; who pressed Ctrl-C wants it to end.
-            os._exit(EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_REQUEUE)
+            os._exit(128 + signum if signum == signal.SIGINT else EXIT_REQUEUE)
 
     def check(self, left_s: float = math.inf) -> None:
         """Raise where the process was asked to stop, unless the work in hand can be finished.

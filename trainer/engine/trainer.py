@@ -48,6 +48,7 @@ from trainer.engine.watchdog import (
     STEP,
     VALIDATE,
     Watchdog,
+    watched_start,
 )
 from trainer.errors import CheckpointError, StopForRequeue, TrainingError
 from trainer.monitor.flops import peak_tflops, text_flops
@@ -138,7 +139,8 @@ class Trainer:
         try:
             with contextlib.nullcontext(stop) if stop else stop_on_signals() as request:
                 request.is_training = True
-                opened = self.distributed.from_main(self._open)
+                with watched_start(self.distributed.rank, self.config.run.hang_timeout_s):
+                    opened = self.distributed.from_main(self._open)
                 if not opened.is_finished:
                     with self._watchdog, self._profiler:
                         session = self._start(opened.checkpoint)

@@ -246,8 +246,8 @@ def stacks_text() -> str:
 
 @contextlib.contextmanager
 def watched_start(rank: int, limit_s: float) -> Iterator[Callable[..., None]]:
-    """Watch what comes before there is a run folder or a store: the ranks' meeting, DeepSpeed, the
-    data and the model.
+    """Watch what comes before the first step: the ranks' meeting, DeepSpeed, the data, the model
+    and the run folder.
 
     Args:
         rank: This process.
