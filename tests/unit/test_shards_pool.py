@@ -85,3 +85,31 @@ def test_an_error_ends_processes_whose_tasks_are_done(tmp_path: Path):
     assert process.returncode == 1
     assert error.startswith("tnr: error: cannot write here: No space") and error.count("\n") == 1
     assert all(is_gone(int(pid)) for pid in out.split()[:-1])
+
+
+STOPPED = """
+import os, signal, sys, time
+from shards.stopping import TaskStopping
+
+stopping = TaskStopping()
+if sys.argv[1] == "idle":
+    signal.raise_signal(signal.SIGTERM)
+else:
+    with stopping.task():
+        signal.raise_signal(signal.SIGTERM)
+        print("finished", flush=True)
+print("still there", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("what", "printed"), [("idle", ""), ("busy", "finished\n")])
+def test_sigterm_ends_an_idle_worker_at_once_and_a_busy_one_after_its_task(what, printed):
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, what],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, printed), done.stderr
