@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from shards.numbers import whole
+from trainer.cli.settings import add_device
 
 if TYPE_CHECKING:
     from shards.reader import ShardSet
@@ -67,9 +68,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="FILE",
         help="keep the vectors of the ranked set here: the next list then needs no encoding",
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default %(default)s)"
-    )
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     parser.set_defaults(run=run)
 
@@ -81,8 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
     from shards.reader import ShardSet
     from trainer.evaluate.recommend import recommend
     from trainer.export.folder import load_export
+    from trainer.hardware import pick_device
 
     _check(arguments)
+    device = pick_device(arguments.device)
     export = load_export(arguments.export)
     # Damage is found by the reads that meet it, and most articles are read as tokens alone.
     articles = ShardSet.open(arguments.articles, kind="articles", check_files=False)
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         top=arguments.top,
         include_read=arguments.include_read,
         vectors=arguments.vectors,
-        device=arguments.device,
+        device=device,
     )
     if arguments.json:
         told = {"export": str(export.folder), "articles": articles.location} | found.to_dict()
