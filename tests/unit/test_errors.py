@@ -1,6 +1,11 @@
 """Messages of the project's errors: one line, whatever the values in them hold."""
 
+import json
+import sys
+
 import pytest
+from helpers.process import run
+from helpers.tnr import ROOT
 
 from launchers.local import StepFailed
 from shards.errors import DamageError, one_line
@@ -34,3 +39,17 @@ def test_a_word_of_the_command_line_does_not_break_the_line(words: list[str], ca
     assert code in (1, 2)
     assert len(said.splitlines()) == 1
     assert said.strip().isprintable()
+
+
+def test_no_text_commands_a_terminal() -> None:
+    """Of what any command prints: news, logs and records hold what their writers wanted."""
+    text = "a\x1b[2J\x9b1m\x00\tb\x85\n\udcffä"
+    code = (
+        "from trainer.cli.ending import name_standard_streams as name; name(); import json; "
+        f"print({text!r}); print(json.dumps({text!r}, ensure_ascii=False))"
+    )
+    done = run([sys.executable, "-c", code], timeout=60, cwd=ROOT, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    printed, as_json = done.stdout.removesuffix("\n").rsplit("\n", 1)
+    assert printed == "a\\u001b[2J\\u009b1m\\u0000\tb\\u0085\n\\udcffä"
+    assert json.loads(as_json) == text
