@@ -192,6 +192,17 @@ def same_set(out: Path, source: Mapping[str, Any], force: bool) -> ShardSet | No
         clear_published(out)
         return former
     raise DataError(
-        f"{out} already holds a shard set built from other inputs or with other options; choose"
-        " another folder, or give --force to replace it together with its columns"
+        f"{out} already holds a shard set built {_difference(former.manifest.source, source)};"
+        " choose another folder, or give --force to replace it together with its columns"
     )
+
+
+def _difference(former: Mapping[str, Any], source: Mapping[str, Any]) -> str:
+    """What two sets were made from differs in, in words."""
+    old, new = former.get("options"), source["options"]
+    names = sorted(new)
+    if isinstance(old, dict):
+        names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    parts = ["from other inputs"] * (former.get("inputs") != source["inputs"])
+    parts += [f"with other options ({', '.join(names)})"] * bool(names)
+    return " and ".join(parts) or "by another version"
