@@ -26,7 +26,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
         where: Dotted place, for messages; "" at the top.
 
     Raises:
-        ConfigError: A key is unknown or missing, or a value has the wrong type.
+        ConfigError: A key is unknown or missing, or a value has the wrong type or is empty.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'file'}: expected keys and values, found {_say(values)}")
@@ -42,6 +42,9 @@ def build(cls: type[T], values: Any, where: str) -> T:
         if no_default and field.default_factory is dataclasses.MISSING and name not in values:
             raise ConfigError(f"{_join(where, name)} is missing")
     given = {key: convert(hints[key], value, _join(where, key)) for key, value in values.items()}
+    for key, value in given.items():
+        if value == "":  # of a path, the working directory
+            raise ConfigError(f"{_join(where, key)} is empty; give it a value, or leave it out")
     return cls(**given)
 
 

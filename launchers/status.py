@@ -17,7 +17,7 @@ from launchers.jobs import JobBook, Queued, Submitted
 from launchers.local import is_running
 from launchers.stamps import Stamp, Stamps, State
 from launchers.steps import Step
-from shards.location import shown_text
+from shards.location import shown_line, shown_text
 from trainer.errors import DamageError, DataError, TinyNewsRecError
 from trainer.monitor.run_files import STATE, last_record, reached_step, read_state
 
@@ -78,13 +78,15 @@ def status_rows(
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as aligned text."""
-    cells = [("step", "job", "state", "progress", "seconds", "log")]
+    cells = [["step", "job", "state", "progress", "seconds", "log"]]
     for row in rows:
         state = row.state if row.reason is None else f"{row.state} ({row.reason})"
         if row.requeued:
             state += f", requeued {row.requeued} time{'s' if row.requeued > 1 else ''}"
         took = "" if row.seconds is None else f"{row.seconds:,.1f}"
-        cells.append((row.step, row.job or "", state, row.progress or "", took, row.log or ""))
+        texts = (row.step, row.job or "", state, row.progress or "", took, row.log or "")
+        # A stamp or squeue may say anything.
+        cells.append([shown_line(cell) for cell in texts])
     widths = [max(len(line[n]) for line in cells) for n in range(len(cells[0]))]
     lines = []
     for line in cells:

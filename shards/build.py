@@ -104,7 +104,7 @@ def build_articles(
     body_file = None if bodies is None else _article_input(Path(bodies), None)
     request = {
         "fields": fields.given(),
-        "format": input_format,
+        "format": None if _is_named(inputs, files) else input_format,
         "bodies": body_file is not None,
         "samples_per_shard": samples_per_shard,
         "normalise": VERSION if normalise else None,
@@ -225,6 +225,17 @@ def _article_input(path: Path, input_format: str | None) -> tuple[InputFile, str
             f"cannot tell the format of {path} by its name; give --format ({', '.join(FORMATS)})"
         )
     return file, form
+
+
+def _is_named(inputs: Sequence[str | Path], files: Sequence[tuple[InputFile, str]]) -> bool:
+    """Say whether inputs would be read in the same way without ``--format``."""
+    try:
+        return all(
+            _article_input(Path(path), None)[1] == form
+            for path, (_, form) in zip(inputs, files, strict=True)
+        )
+    except DataError:
+        return False
 
 
 def _click_input(path: Path) -> InputFile:

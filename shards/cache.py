@@ -25,8 +25,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.errors import DataError
+from shards.errors import DataError, UsageError
 from shards.files import atomic_file, fsync_folder, temporary_name
+from shards.location import is_elsewhere, shown
 from shards.remote import Patience
 
 CACHE_VARIABLE = "TNR_CACHE"
@@ -49,9 +50,18 @@ class CacheSettings:
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The folder.
+
+        Raises:
+            UsageError: A URL is named.
+        """
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         named = self.folder or os.environ.get(CACHE_VARIABLE) or f"{home}/tiny-newsrec"
+        if is_elsewhere(named):
+            setting = "data.cache_dir" if self.folder else CACHE_VARIABLE
+            raise UsageError(
+                f"{setting} is {shown(named)}; expected a folder on this machine, not a URL"
+            )
         return Path(named).expanduser().absolute()
 
 

@@ -21,7 +21,7 @@ from shards.click_cells import UNKNOWN_TIME, parse_time
 from shards.duplicates import first_of_each, read_duplicates
 from shards.files import atomic_file, read_json
 from shards.intake import HOPELESS_ROWS, Intake
-from shards.mind import find_row, has_labels, parse_behavior
+from shards.mind import DAY_FIRST, Impression, find_row, has_labels, parse_behavior
 from shards.pool import Workers
 from shards.publish import SetPublisher
 from shards.reader import ShardSet
@@ -31,11 +31,14 @@ from shards.spooled_build import SpooledBuild, SpoolJob, Taker
 from shards.tables import TSV_REMEDY
 
 # What may be odd about an impression that is kept, by bit of a record's ``changed``.
-_UNKNOWN_HISTORY, _EMPTY_HISTORY, _WITHOUT_NEGATIVE, _UNKNOWN_TIME = (1 << bit for bit in range(4))
+_UNKNOWN_HISTORY, _EMPTY_HISTORY, _WITHOUT_NEGATIVE, _UNKNOWN_TIME, _CLICKED_AND_NOT = (
+    1 << bit for bit in range(5)
+)
 _COUNTS = {
     "empty_history": _EMPTY_HISTORY,
     "without_negative": _WITHOUT_NEGATIVE,
     "unknown_time": _UNKNOWN_TIME,
+    "clicked_and_not": _CLICKED_AND_NOT,
 }
 _IDS_NAMED = 8
 
@@ -45,6 +48,11 @@ HINTS = {
     "bad click label": "expected ids separated by spaces, each with -1 (clicked) or -0 behind it:"
     " N1-0 N2-1",
     "bad history": "expected ids separated by spaces, without commas, quotes or brackets: N1 N2",
+    "bad candidates": "expected ids separated by spaces, without commas, quotes or brackets: N1-0"
+    " N2-1",
+    DAY_FIRST: "expected 11/15/2019 8:55:22 AM (MIND's, the month first) or 2019-11-15T08:55:22"
+    " (ISO 8601); days up to the twelfth would be read as months, so convert the times of the whole"
+    " log",
     "bad UTF-8": UTF8_REMEDY,
     "unknown article": "the log shows news that the article set lacks; was the set built from"
     " another part? it can be built from all of them: --articles train.zip dev.zip",
@@ -91,6 +99,11 @@ class _ClickTaker(Taker):
         if impression.clicks is not None and 0 not in impression.clicks:
             odd |= _WITHOUT_NEGATIVE
             self._note(line, "no negative", record[4].split())
+        twice = _clicked_and_not(impression)
+        if twice:
+            odd |= _CLICKED_AND_NOT
+            shown = zip(impression.candidates, record[4].split(), strict=True)
+            self._note(line, "clicked and not", [item for row, item in shown if row in twice])
         if parse_time(impression.time) == UNKNOWN_TIME:
             odd |= _UNKNOWN_TIME
             self._note(line, "unknown time", [record[2].strip()])
@@ -109,6 +122,14 @@ class _ClickTaker(Taker):
     def finish(self, facts: dict[str, Any]) -> bytes:
         facts["notes"] = self._notes
         return b""
+
+
+def _clicked_and_not(impression: Impression) -> set[int]:
+    """Articles that an impression shows both as clicked and as not clicked."""
+    if impression.clicks is None or len(set(impression.candidates)) == len(impression.candidates):
+        return set()
+    shown = set(zip(impression.candidates, impression.clicks, strict=True))
+    return {row for row, clicked in shown if clicked and (row, 0) in shown}
 
 
 class ImpressionBuild(SpooledBuild):
@@ -159,6 +180,7 @@ class ImpressionBuild(SpooledBuild):
         kept = first == np.arange(len(first))
         del first
         self.report(self.reads, ~kept)
+        self._check_times()
         self._count(spools, kept)
         self.intake.check(int(kept.sum()))
         self._note(kept, files)
@@ -166,6 +188,19 @@ class ImpressionBuild(SpooledBuild):
         self.publisher.source["labelled"] = bool(labelled)
         fields = ["id", "user", "time", "history", "candidates"]
         return self.publisher.publish(shards, [*fields, "clicks"] if labelled else fields)
+
+    def _check_times(self) -> None:
+        """Fail if a time has its day first: of others in the log nobody can tell.
+
+        Raises:
+            DataError: Then; names the first.
+        """
+        if DAY_FIRST not in self.publisher.refused:
+            return
+        source, line, _, row = next(
+            row for read in self.reads for row in read.refused() if row[2] == DAY_FIRST
+        )
+        self.intake.fail(f"{source}, line {line} has its day before the month ({row})", DAY_FIRST)
 
     def _count(self, spools: Sequence[Spool], kept: np.ndarray) -> None:
         odd = read_column(spools, "changed")[kept]

@@ -301,20 +301,36 @@ def fingerprint(obj: Any) -> str:
 def did_you_mean(path: str | os.PathLike[str], *, files: bool = False) -> str:
     """Return ``; did you mean PATH?`` where a folder of a similar name is there, else nothing.
 
+    Any part of the path may be mistyped, and several; where one below the first has nothing similar
+    beside it, the suggestion ends above that part.
+
     Args:
         path: What is not there.
         files: Whether files are meant too.
     """
     wanted = Path(path)
-    while not is_folder(wanted.parent):
+    left: list[str] = []
+    while not is_folder(wanted):
+        left.append(wanted.name)
         wanted = wanted.parent
+    found = wanted
+    while left:
+        name, is_last = left.pop(), not left
+        near = _near_entry(found, name, files and is_last)
+        if near is None:
+            break
+        found /= near
+    return f"; did you mean {str(found)!r}?" if found != wanted else ""
+
+
+def _near_entry(folder: Path, name: str, files: bool) -> str | None:
+    """The entry of a folder that has a name, or is most like it."""
     try:
-        with os.scandir(wanted.parent) as entries:
+        with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if files or entry.is_dir()]
     except OSError:  # a folder that must not be listed: there is nothing to suggest
-        return ""
-    near = difflib.get_close_matches(wanted.name, names, n=1)
-    return f"; did you mean {str(wanted.with_name(near[0]))!r}?" if near else ""
+        return None
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
 
 
 def is_folder(path: Path) -> bool:

@@ -11,14 +11,14 @@ OFFICE = ("a format of Excel or Word", "save it there as CSV UTF-8, with commas"
 OFFICE_MEMBER = "[Content_Types].xml"
 # (first bytes, what they are, what to do with the file {0})
 _MAGIC = (
-    (b"\x1f\x8b", GZIP, "unpack it first: gunzip {0}"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "unpack it first: unzstd {0}"),
-    (b"\xfd7zXZ\0", "xz", "unpack it first: unxz {0}"),
-    (b"]\0\0", "lzma", "unpack it first: unlzma {0}"),
-    (b"\x04\x22\x4d\x18", "lz4", "unpack it first: unlz4 {0}"),
+    (b"\x1f\x8b", GZIP, "unpack it first: gunzip < {0} > FILE"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unpack it first: unzstd < {0} > FILE"),
+    (b"\xfd7zXZ\0", "xz", "unpack it first: unxz < {0} > FILE"),
+    (b"]\0\0", "lzma", "unpack it first: unlzma < {0} > FILE"),
+    (b"\x04\x22\x4d\x18", "lz4", "unpack it first: unlz4 < {0} > FILE"),
     (b"\xff\x06\0\0sNaPpY", "snappy", "unpack it first"),
-    (b"\x1f\x9d", "compress", "unpack it first: uncompress {0}"),
-    (b"LZIP\1", "lzip", "unpack it first: lunzip {0}"),
+    (b"\x1f\x9d", "compress", "unpack it first: uncompress < {0} > FILE"),
+    (b"LZIP\1", "lzip", "unpack it first: lunzip < {0} > FILE"),
     (b"7z\xbc\xaf\x27\x1c", "7-Zip", "unpack it first: 7z x {0}"),
     (b"PK\3\4", "zip", "unpack it first: unzip {0}"),
     (b"PAR1", "Parquet", "give --format parquet"),
@@ -42,7 +42,7 @@ def packing(head: bytes) -> tuple[str, str] | None:
         if head.startswith(magic):
             return name, remedy
     if head[:3] == b"BZh" and head[3:4].isdigit() and head[4:10] in _BZIP2_BLOCKS:
-        return "bzip2", "unpack it first: bunzip2 {0}"
+        return "bzip2", "unpack it first: bunzip2 < {0} > FILE"
     if head[_TAR_AT : _TAR_AT + 6] in (b"ustar\0", b"ustar "):
         return "tar", "unpack it first: tar -xf {0}; WebDataset tars: tnr shards index"
     return None

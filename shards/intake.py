@@ -85,7 +85,7 @@ class Intake:
         if refused_first >= HOPELESS_ROWS:
             for row in islice(refused, HOPELESS_ROWS):
                 self.refuse(*row)
-            self._fail(f"the first {HOPELESS_ROWS} rows were all refused")
+            self.fail(f"the first {HOPELESS_ROWS} rows were all refused")
 
     def check(self, written: int) -> None:
         """Fail if too much was refused, or nothing is left.
@@ -99,19 +99,28 @@ class Intake:
         self.publisher.count("rows", self.rows)
         self.publisher.count("refused", self.refused)
         if self.refused > self.max_refused * self.rows:
-            self._fail(
+            self.fail(
                 f"{self.refused} of {self.rows} rows were refused"
                 f" ({100 * self.refused / self.rows:.1f}%, more than --max-refused"
                 f" {self.max_refused:g} allows)"
             )
         if written == 0:
-            self._fail(f"there is nothing to build from: {self.rows} rows, all refused")
+            self.fail(f"there is nothing to build from: {self.rows} rows, all refused")
 
-    def _fail(self, what: str) -> None:
+    def fail(self, what: str, reason: str | None = None) -> None:
+        """End the build for ``what``, and keep the report.
+
+        Args:
+            what: What is wrong.
+            reason: The one to give a hint on; None: that of most refused rows.
+
+        Raises:
+            DataError: Always; the message counts the reasons and names the report.
+        """
         reasons = sorted(self.publisher.refused.items(), key=lambda item: -item[1])
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons)
         report = self.publisher.keep_report()
-        first = reasons[0][0] if reasons else ""
+        first = reason or (reasons[0][0] if reasons else "")
         hint = self.hints.get(first) or self.hints.get(first.split(" ")[0])
         raise DataError(
             f"{what}: {listed or 'the inputs are empty'}"
@@ -183,6 +192,17 @@ def same_set(out: Path, source: Mapping[str, Any], force: bool) -> ShardSet | No
         clear_published(out)
         return former
     raise DataError(
-        f"{out} already holds a shard set built from other inputs or with other options; choose"
-        " another folder, or give --force to replace it together with its columns"
+        f"{out} already holds a shard set built {_difference(former.manifest.source, source)};"
+        " choose another folder, or give --force to replace it together with its columns"
     )
+
+
+def _difference(former: Mapping[str, Any], source: Mapping[str, Any]) -> str:
+    """What two sets were made from differs in, in words."""
+    old, new = former.get("options"), source["options"]
+    names = sorted(new)
+    if isinstance(old, dict):
+        names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    parts = ["from other inputs"] * (former.get("inputs") != source["inputs"])
+    parts += [f"with other options ({', '.join(names)})"] * bool(names)
+    return " and ".join(parts) or "by another version"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from shards.errors import UsageError
+from shards.errors import UsageError, one_line
 
 HIDDEN = "***"
 
@@ -91,6 +91,11 @@ def shown_text(text: object) -> str:
         parts += [rest[: scheme.end()], _opened(rest[scheme.end() : end])]
         rest = rest[end:]
     return _PARAMETER.sub(rf"\1{HIDDEN}", "".join([*parts, rest]))
+
+
+def shown_line(text: object) -> str:
+    """Return a text of someone else's file as it may be printed: one line, without keys."""
+    return one_line(shown_text(text))
 
 
 def _end(text: str, start: int) -> int:

@@ -29,6 +29,7 @@ _BEHAVIOR_COLUMNS = 5
 _MEMBERS_NAMED = 8
 _LABELS = frozenset(("-0", "-1"))
 _SEPARATORS = re.compile(r"[\s,;|'\"\[\](){}]+")
+DAY_FIRST = "day before month"
 _HEADERS = ("id", "impression_id", "impressionid", "impression")
 _TIME = re.compile(
     r"(\d\d?)/(\d\d?)/(\d{4})\s+(1[0-2]|0?[1-9]):(\d\d?):(\d\d?)\s+([AP])M",
@@ -188,6 +189,9 @@ def parse_behavior(
         raise RowError("missing user")
     impression_id = check_key(whole_number(impression_id), "id")
     user = check_key(whole_number(user), "user")
+    moment = iso_time(time)
+    if moment == time and is_day_first(time):
+        raise RowError(DAY_FIRST)
     history, items = columns[3].split(), columns[4].split()
     if newest_first:
         history.reverse()
@@ -206,12 +210,12 @@ def parse_behavior(
     if clicks is not None and 1 not in clicks:
         raise RowError("no click")
     known = known_rows(rows, history)
-    if history and not known:
-        _check_history(columns[3], rows)
+    if len(known) < len(history) and _hold_others(history, rows):
+        raise RowError("quoted columns" if _is_quoted(columns[3]) else "bad history")
     return Impression(
         id=impression_id,
         user=user,
-        time=iso_time(time),
+        time=moment,
         history=known,
         candidates=candidates,
         clicks=clicks,
@@ -219,30 +223,41 @@ def parse_behavior(
     )
 
 
-def _check_history(text: str, rows: Mapping[str, int]) -> None:
-    """Refuse a history that knows no article, but would if it were separated in another way.
+def _hold_others(items: Sequence[str], rows: Mapping[str, int]) -> bool:
+    """Say whether some of a list's items are articles in commas, quotes or brackets.
 
-    Raises:
-        RowError: Then; it would be taken for that of a user who clicked nothing.
+    Such a history would be taken for a shorter one, and such candidates for unknown articles.
     """
-    items = _SEPARATORS.split(text)
-    if any(find_row(rows, item) is not None for item in items):
-        raise RowError("quoted columns" if text[:1] == text[-1:] == '"' else "bad history")
+    for item in items:
+        if _SEPARATORS.search(item) and find_row(rows, item) is None:
+            for part in _SEPARATORS.split(item):
+                bare = part[:-2] if part.endswith(("-0", "-1")) else part
+                if find_row(rows, part) is not None or find_row(rows, bare) is not None:
+                    return True
+    return False
+
+
+def _is_quoted(text: str) -> bool:
+    return text[:1] == text[-1:] == '"'
 
 
 def _why_no_labels(columns: Sequence[str], rows: Mapping[str, int]) -> str:
     """Say why the candidates of a line do not all carry a label."""
-    if columns[4][:1] == columns[4][-1:] == '"':
+    if _is_quoted(columns[4]):
         return "quoted columns"
     if columns[0].strip().lower().replace(" ", "_") in _HEADERS:
         return "header line"
+    if _hold_others(columns[4].split(), rows):
+        return "bad candidates"
     return "missing labels" if has_labels(columns, rows) is False else "bad click label"
 
 
 def _why_unknown(columns: Sequence[str], rows: Mapping[str, int], labelled: bool) -> str:
     """Say why the candidates of a line are not all known."""
-    if columns[4][:1] == columns[4][-1:] == '"':
+    if _is_quoted(columns[4]):
         return "quoted columns"
+    if _hold_others(columns[4].split(), rows):
+        return "bad candidates"
     if labelled:
         return "unknown article"
     if columns[0].strip().lower().replace(" ", "_") in _HEADERS:
@@ -261,3 +276,17 @@ def iso_time(text: str) -> str:
     except ValueError:
         return text
     return moment.replace(hour=moment.hour + 12 * (half in "Pp")).isoformat()
+
+
+def is_day_first(text: str) -> bool:
+    """Say whether a time is one only with the day before the month: ``15/11/2019 8:55:22 AM``.
+
+    A log with one such time has others, up to the twelfth of a month, that would be read as other
+    days.
+    """
+    match = _TIME.fullmatch(text)
+    if match is None or iso_time(text) != text:
+        return False
+    day, month = match.span(1), match.span(2)
+    turned = text[slice(*month)] + "/" + text[slice(*day)] + text[month[1] :]
+    return iso_time(turned) != turned

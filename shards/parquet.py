@@ -89,7 +89,7 @@ def _opened(file: InputFile) -> "ParquetFile":
     if not file.is_plain:
         raise DataError(
             f"{file.path} is packed with gzip; Parquet has a compression of its own; unpack it"
-            f" first: gunzip {file.path}"
+            f" first: gunzip < {file.path} > FILE"
         )
     return ParquetFile(file.path)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import TinyNewsRecError, UsageError
+from shards.errors import TinyNewsRecError, UsageError, one_line
 from shards.files import atomic_file
 from shards.lengths import Lengths
 from shards.os_errors import naming
@@ -47,7 +47,10 @@ def plot_stats(stats: Stats, path: str | Path) -> None:
     figure = Figure(figsize=(5.6 * columns, 3.2 * rows + 0.4), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(
-        f"{Path(stats.path).name}: {stats.samples:,} {stats.kind}", color=_INK, fontsize=12
+        one_line(f"{Path(stats.path).name}: {stats.samples:,} {stats.kind}"),
+        color=_INK,
+        fontsize=12,
+        parse_math=False,  # a "$" in a name is one
     )
     handles: dict[str, Any] = {}
     for number, (name, lengths) in enumerate(drawn.items(), start=1):
@@ -132,7 +135,7 @@ def _draw_categories(axes: Any, categories: dict[str, int]) -> None:
     names = [name if len(name) <= _NAME else name[: _NAME - 1] + "…" for name, _ in shown]
     places = range(len(shown))
     axes.barh(places, [number for _, number in shown], color=_BAR)
-    axes.set_yticks(places, names, fontsize=7)
+    axes.set_yticks(places, [one_line(name) for name in names], fontsize=7, parse_math=False)
     axes.invert_yaxis()
     rest = len(categories) - len(shown)
     axes.set_title(

@@ -43,6 +43,14 @@ class _Index:
     weight_map: dict[str, str]
 
 
+@dataclass(frozen=True)
+class _Layers:
+    """Of a model's configuration: most families have the first, DistilBERT the second."""
+
+    num_hidden_layers: int | None = None
+    n_layers: int | None = None
+
+
 def find_folder(name: str | os.PathLike[str]) -> Path:
     """Find the folder that a path, or a name in the local Hugging Face cache, stands for.
 
@@ -67,6 +75,19 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
                 f"downloaded unasked: give a folder, or fetch it first with `hf download {name}`"
             )
     raise DataError(f"{name!r} was not found: {tried}")
+
+
+def num_layers(name: str | os.PathLike[str]) -> int | None:
+    """Read how many layers a model has, without loading its family's code.
+
+    Returns:
+        None where it is not on this machine, or its ``config.json`` does not say.
+    """
+    try:
+        found = read_json(find_folder(name) / "config.json", _Layers, limit=_MAX_CONFIG_BYTES)
+    except DataError:
+        return None  # whoever loads it says what is wrong
+    return found.num_hidden_layers or found.n_layers
 
 
 def check_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import ColumnError
+from shards.errors import ColumnError, one_line
 from shards.lengths import KEPT, WHOLE, Lengths
 from shards.manifest import ARTICLES
 from shards.progress import progress
@@ -264,8 +264,9 @@ def suggestions(lengths: dict[str, Lengths], limits: dict[str, int], untold: str
 
 def _rows(entries: dict[str, Any]) -> list[str]:
     """Names and values in two columns."""
-    width = max(23, *map(len, entries))
-    return [f"  {name:<{width}} {_show(value)}" for name, value in entries.items()]
+    shown = [(one_line(name), _show(value)) for name, value in entries.items()]
+    width = max(23, *(len(name) for name, _ in shown))
+    return [f"  {name:<{width}} {value}" for name, value in shown]
 
 
 def _hash(text: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Which precisions a device only emulates, decided in one place. No torch at import.
+"""Devices by name, and the precisions that they only emulate. No torch at import.
 
 Training, filling, encoding, evaluation, ``--dry-run`` and ``tnr preflight`` ask :func:`emulated`.
 """
@@ -6,15 +6,19 @@ Training, filling, encoding, evaluation, ``--dry-run`` and ``tnr preflight`` ask
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.schema import RunConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, UsageError
 
 _CPUINFO = Path("/proc/cpuinfo")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
+DEVICES = "auto, cpu, cuda or a GPU by its number, such as cuda:1"
+"""What names a device."""
 
 CPU_FLAGS = {
     "bf16": frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"}),
@@ -105,6 +109,35 @@ def warn_if_emulated(
 
 
 _said: set[Emulation] = set()
+
+
+def is_device(name: str) -> bool:
+    """Say whether a text names a device; whether this machine has that device is not asked."""
+    return _DEVICE.fullmatch(name) is not None
+
+
+def pick_device(asked: str, local_rank: int = 0) -> str:
+    """Return the device of a process.
+
+    Args:
+        asked: ``cpu``, ``cuda``, ``cuda:1`` ..., or ``auto``: a GPU for each process, numbered as
+            Accelerate numbers them, or ``cpu`` where there are none.
+        local_rank: The process among those of this machine.
+
+    Raises:
+        UsageError: ``asked`` names no device, or none that this process sees.
+    """
+    import torch
+
+    if not is_device(asked):
+        raise UsageError(f"--device {asked}: expected {DEVICES}")
+    gpus = torch.cuda.device_count()
+    if asked == "auto":
+        return f"cuda:{local_rank % gpus}" if gpus else "cpu"
+    if asked != "cpu" and int(asked.partition(":")[2] or 0) >= gpus:
+        seen = f"{gpus} GPUs, numbered from 0" if gpus else "no GPU"
+        raise UsageError(f"--device {asked}: this process sees {seen}; take auto")
+    return asked
 
 
 def training_device() -> str:

@@ -483,3 +483,33 @@ def test_launchers_load_no_torch():
         "launchers.mark; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_layers_that_the_backbone_lacks_are_refused_before_anything_is_made(tmp_path, capsys):
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 6}')
+    distil = tmp_path / "distil"
+    distil.mkdir()
+    (distil / "config.json").write_text('{"model_type": "distilbert", "n_layers": 6}')
+    path = tmp_path / "p.yaml"
+    for backbone in (
+        {"name": str(bert)},
+        {"name": str(distil)},
+        {"name": "random", "num_layers": 6},
+        {"name": str(tmp_path / "not-here-yet")},
+    ):
+        for layer in (5, 9):
+            given = {f"model.backbone.{key}": value for key, value in backbone.items()}
+            students = [{"name": "s", "layers": [0, layer]}]
+            path.write_text(yaml.safe_dump(SMALL | {"set": given, "students": students}))
+            wrong = layer == 9 and "not-here" not in backbone["name"]
+            for words in (["submit"], ["run"]):
+                assert main(["pipeline", *words, str(path), "--print"]) == (2 if wrong else 0)
+                said = capsys.readouterr().err
+                line = (
+                    f"step stage-1-s-s0: {'pipeline file: ' * (backbone['name'] == 'random')}"
+                    f"model.backbone.layers is [0, 9], but the backbone {backbone['name']} has 6 "
+                    "layers; expected numbers from 0 to 5\n"
+                )
+                assert (line in said) is wrong

@@ -91,3 +91,11 @@ def test_the_progress_is_that_of_the_newest_checkpoint(steps: list[Step], tmp_pa
     (run / "state.json").write_text('{"state": "running", "step": 4, "steps": 20}')
     (run / "metrics.jsonl").write_text('{"step": 5, "train/loss": 0.5}\n')
     assert rows(steps, tmp_path, None)["a"].progress == "step 8/20, loss 0.5000"
+
+
+def test_what_others_wrote_is_shown_on_one_line_without_keys() -> None:
+    said = "s3://ID:S3CRET@bucket\n\x1b[2J"
+    one = dict.fromkeys(("step", "job", "state", "reason", "progress", "log"), said)
+    text = table([Row(**one, requeued=0, seconds=None)])
+    assert len(text.splitlines()) == 2
+    assert "S3CRET" not in text and "\x1b" not in text

@@ -85,6 +85,16 @@ def test_a_recipe_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
     assert (config.run.seed, config.data.num_negatives) == (7, 4)
 
 
+def test_a_recipe_s_suffix_may_be_in_any_case(tmp_path: Path) -> None:
+    (tmp_path / "Base.YML").write_text("base: finetune\nrun: {seed: 7}\n")
+    recipe = tmp_path / "mine.YAML"
+    recipe.write_text("base: Base.YML\ndata: {num_negatives: 2}\n")
+    found = read_recipe(str(recipe))
+    assert (found["run.seed"], found["data.num_negatives"]) == (7, 2)
+    with pytest.raises(ConfigError, match=r"no recipe '.*no\.Yaml' \(.*no\.Yaml is not a file\)"):
+        read_recipe(str(tmp_path / "no.Yaml"))
+
+
 def test_a_base_by_path_is_looked_up_beside_its_recipe(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "base.yaml").write_text("base: finetune\nrun: {seed: 7}\n")
@@ -125,6 +135,17 @@ def test_a_base_by_path_is_looked_up_beside_its_recipe(tmp_path: Path) -> None:
         (["--model.query_dim", "0"], "model.query_dim is 0"),
         (["--model.news_dim", "0"], "model.news_dim is 0"),
         (["--model.user_encoder", "nrms", "--model.user_heads", "0"], "model.user_heads is 0"),
+        (["--run.dir", ""], "run.dir is not set"),
+        (["--run.dir="], "run.dir is not set"),
+        (["--data.articles", ""], "data.articles is not set"),
+        (["--data.cache_dir", ""], "command line: data.cache_dir is empty; give it a value"),
+        (["--model.init="], "command line: model.init is empty"),
+        (["--model.backbone.name", ""], "command line: model.backbone.name is empty"),
+        (["--run.deepspeed", ""], "command line: run.deepspeed is empty"),
+        (["--teachers.models", "a", ""], "command line: teachers.models is empty"),
+        (["--data.cache_dir", "s3://b/c"], "data.cache_dir is s3://b/c; expected a folder here"),
+        (["--data.cache_dir", "s3://I:K@b/c"], "data.cache_dir is s3://***@b/c; expected a folder"),
+        (["--run.dir", "https://h/r?token=K"], "run.dir is https://h/r?***; expected a folder"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_setting(words: list[str], said: str) -> None:

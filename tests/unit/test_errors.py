@@ -1,6 +1,11 @@
 """Messages of the project's errors: one line, whatever the values in them hold."""
 
+import json
+import sys
+
 import pytest
+from helpers.process import run
+from helpers.tnr import ROOT
 
 from launchers.local import StepFailed
 from shards.errors import DamageError, one_line
@@ -34,3 +39,53 @@ def test_a_word_of_the_command_line_does_not_break_the_line(words: list[str], ca
     assert code in (1, 2)
     assert len(said.splitlines()) == 1
     assert said.strip().isprintable()
+
+
+def test_no_text_commands_a_terminal() -> None:
+    """Of what any command prints: news, logs and records hold what their writers wanted."""
+    text = "a\x1b[2J\x9b1m\x00\tb\x85\n\udcffä"
+    code = (
+        "from trainer.cli.ending import name_standard_streams as name; name(); import json; "
+        f"print({text!r}); print(json.dumps({text!r}, ensure_ascii=False))"
+    )
+    done = run([sys.executable, "-c", code], timeout=60, cwd=ROOT, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    printed, as_json = done.stdout.removesuffix("\n").rsplit("\n", 1)
+    assert printed == "a\\u001b[2J\\u009b1m\\u0000\tb\\u0085\n\\udcffä"
+    assert json.loads(as_json) == text
+
+
+@pytest.mark.parametrize(
+    "verb", ["teachers adopt m --out o", "pipeline submit p.yaml", "runs", "shards stats s"]
+)
+def test_an_unknown_option_names_the_help_of_its_verb(verb: str, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*verb.split(), "--foo=1"])
+    words = " ".join(word for word in verb.split()[:2] if "." not in word)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        f"tnr: error: unrecognized arguments: --foo=1; see 'tnr {words} --help'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["report", "e.json", "--out", ""], "--out"),
+        (["report", "e.json", "--plot="], "--plot"),
+        (["report", "e.json", ""], "EVAL.json"),
+        (["runs", ""], "FOLDER"),
+        (["export", "", "--out", "o"], "RUN"),
+        (["export", "r", "--out", ""], "--out"),
+        (["pipeline", "status", "p.yaml", "--out", ""], "--out"),
+        (["teachers", "prune", "s", "--recipes", "r.json", ""], "--recipes"),
+        (["shards", "build", "--articles", "", "--out", "o"], "--articles"),
+        (["shards", "build", "--articles", "a", "--out", "o", "--bodies", ""], "--bodies"),
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(words: list[str], option: str, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and len(said.splitlines()) == 1
+    assert f"tnr: error: argument {option}: expected a value, and this one is empty; see" in said

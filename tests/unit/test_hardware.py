@@ -80,6 +80,37 @@ def test_an_old_gpu_emulates_bf16_but_not_fp16(monkeypatch) -> None:
     assert hardware.emulated("fp16", "cuda:1") is None
 
 
+PLACES = ["--articles", "no-articles", "--clicks", "no-clicks"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "no-export", *PLACES],
+        ["predict", "no-export", *PLACES, "--out", "p.zip"],
+        ["recommend", "no-export", *PLACES[:2]],
+        ["teachers", "cache", "--stage", "1", *PLACES[:2], "--models", "no-export"],
+    ],
+)
+def test_a_wrong_device_is_refused_before_anything_is_opened(
+    words: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for device in ("cuda", "cuda:99"):
+        assert main([*words, "--device", device]) == 2
+        assert capsys.readouterr().err == (
+            f"tnr: error: --device {device}: this process sees no GPU; take auto\n"
+        )
+    for device in ("foo", "cuda:", "cuda:-1", "meta"):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--device", device])
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert f"argument --device: {device!r} is no device; expected auto, cpu" in said
+        assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_training_says_it_at_the_start(tmp_path: Path, capsys, avx2, precision: str) -> None:
     run = train(tmp_path / "run", run__max_steps=1, run__precision=precision)

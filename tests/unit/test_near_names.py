@@ -7,6 +7,7 @@ from shards.build import build_articles
 from shards.errors import DataError
 from shards.pretrained import find_folder
 from shards.reader import ShardSet
+from trainer.cli.main import main
 from trainer.errors import ModelError
 from trainer.export.folder import load_export
 from trainer.models.backbone import max_tokens
@@ -17,8 +18,8 @@ from trainer.teacher_server.teachers import open_teachers
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("articles", "student"):
-        (tmp_path / name).mkdir()
+    for name in ("articles", "student", "models/bert", "models/other"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "news.jsonl").write_text("{}\n")
     return tmp_path
 
@@ -32,6 +33,11 @@ def folder(tmp_path):
         ("studnt", "student", load_news_config),
         ("studnt/export", "student", load_export),
         ("studnt", "student", lambda path: open_teachers([path])),
+        ("modls/bert", "models/bert", load_export),
+        ("modls/bert/export", "models/bert", lambda path: open_teachers([path])),
+        ("modls/brt", "models/bert", find_folder),
+        ("models/brt", "models/bert", ShardSet.open),
+        ("modls/articles", "models", load_news_config),
     ],
 )
 def test_near_name(folder, typed, meant, find):
@@ -47,6 +53,14 @@ def test_no_command_for_a_path_that_cannot_be_a_name(folder, monkeypatch):
     with pytest.raises(DataError, match="did you mean") as raised:
         find_folder("./studnt")
     assert "hf download" not in str(raised.value)
+
+
+def test_no_random_weights_for_a_teacher(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert main(["teachers", "adopt", "modls/brt", "--out", "out"]) == 1
+    said = capsys.readouterr().err
+    assert "tnr: error: 'modls/brt' was not found: there is no such folder" in said
+    assert "did you mean 'models/bert'?" in said and "use `random`" not in said
 
 
 class _Hashed(BertModel):

@@ -262,12 +262,19 @@ def test_a_zip_is_read_where_it_is(tmp_path: Path, monkeypatch):
         return path
 
     inside = (["prediction.txt"], ["res/prediction.txt", "__MACOSX/res/prediction.txt"])
-    for names in (*inside, ["prediction.txt", "old/prediction.txt"], ["../../prediction.txt"]):
+    for names in (*inside, ["../../prediction.txt"]):
         assert score_prediction(zipped(*names), truth).metrics.auc == 1.0
     # Nothing is unpacked, so a path cannot leave the folder.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["behaviors.tsv", "p.zip"]
     with pytest.raises(DataError, match=r"a/prediction.txt, b/prediction.txt; expected one"):
         score_prediction(zipped("a/prediction.txt", "b/prediction.txt"), truth)
+    with pytest.raises(DataError, match=r"prediction.txt, old/prediction.txt; expected one"):
+        score_prediction(zipped("prediction.txt", "old/prediction.txt"), truth)
+    with (
+        pytest.warns(UserWarning, match="Duplicate name"),
+        pytest.raises(DataError, match=r"holds prediction.txt, prediction.txt; expected one"),
+    ):
+        score_prediction(zipped("prediction.txt", "prediction.txt"), truth)
     # A member may say anything of its size: what is held of it is a row at most.
     monkeypatch.setattr("shards.sources.MAX_ROW_BYTES", 1000)
     monkeypatch.setattr("trainer.evaluate.lines.MAX_ROW_BYTES", 1000)

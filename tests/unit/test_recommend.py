@@ -18,6 +18,7 @@ from shards.writer import ShardWriter
 from trainer.cli import recommend as recommend_cli
 from trainer.errors import ModelError
 from trainer.evaluate.encode import encode_articles
+from trainer.evaluate.recommend import Recommendations, Recommended
 from trainer.evaluate.scoring import score_impressions
 from trainer.export.folder import load_export
 
@@ -38,6 +39,32 @@ def command(world: TinyWorld, export: str, *words: str) -> int:
     sets = ["--articles", str(world.articles.path), "--device", "cpu"]
     arguments = parser.parse_args(["recommend", export, *sets, *words])
     return arguments.run(arguments)
+
+
+def test_texts_of_articles_can_not_command_a_terminal(capsys):
+    article = {"id": "N1\n", "category": "a\x1b[2J", "title": "t\n| x\x1b]0;"}
+    line = Recommended(rank=1, score=1.0, read=False, shown=False, clicked=False, **article)
+    found = Recommendations(
+        about="user \x1b of https://u:S3CRET@h/dev",
+        history=[article],
+        num_history_used=1,
+        top=[line],
+        num_ranked=1,
+        num_read=0,
+        num_damaged=0,
+        clicked_ranks=[],
+        all_equal=False,
+    )
+    cells = r"N1\n  a\x1b[2J  t\n| x\x1b]0;"
+    assert recommend_cli._text(found, "m").splitlines() == [
+        r"m for user \x1b of https://***@h/dev",
+        "",
+        "History of 1, oldest first:",
+        f"  {cells}",
+        "",
+        "The best 1 of 1 articles:",
+        f"   1     1.0000  {cells}",
+    ]
 
 
 def told(world: TinyWorld, export: str, capsys, *words: str) -> dict:

@@ -260,6 +260,17 @@ def test_urls_that_are_refused(url, what):
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("url", ["s3://ID:secret@bucket/c", "https://host/c?token=secret", "s3:/b"])
+def test_a_cache_is_a_folder_of_this_machine(url, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TNR_CACHE", url)
+    for settings, setting in ((CacheSettings(), "TNR_CACHE"), (CacheSettings(url), "data.cache_d")):
+        with pytest.raises(UsageError, match=rf"^{setting}.* expected a folder on this") as refused:
+            Cache(settings)
+        assert "secret" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_package_is_named(monkeypatch):
     import sys
 

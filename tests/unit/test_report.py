@@ -2,13 +2,15 @@
 
 import argparse
 import builtins
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-from shards.errors import DataError
+from shards.errors import DamageError, DataError
 from trainer.cli import report as report_cli
+from trainer.cli.main import main
 from trainer.evaluate import plot as plot_module
 from trainer.evaluate.report import Spread, make_rows, read_ceilings, read_evaluations, table
 
@@ -111,6 +113,9 @@ def test_files_that_do_not_belong_are_refused(tmp_path: Path):
     other.write_text(json.dumps(RECORDS[0] | {"data": {"impressions_fingerprint": "g"}}))
     with pytest.raises(DataError, match="2 different click logs"):
         read_evaluations([path, other])
+    other.write_text(json.dumps(RECORDS[0] | {"data": {}}))
+    with pytest.raises(DataError, match=r"b\.json does not say of which click log it is"):
+        read_evaluations([path, other])
     with pytest.raises(DataError, match="says nothing of a best AUC"):
         read_ceilings(path)
 
@@ -118,16 +123,72 @@ def test_files_that_do_not_belong_are_refused(tmp_path: Path):
 def test_evaluations_of_unlike_periods_are_refused(tmp_path: Path):
     def written(name: str, *period: str | None) -> Path:
         path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps(RECORDS[0] | ({"period": list(period)} if period else {})))
+        found = RECORDS[0] | ({"period": list(period)} if period else {})
+        path.write_text(json.dumps(found | {"seed": len(name)}))
         return path
 
     old, whole = written("old"), written("whole", None, None)
     day, same_day = written("day", "2019-11-14", None), written("same", "2019-11-14T00:00", None)
     assert len(read_evaluations([old, whole])) == len(read_evaluations([day, same_day])) == 2
     with pytest.raises(
-        DataError, match=r"of 2 different periods of the log: from 2019-11-14 .*; the whole log"
+        DataError,
+        match=r"of 2 different periods of the log: from 2019-11-14 .*/same\.json\); "
+        r"the whole log \(.*/whole\.json\); report",
     ):
         read_evaluations([whole, day, same_day])
+    # A wrong period is the file's mistake: nobody has given --since.
+    for since, until, why in (
+        ("soon", None, r"period: since is 'soon'; expected a date"),
+        ("2019-11-15", "2019-11-14", r"period: since 2019-11-15 is not before period: until"),
+    ):
+        with pytest.raises(DamageError, match=rf"wrong\.json is not a record of .*{why}") as raised:
+            read_evaluations([written("wrong", since, until)])
+        assert "--" not in str(raised.value)
+
+
+def test_an_evaluation_given_twice_is_not_two_runs(tmp_path: Path, capsys):
+    first, _, random, *_ = paths = write_records(tmp_path, RECORDS)
+    for again in (first, str(tmp_path / "." / "0.json")):
+        assert main(["report", *paths, again]) == 1
+        said = capsys.readouterr().err
+        assert said == f"tnr: error: {again} holds the same evaluation as {first}; give it once\n"
+    copy = tmp_path / "copy.json"
+    copy.write_text(json.dumps(RECORDS[0] | {"impressions_file": "copy.safetensors"}))
+    assert main(["report", first, str(copy), "--compare"]) == 1
+    assert "copy.json holds the same evaluation as" in capsys.readouterr().err
+    assert main(["report", *paths]) == 0
+    assert "count as runs" not in capsys.readouterr().err
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(record("random", "baseline", 0, 0.51)))
+    assert main(["report", *paths, str(other)]) == 0
+    assert (
+        f"tnr: warning: {random} and {other} are all named random, with seed 0, and count as runs "
+        "of one model; if they are of several models, evaluate them with a --name for each\n"
+    ) in capsys.readouterr().err
+
+
+def test_texts_of_a_record_can_neither_command_a_terminal_nor_break_a_table(tmp_path, capsys):
+    key = "S3CRET"
+    hostile = record("a\x1b[2J|b\n# c $\\frac{$ " + f"https://u:{key}@h/x", "student", 0, 0.7, 2)
+    hostile["speed"]["device"] = f"cpu\n\x1b]0;s3://ID:{key}@b"
+    hostile["data"] |= {"impressions": f"s3://ID:{key}@bucket/dev\n"}
+    hostile["segments"] = {
+        f"kind\n{'s3://ID:' + key + '@b'}": {"part\x1b": {"impressions": 1, "auc": 1}}
+    }
+    plain = record("b", "plain", 0, 0.6, 2)
+    paths, out = write_records(tmp_path, [hostile, plain]), tmp_path / "report.md"
+    words = ["report", *paths, "--out", str(out)]
+    if importlib.util.find_spec("matplotlib"):
+        words += ["--plot", str(tmp_path / "plot.png")]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    for text in (said.out, said.err, out.read_text()):
+        assert key not in text and "\x1b" not in text
+    assert sum(line.startswith("| ") for line in said.out.splitlines()) == 4
+    assert "| a\\x1b[2J\\|b\\n# c $\\frac{$ https://***@h/x |" in out.read_text()
+    assert "Click log: s3://***@bucket/dev\\n, 100" in out.read_text()
+    assert main(["report", *paths, "--against", "b"]) == 1
+    assert key not in capsys.readouterr().err
 
 
 def command(words: list[str]) -> int:

@@ -14,6 +14,8 @@ from filelock import FileLock
 from helpers.tnr import ROOT
 
 from trainer.cli.main import main
+from trainer.monitor import run_files
+from trainer.monitor.run_files import read_state
 from trainer.monitor.runs import find_runs
 
 
@@ -51,6 +53,36 @@ def test_states_steps_and_numbers(runs: Path):
     assert middle.age_s == pytest.approx(120, abs=30)
     assert (found["d"].step, found["d"].loss, found["d"].age_s) == (5, None, None)
     assert found["e"].reason == "disk"
+
+
+def test_starts_are_counted_in_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = make_run(tmp_path / "a", {"state": "running"}, [])
+    entry = json.dumps({"host": "node8", "command": "tnr train " + "x" * 2000}) + "\n"
+    with (run / "starts.jsonl").open("a") as file:
+        file.write(entry * 1500 + '{"host": "cut')
+    assert [(one.starts, one.host) for one in find_runs([tmp_path])] == [(1501, "node8")]
+    monkeypatch.setattr(run_files, "_BLOCK_BYTES", len(entry) + 7)  # lines end anywhere in a block
+    assert run_files.count_starts(run) == 1501
+    monkeypatch.setattr(run_files, "_MAX_STARTS_BYTES", 10 * run_files._BLOCK_BYTES)
+    assert run_files.count_starts(run) == 11
+
+
+def test_what_a_run_says_is_printed_on_one_line_without_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    reason = "s3://ID:S3CRET@bucket: \x1b[2J gone\nfor good"
+    run = make_run(tmp_path / "a\nb", {"state": "stopped", "reason": reason}, [])
+    (run / "config.json").write_text(json.dumps({"task": "\x1b]0;https://u:S3CRET@h\n"}))
+    bad = make_run(tmp_path / "bad", {"state": "s3://ID:S3CRET@bucket\n"}, [])
+    assert read_state(run).reason == "s3://***@bucket: \\x1b[2J gone\\nfor good"
+    assert main(["runs", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 3 and f"warning: {bad}" in said.err
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    listed = capsys.readouterr().out
+    assert [one["reason"] is not None for one in json.loads(listed)] == [True, True]
+    for text in (said.out, said.err, listed):
+        assert "S3CRET" not in text and "\x1b" not in text
 
 
 def test_a_run_whose_folder_is_held_is_running(runs: Path):

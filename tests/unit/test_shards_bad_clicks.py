@@ -51,6 +51,12 @@ REFUSED: dict[str, tuple[bytes | str, str]] = {
     "a label without news": (f"90\tU\t{TIME}\tN1\tN2-1 -0", "bad click label"),
     "labels missing from some": (f"90\tU\t{TIME}\tN1\tN2-1 N3", "bad click label"),
     "labels missing from all": (f"90\tU\t{TIME}\tN1\tN2 N3", "missing labels"),
+    "candidates between commas": (f"90\tU\t{TIME}\tN1\tN2-1,N3-0", "bad candidates"),
+    "candidates with commas": (f"90\tU\t{TIME}\tN1\tN2-1, N3-0", "bad candidates"),
+    "a candidate in quotes": (f"90\tU\t{TIME}\tN1\tN2-1 'N3'-0", "bad candidates"),
+    "a history half between commas": (f"90\tU\t{TIME}\tN1,N4 N5\tN2-1 N3-0", "bad history"),
+    "a history with commas": (f"90\tU\t{TIME}\tN1, N4, N5\tN2-1 N3-0", "bad history"),
+    "a history in quotes": (f'90\tU\t{TIME}\t"N1 N5 N4"\tN2-1 N3-0', "quoted columns"),
     "an impression id again": (good(7), "duplicate id"),
     "a tab too many": (f"90\tU\t{TIME}\tN1\t\tN2-1 N3-0", "wrong number of columns"),
     "a line of news.tsv": (news_line(3), "wrong number of columns"),
@@ -92,22 +98,31 @@ def test_what_is_odd_but_of_use_is_kept_counted_and_located(tmp_path, article_se
     lines[4] = f"4\tU\t{TIME}\t\tN2-1 N3-1"
     lines[5] = "5\tU\tnoon\tN1\tN2-0 N3-1"
     lines[6] = "6\tU\t2019-11-15 20:55:22\tN1\tN2-0 N3-1"
-    lines.insert(8, lines[3])  # refused as duplicate id: not counted a second time
+    lines[7] = f"7\tU\t{TIME}\tN1\tN3-1 N2-0 N2-0 N4-0 N3-0"
+    lines.insert(9, lines[3])  # refused as duplicate id: not counted a second time
     log = write_log(tmp_path / "behaviors.tsv", lines, end=b"")
     built = build_impressions([log], article_set, tmp_path / "set").shard_set
     counts = built.manifest.counts
-    odd = {"unknown_history", "empty_history", "without_negative", "unknown_time"}
+    odd = {
+        "unknown_history",
+        "empty_history",
+        "without_negative",
+        "unknown_time",
+        "clicked_and_not",
+    }
     assert {name: counts[name] for name in odd} == {
         "unknown_history": 11,
         "empty_history": 2,
         "without_negative": 1,
         "unknown_time": 1,
+        "clicked_and_not": 1,
     }
     assert notes(built.path) == [
         (3, "unknown history", "X0 X1 X2 X3 X4 X5 X6 X7 and 2 more"),
         (4, "unknown history", "X1"),
         (5, "no negative", "N2-1 N3-1"),
         (6, "unknown time", "noon"),
+        (8, "clicked and not", "N3-1 N3-0"),
         (0, "no line end", "the last line may be cut"),
     ]
     assert built.sample(2)["history"] == [5, 6]
@@ -161,6 +176,19 @@ WHOLLY_WRONG = {
     "labelled and unlabelled lines": (
         [*map(good, range(9)), *[good(n, labelled=False) for n in range(9, 20)]],
         r"missing labels 11; .*MIND's test part, is built by itself$",
+    ),
+    "candidates between commas": (
+        [good(n).replace("N2-0 N3-1", "N2-0,N3-1") for n in range(20)],
+        r"bad candidates 20; .*ids separated by spaces, without commas.*N1-0 N2-1$",
+    ),
+    "unlabelled candidates between commas": (
+        [good(n, labelled=False).replace("N2 N3", "N2,N3") for n in range(20)],
+        r"bad candidates 20; .*ids separated by spaces, without commas",
+    ),
+    "one day before the month": (
+        [*map(good, range(9)), good(9).replace("11/15/", "15/11/"), *map(good, range(10, 20))],
+        r"^behaviors\.tsv, line 10 has its day before the month \(9 U2 15/11/2019 8:55:22 PM .*\): "
+        r"day before month 1; .*refused.*; expected 11/15/2019 8:55:22 AM \(MIND's",
     ),
     "a log written twice": (
         [*map(good, range(9)), *map(good, range(9))],

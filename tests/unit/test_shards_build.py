@@ -203,11 +203,15 @@ def test_building_again_does_nothing_unless_something_changed(tmp_path):
     assert (first.already_built, again.already_built) == (False, True)
     assert again.shard_set.fingerprint == first.shard_set.fingerprint
     assert (tmp_path / "set" / "manifest.json").stat().st_mtime_ns == before.st_mtime_ns
-    with pytest.raises(DataError, match="other inputs or with other options"):
+    assert build_articles([path], tmp_path / "set", input_format="jsonl").already_built
+    built = "set already holds a shard set built "
+    with pytest.raises(DataError, match=rf"{built}with other options \(samples_per_shard\); ch"):
         build_articles([path], tmp_path / "set", samples_per_shard=5)
     write_json_lines(path, articles(21))
-    with pytest.raises(DataError, match="other inputs or with other options"):
+    with pytest.raises(DataError, match=rf"{built}from other inputs; choose another folder"):
         build_articles([path], tmp_path / "set")
+    with pytest.raises(DataError, match=rf"{built}from other inputs and with other options \(form"):
+        build_articles([path], tmp_path / "set", input_format="csv")
     forced = build_articles([path], tmp_path / "set", force=True)
     assert forced.shard_set.num_rows == 21
 

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import io
 import lzma
+import shutil
+import subprocess
 import tarfile
 import zipfile
 
@@ -69,6 +71,20 @@ def test_also_in_zips_click_logs_and_files_of_bodies(tmp_path, json_lines, code)
     made = build_articles([plain], tmp_path / "set").shard_set
     with pytest.raises(DataError, match=r"behaviors\.tsv is UTF-16"):
         build_impressions([tmp_path / "behaviors.tsv"], made, tmp_path / "log")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_the_remedy_unpacks_a_file_of_any_name(tmp_path, json_lines, pack):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(gzip.compress(pack(json_lines)) if pack is gzip.compress else pack(json_lines))
+    with pytest.raises(DataError, match="unpack it first: ") as raised:
+        build_articles([path], tmp_path / "set")
+    command = str(raised.value).split("unpack it first: ")[1].replace("FILE", str(tmp_path / "b"))
+    if shutil.which(command.split()[0]) is None:
+        pytest.skip(f"this machine has no {command.split()[0]}")
+    subprocess.run(command, shell=True, check=True, timeout=60)
+    built = build_articles([tmp_path / "b"], tmp_path / "set", input_format="jsonl")
+    assert built.shard_set.num_rows > 0
 
 
 def test_a_text_of_ideographs_without_a_mark():

@@ -173,7 +173,7 @@ def test_another_article_set_is_another_build(tmp_path, article_set):
     build_impressions([log], article_set, tmp_path / "set")
     path = write_json_lines(tmp_path / "b.jsonl", articles(11))
     other = build_articles([path], tmp_path / "other").shard_set
-    with pytest.raises(DataError, match="other inputs or with other options"):
+    with pytest.raises(DataError, match=r"built with other options \(articles\); ch"):
         build_impressions([log], other, tmp_path / "set")
     with pytest.raises(DataError, match="holds impressions, expected a set of articles"):
         build_impressions([log], tmp_path / "set", tmp_path / "set2")

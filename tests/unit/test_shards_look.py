@@ -118,6 +118,19 @@ def test_stats_are_drawn(news, folder, tmp_path, capsys, kind):
     assert data.startswith(b"\x89PNG") and len(data) > 5_000
 
 
+def test_names_of_categories_stay_on_their_lines_and_are_no_formulas(tmp_path, capsys):
+    rows = [
+        {"id": f"N{n}", "title": f"Title {n}", "body": "A body", "category": "a\n\x1b[2J $\\frac{$"}
+        for n in range(3)
+    ]
+    (tmp_path / "news.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name = tmp_path / "set $\\frac{$"
+    run(capsys, "build", "--articles", tmp_path / "news.jsonl", "--out", name, "--no-normalise")
+    out = run(capsys, "stats", name, "--plot", tmp_path / "s.png")
+    assert re.search(r"^  a\\n\\x1b\[2J \$\\frac\{\$ +3$", out, re.MULTILINE)
+    assert "\x1b" not in out and (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_picture_that_cannot_be_written_is_one_line(news, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert (

@@ -220,9 +220,9 @@ def test_the_share_of_a_process_is_its_launchers_word(
     here = ranks.place()
     assert (here.rank, here.world_size, here.local_rank) == expected
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert ranks.pick_device(None, here) == f"cuda:{here.local_rank % 2}"
+    assert hardware.pick_device("auto", here.local_rank) == f"cuda:{here.local_rank % 2}"
     with pytest.raises(UsageError, match="sees 2 GPUs"):
-        ranks.pick_device("cuda:2", here)
+        hardware.pick_device("cuda:2", here.local_rank)
 
 
 def test_auto_is_bf16_only_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

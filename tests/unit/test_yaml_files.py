@@ -148,6 +148,21 @@ def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path, load) -> 
         assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("run: ''\ndata: {synthesize: {}}\n", "run is empty; give it a value"),
+        ("run: r\ndata: {synthesize: {}, truth: ''}\n", "data.truth is empty; give it a value"),
+        ("run: r\ndata: {articles_set: ''}\n", "data.articles_set is empty; give it a value"),
+    ],
+)
+def test_a_folder_of_a_pipeline_is_not_empty(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_pipeline(path)
+
+
 def test_anchors_and_merges_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("a: &a {x: 1, y: [off]}\nb: {<<: *a, x: 2}\n")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -17,8 +18,16 @@ from trainer.errors import EXIT_DONE, EXIT_FAILED, TinyNewsRecError
 STDOUT, STDERR = "standard output", "standard error"
 
 
+_COMMANDS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but tabs and line ends, and bytes that are not UTF-8."""
+
+
 class _Stream(io.TextIOWrapper):
-    """A standard stream whose errors name it, as those of a file name the file."""
+    """A standard stream whose errors name it, as those of a file name the file.
+
+    Texts of news, logs and records are printed by many commands, and none of them may command a
+    terminal: standard output has control characters as JSON writes them.
+    """
 
     def __init__(self, buffer: BinaryIO, name: str, former: object, **options: Any) -> None:
         super().__init__(buffer, **options)
@@ -27,6 +36,8 @@ class _Stream(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Write a text."""
+        if self.title == STDOUT:  # progress bars, on the other, move the cursor
+            text = _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
         with naming(self.title):
             return super().write(text)
 

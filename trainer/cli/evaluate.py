@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shards.numbers import real, seed, whole
+from trainer.cli.settings import add_device
 
 TIES = (
     "Among tied scores the later candidate comes first; MIND's own script sorts in NumPy's "
@@ -92,9 +93,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name the data and the way of computing; `tnr predict` has them too."""
     parser.add_argument("--articles", required=True, metavar="SET", help="article shard set")
     parser.add_argument("--clicks", required=True, metavar="SET", help="impression shard set")
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default %(default)s)"
-    )
+    add_device(parser)
     parser.add_argument(
         "--precision",
         choices=("fp32", "bf16"),
@@ -123,9 +122,12 @@ def run(arguments: argparse.Namespace) -> int:
         summary,
     )
     from trainer.evaluate.sharded import start_ranks
+    from trainer.hardware import pick_device
 
     if (arguments.export is None) == (arguments.baseline is None):
         raise UsageError("name either an exported model or a --baseline, and not both")
+    if arguments.baseline is None:
+        pick_device(arguments.device)
     options = EvaluateOptions(
         name=arguments.name,
         role=arguments.role,

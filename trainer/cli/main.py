@@ -47,6 +47,22 @@ class _Parser(argparse.ArgumentParser):
             EXIT_USAGE, f"tnr: error: {shown_text(one_line(message))}; see '{self.prog} --help'\n"
         )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; the parser of the verb itself says what it does not know, and names its help."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Return an option's value; an empty one, as of an unset variable, is not taken.
+
+        Of a path it would be the working directory.
+        """
+        if "" in arg_strings and action.nargs not in (argparse.PARSER, argparse.REMAINDER):
+            raise argparse.ArgumentError(action, "expected a value, and this one is empty")
+        return super()._get_values(action, arg_strings)
+
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help; unlike argparse, not in silence where it cannot be printed."""
         if message:

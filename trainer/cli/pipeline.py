@@ -216,9 +216,11 @@ def check_run(config: TrainConfig, resources: Resources) -> None:
         resources: What it is started with.
 
     Raises:
-        ConfigError: Batches do not divide, the run is too short for its teacher copies, or its
-            DeepSpeed file is wrong.
+        ConfigError: Batches do not divide, the run is too short for its teacher copies, the
+            backbone is here and lacks a layer, or the DeepSpeed file is wrong.
     """
+    from shards.pretrained import num_layers
+    from trainer.config.ranges import check_layers
     from trainer.config.validate import check_batch
     from trainer.engine.copies import copy_steps
     from trainer.engine.deepspeed_file import read_deepspeed_file
@@ -226,6 +228,11 @@ def check_run(config: TrainConfig, resources: Resources) -> None:
     check_batch(config, resources.nodes * resources.processes)
     if config.run.max_steps is not None and config.run.max_steps <= MANY_STEPS:
         copy_steps(config.run.copies, config.run.max_steps)
+    backbone = config.model.backbone
+    if config.model.init is None and backbone.name != "random" and backbone.layers is not None:
+        total = num_layers(backbone.name)
+        if total is not None:
+            check_layers(backbone, total)
     if config.run.deepspeed is not None:
         read_deepspeed_file(config.run.deepspeed)
 

@@ -155,10 +155,12 @@ def _is_pipeline(what: str) -> bool:
     """Whether a YAML file is a pipeline: its ``run`` is a folder, a recipe's is a section."""
     import os
 
-    # Not pathlib's: it raises where the name is too long.
-    if not what.endswith((".yaml", ".yml")) or not os.path.isfile(what):  # noqa: PTH113
-        return False
+    from trainer.config.load import is_yaml
     from trainer.config.yaml_files import read_yaml
+
+    # Not pathlib's: it raises where the name is too long.
+    if not is_yaml(what) or not os.path.isfile(what):  # noqa: PTH113
+        return False
 
     return isinstance(read_yaml(what).get("run"), str)
 

@@ -49,7 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.evaluate.refused import log_lines, with_refused
     from trainer.evaluate.sharded import score_all, start_ranks
     from trainer.export.folder import load_export
+    from trainer.hardware import pick_device
 
+    pick_device(arguments.device)
     options = EvaluateOptions(
         device=arguments.device,
         precision=arguments.precision,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from shards.errors import one_line
+from shards.location import shown_line
 from shards.numbers import whole
+from trainer.cli.settings import add_device
 
 if TYPE_CHECKING:
     from shards.reader import ShardSet
     from trainer.evaluate.readers import Reader
     from trainer.evaluate.recommend import Recommendations, Recommended
 
-_LONGEST_TITLE = 100
+_LONGEST_TEXT = 100
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,9 +71,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="FILE",
         help="keep the vectors of the ranked set here: the next list then needs no encoding",
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default %(default)s)"
-    )
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     parser.set_defaults(run=run)
 
@@ -81,8 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
     from shards.reader import ShardSet
     from trainer.evaluate.recommend import recommend
     from trainer.export.folder import load_export
+    from trainer.hardware import pick_device
 
     _check(arguments)
+    device = pick_device(arguments.device)
     export = load_export(arguments.export)
     # Damage is found by the reads that meet it, and most articles are read as tokens alone.
     articles = ShardSet.open(arguments.articles, kind="articles", check_files=False)
@@ -98,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         top=arguments.top,
         include_read=arguments.include_read,
         vectors=arguments.vectors,
-        device=arguments.device,
+        device=device,
     )
     if arguments.json:
         told = {"export": str(export.folder), "articles": articles.location} | found.to_dict()
@@ -137,14 +141,12 @@ def _reader(articles: ShardSet, arguments: argparse.Namespace) -> Reader:
 
 def _text(found: Recommendations, model: str) -> str:
     """The history and the list, for a terminal."""
-    lines = [f"{model} for {found.about}", "", *_history(found), ""]
+    lines = [shown_line(f"{model} for {found.about}"), "", *_history(found), ""]
     lines.append(f"The best {len(found.top):,} of {found.num_ranked:,} articles{_left_out(found)}:")
-    widths = [max(len(getattr(line, key)) for line in found.top) for key in ("id", "category")]
     all_shown = all(line.shown for line in found.top)
-    for line in found.top:
-        cells = [f"{line.rank:>4}", f"{line.score:>9.4f}", line.id.ljust(widths[0])]
-        cells += [line.category.ljust(widths[1])] * (widths[1] > 0) + [_short(line.title)]
-        lines.append("  ".join(cells) + _marks(line, all_shown))
+    for line, cells in zip(found.top, _cells(map(vars, found.top)), strict=True):
+        ranked = [f"{line.rank:>4}", f"{line.score:>9.4f}", *cells]
+        lines.append("  ".join(ranked) + _marks(line, all_shown))
     if found.clicked_ranks:
         ranks = "; ".join(f"{rank:,}" for rank in found.clicked_ranks)
         lines += ["", f"Rank of what the user clicked in this impression: {ranks}"]
@@ -156,24 +158,27 @@ def _text(found: Recommendations, model: str) -> str:
 def _history(found: Recommendations) -> list[str]:
     if not found.history:
         return ["No history: this is what the model shows a user who has read nothing."]
-    samples = [
-        {key: str(s.get(key, "")) for key in ("id", "category", "title")} for s in found.history
-    ]
-    unread = len(samples) - found.num_history_used
-    lines = [f"History of {len(samples):,}, oldest first:"]
+    unread = len(found.history) - found.num_history_used
+    lines = [f"History of {len(found.history):,}, oldest first:"]
     if unread:
         lines = [
-            f"History of {len(samples):,}, oldest first; the model reads the last "
+            f"History of {len(found.history):,}, oldest first; the model reads the last "
             f"{found.num_history_used:,} of them, and these are shown:"
         ]
-    kept: list[dict[str, Any]] = samples[unread:]
-    widths = [max(len(sample[key]) for sample in kept) for key in ("id", "category")]
-    for sample in kept:
-        cells = [sample["id"].ljust(widths[0])] + [sample["category"].ljust(widths[1])] * (
-            widths[1] > 0
-        )
-        lines.append("  " + "  ".join([*cells, _short(sample["title"])]))
-    return lines
+    return lines + ["  " + "  ".join(cells) for cells in _cells(found.history[unread:])]
+
+
+def _cells(articles: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Ids, categories (if there are any) and titles of articles, aligned, each on one line."""
+    rows = [
+        [one_line(_short(str(article.get(key, "")))) for key in ("id", "category", "title")]
+        for article in articles
+    ]
+    widths = [max((len(row[n]) for row in rows), default=0) for n in (0, 1)]
+    return [
+        [row[0].ljust(widths[0]), *[row[1].ljust(widths[1])] * (widths[1] > 0), row[2]]
+        for row in rows
+    ]
 
 
 def _left_out(found: Recommendations) -> str:
@@ -191,5 +196,5 @@ def _marks(line: Recommended, all_shown: bool) -> str:
     return f"  [{', '.join(marks)}]" if marks else ""
 
 
-def _short(title: str) -> str:
-    return title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + "…"
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"

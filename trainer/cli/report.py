@@ -67,12 +67,20 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.cli.writing import writing
     from trainer.evaluate.compare import comparison_notes, comparison_text, tell_apart
     from trainer.evaluate.plot import plot_quality_speed
-    from trainer.evaluate.report import make_rows, read_ceilings, read_evaluations, table
+    from trainer.evaluate.report import (
+        make_rows,
+        read_ceilings,
+        read_evaluations,
+        repeated_seeds,
+        table,
+    )
     from trainer.evaluate.text_report import text_report
 
     records = read_evaluations(arguments.evaluations)
     if arguments.compare:
         records = tell_apart(records)
+    for line in repeated_seeds(records):
+        print(f"tnr: warning: {line}", file=sys.stderr)
     ceilings = read_ceilings(arguments.ceiling) if arguments.ceiling else []
     resampled, comparisons = _resample(records, arguments)
     rows = make_rows(records, resampled.intervals() if resampled is not None else None)

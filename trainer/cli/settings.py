@@ -1,6 +1,25 @@
-"""What follows a recipe on the command line, wherever one is given: overrides and a preset."""
+"""Options that several commands have: what follows a recipe (overrides, a preset), the device."""
 
 import argparse
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``; the command asks :func:`trainer.hardware.pick_device` before it loads."""
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        help="auto (a GPU for each process if there are any), cpu, cuda, cuda:1 ... "
+        "(default %(default)s)",
+    )
+
+
+def _device(text: str) -> str:
+    from trainer.hardware import DEVICES, is_device
+
+    if not is_device(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; expected {DEVICES}")
+    return text
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from shards.numbers import real, whole
 from trainer.cli import teachers_logits
+from trainer.cli.settings import add_device
 
 if TYPE_CHECKING:
     from shards.reader import ShardSet
@@ -201,11 +202,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="tokens of a forward pass (default 16384 on a GPU, 4096 on a CPU)",
     )
-    parser.add_argument(
-        "--device",
-        default=None,
-        help="cpu, cuda, cuda:1 ... (default: a GPU for each process if there are any)",
-    )
+    add_device(parser)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -215,7 +212,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _request(arguments: argparse.Namespace) -> "FillRequest":
     from shards.reader import ShardSet
     from trainer.errors import UsageError
-    from trainer.hardware import warn_if_emulated
+    from trainer.hardware import pick_device, warn_if_emulated
     from trainer.teacher_server import ranks
     from trainer.teacher_server.request import FillRequest, parse_part
 
@@ -223,7 +220,7 @@ def _request(arguments: argparse.Namespace) -> "FillRequest":
         raise UsageError("--clicks goes with --stage 2, and --stage 2 needs it")
     here = ranks.place()
     ranks.share_cores(here)
-    device = ranks.pick_device(getattr(arguments, "device", None), here)
+    device = pick_device(getattr(arguments, "device", "auto"), here.local_rank)
     batch_tokens = getattr(arguments, "batch_tokens", None)
     if batch_tokens is None:
         batch_tokens = 4096 if device == "cpu" else 16384  # a CPU's caches hold less

@@ -31,6 +31,8 @@ from trainer.errors import ConfigError
 RECIPES = Path(__file__).parent.parent / "recipes"
 MAX_BASES = 16
 """Recipes that rest on each other."""
+_UNSET = ("run.dir", "data.articles")
+"""What is "" where it is not set; :mod:`trainer.config.validate` asks for both."""
 _NUMBERS = {int: "a whole number", float: "a number"}
 
 Layer = tuple[str, dict[str, Any]]
@@ -92,10 +94,15 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return {key: _typed(hints[key], value) for key, value in found.items()}
 
 
+def is_yaml(name: str) -> bool:
+    """Say whether a name is that of a YAML file, and not of a recipe of the project."""
+    return name.lower().endswith((".yaml", ".yml"))
+
+
 def _read_layers(recipe: str, seen: tuple[str, ...] = ()) -> list[Layer]:
     """The settings of a recipe and of its bases, the lowest first."""
     refuse_control(recipe, "recipe")
-    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
+    path = Path(recipe) if is_yaml(recipe) else RECIPES / f"{recipe}.yaml"
     if not os.path.exists(path):  # noqa: PTH110  # False, too, where the name is too long
         near = difflib.get_close_matches(recipe, recipe_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there is {', '.join(recipe_names())}"
@@ -107,7 +114,7 @@ def _read_layers(recipe: str, seen: tuple[str, ...] = ()) -> list[Layer]:
         raise ConfigError(f"recipe {seen[0]} rests on more than {MAX_BASES} others, the limit")
     content = read_yaml(path)
     base = str(content.pop("base", None) or "")
-    if base.endswith((".yaml", ".yml")):
+    if is_yaml(base):
         base = str(path.parent / base)
     where = f"recipe {recipe}"
     try:
@@ -173,6 +180,9 @@ def _parse(layers: Sequence[Layer]) -> TrainConfig:
         inner[name] = _typed(hints[key], value)
         for text in value if isinstance(value, list | tuple) else [value]:
             refuse_control(str(text), key)
+            if text == "" and key not in _UNSET and _is_text(hints[key]):
+                where = _source(key, layers)  # of a path, "" would be the working directory
+                raise ConfigError(f"{where}: {key} is empty; give it a value, or leave it out")
     try:
         config = msgspec.convert(nested, TrainConfig, strict=False)
     except msgspec.ValidationError as error:
@@ -262,6 +272,12 @@ def _element(hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         hint = typing.get_args(hint)[0]
     return str if typing.get_origin(hint) is typing.Literal else hint
+
+
+def _is_text(hint: Any) -> bool:
+    bare = _bare(hint)
+    bare = typing.get_args(bare)[0] if typing.get_origin(bare) is tuple else bare
+    return bare is str
 
 
 def _typed(hint: Any, value: Any) -> Any:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from trainer.config.schema import ModelConfig, TrainConfig
+from trainer.config.schema import BackboneConfig, ModelConfig, TrainConfig
 from trainer.errors import ConfigError
 
 MOST_INT, MOST_FLOAT = 2**31 - 1, 1e9
@@ -132,6 +132,8 @@ def check_model(model: ModelConfig) -> None:
         raise ConfigError(
             f"model.backbone.layers {backbone.layers}: expected distinct layers, lowest first"
         )
+    if model.init is None and backbone.name == "random":
+        check_layers(backbone, backbone.num_layers)
     if model.user_encoder == "nrms" and model.news_dim % model.user_heads:
         raise ConfigError(
             f"model.news_dim {model.news_dim} is not a multiple of model.user_heads "
@@ -212,3 +214,20 @@ def _below_one(config: TrainConfig) -> dict[str, float | None]:
         "optimizer.betas, the first,": first,
         "optimizer.betas, the second,": second,
     }
+
+
+def check_layers(backbone: BackboneConfig, total: int) -> None:
+    """Refuse to keep layers that a backbone does not have.
+
+    Args:
+        backbone: Of a run that starts from it, and not from an export.
+        total: How many layers the backbone has.
+
+    Raises:
+        ConfigError: It has fewer.
+    """
+    if backbone.layers and not 0 <= backbone.layers[0] <= backbone.layers[-1] < total:
+        raise ConfigError(
+            f"model.backbone.layers is {list(backbone.layers)}, but the backbone {backbone.name} "
+            f"has {total} layers; expected numbers from 0 to {total - 1}"
+        )

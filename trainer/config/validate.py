@@ -4,7 +4,7 @@ run."""
 import dataclasses
 from collections.abc import Collection
 
-from shards.location import is_elsewhere, refuse_keys
+from shards.location import is_elsewhere, refuse_keys, shown
 from shards.periods import parse_period
 from trainer.config.ranges import check_model, check_ranges
 from trainer.config.schema import (
@@ -39,12 +39,13 @@ def validate(config: TrainConfig, given: Collection[str] = ()) -> None:
 
 
 def _check_locations(config: TrainConfig) -> None:
+    for name, place in (("run.dir", config.run.dir), ("data.cache_dir", config.data.cache_dir)):
+        if is_elsewhere(place or ""):
+            raise ConfigError(f"{name} is {shown(place)}; expected a folder here, not a URL")
     try:
         refuse_keys(dataclasses.asdict(config))
     except UsageError as error:
         raise ConfigError(str(error)) from error
-    if is_elsewhere(config.run.dir):
-        raise ConfigError(f"run.dir is {config.run.dir}; expected a folder here, not a URL")
 
 
 def check_batch(config: TrainConfig, world_size: int) -> int:

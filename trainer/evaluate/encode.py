@@ -128,14 +128,6 @@ def autocast(device: str | torch.device, precision: str) -> torch.autocast:
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def pick_device(name: str, local_rank: int = 0) -> str:
-    """``auto`` becomes this process's GPU where there is one, else ``cpu``; other names stay."""
-    if name != "auto":
-        return name
-    gpus = torch.cuda.device_count()
-    return f"cuda:{local_rank % gpus}" if gpus else "cpu"
-
-
 def bar(total: int, what: str, unit: str, show: bool) -> Progress:
     """Progress that is shown, or only counted."""
     if show:

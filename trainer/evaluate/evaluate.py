@@ -198,8 +198,8 @@ def make_ready(export: Export, log: ClickLog, options: EvaluateOptions, ranks: R
     Raises:
         ModelError: The export has no user encoder, or there is no token column for it.
     """
-    from trainer.evaluate.encode import pick_device
     from trainer.evaluate.sharded import encode_shared
+    from trainer.hardware import pick_device
 
     if not export.is_recommender:
         raise ModelError(

@@ -186,6 +186,7 @@ def _label_points(
             (row.rate.mean, row.metrics["auc"].mean),
             xytext=(0, 0),
             textcoords="offset points",
+            parse_math=False,  # a "$" in a name is one
             fontsize=9,
             color=_STYLE.get(row.role, _STYLE["other"])[1],
         )

@@ -175,10 +175,10 @@ def prediction_file(path: str | Path) -> InputFile:
     with open_zip(source) as archive:
         held = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
     members = [name for name in held if PurePosixPath(name).name == MEMBER]
-    if MEMBER not in members and len(members) != 1:
+    if len(members) != 1:
         names = ", ".join((members or held)[:3]) or "nothing"
         raise DataError(f"{source} holds {names}; expected one {MEMBER}")
-    return InputFile(source, MEMBER if MEMBER in members else members[0])
+    return InputFile(source, members[0])
 
 
 def _lines(ids: list[str], scores: np.ndarray, offsets: np.ndarray) -> bytes:

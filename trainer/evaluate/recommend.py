@@ -103,7 +103,7 @@ def recommend(
         DataError: The file of vectors is another model's or another set's.
         UsageError: Nothing is left to rank.
     """
-    from trainer.evaluate.encode import pick_device
+    from trainer.hardware import pick_device
 
     _check_recommender(export)
     history = articles.read(reader.history)

@@ -14,6 +14,7 @@ import msgspec
 
 from shards.errors import DamageError, DataError
 from shards.files import parse_json, read_bytes
+from shards.location import shown_line
 
 _MAX_BYTES = 64 << 20
 
@@ -89,6 +90,8 @@ class EvaluationRecord:
 def read_evaluation(path: Path) -> dict[str, Any]:
     """Read the record in a JSON file of ``tnr evaluate``; its path is added as ``file``.
 
+    Its texts are as they may be printed: each on one line, without keys of URLs.
+
     Raises:
         DataError: The file is missing or is not such a record.
     """
@@ -104,7 +107,24 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         if kind == "cold" and parts:
             share = parts.get("cold_candidates_share")
             check_type(share, Metric | None, where=f"{path}: cold_candidates_share")
-    return dict(record) | {"file": str(path)}
+    return _printable(dict(record)) | {"file": str(path)}
+
+
+def _printable(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a checked record with the texts that reports print as they may be printed."""
+    found: dict[str, Any] = {
+        key: shown_line(record[key]) for key in ("name", "role") if key in record
+    }
+    for section, key in (("data", "impressions"), ("speed", "device")):
+        inside = record.get(section)
+        if inside and key in inside:
+            found[section] = inside | {key: shown_line(inside[key])}
+    if record.get("segments"):
+        found["segments"] = {
+            shown_line(kind): parts and {shown_line(name): part for name, part in parts.items()}
+            for kind, parts in record["segments"].items()
+        }
+    return record | found
 
 
 def check_type(value: Any, kind: type[T] | Any, *, where: object) -> T:

@@ -7,6 +7,7 @@ spread is over training; the interval, where results by impression are at hand, 
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import read_json
-from shards.periods import parse_period
-from trainer.errors import DataError
+from shards.periods import Period, parse_period
+from trainer.errors import DamageError, DataError, UsageError
 from trainer.evaluate.bootstrap import CONFIDENCE, Interval
 from trainer.evaluate.markdown import align
 from trainer.evaluate.metrics import METRIC_NAMES
@@ -78,24 +79,80 @@ def read_evaluations(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     """The records in JSON files of ``tnr evaluate``, each with its path as ``file``.
 
     Raises:
-        DataError: A file is missing or is not such a record, or the records are of different logs,
-            or of different periods of one.
+        DataError: A file is missing or is not such a record, two are one evaluation, or the records
+            are of different logs, or of different periods of one.
     """
     records = [read_evaluation(Path(path)) for path in paths]
-    logs = {str(record.get("data", {}).get("impressions_fingerprint")) for record in records}
+    _check_distinct(records)
+    logs = {record.get("data", {}).get("impressions_fingerprint"): record for record in records}
     if len(logs) > 1:
+        if None in logs:
+            raise DataError(
+                f"{logs[None]['file']} does not say of which click log it is "
+                "(data.impressions_fingerprint), as others here do; evaluate it again"
+            )
         raise DataError(
             f"the evaluations are of {len(logs)} different click logs, so their numbers cannot "
             "stand in one table; report them one log at a time"
         )
-    bounds = [record.get("period") or (None, None) for record in records]
-    periods = {parse_period(since, until, "--") for since, until in bounds}
+    periods = {str(_period(record)): record["file"] for record in records}
     if len(periods) > 1:
+        named = (f"{period} ({file})" for period, file in sorted(periods.items()))
         raise DataError(
             f"the evaluations are of {len(periods)} different periods of the log: "
-            f"{'; '.join(sorted(map(str, periods)))}; report them one period at a time"
+            f"{'; '.join(named)}; report them one period at a time"
         )
     return records
+
+
+def _check_distinct(records: Sequence[dict[str, Any]]) -> None:
+    """Refuse an evaluation that is given twice: it would count as two runs.
+
+    Raises:
+        DataError: Then; names both files.
+    """
+    known: dict[str, str] = {}
+    for record in records:
+        # Beside a copy, the results by impression have another name.
+        own = {key: v for key, v in record.items() if key not in ("file", "impressions_file")}
+        text = json.dumps(own, sort_keys=True)
+        if text in known:
+            raise DataError(
+                f"{record['file']} holds the same evaluation as {known[text]}; give it once"
+            )
+        known[text] = record["file"]
+
+
+def _period(record: Mapping[str, Any]) -> Period:
+    """The period of the log that a record is of; the whole log where it names none.
+
+    Raises:
+        DamageError: A bound is no date or time, or the period is empty.
+    """
+    since, until = record.get("period") or (None, None)
+    try:
+        return parse_period(since, until, "period: ")
+    except UsageError as error:
+        raise DamageError(f"{record['file']} is not a record of 'tnr evaluate': {error}") from error
+
+
+def repeated_seeds(records: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each name under which several evaluations have one seed.
+
+    Records of a name count as runs of one model, and runs of one model have seeds of their own.
+    """
+    lines = []
+    for name, group in by_name(records).items():
+        files: dict[Any, list[str]] = {}
+        for record in group:
+            files.setdefault(record.get("seed"), []).append(record["file"])
+        lines += [
+            f"{' and '.join(same)} are all named {name}, with seed {seed}, and count as runs of "
+            "one model; if they are of several models, evaluate them with a --name for each"
+            for seed, same in files.items()
+            if len(same) > 1
+        ]
+    return lines
 
 
 def read_ceilings(path: str | Path) -> list[Ceiling]:

@@ -15,9 +15,10 @@ from trainer.evaluate.encode import autocast, inference
 from trainer.frozen.fill import StateFiller
 from trainer.frozen.identity import FROZEN, frozen_identity
 from trainer.frozen.states import StateView
+from trainer.hardware import pick_device
 from trainer.models.layers import find_layers
 from trainer.models.news_encoder import NewsEncoder
-from trainer.teacher_server.ranks import pick_device, place
+from trainer.teacher_server.ranks import place
 from trainer.teacher_server.request import Target
 
 _COMPARED = 8
@@ -74,7 +75,7 @@ def frozen_texts(
     articles = texts.tokens.reader.shard_set
     target = Target(articles, FROZEN, frozen_identity(encoder.backbone, texts, dtype, compute))
     here = place()
-    device = pick_device(None, here)
+    device = pick_device("auto", here.local_rank)
     torch.nn.Module.to(encoder, device)
     with stop_on_signals(boundary=AFTER_BATCH) as stop:
         StateFiller(

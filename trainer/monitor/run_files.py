@@ -6,7 +6,7 @@ line: such a line counts as not there. A file of another form is an error that n
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,11 +14,13 @@ import msgspec
 
 from shards.errors import DataError
 from shards.files import open_regular, read_json
+from shards.location import shown_line
 
 CONFIG, STATE, METRICS, STARTS = "config.json", "state.json", "metrics.jsonl", "starts.jsonl"
 _CHECKPOINT = re.compile(r"step_([0-9]{8,18})")
 _TAIL_BYTES = 1 << 16
 _MAX_STATE_BYTES = 1 << 20
+_MAX_STARTS_BYTES, _BLOCK_BYTES = 1 << 26, 1 << 20
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -44,12 +46,13 @@ class RunSettings:
 
 
 def read_state(folder: Path) -> RunState:
-    """Read a run's ``state.json``.
+    """Read a run's ``state.json``; its reason is as it may be printed.
 
     Raises:
         DataError: It is missing, or is not what a run writes.
     """
-    return read_json(folder / STATE, RunState, limit=_MAX_STATE_BYTES)
+    state = read_json(folder / STATE, RunState, limit=_MAX_STATE_BYTES)
+    return state if state.reason is None else replace(state, reason=shown_line(state.reason))
 
 
 def read_settings(folder: Path) -> RunSettings:
@@ -77,6 +80,31 @@ def last_entries(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     entries = [parse_line(line) for line in lines]
     return [entry for entry in entries if entry is not None]
+
+
+def count_starts(folder: Path) -> int:
+    """Count the starts of a run: the whole lines of the first 64 MiB of ``starts.jsonl``.
+
+    A start takes a kilobyte or two, so that is tens of thousands: the number is a lower bound only
+    beyond them.
+
+    Raises:
+        DataError: The file is not a regular one, or cannot be read.
+    """
+    path, count, before = folder / STARTS, 0, b""
+    if not path.exists():
+        return 0
+    with open_regular(path) as file:
+        try:
+            for _ in range(_MAX_STARTS_BYTES // _BLOCK_BYTES):
+                block = file.read(_BLOCK_BYTES)
+                if not block:
+                    break
+                count += (before + block).count(b"}\n")
+                before = block[-1:]
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    return count
 
 
 def parse_line(line: str | bytes) -> dict[str, Any] | None:

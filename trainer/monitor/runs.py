@@ -10,11 +10,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from shards.errors import DataError
+from shards.location import shown_line
 from trainer.monitor.run_files import (
     CONFIG,
     STARTS,
     STATE,
     RunState,
+    count_starts,
     last_entries,
     last_record,
     reached_step,
@@ -44,7 +46,7 @@ class Run:
     age_s: float | None
     """Seconds since the last record was written, by the clock of the machine that wrote it."""
     starts: int
-    """How often it was started."""
+    """How often it was started; a lower bound where ``starts.jsonl`` has more than 64 MiB."""
     host: str | None
     reason: str | None
     """Why it stopped or failed, or which file of it cannot be read."""
@@ -66,8 +68,8 @@ def table(runs: Sequence[Run]) -> list[str]:
         numbers = [run.metrics.get(name) for name in _SHOWN]
         rows.append(
             (
-                _printable(run.name),
-                _printable(run.task),
+                shown_line(run.name),
+                run.task,
                 run.state,
                 f"{run.step}/{run.steps}",
                 "" if run.loss is None else f"{run.loss:.4g}",
@@ -109,7 +111,8 @@ def _folders(root: Path) -> Iterator[Path]:
 def _read(folder: Path, name: str) -> Run:
     try:
         settings, state = read_settings(folder), read_state(folder)
-        record, starts = last_record(folder), last_entries(folder / STARTS)
+        record, starts = last_record(folder), count_starts(folder)
+        last = last_entries(folder / STARTS)
     except DataError as error:
         return Run(
             name=name,
@@ -122,20 +125,20 @@ def _read(folder: Path, name: str) -> Run:
             age_s=None,
             starts=0,
             host=None,
-            reason=str(error),
+            reason=shown_line(error),
         )
     metrics = {key: value for key, value in (record or {}).items() if "/" in key}
-    host = starts[-1].get("host") if starts else None
+    host = last[-1].get("host") if last else None
     return Run(
         name=name,
-        task=settings.task,
+        task=shown_line(settings.task),
         state=_state(folder, state),
         step=reached_step(folder, state, record),
         steps=state.steps,
         loss=metrics.get("train/loss"),
         metrics=metrics,
         age_s=None if record is None or "time" not in record else time.time() - record["time"],
-        starts=len(starts),
+        starts=starts,
         host=host if isinstance(host, str) else None,
         reason=state.reason,
     )
@@ -163,10 +166,6 @@ def _is_held(folder: Path) -> bool:
         return True  # a file system without locks, or one that may not be written: believe it
     lock.release()
     return False
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _age(seconds: float) -> str:

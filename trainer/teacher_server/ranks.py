@@ -55,27 +55,6 @@ def place() -> Place:
     return Place(rank, world_size, local_rank, int(os.environ.get(names[3], "1")))
 
 
-def pick_device(asked: str | None, here: Place) -> str:
-    """The device of this process: the one asked for, or by Accelerate's own choice.
-
-    Raises:
-        UsageError: There is no such GPU, or it is not a device.
-    """
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if asked is None:
-        # As Accelerate numbers them, without the process group that its PartialState would start.
-        return f"cuda:{here.local_rank % gpus}" if gpus else "cpu"
-    try:
-        device = torch.device(asked)
-    except RuntimeError as error:
-        raise UsageError(f"--device {asked}: expected cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise UsageError(f"--device {asked}: this process sees {gpus} GPUs")
-    return asked
-
-
 def share_cores(here: Place) -> None:
     """Divide this machine's cores among its processes, unless OMP_NUM_THREADS has a say."""
     if here.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:

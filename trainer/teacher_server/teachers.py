@@ -100,10 +100,11 @@ def adopt(
     Raises:
         UsageError: ``out`` exists, a field is unknown, or texts are more than the encoder can read.
         ModelError: The encoder cannot be loaded.
-        DataError: It has no fast tokenizer.
+        DataError: It is not there, or has no fast tokenizer.
     """
     import tempfile
 
+    from shards.pretrained import find_folder
     from shards.text_fields import TEXT_FIELDS, check_fields
     from shards.tokenizer import load_tokenizer, tokenizer_facts
     from trainer.models.loading import load_language_model_config
@@ -114,6 +115,7 @@ def adopt(
     asked = (max_title_tokens, max_abstract_tokens, max_body_tokens, max_category_tokens)
     limits = dict(zip(TEXT_FIELDS, asked, strict=True))
     parts = [(field, limits[field]) for field in news_text]
+    find_folder(name)
     config = load_language_model_config(name)
     tokenizer = load_tokenizer(name)
     facts = tokenizer_facts(tokenizer)
