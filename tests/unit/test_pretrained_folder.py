@@ -318,6 +318,26 @@ def test_a_value_of_another_type_is_named_with_what_was_expected(encoder: Path) 
         pretrained.load_config(encoder)
 
 
+# ---- tokenizers without words
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer",
+                                  "T5Tokenizer", "MPNetTokenizer", "GPT2Tokenizer"])  # fmt: skip
+def test_a_tokenizer_without_a_vocabulary_is_refused(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    with pytest.raises(DataError, match=f"{tmp_path} has no vocabulary: it lacks .*tokenizer.json"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("words", [[], WORDS[:5]])
+def test_a_vocabulary_of_special_tokens_alone_is_refused(words: list[str], encoder: Path) -> None:
+    (encoder / "vocab.txt").write_text("\n".join(words))
+    with pytest.raises(DataError, match=f"vocab.txt of {encoder} has no words beside special tok"):
+        load_tokenizer(encoder)
+    (encoder / "vocab.txt").write_text("\n".join(WORDS))
+    assert load_tokenizer(encoder)("river")["input_ids"] == [2, 5, 3]
+
+
 # ---- code of strangers
 
 
