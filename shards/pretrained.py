@@ -7,40 +7,31 @@ fills.
 """
 
 import contextlib
+import copy
+import itertools
+import logging
 import os
 import re
-import stat
+import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import DamageError, DataError
-from shards.files import (
-    MAX_JSON_BYTES,
-    did_you_mean,
-    is_folder,
-    open_regular,
-    read_bytes,
-    read_json,
-)
+from shards.errors import DamageError, DataError, one_line
+from shards.files import MAX_JSON_BYTES, did_you_mean, is_folder, read_bytes, read_json
+from shards.pretrained_folder import MAX_CONFIG_BYTES, check_folder, check_values
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_MAX_CONFIG_BYTES = 16 << 20
-_MAX_HEADER_BYTES = 32 << 20
-"""Largest header of a safetensors file: one of 100,000 tensors has a third of it."""
-_TEMPLATES = "additional_chat_templates"
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Of the index of weights in several files, what is looked at."""
-
-    weight_map: dict[str, str]
+_MATTERS = re.compile(r"regex pattern|byte fallback|[Ff]alling back|rope_|RoPE")
+"""What transformers says of a folder when it goes on with other tokens or positions than meant."""
+_LONGEST_LINE = 400
+_said: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -84,92 +75,56 @@ def num_layers(name: str | os.PathLike[str]) -> int | None:
         None where it is not on this machine, or its ``config.json`` does not say.
     """
     try:
-        found = read_json(find_folder(name) / "config.json", _Layers, limit=_MAX_CONFIG_BYTES)
+        found = read_json(find_folder(name) / "config.json", _Layers, limit=MAX_CONFIG_BYTES)
     except DataError:
         return None  # whoever loads it says what is wrong
     return found.num_hidden_layers or found.n_layers
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that wants code of its own, or that could not be read to its end.
+@contextlib.contextmanager
+def quiet(name: object = None) -> Iterator[None]:
+    """Without transformers' bars, reports and warnings: what matters of them is checked here.
 
-    Raises:
-        DataError: A file names code, or is a pipe or a device; or the folder cannot be read.
-        DamageError: A file is larger than its kind can be, is nested too deeply, or is not JSON.
+    Args:
+        name: The folder that is loaded. Where a warning tells that it is read otherwise than it was
+            made, that is said in one line, once.
     """
+    from transformers.utils import logging as settings
+
+    logger = logging.getLogger("transformers")
+    told = _Collector()
+    bars, handlers, propagates = (
+        settings.is_progress_bar_enabled(),
+        logger.handlers,
+        logger.propagate,
+    )
+    settings.disable_progress_bar()
+    logger.handlers, logger.propagate = [told], False
     try:
-        entries = sorted(folder.iterdir())
-        if (folder / _TEMPLATES).is_dir():
-            entries += sorted((folder / _TEMPLATES).iterdir())
-        for entry in entries:
-            if entry.exists():  # a link to nothing is an absent file
-                _check_file(entry, entry.stat())
-    except OSError as error:
-        raise DataError(f"cannot read {folder}: {error.strerror or error}") from error
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagates
+        if bars:
+            settings.enable_progress_bar()
+    for text in [*told.texts, *(str(warning.message) for warning in caught)]:
+        line = f"tnr: note: {name}: transformers says: {_joined(text)}"
+        if name is not None and _MATTERS.search(text) and line not in _said:
+            _said.add(line)
+            print(one_line(line), file=sys.stderr, flush=True)
 
 
-def _check_file(path: Path, status: os.stat_result) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        return
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"cannot read {path}: it is not a regular file")
-    if path.suffix == ".safetensors":
-        check_header(path)
-    elif path.name.endswith(".safetensors.index.json"):
-        for name in read_json(path, _Index).weight_map.values():
-            if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-                raise DamageError(
-                    f"{path} says that weights are in {_short(name)}; expected a safetensors file "
-                    "beside it"
-                )
-    elif path.name.endswith("config.json"):
-        for place, wanted in _own_code(read_json(path, limit=_MAX_CONFIG_BYTES)):
-            raise DataError(
-                f"{path} wants code of its own ({place}: {_short(wanted)}), which is never run; "
-                f"take a model whose family transformers has, or remove {place} from the file if "
-                "transformers' own class reads these weights as they were made"
-            )
-    elif path.suffix == ".json" and status.st_size > MAX_JSON_BYTES:
-        raise DamageError(
-            f"{path} has {status.st_size:,} bytes; expected at most {MAX_JSON_BYTES:,}"
-        )
+class _Collector(logging.Handler):
+    """Keeps what is logged from warnings on."""
 
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
 
-def _own_code(content: Any) -> Iterator[tuple[str, Any]]:
-    """Entries that name code, at any depth: classes of the folder, and kernels of a hub."""
-    pending = [content]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, list):
-            pending += node
-        elif isinstance(node, dict):
-            for key, value in node.items():
-                is_kernel = key.endswith("_implementation") and "/" in str(value)
-                if value and (key == "auto_map" or is_kernel):
-                    yield key, value
-                pending.append(value)
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 120 else f"{text[:119]}…"
-
-
-def check_header(path: Path) -> None:
-    """Refuse a safetensors file whose header is larger than the file or than any header is.
-
-    Raises:
-        DataError: It cannot be read, or is not a regular file.
-        DamageError: The header is too large.
-    """
-    with open_regular(path) as file:
-        length = int.from_bytes(file.read(8) or b"", "little")
-        left = os.fstat(file.fileno()).st_size - 8
-    if not 0 < length <= min(left, _MAX_HEADER_BYTES):
-        raise DamageError(
-            f"{path} is not a whole safetensors file: its header is said to have {length:,} bytes; "
-            f"expected at most {min(max(left, 0), _MAX_HEADER_BYTES):,}"
-        )
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the text of a record."""
+        self.texts.append(record.getMessage())
 
 
 @contextlib.contextmanager
@@ -196,7 +151,7 @@ def load_tokenizer(name: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
 
     folder = _checked(name)
     try:
-        with panics_as_errors():
+        with panics_as_errors(), quiet(name):
             return AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
@@ -231,7 +186,10 @@ def load_config(name: str | os.PathLike[str]) -> "PreTrainedConfig":
 
     folder = _checked(name)
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with quiet(name):
+            return AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # as many kinds as there are families
         raise DataError(_no_model(name, folder, error)) from error
 
@@ -251,20 +209,26 @@ def load_model(
 
     Raises:
         DataError: See :func:`load_tokenizer`.
+        DamageError: The configuration describes a larger model than the weights can hold.
     """
     from transformers import AutoModel
 
     folder = _checked(name)
     try:
-        loaded: Any = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **arguments,
-        )
+        with quiet(name):
+            with on_meta():  # a family notes what it is built with in its configuration
+                check_size(folder, new_model(copy.deepcopy(config)))
+            loaded: Any = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **arguments,
+            )
+    except DamageError:
+        raise
     except Exception as error:  # as many kinds as there are families
         raise DataError(_no_model(name, folder, error)) from error
     model, account = loaded
@@ -284,7 +248,10 @@ def new_model(config: "PreTrainedConfig", **arguments: Any) -> "PreTrainedModel"
     from transformers import AutoModel
 
     try:
-        model: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False, **arguments)
+        with quiet():
+            model: PreTrainedModel = AutoModel.from_config(
+                config, trust_remote_code=False, **arguments
+            )
     except Exception as error:  # as many kinds as there are families
         raise DataError(
             f"no model of type {config.model_type!r} can be built: {first_line(error)}"
@@ -292,10 +259,56 @@ def new_model(config: "PreTrainedConfig", **arguments: Any) -> "PreTrainedModel"
     return model
 
 
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Build models as sizes without memory or initial values; random numbers stay as they were."""
+    import torch
+    from transformers import initialization
+
+    with (
+        torch.random.fork_rng(devices=[]),
+        initialization.no_init_weights(),
+        initialization.meta_device_safe_creation_ops(),
+        torch.device("meta"),
+    ):
+        yield
+
+
+def check_size(folder: Path, empty: "PreTrainedModel") -> None:
+    """Refuse a configuration whose model is larger than the weights beside it can hold.
+
+    Args:
+        folder: With both.
+        empty: The model of that configuration, built :func:`on_meta`.
+
+    Raises:
+        DamageError: See :func:`shards.pretrained_folder.check_values`.
+    """
+    check_values(
+        folder, sum(t.numel() for t in itertools.chain(empty.parameters(), empty.buffers()))
+    )
+
+
 def first_line(error: BaseException) -> str:
-    """Return an error's class and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    """Say in one line what an error tells: its class, the first line of its message that ends, and
+    the same of its cause where the message does not have it."""
+    text = _joined(str(error)) or "no message"
+    cause = error.__cause__ or (None if str(error).strip() else error.__context__)
+    line = f"{type(error).__name__}: {text}"
+    if cause is not None and (_joined(str(cause)) or "\n") not in text:
+        line = f"{line}, because of {first_line(cause)}"
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 1]}…"
+
+
+def _joined(text: str) -> str:
+    """The first line of a text, with those after it while it ends in a colon or comma."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    joined = lines[0] if lines else ""
+    for line in lines[1:]:
+        if not joined.endswith((":", ",")):
+            break
+        joined += f" {line}"
+    return joined
 
 
 def _checked(name: str | os.PathLike[str]) -> Path:

@@ -37,7 +37,8 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> "PreTrainedTokenizer
     """Load a fast Hugging Face tokenizer from a folder, or by its name from the local cache.
 
     Raises:
-        DataError: there is none, or it has no fast version, or no padding token.
+        DataError: there is none, or it has no fast version, no vocabulary, or no padding token, or
+            it encodes no text.
     """
     from shards import pretrained
 
@@ -47,9 +48,41 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> "PreTrainedTokenizer
         raise DataError(
             f"the tokenizer {name!r} has no fast version (tokenizer.json); convert it first"
         )
+    if not _has_words(tokenizer):
+        raise DataError(_no_words(tokenizer, name))
     if tokenizer.pad_token_id is None:
         raise DataError(f"the tokenizer {name!r} has no padding token; texts could not be batched")
+    try:
+        tokenizer("")  # settings of a wrong type show in use alone
+    except Exception as error:  # TypeError and others, from anywhere in transformers
+        said = pretrained.first_line(error)
+        raise DataError(f"the tokenizer {name!r} encodes no text: {said}") from error
     return tokenizer
+
+
+def _has_words(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a vocabulary has an entry that is neither special nor only the mark of a space.
+
+    transformers makes a tokenizer of a folder without vocabulary files too: of its class alone.
+    """
+    backend = tokenizer.backend_tokenizer
+    added = backend.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
+    words = backend.get_vocab(with_added_tokens=True)
+    return any(word not in special and word.strip("▁Ġ") for word in words)
+
+
+def _no_words(tokenizer: "PreTrainedTokenizerBase", name: str) -> str:
+    from shards.pretrained import find_folder
+
+    folder = find_folder(name)
+    wanted = sorted({"tokenizer.json", *type(tokenizer).vocab_files_names.values()})
+    there = [file for file in wanted if (folder / file).is_file()]
+    if there:
+        what = f"{' and '.join(there)} of {folder} has no words beside special tokens"
+    else:
+        what = f"{folder} has no vocabulary: it lacks {' or '.join(wanted)}"
+    return f"the tokenizer {name!r} would make every text unknown or empty: {what}"
 
 
 def _backend_json(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:

@@ -29,6 +29,7 @@ from shards.reader import ShardSet
 from trainer.config.load import load_config
 from trainer.config.schema import TrainConfig
 from trainer.export.folder import load_export
+from trainer.export.info import sealed
 from trainer.tasks.build import build
 from trainer.teacher_server.identity import TEXT, text_identity
 from trainer.teacher_server.logits import SCORES, Logits
@@ -75,7 +76,7 @@ def other_identity(teacher: str, folder: Path, number: int) -> str:
     for file in Path(teacher).iterdir():
         (folder / file.name).hardlink_to(file)
     info = read_json(Path(teacher) / "tnr.json") | {"weights_sha256": f"{number:064x}"}
-    write_json_atomic(folder / "tnr.json", info)
+    write_json_atomic(folder / "tnr.json", sealed(info, folder))
     return str(folder)
 
 

@@ -1,9 +1,9 @@
 """A user's mistake is one clear line and exit code 1 or 2, never a traceback."""
 
-import json
 from pathlib import Path
 
 import pytest
+from helpers.exports import rewrite
 from helpers.sets import make_articles
 from helpers.world import TINY_MODEL, TinyWorld, make_world
 
@@ -80,8 +80,7 @@ def test_a_tokenizer_that_does_not_match_the_columns(
     capsys: pytest.CaptureFixture[str], world: TinyWorld
 ) -> None:
     teacher = Path(world.teacher("post_train", seed=0))
-    info = json.loads((teacher / "tnr.json").read_text())
-    (teacher / "tnr.json").write_text(json.dumps(info | {"tokenizer_sha256": "0" * 64}))
+    rewrite(teacher, lambda info: info.update(tokenizer_sha256="0" * 64))
     code, told = complaint(capsys, *train_words(world, "post_train", model__init=teacher))
     assert code == 1 and "tokenizer" in told and "tnr shards tokenize" in told
 

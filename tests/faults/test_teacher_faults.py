@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.exports import rewrite
 from helpers.process import one_thread
 from helpers.sets import article_texts, make_articles
 from helpers.tnr import ROOT
@@ -191,15 +192,18 @@ def test_e3_a_teacher_that_says_nan_is_refused_in_every_dtype(world, teacher, dt
 def test_e4_what_a_teacher_is_and_reads(world, teacher, field, value, capsys):
     """Every field of a teacher that decides its vectors is named when it differs."""
     assert main(cache_words(world, teacher)) == 0
-    path = Path(teacher) / "tnr.json"
-    info = read_json(path)
     *outer, inner = field.split(".")
-    part = info[outer[0]] if outer else info
-    before, part[inner] = part[inner], value
-    write_json_atomic(path, info)
+    before: list[object] = []
+
+    def change(info):
+        part = info[outer[0]] if outer else info
+        before.append(part[inner])
+        part[inner] = value
+
+    rewrite(teacher, change)
     said = refused(world, teacher, capsys)
     named = {"weights_sha256": "teacher_weights_sha256"}.get(field, field)
-    assert f"{named} is {before!r} in the column, asked for {value!r}" in said
+    assert f"{named} is {before[0]!r} in the column, asked for {value!r}" in said
     assert f"Repair: tnr teachers cache --stage 1 --articles {world.articles.path}" in said
     assert said.endswith(f"--models {teacher}")
 

@@ -1,14 +1,17 @@
 """Loaders of what training, evaluation and launching leave or are given, for the fuzz target."""
 
+import dataclasses
 import hashlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import yaml
+from helpers.exports import rewrite
 from helpers.fuzz import Loader
 from helpers.fuzz_data import anything_goes
 from helpers.per_impression import write_evaluation
@@ -99,9 +102,8 @@ def _read_export(folder: Path) -> Any:
 
 
 def _forge_export(folder: Path) -> None:
-    info = folder / "export" / "tnr.json"
     digest = sha256_file(folder / "export" / "model.safetensors")
-    info.write_text(json.dumps(json.loads(info.read_text()) | {"weights_sha256": digest}))
+    rewrite(folder / "export", lambda info: info.update(weights_sha256=digest))
 
 
 # ---- settings
@@ -269,7 +271,7 @@ def _make_runs(folder: Path) -> None:
 def _read_runs(folder: Path) -> Any:
     runs = find_runs([folder / "runs"])
     runs_table(runs)
-    return [json.dumps({**run.to_dict(), "age_s": None}, default=str) for run in runs]
+    return [msgspec.json.encode(dataclasses.replace(run, age_s=None)) for run in runs]
 
 
 def _make_jobs(folder: Path) -> None:
@@ -297,7 +299,14 @@ LOADERS = [
     Loader(
         "export-weights", _make_export, ("export/*.safetensors",), _read_export, None, _forge_export
     ),
-    Loader("export-settings", _make_export, ("export/*.json",), _read_export, anything_goes),
+    Loader(
+        "export-settings",
+        _make_export,
+        ("export/*.json",),
+        _read_export,
+        anything_goes,
+        _forge_export,
+    ),
     Loader("recipe", _make_recipe, ("recipe.yaml",), _read_recipe, anything_goes),
     Loader("recipe-with-base", _make_small_recipe, ("*.yaml",), _read_recipe, anything_goes),
     Loader("pipeline", _make_pipeline, ("*.yaml",), _read_pipeline, anything_goes),

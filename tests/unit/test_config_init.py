@@ -1,9 +1,9 @@
 """What a run takes over from the export that it starts from, and what it refuses to change."""
 
-import json
 from pathlib import Path
 
 import pytest
+from helpers.exports import rewrite
 from helpers.world import TinyWorld, make_world
 
 from trainer.config.load import load_config
@@ -111,8 +111,6 @@ def test_an_edited_export_is_refused_in_one_line(
 
 def test_an_entry_that_was_taken_out_is_named(world: TinyWorld, tmp_path: Path) -> None:
     folder = Path(world.teacher("post_train", 3))
-    info = json.loads((folder / "tnr.json").read_text())
-    del info["tokenizer_sha256"]
-    (folder / "tnr.json").write_text(json.dumps(info))
+    rewrite(folder, lambda info: info.pop("tokenizer_sha256"))
     with pytest.raises(ModelError, match="no entry 'tokenizer_sha256'"):
         build(load(world, "finetune", str(folder)))

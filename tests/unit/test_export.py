@@ -1,6 +1,7 @@
 """An exported model's folder: what goes into it, and what a kill or a full disk leaves."""
 
 import contextlib
+import json
 import os
 import resource
 from collections.abc import Iterator
@@ -10,9 +11,15 @@ import pytest
 import torch
 from helpers.tiny_models import PAD_ID, VOCAB_SIZE, tiny_model
 
+from shards.errors import DamageError
+from shards.files import read_json
 from trainer.cli.main import main
-from trainer.export.folder import export_model
+from trainer.config.init import settings_of_export
+from trainer.errors import ModelError
+from trainer.export.folder import export_model, load_export
+from trainer.export.info import sealed
 from trainer.models import NewsEncoder, build_news_encoder
+from trainer.teacher_server.identity import teacher_identity
 
 
 @pytest.fixture
@@ -83,6 +90,105 @@ def test_an_export_in_the_hugging_face_cache_is_links_to_its_blobs(
     assert main(["export", str(snapshot), "--out", str(tmp_path / "out")]) == 0
     copied = {path.name: path.is_symlink() for path in (tmp_path / "out").iterdir()}
     assert copied == dict.fromkeys((path.name for path in blobs.iterdir()), False)
+
+
+SAID = {
+    "tokenizer_sha256": "a" * 64, "news_text": [["title", 10]], "max_title_tokens": 10,
+    "max_body_tokens": 20, "history_length": 5, "pad_to_max": False,
+    "model_settings": {"pooling": "attention", "pooling_mask": True, "news_dim": 16},
+}  # fmt: skip
+
+
+@pytest.fixture
+def exported(encoder: NewsEncoder, tmp_path: Path) -> Path:
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_text("{}")
+    return export_model(encoder, tmp_path / "export", tokenizer, SAID).folder
+
+
+def edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", ["tnr.json", "config.json", "tokenizer.json"])
+def test_an_edit_of_an_exported_file_is_named(exported: Path, name: str) -> None:
+    edit(exported / name, max_title_tokens=11)
+    for opening in (load_export, lambda folder: settings_of_export(str(folder), "finetune")):
+        with pytest.raises(DamageError) as caught:
+            opening(exported)
+        assert f"{exported / name} was edited after the export: export the" in str(caught.value)
+
+
+def test_a_missing_file_is_named_and_one_more_does_no_harm(exported: Path) -> None:
+    (exported / "README.md").write_text("mine")
+    load_export(exported).load_model()
+    (exported / "tokenizer.json").unlink()
+    with pytest.raises(DamageError, match=r"tokenizer\.json is missing, which was in the export"):
+        load_export(exported)
+
+
+def test_an_export_of_an_export_is_sealed_anew(encoder: NewsEncoder, exported: Path) -> None:
+    info = read_json(exported / "tnr.json", dict)
+    again = export_model(encoder, exported.with_name("again"), None, info)
+    assert set(again.info["files"]) == {"config.json"}
+    assert load_export(again.folder).info == again.info
+
+
+def test_an_older_export_is_read_and_keeps_its_identity(exported: Path) -> None:
+    """Columns that were filled before exports had a seal stay those of their teacher."""
+    sealed = load_export(exported)
+    info = read_json(exported / "tnr.json", dict)
+    unsealed = {key: info[key] for key in info if key not in ("files", "fingerprint")}
+    (exported / "tnr.json").write_text(json.dumps(unsealed))
+    older = load_export(exported)
+    older.load_model()
+    assert teacher_identity(older) == teacher_identity(sealed) == {
+        "format": 1,
+        "teacher_weights_sha256": sealed.weights_sha256,
+        "teacher_kind": "news_encoder",
+        "model_settings": SAID["model_settings"],
+        "tokenizer_sha256": "a" * 64,
+        "max_title_tokens": 10,
+        "pad_to_max": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"max_title_tokens": -5}, "max_title_tokens"),
+        ({"max_title_tokens": 10**9}, "max_title_tokens"),
+        ({"max_body_tokens": 0}, "max_body_tokens"),
+        ({"history_length": 0}, "history_length"),
+        ({"history_length": None, "kind": "recommender"}, "history_length"),
+        ({"news_text": [["headline", 10]]}, "news_text"),
+        ({"news_text": [["title", 10**9]]}, "news_text"),
+        ({"tokenizer_sha256": "a" * 63}, "tokenizer_sha256"),
+        ({"weights_sha256": "../x"}, "weights_sha256"),
+        ({"kind": "other"}, "kind"),
+        ({"model_settings": {"news_dim": 16, "pooling": "max"}}, "pooling"),
+        ({"model_settings": {"news_dim": 10**9}}, "news_dim"),
+        ({"model_settings": {"pooling": "mean"}}, "news_dim"),
+        ({"model_settings": {"news_dim": 16, "user_last_k": 0}}, "user_last_k"),
+    ],
+)
+def test_values_that_no_export_has_are_refused_by_place(
+    exported: Path, changes: dict[str, object], place: str
+) -> None:
+    """Behind the seal, and in older exports, which have none."""
+    info = read_json(exported / "tnr.json", dict) | changes
+    for seal in (True, False):
+        info = sealed(info, exported) if seal else info | {"fingerprint": None}
+        (exported / "tnr.json").write_text(json.dumps(info))
+        with pytest.raises(DamageError, match=rf"tnr\.json is damaged or was edited: .*{place}"):
+            load_export(exported)
+
+
+def test_a_newer_format_is_told_as_one(exported: Path) -> None:
+    edit(exported / "tnr.json", format=2, kind="another")
+    with pytest.raises(ModelError, match="format 2, expected 1"):
+        load_export(exported)
 
 
 @contextlib.contextmanager

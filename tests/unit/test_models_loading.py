@@ -135,6 +135,9 @@ def test_what_is_no_export_is_refused(export, tmp_path):
     (folder / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ModelError, match=r"type 'bert'.*model\.backbone\.name"):
         load_model(folder)
+    (folder / "config.json").write_text('{"model_type": ["bert"]}')
+    with pytest.raises(ModelError, match=r"a model of type .*bert"):
+        load_model(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match="does not hold JSON"):
         load_model(folder)

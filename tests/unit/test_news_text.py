@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.exports import rewrite
 from helpers.rich import joined_ids, make_rich_world, rich_sample
 from helpers.world import TINY_MODEL, TinyWorld, make_world
 
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader
-from shards.files import read_json, write_json_atomic
 from shards.stream import Stream
 from shards.tokenize import tokenize_set
 from shards.tokenizer import load_tokenizer
@@ -255,9 +255,7 @@ def test_an_export_says_what_it_reads_and_an_older_one_reads_the_title(world: Ti
         "format", "teacher_weights_sha256", "teacher_kind", "model_settings", "tokenizer_sha256",
         "max_title_tokens", "pad_to_max",
     }  # fmt: skip
-    info = read_json(plain.folder / "tnr.json")
-    info.pop("news_text")
-    write_json_atomic(plain.folder / "tnr.json", info)
+    rewrite(plain.folder, lambda info: info.pop("news_text"))
     older = load_export(plain.folder)
     assert older.news_parts == (("title", 10),) and identity.teacher_identity(older) == new
     assert older.news_texts(world.tokens).fields == ("title",)
@@ -268,8 +266,7 @@ def test_columns_of_a_teacher_that_reads_otherwise_are_refused(world: TinyWorld)
     teacher = world.teacher("finetune", 8, **SETTINGS)
     request = FillRequest(articles=world.articles, impressions=world.impressions)
     fill([teacher], request, lambda line: None)
-    info = read_json(Path(teacher) / "tnr.json")
-    write_json_atomic(Path(teacher) / "tnr.json", info | {"news_text": [["title", 10]]})
+    rewrite(teacher, lambda info: info.update(news_text=[["title", 10]]))
     with pytest.raises(ColumnError, match=r"news_text is .*'category', 6.* in the column"):
         StoredClickSignals(world.articles, world.impressions, [teacher], "float16", "fp32", None)
 

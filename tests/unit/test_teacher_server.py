@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.exports import rewrite
 from helpers.sets import make_articles
 from helpers.world import TinyWorld, make_world
 
 from shards.columns import describe, list_columns
-from shards.files import read_json, write_json_atomic
+from shards.files import read_json
 from shards.stream import Stream
 from shards.tokenize import tokenize_set
 from shards.tokenizer import train_tokenizer
@@ -242,8 +243,7 @@ def test_a_column_of_another_teacher_is_refused_by_the_field_that_differs(
 ) -> None:
     teachers = teachers_of(world, 1)
     fill(teachers, request(world, 1), silent)
-    info = read_json(Path(teachers[0]) / "tnr.json")
-    write_json_atomic(Path(teachers[0]) / "tnr.json", info | {field: value})
+    rewrite(teachers[0], lambda info: info.update({field: value}))
     with pytest.raises(ColumnError) as caught:
         losses(world, 1, teachers, "stored", "float16")
     assert field.removeprefix("weights_") in str(caught.value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from shards.pretrained import check_header
+from shards.pretrained_folder import check_header
 from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.errors import ConfigError, DataError
 

@@ -11,20 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import read_json
-from shards.text_fields import TEXT_FIELDS
+from trainer.export.info import INFO, read_info
 
-_INFO, _CONFIG = "tnr.json", "config.json"
-
-
-@dataclass(frozen=True)
-class _Info:
-    """Of ``tnr.json``, what is read here; older exports lack some of it."""
-
-    max_title_tokens: int | None = None
-    max_body_tokens: int | None = None
-    news_text: list[tuple[str, int]] | None = None
-    history_length: int | None = None
-    pad_to_max: bool | None = None
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -53,10 +42,11 @@ def settings_of_export(init: str, task: str) -> dict[str, Any]:
     An export that is not there (yet) decides nothing.
 
     Raises:
-        DamageError: A file of the export is not what an export has.
+        DamageError: A file of the export is not what an export has, or was edited.
+        ModelError: The export is of another format.
     """
     folder = Path(init)
-    if not (folder / _INFO).is_file():
+    if not (folder / INFO).is_file():
         return {}
     return _of_export(folder, is_click_task="finetune" in task)
 
@@ -76,7 +66,7 @@ def _config_of(folder: Path) -> tuple[_Recommender, _NewsEncoder]:
 
 
 def _of_export(folder: Path, is_click_task: bool) -> dict[str, Any]:
-    info = read_json(folder / _INFO, _Info)
+    info = read_info(folder)
     recommender, encoder = _config_of(folder)
     known: dict[str, Any] = {
         "model.pooling": encoder.pooling,
@@ -84,15 +74,14 @@ def _of_export(folder: Path, is_click_task: bool) -> dict[str, Any]:
         "model.news_dim": encoder.news_dim,
         # An adopted encoder has no queries: its width of them is nothing but the schema's default.
         "model.query_dim": encoder.query_dim if encoder.pooling == "attention" else None,
-        "data.pad_to_max": info.pad_to_max,
-        "data.max_title_tokens": info.max_title_tokens,
-        "data.max_body_tokens": info.max_body_tokens,
+        "data.pad_to_max": info.get("pad_to_max"),
+        "data.max_title_tokens": info.get("max_title_tokens"),
+        "data.max_body_tokens": info.get("max_body_tokens"),
     }
-    for field, tokens in info.news_text or []:
-        if field in TEXT_FIELDS:
-            known[f"data.max_{field}_tokens"] = tokens
-    if is_click_task and info.news_text:
-        known["data.news_text"] = [field for field, _ in info.news_text]
+    parts = info.get("news_text") or []
+    known |= {f"data.max_{field}_tokens": tokens for field, tokens in parts}
+    if is_click_task and parts:
+        known["data.news_text"] = [field for field, _ in parts]
     if is_click_task and recommender.news_encoder is not None:
         known |= {
             "model.user_encoder": recommender.user_encoder,
@@ -100,6 +89,6 @@ def _of_export(folder: Path, is_click_task: bool) -> dict[str, Any]:
             "model.user_last_k": recommender.user_last_k,
             "model.history_padding": recommender.history_padding,
             "model.query_dim": recommender.query_dim,
-            "data.history_length": info.history_length,
+            "data.history_length": info.get("history_length"),
         }
     return {key: value for key, value in known.items() if value is not None}

@@ -10,6 +10,9 @@ from typing import Literal
 
 TaskName = Literal["post_train", "post_train_distill", "finetune", "finetune_distill"]
 TextField = Literal["title", "abstract", "body", "category"]
+Pooling = Literal["attention", "mean", "cls"]
+UserEncoder = Literal["additive", "nrms", "last_k_mean"]
+HistoryPadding = Literal["mask", "learned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class ModelConfig:
     init: str | None = None
     """Start from this exported model: its news encoder, and its user encoder if it has one. Its
     pooling, widths, text and history lengths are then the defaults; other lengths may be set."""
-    pooling: Literal["attention", "mean", "cls"] = "attention"
+    pooling: Pooling = "attention"
     """How token states become one text vector."""
     pooling_mask: bool = True
     """Leave padding out of the pooling. The released code does not (method preset ``released``)."""
@@ -58,7 +61,7 @@ class ModelConfig:
     """Width of the queries of additive attention, in the news and the user encoder."""
     news_dim: int = 256
     """Width of news and user vectors."""
-    user_encoder: Literal["additive", "nrms", "last_k_mean"] = "additive"
+    user_encoder: UserEncoder = "additive"
     """How clicked articles become a user: additive attention over the history (the paper's), the
     same after self-attention among the articles (NRMS), or the mean of the last ``user_last_k``
     clicked articles, which learns nothing but the vector of a user without any."""
@@ -67,7 +70,7 @@ class ModelConfig:
     user_last_k: int = 10
     """Most recent clicks that ``last_k_mean`` takes the mean of, at most ``data.history_length``.
     Earlier ones are not read, nor encoded."""
-    history_padding: Literal["mask", "learned"] = "mask"
+    history_padding: HistoryPadding = "mask"
     """Empty history slots: left out, or a learned vector that takes part while training (released
     code). A user without any history is the learned vector with ``mask``, in training and in use
     alike; with ``learned`` it is that vector in training, and zero in use, where all candidates

@@ -1,8 +1,8 @@
 """An exported model: a Hugging Face folder that says what texts it was made for.
 
 Beside ``config.json``, ``model.safetensors`` and the tokenizer's files there is ``tnr.json``: what
-kind of model it is, its text lengths, and the sha256 of its weights and tokenizer, by which
-columns know it.
+kind of model it is, its text lengths, the sha256 of its weights and tokenizer, by which columns
+know it, and a seal over all of it (:mod:`trainer.export.info`).
 """
 
 import glob
@@ -10,18 +10,12 @@ import shutil
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from shards.files import (
-    did_you_mean,
-    read_json,
-    remove,
-    sha256_file,
-    temporary_name,
-    write_json_atomic,
-)
+from shards.files import did_you_mean, remove, sha256_file, temporary_name, write_json_atomic
 from shards.os_errors import naming
 from trainer.errors import ColumnError, DataError, ModelError
+from trainer.export.info import FORMAT, INFO, WEIGHTS, read_info, sealed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,31 +24,12 @@ if TYPE_CHECKING:
     from shards.texts import TextView
     from shards.tokens import TokenColumn
 
-FORMAT = 1
-INFO = "tnr.json"
-WEIGHTS = "model.safetensors"
-
 
 class _Facts(dict[str, Any]):
     """Entries of ``tnr.json``; one that is asked for and missing is the file's fault."""
 
     def __missing__(self, key: str) -> Any:
         raise ModelError(f"{INFO} has no entry {key!r}: it was edited; export the model again")
-
-
-@dataclass(frozen=True)
-class _Info:
-    """What ``tnr.json`` must hold; entries with a default are missing in some exports."""
-
-    kind: Literal["news_encoder", "recommender"]
-    weights_sha256: str
-    tokenizer_sha256: str = ""
-    news_text: list[tuple[str, int]] | None = None
-    max_title_tokens: int = 0
-    max_body_tokens: int | None = None
-    history_length: int | None = None
-    pad_to_max: bool = False
-    model_settings: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +145,7 @@ def load_export(folder: str | Path) -> Export:
 
     Raises:
         ModelError: The folder is no export, or of a newer format.
+        DamageError: A file was edited after the export.
     """
     path = Path(folder)
     if not (path / INFO).is_file():
@@ -179,10 +155,7 @@ def load_export(folder: str | Path) -> Export:
             )
         hint = f"; did you mean {path / 'export'}?" if (path / "export" / INFO).is_file() else ""
         raise ModelError(f"{path} is not an exported model: it has no {INFO}{hint}")
-    info = read_json(path / INFO, dict[str, Any])
-    if info.get("format") != FORMAT:
-        raise ModelError(f"{path / INFO}: format {info.get('format')!r}, expected {FORMAT}")
-    read_json(path / INFO, _Info)  # for its types
+    info = read_info(path)
     if not (path / WEIGHTS).is_file():
         raise ModelError(f"{path} has no {WEIGHTS}; weights are read from safetensors only")
     return Export(path, _Facts(info))
@@ -217,6 +190,7 @@ def export_model(
             "kind": "recommender" if isinstance(model, Recommender) else "news_encoder",
             "weights_sha256": sha256_file(building / WEIGHTS),
         }
+        described = sealed(described, building)
         write_json_atomic(building / INFO, described)
         _replace(building, folder)
     finally:

@@ -1,5 +1,7 @@
 """Loading: exported models by folder, language models by name or folder; never a pickle."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from shards import pretrained
 from shards.files import did_you_mean, read_json
+from shards.pretrained_folder import check_folder
 from trainer.errors import DataError, ModelError
 from trainer.models.configuration import NewsEncoderConfig, RecommenderConfig
 from trainer.models.layers import pooler_arguments
 from trainer.models.news_encoder import NewsEncoder
 from trainer.models.probe import check_padding
 from trainer.models.recommender import Recommender
-from trainer.models.strict import quiet
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _KINDS: dict[str, tuple[Any, Any]] = {
@@ -39,8 +41,11 @@ def load_model(folder: str | Path) -> NewsEncoder | Recommender:
             backbone makes of a text.
     """
     path = Path(folder)
-    _, kind = _kind_of(path)
+    config_kind, kind = _kind_of(path)
     _check_safetensors(path)
+    config = _loaded(path, config_kind)
+    with _naming(path), pretrained.quiet(), pretrained.on_meta():
+        pretrained.check_size(path, kind(config))
     model: NewsEncoder | Recommender = _loaded(path, kind)
     encoder = model.news_encoder if isinstance(model, Recommender) else model
     check_padding(encoder.backbone, str(path))
@@ -62,7 +67,7 @@ def load_news_config(folder: str | Path) -> NewsEncoderConfig:
 
 def _kind_of(path: Path) -> tuple[Any, Any]:
     """The classes of an export's configuration and model."""
-    model_type = _read_config(path).get("model_type")
+    model_type = str(_read_config(path).get("model_type"))
     if model_type not in _KINDS:
         raise ModelError(
             f"{path} holds a model of type {model_type!r}; expected an export of this project "
@@ -72,13 +77,20 @@ def _kind_of(path: Path) -> tuple[Any, Any]:
 
 
 def _loaded(path: Path, kind: Any) -> Any:
-    with quiet():
-        try:
-            return kind.from_pretrained(path, local_files_only=True)
-        except ModelError:
-            raise
-        except Exception as error:  # whatever the family of the nested configuration raises
-            raise ModelError(f"{path} cannot be loaded: {pretrained.first_line(error)}") from error
+    with _naming(path), pretrained.quiet(path):
+        return kind.from_pretrained(path, local_files_only=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say in one line that an export cannot be loaded."""
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        known = str(path) in str(error)
+        raise ModelError(f"{'' if known else f'{path} cannot be loaded: '}{error}") from error
+    except Exception as error:  # whatever the family of the nested configuration raises
+        raise ModelError(f"{path} cannot be loaded: {pretrained.first_line(error)}") from error
 
 
 def load_language_model_config(name: str) -> PreTrainedConfig:
@@ -88,11 +100,10 @@ def load_language_model_config(name: str) -> PreTrainedConfig:
         ModelError: There is none of that name on this machine, it wants code of its own, or it is
             not an encoder.
     """
-    with quiet():
-        try:
-            config = pretrained.load_config(name)
-        except DataError as error:
-            raise ModelError(f"backbone.name {error}{_or_random(name)}") from error
+    try:
+        config = pretrained.load_config(name)
+    except DataError as error:
+        raise ModelError(f"backbone.name {error}{_or_random(name)}") from error
     needed = ("num_hidden_layers", "hidden_size", "vocab_size")
     if config.is_encoder_decoder or not all(hasattr(config, key) for key in needed):
         raise ModelError(
@@ -116,14 +127,13 @@ def load_language_model(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         ModelError: The weights are not on this machine, are pickled, or miss a part of the encoder.
     """
-    with quiet():
-        try:
-            _check_safetensors(pretrained.find_folder(name))
-            model, info = pretrained.load_model(
-                name, config, dtype=torch.float32, **pooler_arguments(config)
-            )
-        except DataError as error:
-            raise ModelError(f"backbone.name {error}") from error
+    try:
+        _check_safetensors(pretrained.find_folder(name))
+        model, info = pretrained.load_model(
+            name, config, dtype=torch.float32, **pooler_arguments(config)
+        )
+    except DataError as error:
+        raise ModelError(f"backbone.name {error}") from error
     absent = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
     # A pooler that could not be left out is neither used nor worth refusing a model for.
     absent = [key for key in absent if not key.startswith("pooler.")]
@@ -156,7 +166,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         hint = f"; did you mean {nested.parent}?" if nested.is_file() else ""
         raise ModelError(f"{path} is not an exported model: it has no config.json{hint}")
     try:
-        pretrained.check_folder(path)
+        check_folder(path)
         return read_json(file, dict[str, Any])
     except DataError as error:
         raise ModelError(str(error)) from error

@@ -1,8 +1,6 @@
-"""What our two kinds of model share: complete loading, quiet saving, initial weights."""
+"""What our two kinds of model share: complete loading, saving, initial weights."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from trainer.errors import ModelError
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' bars and loading report: what matters of it is checked here."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def save_weights(weights: dict[str, Tensor], file: Path) -> None:

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import torch
-
+from shards.pretrained import on_meta
 from trainer.config.schema import ModelConfig
 from trainer.models.layers import find_layers, new_language_model, select_layers
 from trainer.models.loading import load_language_model_config, load_news_config
@@ -25,7 +24,7 @@ def backbone_size(config: ModelConfig) -> BackboneSize:
         lm_config = load_news_config(config.init).language_model
     else:
         lm_config = load_language_model_config(config.backbone.name)
-    with torch.device("meta"):
+    with on_meta():
         model: Any = new_language_model(lm_config)
     if config.backbone.layers is not None:
         select_layers(model, config.backbone.layers)

@@ -1,0 +1,103 @@
+"""``tnr.json`` of an exported model: what it must hold, and the seal by which an edit is named."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from shards.errors import DamageError
+from shards.files import fingerprint, read_json, sha256_file
+from shards.manifest import Sha256
+from trainer.config.schema import HistoryPadding, Pooling, TextField, UserEncoder
+from trainer.errors import ModelError
+
+FORMAT = 1
+INFO = "tnr.json"
+WEIGHTS = "model.safetensors"
+
+_Tokens = Annotated[int, Meta(ge=1, le=1 << 24)]
+_Width = Annotated[int, Meta(ge=1, le=1 << 20)]
+_Clicks = Annotated[int, Meta(ge=1, lt=1 << 31)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of ``model_settings``, what is known; a news encoder has no user encoder."""
+
+    news_dim: _Width
+    pooling: Pooling = "attention"
+    pooling_mask: bool = True
+    query_dim: _Width | None = None
+    user_encoder: UserEncoder | None = None
+    history_padding: HistoryPadding | None = None
+    user_last_k: _Clicks | None = None
+
+
+@dataclass(frozen=True)
+class Info:
+    """What ``tnr.json`` must hold; entries with a default are missing in some exports."""
+
+    format: int
+    kind: Literal["news_encoder", "recommender"]
+    weights_sha256: Sha256
+    tokenizer_sha256: Sha256 = ""
+    news_text: list[tuple[TextField, _Tokens]] | None = None
+    max_title_tokens: _Tokens = 0
+    max_body_tokens: _Tokens | None = None
+    history_length: _Clicks | None = None
+    pad_to_max: bool = False
+    model_settings: Settings | None = None
+    files: dict[str, Sha256] | None = None
+    """sha256 of every other file that was exported; older exports have neither this nor a seal."""
+    fingerprint: Sha256 | None = None
+    """Of all other entries."""
+
+
+def sealed(info: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Add to the entries of ``tnr.json`` by what an edit of them, or of a file, is noticed.
+
+    Args:
+        info: The entries; what a former seal added is replaced.
+        folder: The export with all its files but ``tnr.json``. The weights have their own entry.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    files = {name: sha256_file(folder / name) for name in names if name not in (INFO, WEIGHTS)}
+    entries = {key: value for key, value in info.items() if key != "fingerprint"}
+    entries["files"] = files
+    return entries | {"fingerprint": fingerprint(entries)}
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """Read ``tnr.json`` of an exported model.
+
+    Raises:
+        ModelError: It is of another format.
+        DamageError: It, or another file than the weights, is not what was exported.
+        DataError: A file cannot be read.
+    """
+    path = folder / INFO
+    entries = read_json(path, dict[str, Any])
+    found = entries.get("format")
+    if isinstance(found, int) and found != FORMAT:
+        raise ModelError(f"{path}: format {found!r}, expected {FORMAT}")
+    info = read_json(path, Info)
+    if info.kind == "recommender" and entries.get("history_length", 1) is None:
+        raise DamageError(f"{path} is damaged or was edited: history_length is null")
+    if info.fingerprint is not None:
+        _check_seal(folder, entries)
+    return entries
+
+
+def _check_seal(folder: Path, entries: dict[str, Any]) -> None:
+    others = {key: value for key, value in entries.items() if key != "fingerprint"}
+    if fingerprint(others) != entries["fingerprint"]:
+        raise DamageError(f"{folder / INFO} was edited after the export: export the model again")
+    for name, sha256 in (entries.get("files") or {}).items():
+        file = folder / name
+        what = "was edited after" if file.is_file() else "is missing, which was in"
+        if not file.is_file() or sha256_file(file) != sha256:
+            raise DamageError(f"{file} {what} the export: export the model again")
