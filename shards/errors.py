@@ -7,6 +7,7 @@ command line prints the message alone, without a traceback, and exits with the c
 
 import re
 
+_LONGEST_LINE = 400
 _NOT_SHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -16,6 +17,28 @@ def one_line(text: str) -> str:
     Files and other libraries' messages hold any: those would break the line, or command a terminal.
     """
     return _NOT_SHOWN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def first_line(error: BaseException) -> str:
+    """Say in one line what an error tells: its class, the first line of its message that ends, and
+    the same of its cause where the message does not have it."""
+    text = joined_line(str(error)) or "no message"
+    cause = error.__cause__ or (None if str(error).strip() else error.__context__)
+    line = f"{type(error).__name__}: {text}"
+    if cause is not None and (joined_line(str(cause)) or "\n") not in text:
+        line = f"{line}, because of {first_line(cause)}"
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 1]}…"
+
+
+def joined_line(text: str) -> str:
+    """Take the first line of a text, with those after it while it ends in a colon or comma."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    joined = lines[0] if lines else ""
+    for line in lines[1:]:
+        if not joined.endswith((":", ",")):
+            break
+        joined += f" {line}"
+    return joined
 
 
 class TinyNewsRecError(Exception):

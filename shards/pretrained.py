@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import DamageError, DataError, one_line
+from shards.errors import DamageError, DataError, first_line, joined_line, one_line
 from shards.files import MAX_JSON_BYTES, did_you_mean, is_folder, read_bytes, read_json
 from shards.pretrained_folder import MAX_CONFIG_BYTES, check_folder, check_values
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MATTERS = re.compile(r"regex pattern|byte fallback|[Ff]alling back|rope_|RoPE")
 """What transformers says of a folder when it goes on with other tokens or positions than meant."""
-_LONGEST_LINE = 400
 _said: set[str] = set()
 
 
@@ -109,7 +108,7 @@ def quiet(name: object = None) -> Iterator[None]:
         if bars:
             settings.enable_progress_bar()
     for text in [*told.texts, *(str(warning.message) for warning in caught)]:
-        line = f"tnr: note: {name}: transformers says: {_joined(text)}"
+        line = f"tnr: note: {name}: transformers says: {joined_line(text)}"
         if name is not None and _MATTERS.search(text) and line not in _said:
             _said.add(line)
             print(one_line(line), file=sys.stderr, flush=True)
@@ -287,28 +286,6 @@ def check_size(folder: Path, empty: "PreTrainedModel") -> None:
     check_values(
         folder, sum(t.numel() for t in itertools.chain(empty.parameters(), empty.buffers()))
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Say in one line what an error tells: its class, the first line of its message that ends, and
-    the same of its cause where the message does not have it."""
-    text = _joined(str(error)) or "no message"
-    cause = error.__cause__ or (None if str(error).strip() else error.__context__)
-    line = f"{type(error).__name__}: {text}"
-    if cause is not None and (_joined(str(cause)) or "\n") not in text:
-        line = f"{line}, because of {first_line(cause)}"
-    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 1]}…"
-
-
-def _joined(text: str) -> str:
-    """The first line of a text, with those after it while it ends in a colon or comma."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    joined = lines[0] if lines else ""
-    for line in lines[1:]:
-        if not joined.endswith((":", ",")):
-            break
-        joined += f" {line}"
-    return joined
 
 
 def _checked(name: str | os.PathLike[str]) -> Path:

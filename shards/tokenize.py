@@ -25,10 +25,9 @@ from shards.column_extras import keep_tokenizer
 from shards.column_info import TOKENIZER_FOLDER, TOKENS
 from shards.columns import ColumnReader, ColumnWriter
 from shards.damage import Skip, SkipBudget
-from shards.errors import ColumnError, DamageError, DataError, StoppedError, UsageError
+from shards.errors import ColumnError, DamageError, DataError, StoppedError, UsageError, first_line
 from shards.files import read_json
 from shards.pool import Workers
-from shards.pretrained import first_line
 from shards.ragged import join
 from shards.reader import ShardSet
 from shards.stopping import Pace, Stopping, TaskStopping, stop_on_sigterm

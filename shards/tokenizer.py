@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, UsageError, first_line
 from shards.files import fingerprint, fsync_folder, temporary_folder, temporary_name
 from shards.order import keyed_permutation
 from shards.os_errors import naming
@@ -55,7 +55,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> "PreTrainedTokenizer
     try:
         tokenizer("")  # settings of a wrong type show in use alone
     except Exception as error:  # TypeError and others, from anywhere in transformers
-        said = pretrained.first_line(error)
+        said = first_line(error)
         raise DataError(f"the tokenizer {name!r} encodes no text: {said}") from error
     return tokenizer
 

@@ -87,12 +87,8 @@ class Ours:
         rows = list(zip(range(8), Stream(self.task.data.order, batch, 0, 1, None), strict=False))
         self.rows = [row for _, row in rows]
 
-    def batch(self, number: int) -> dict[str, Any]:
-        import torch
-
-        arrays = self.task.data.collate(self.rows[number % len(self.rows)])
-        arrays.pop("padding")
-        return {name: torch.as_tensor(array) for name, array in arrays.items()}
+    def batch(self, number: int) -> Any:
+        return self.task.data.collate(self.rows[number % len(self.rows)]).batch
 
     def loss(self, number: int) -> Any:
         return self.module(self.batch(number))["loss"]
@@ -155,10 +151,10 @@ class Padded(Ours):
         from trainer.losses.contrastive import contrastive
 
         batch, model = self.batch(number), self.task.module.model
-        places = batch["title_index"]
-        ids, mask = (batch[name][places.flatten()] for name in ("title_ids", "title_mask"))
-        titles = model(ids, mask).view(*places.shape, -1)
-        bodies = model(batch["body_ids"], batch["body_mask"])
+        (titles,), (bodies,), places = batch.titles.parts, batch.bodies.parts, batch.title_index
+        chosen = places.flatten()
+        titles = model(titles.inputs[chosen], titles.mask[chosen]).view(*places.shape, -1)
+        bodies = model(bodies.inputs, bodies.mask)
         return contrastive(torch.einsum("be,bce->bc", bodies, titles))
 
 

@@ -34,7 +34,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import numpy as np
 import torch
 from click_logs import HISTORY, SKEW, TITLE_TOKENS, mind_like_log, real_log, settings
 from doj import encoder_folder, in_turns, ratios, spread
@@ -69,13 +68,13 @@ class Ours:
         self.rows = [row for _, row in rows]
         self.collating: list[float] = []
 
-    def arrays(self, number: int) -> dict[str, np.ndarray]:
+    def made(self, number: int) -> Any:
         return self.data.collate(self.rows[number % len(self.rows)])
 
-    def batch(self, number: int) -> Tensors:
-        return {name: torch.from_numpy(array) for name, array in self.arrays(number).items()}
+    def batch(self, number: int) -> Any:
+        return self.made(number).batch
 
-    def loss(self, batch: Tensors) -> Tensor:
+    def loss(self, batch: Any) -> Tensor:
         return self.module(batch)["loss"]
 
     def step(self, number: int) -> float:
@@ -118,12 +117,11 @@ class Plain:
         ``self.same`` pads to 30 tokens and 50 slots; an empty slot is a title of padding.
         """
         found = self.same.batch(number)
-        slots = torch.cat([found["history_index"], found["candidate_index"]], dim=1)
-        filled = torch.cat(
-            [found["history_mask"], torch.ones_like(found["candidate_index"], dtype=torch.bool)],
-            dim=1,
-        )
-        ids, mask = found["title_ids"][slots], found["title_mask"][slots]
+        slots = torch.cat([found.history_index, found.candidate_index], dim=1)
+        is_candidate = torch.ones_like(found.candidate_index, dtype=torch.bool)
+        filled = torch.cat([found.history_mask, is_candidate], dim=1)
+        (titles,) = found.news.parts
+        ids, mask = titles.inputs[slots], titles.mask[slots]
         # Attention needs a token to look at, even in titles that nothing else looks at.
         empty = torch.zeros_like(mask[0, 0])
         empty[0] = 1
@@ -207,13 +205,13 @@ def describe(ours: Ours) -> None:
     seen: dict[str, list[float]] = {name: [] for name in ("slots", "titles", "tokens", "forwards")}
     slots = 0
     for number in range(len(ours.rows)):
-        arrays = ours.arrays(number)
-        titles, tokens, _ = arrays["texts"]
-        seen["slots"].append(arrays["history_mask"].sum() + arrays["candidate_index"].size)
-        seen["titles"].append(titles)
-        seen["tokens"].append(tokens)
-        seen["forwards"].append(sum("title_ids" in name for name in arrays))
-        slots += sum(array.size for name, array in arrays.items() if "title_ids" in name)
+        made = ours.made(number)
+        filled = made.batch.history_mask.sum() + made.batch.candidate_index.numel()
+        seen["slots"].append(int(filled))
+        seen["titles"].append(made.counts.texts)
+        seen["tokens"].append(made.counts.tokens)
+        seen["forwards"].append(len(made.batch.news.parts))
+        slots += made.counts.slots
     means = {name: statistics.mean(values) for name, values in seen.items()}
     clicks = ours.config.run.global_batch
     every = clicks * (HISTORY + CANDIDATES)

@@ -39,8 +39,7 @@ def bare_loop(articles: Path, config: Any) -> Any:
 
     def step() -> tuple[float, float]:
         start = time.perf_counter()
-        arrays = task.data.collate(next(rows))
-        batch = {name: torch.as_tensor(array) for name, array in arrays.items()}
+        batch = task.data.collate(next(rows)).batch
         collated = time.perf_counter()
         task.module(batch)["loss"].backward()
         optimizer.step()

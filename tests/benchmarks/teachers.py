@@ -51,7 +51,7 @@ from trainer.teacher_server.fill_logits import compute_logits
 from trainer.teacher_server.identity import TEXT
 from trainer.teacher_server.logits import StoredLogits
 from trainer.teacher_server.request import Target
-from trainer.teacher_server.signals import StoredTextSignals
+from trainer.teacher_server.signals import StoredTextSignals, TextRows
 from trainer.teacher_server.sizes import stored_bytes
 
 BATCH, NEGATIVES, WIDTH = 32, 9, 256
@@ -87,8 +87,7 @@ class Student:
 
     def step(self) -> None:
         """One optimizer step, the making of its batch included."""
-        arrays = self.data.collate(next(self.stream))
-        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch = self.data.collate(next(self.stream)).batch
         self.module(batch)["loss"].backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -200,7 +199,7 @@ def memory_of_this_process(small: str, large: str, run: str, backbone: str, teac
         student.step()
         for _ in range(2 if signals else 0):
             titles = rng.integers(0, huge.num_rows, BATCH * (1 + NEGATIVES))
-            signals.read({"title": titles, "body": titles[:BATCH]})
+            signals.read(TextRows(titles, titles[:BATCH], np.zeros(BATCH, np.int64)))
     status = Path("/proc/self/status").read_text().splitlines()
     found = {line.split(":")[0]: int(line.split()[1]) for line in status if line.startswith("Rss")}
     print(found["RssAnon"] / 1024, found["RssFile"] / 1024)

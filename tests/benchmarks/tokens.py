@@ -120,7 +120,6 @@ def column_against_loader(
 def steps(articles: ShardSet, tokens: TokenColumn, options: argparse.Namespace) -> None:
     """Forward and backward of post-training by budget, in turn: padding, and time over no
     grouping."""
-    import torch
 
     from trainer.config.schema import BackboneConfig, DataConfig, ModelConfig
     from trainer.models import build_news_encoder
@@ -149,12 +148,12 @@ def steps(articles: ShardSet, tokens: TokenColumn, options: argparse.Namespace) 
             rows = next(stream)
             for budget in budgets:
                 data.grouping = Grouping(budget)
-                arrays = data.collate(rows)
-                padding[budget].append(100 * float(arrays.pop("padding")))
-                calls[budget].append(sum("_ids" in name for name in arrays))
-                tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+                made = data.collate(rows)
+                pairs = made.batch
+                padding[budget].append(100 * made.counts.padding)
+                calls[budget].append(len(pairs.titles.parts) + len(pairs.bodies.parts))
                 started = time.perf_counter()
-                task(tensors)["loss"].backward()
+                task(pairs)["loss"].backward()
                 if turn:  # the first warms up
                     times[budget].append(time.perf_counter() - started)
                 task.zero_grad(set_to_none=True)

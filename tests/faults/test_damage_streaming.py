@@ -441,7 +441,7 @@ def test_post_training_leaves_skipped_articles_out(made, tokenizer):
     for _ in range(3):
         batch = next(stream)
         assert 6 not in batch.rows
-        arrays = data.collate(batch)
+        (titles,) = data.collate(batch).batch.titles.parts
         # Every title of the batch has tokens: none is the empty one of the damaged article.
-        assert (arrays["title_mask"].sum(axis=1) > tokens.num_special).all()
-        assert len(arrays["title_mask"]) == 11
+        assert (titles.mask.sum(dim=1) > tokens.num_special).all()
+        assert len(titles.mask) == 11

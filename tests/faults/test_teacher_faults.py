@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.batches import flat
 from helpers.exports import rewrite
 from helpers.process import one_thread
 from helpers.sets import article_texts, make_articles
@@ -303,17 +304,17 @@ def test_e6_reader_while_another_writes_and_a_file_replaced_under_the_map(world,
     """A batch made after every cell was replaced has the values of the files that were opened."""
     assert main(cache_words(world, teacher)) == 0
     data, rows = batch(world, teacher)
-    before = data.collate(rows)
+    before = flat(data.collate(rows).batch)
     request = FillRequest(articles=world.articles, impressions=None)
     writer = ColumnWriter(*targets(load_export(teacher), request)[0])
     for shard, info in enumerate(world.articles.shards):
         ones = np.ones((info.samples, 12), np.float16)
         writer.write(shard, {"title": ones, "body": ones}, replace=True)
-    after = data.collate(rows)
+    after = flat(data.collate(rows).batch)
     for name, array in before.items():
         np.testing.assert_array_equal(after[name], array)
-    opened_now = batch(world, teacher)[0].collate(rows)
-    assert (opened_now["teacher.0.title"] == 1).all()
+    opened_now = batch(world, teacher)[0].collate(rows).batch
+    assert (opened_now.teachers.titles[0] == 1).all()
 
 
 def test_e6_a_file_cut_under_the_map_is_an_error_and_not_a_bus_error(world, teacher):

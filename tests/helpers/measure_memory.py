@@ -11,6 +11,9 @@ from pathlib import Path
 
 import torch
 
+from trainer.tasks.post_train import Pairs
+from trainer.tasks.texts import SubBatch, Texts
+
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from trainer.config.load import from_settings
@@ -62,18 +65,13 @@ def measure(config, distributed: Distributed) -> dict[str, int]:
     return {"first": found[0], "last": found[-1]}
 
 
-def batch(config) -> dict[str, torch.Tensor]:
+def batch(config) -> Pairs:
     size, length = config.run.micro_batch, 8
     ids = torch.randint(5, VOCAB_SIZE, (size, length))
     mask = torch.ones_like(ids)
     index = torch.stack([torch.arange(size), torch.arange(size).roll(1)], dim=1)
-    return {
-        "title_index": index,
-        "title_ids": ids,
-        "title_mask": mask,
-        "body_ids": ids,
-        "body_mask": mask,
-    }
+    texts = Texts((SubBatch(ids, mask),))
+    return Pairs(titles=texts, bodies=texts, title_index=index)
 
 
 def storages() -> dict[int, int]:

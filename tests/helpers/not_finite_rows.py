@@ -53,9 +53,7 @@ def take(config, distributed, steps, poison):
         if is_poisoned and poison == "scale":
             backend._scale.value = 2.0**40
         for micro, rows in enumerate(batches[step]):
-            arrays = data.collate(rows)
-            arrays.pop("padding")
-            batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            batch = data.collate(rows).batch
             with backend.micro_step(is_last=micro == len(batches[step]) - 1):
                 loss = backend.module(batch)["loss"]
                 # The last rank alone, in the first micro-batch alone.

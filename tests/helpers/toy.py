@@ -5,6 +5,7 @@ directly from outside the forward of its module, sizes are odd so that shards ne
 groups have their own learning rates.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,22 @@ import torch
 from torch import nn
 
 from shards.order import BatchRows, EpochOrder
+from trainer.batch import Batch, as_tensor
 from trainer.config.schema import OptimizerConfig
+from trainer.tasks.base import MicroBatch
+from trainer.tasks.texts import TextCounts
 
 VOCABULARY = 53
 WIDTH = 13
 OUT = 7
+
+
+@dataclass(frozen=True)
+class ToyBatch(Batch):
+    titles: torch.Tensor
+    body: torch.Tensor
+    is_empty: torch.Tensor
+    poison: torch.Tensor
 
 
 class ToyEncoder(nn.Module):
@@ -79,15 +91,15 @@ class ToyTask(nn.Module):
             {"params": rest, "lr": config.lr, "name": "rest"},
         ]
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-        size = len(batch["body"])
-        titles = self.model.encoder(batch["titles"].flatten(0, 1)).view(size, -1, OUT)
-        body = self.model.fill(self.model.encoder(batch["body"]), batch["is_empty"])
+    def forward(self, batch: ToyBatch) -> dict[str, Any]:
+        size = len(batch.body)
+        titles = self.model.encoder(batch.titles.flatten(0, 1)).view(size, -1, OUT)
+        body = self.model.fill(self.model.encoder(batch.body), batch.is_empty)
         body = self.model.user(self.projection(body)) * self.model.scale
         scores = torch.einsum("bce,be->bc", titles.float(), body.float())
         target = nn.functional.cross_entropy(scores, torch.zeros(size, dtype=torch.long))
         penalty = (body.float() ** 2).mean()
-        loss = target + 0.1 * penalty + batch["poison"].sum()
+        loss = target + 0.1 * penalty + batch.poison.sum()
         return {
             "loss": loss,
             "losses": {"target": target.detach(), "penalty": penalty.detach()},
@@ -123,13 +135,13 @@ class ToyData:
     def sharing_choice(self, *batch: int) -> None:
         """Nothing to choose."""
 
-    def collate(self, batch_rows: BatchRows) -> dict[str, np.ndarray]:
+    def collate(self, batch_rows: BatchRows) -> MicroBatch:
         rows = batch_rows.rows
         poison = [float("nan") if int(row) in self._poisoned else 0.0 for row in rows]
-        return {
-            "titles": self._titles[rows],
-            "body": self._bodies[rows],
-            "is_empty": rows % 5 == 0,
-            "poison": np.asarray(poison, dtype=np.float32),
-            "padding": np.asarray(0.25),
-        }
+        batch = ToyBatch(
+            titles=as_tensor(self._titles[rows]),
+            body=as_tensor(self._bodies[rows]),
+            is_empty=as_tensor(rows % 5 == 0),
+            poison=as_tensor(np.asarray(poison, dtype=np.float32)),
+        )
+        return MicroBatch(batch, TextCounts(tokens=3, slots=4))

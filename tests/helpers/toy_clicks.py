@@ -6,10 +6,13 @@ import numpy as np
 from torch import nn
 
 from shards.order import BatchRows, EpochOrder
+from trainer.batch import as_tensor
 from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.models import build_recommender
 from trainer.models.parameters import set_trainable
-from trainer.tasks.clicks import FinetuneTask
+from trainer.tasks.base import MicroBatch
+from trainer.tasks.clicks import Clicks, FinetuneTask
+from trainer.tasks.texts import SubBatch, Texts
 
 VOCABULARY, ARTICLES, HISTORY, CANDIDATES = 61, 40, 6, 3
 
@@ -56,14 +59,15 @@ class ClickToyData:
     def sharing_choice(self, *batch: int) -> None:
         """Nothing to choose."""
 
-    def collate(self, batch_rows: BatchRows) -> dict[str, np.ndarray]:
+    def collate(self, batch_rows: BatchRows) -> MicroBatch:
         rows = batch_rows.rows
         slots = np.arange(HISTORY)
-        title_mask = np.arange(7) < self._lengths[:, None]
-        return {
-            "title_ids": np.where(title_mask, self._titles, 0),
-            "title_mask": title_mask.astype(np.int64),
-            "history_index": self._history[rows],
-            "history_mask": slots >= HISTORY - self._clicks[rows][:, None],
-            "candidate_index": self._candidates[rows],
-        }
+        mask = np.arange(7) < self._lengths[:, None]
+        ids = as_tensor(np.where(mask, self._titles, 0))
+        batch = Clicks(
+            news=Texts((SubBatch(ids, as_tensor(mask.astype(np.int64))),)),
+            history_index=as_tensor(self._history[rows]),
+            history_mask=as_tensor(slots >= HISTORY - self._clicks[rows][:, None]),
+            candidate_index=as_tensor(self._candidates[rows]),
+        )
+        return MicroBatch(batch)

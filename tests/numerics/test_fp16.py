@@ -8,6 +8,7 @@ from helpers.inprocess import train, train_until_crash, weights
 from helpers.launch import metrics
 from helpers.world import TinyWorld, make_world
 
+from trainer.batch import Batch
 from trainer.engine import loss_scale
 from trainer.engine.distributed import start
 from trainer.engine.loss_scale import LossScale
@@ -37,12 +38,10 @@ def gradient(world: TinyWorld, task: str, precision: str, **changes) -> dict[str
     return {name: value / 0.1 for name, value in optimizer.items() if name.endswith("/exp_avg")}
 
 
-def first_batch(built, size: int) -> dict[str, torch.Tensor]:
+def first_batch(built, size: int) -> Batch:
     from shards.stream import Stream
 
-    arrays = built.data.collate(next(Stream(built.data.order, size, 0, 1, None)))
-    arrays.pop("padding")
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return built.data.collate(next(Stream(built.data.order, size, 0, 1, None))).batch
 
 
 @pytest.mark.parametrize(

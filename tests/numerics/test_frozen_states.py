@@ -88,10 +88,8 @@ def recommender_of(family: str, bias: bool, pad_id: int) -> Recommender:
 
 def outcome(task: nn.Module, data: ClickData) -> tuple[Any, dict[str, torch.Tensor]]:
     """Losses and gradients of a micro-batch."""
-    arrays = data.collate(next(Stream(data.order, 8)))
-    batch = {n: torch.from_numpy(a) for n, a in arrays.items() if n not in ("padding", "texts")}
     task.train().zero_grad()
-    out = task(batch)
+    out = task(data.collate(next(Stream(data.order, 8))).batch)
     out["loss"].backward()
     return out, {n: p.grad for n, p in task.named_parameters() if p.grad is not None}
 

@@ -12,7 +12,9 @@ from helpers.world import TINY_MODEL, TinyWorld, make_world
 from shards.length_groups import length_groups, most_groups
 from shards.stream import Stream
 from trainer.tasks.build import build
-from trainer.tasks.texts import Grouping, encode_texts, grouping_of
+from trainer.tasks.clicks import Clicks
+from trainer.tasks.post_train import Pairs
+from trainer.tasks.texts import Grouping, SubBatch, Texts, encode_texts, grouping_of
 
 BUDGET = 48
 TIGHT = 26
@@ -39,20 +41,18 @@ def built_task(world: TinyWorld, task: str, batch_tokens: int, **more):
 def outcome(built, grouping: Grouping):
     """Loss and gradients of a micro-batch, its padding, and how often the encoder was called."""
     built.data.grouping = grouping
-    arrays = built.data.collate(next(Stream(built.data.order, 8)))
-    padding = float(arrays.pop("padding"))
+    made = built.data.collate(next(Stream(built.data.order, 8)))
     calls = []
     encoder = getattr(built.module.model, "news_encoder", built.module.model)
     hook = encoder.register_forward_pre_hook(lambda _, texts: calls.append(texts[0].shape))
     built.module.zero_grad()
     built.module.train()
-    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     dtype = next(built.module.parameters()).dtype
-    out = built.module({n: t.to(dtype) if t.is_floating_point() else t for n, t in batch.items()})
+    out = built.module(made.batch.map(lambda t: t.to(dtype) if t.is_floating_point() else t))
     out["loss"].backward()
     hook.remove()
     gradients = {n: p.grad for n, p in built.module.named_parameters() if p.grad is not None}
-    return out, gradients, padding, calls
+    return out, gradients, made.counts.padding, calls
 
 
 @pytest.mark.parametrize("is_fixed", [False, True])
@@ -77,19 +77,19 @@ def test_grouping_changes_neither_losses_nor_gradients(world, task, is_fixed):
         assert share < 0.7 * padded_share
 
 
+def all_texts(batch: Pairs | Clicks) -> list[Texts]:
+    return [batch.titles, batch.bodies] if isinstance(batch, Pairs) else [batch.news]
+
+
 @pytest.mark.parametrize("task", ["post_train", "finetune"])
 def test_padding_reported_is_that_of_the_forward_passes(world, task):
     _, built = built_task(world, task, BUDGET)
     for grouping in (Grouping(), Grouping(BUDGET), Grouping(BUDGET, is_fixed=True)):
         _, _, share, calls = outcome(built, grouping)
-        arrays = built.data.collate(next(Stream(built.data.order, 8)))
-        lengths = {f: arrays[f"{f}_place"] for f in ("title", "body") if f"{f}_place" in arrays}
         tokens = 0
-        for field in ("title", "body"):
-            masks = [a for n, a in arrays.items() if n.startswith(f"{field}_mask")]
-            if masks:
-                sums = np.concatenate([m.sum(axis=1) for m in masks])
-                tokens += sums[lengths.get(field, slice(None))].sum()
+        for texts in all_texts(built.data.collate(next(Stream(built.data.order, 8))).batch):
+            sums = np.concatenate([part.mask.numpy().sum(axis=1) for part in texts.parts])
+            tokens += sums[slice(None) if texts.place is None else texts.place].sum()
         assert share == pytest.approx(1 - tokens / sum(n * length for n, length in calls), abs=1e-6)
 
 
@@ -101,18 +101,17 @@ def test_calls_are_a_function_of_the_configuration_where_they_must_be(world):
     for _ in range(8):
         rows = next(stream)
         built.data.grouping = Grouping(BUDGET, is_fixed=True)
-        counts.add(sum(name.startswith("title_ids.") for name in built.data.collate(rows)))
+        counts.add(len(built.data.collate(rows).batch.news.parts))
         built.data.grouping = Grouping(BUDGET)
-        adaptive.add(sum(name.startswith("title_ids.") for name in built.data.collate(rows)))
+        adaptive.add(len(built.data.collate(rows).batch.news.parts))
     assert counts == {most_groups(8 * (5 + 1 + 3), 10, BUDGET)}
     assert len(adaptive) > 1
 
 
 def test_a_repeated_text_gets_no_gradient_and_still_runs_backward():
     ids = [torch.tensor([[1]]), torch.tensor([[2]]), torch.tensor([[2]])]
-    batch = {f"title_ids.{g}": part for g, part in enumerate(ids)}
-    batch |= {f"title_mask.{g}": torch.ones_like(part) for g, part in enumerate(ids)}
-    batch["title_place"] = torch.tensor([1, 0])
+    parts = tuple(SubBatch(part, torch.ones_like(part)) for part in ids)
+    texts = Texts(parts, place=torch.tensor([1, 0]))
     outputs = []
 
     def encode(ids, mask):
@@ -120,7 +119,7 @@ def test_a_repeated_text_gets_no_gradient_and_still_runs_backward():
         outputs.append(out)
         return out
 
-    encode_texts(encode, batch, "title").sum().backward()
+    encode_texts(encode, texts).sum().backward()
     assert [out.grad.item() for out in outputs] == [1.0, 1.0, 0.0]
 
 
@@ -180,8 +179,8 @@ def test_two_ranks_with_unlike_texts_neither_hang_nor_differ(world, task, mode):
     for rank in range(2):
         built.data.grouping = Grouping(TIGHT)
         stream = Stream(built.data.order, 8, rank, 2)
-        batches = [built.data.collate(next(stream)) for _ in range(6)]
-        needed.append([sum("_ids." in name for name in batch) for batch in batches])
+        batches = [built.data.collate(next(stream)).batch for _ in range(6)]
+        needed.append([sum(len(t.parts) for t in all_texts(batch)) for batch in batches])
     assert needed[0] != needed[1]
     plain = train(world, f"{task}-{mode}-plain", task, 1, "--data.batch_tokens", 0)
     deepspeed = () if mode == "ddp" else ("--run.deepspeed", mode)

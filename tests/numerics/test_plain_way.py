@@ -16,6 +16,7 @@ from shards.order import BatchRows
 from shards.stream import Stream
 from trainer.tasks.build import BuiltTask, build
 from trainer.tasks.texts import Grouping
+from trainer.teacher_server.signals import ClickRows
 
 BATCH, HISTORY, LONGEST = 8, 5, 10
 T, TARGET, DISTILL, EMBEDDING = 2.0, 0.2, 1.5, 0.7
@@ -63,11 +64,9 @@ def plain_losses(built: BuiltTask, batch: BatchRows) -> dict[str, torch.Tensor]:
     losses = {"target": F.cross_entropy(scores, first)}
     if data.signals is None:
         return losses
-    said = data.signals.read(
-        {"news": rows.ravel(), "user": clicks.impression_B}, clicks.positions_BC
-    )
-    told = {name: torch.from_numpy(array).float() for name, array in said.items()}
-    teachers = torch.stack([told[f"teacher.{m}.scores"] for m in range(2)])
+    asked = ClickRows(rows.ravel(), clicks.impression_B, clicks.positions_BC)
+    told = data.signals.read(asked).map(lambda tensor: tensor.float())
+    teachers = torch.stack(told.scores)
     beta = torch.stack(
         [-F.cross_entropy(scores_m, first, reduction="none") for scores_m in teachers]
     ).softmax(dim=0)
@@ -77,9 +76,9 @@ def plain_losses(built: BuiltTask, batch: BatchRows) -> dict[str, torch.Tensor]:
     counted = torch.cat([torch.from_numpy(clicks.mask_BH), torch.ones(BATCH, 4)], dim=1)
     distance = torch.zeros(BATCH)
     for m in range(2):
-        news = [torch.zeros(1, told[f"teacher.{n}.news"].shape[1]) for n in range(2)]
+        news = [torch.zeros(1, vectors_m.shape[1]) for vectors_m in told.news]
         user = list(news)
-        news[m], user[m] = told[f"teacher.{m}.news"], told[f"teacher.{m}.user"]
+        news[m], user[m] = told.news[m], told.users[m]
         news_m = built.module.news_projections(news)[m].reshape(vectors.shape)
         user_m = built.module.user_projections(user)[m]
         of_slots = ((news_m - vectors) ** 2).mean(-1)
@@ -116,11 +115,11 @@ def test_losses_and_gradients_are_those_of_every_slot_padded_and_encoded(world, 
         expected = plain_losses(built, batch)
         wanted = gradients_of(built, sum(weights[name] * loss for name, loss in expected.items()))
         built.data.grouping = grouping
-        arrays = built.data.collate(batch)
-        slots = arrays["history_mask"].size + arrays["candidate_index"].size
-        assert arrays["texts"][0] < 0.9 * slots, "the batch must share some titles"
-        assert (~arrays["history_mask"]).any()
-        out = built.module({n: torch.from_numpy(a) for n, a in arrays.items()})
+        made = built.data.collate(batch)
+        slots = made.batch.history_mask.numel() + made.batch.candidate_index.numel()
+        assert made.counts.texts < 0.9 * slots, "the batch must share some titles"
+        assert (~made.batch.history_mask).any()
+        out = built.module(made.batch)
         assert out["losses"].keys() == expected.keys()
         for name, loss in expected.items():
             assert out["losses"][name].item() == pytest.approx(loss.item(), rel=1e-5)

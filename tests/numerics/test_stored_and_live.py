@@ -13,6 +13,7 @@ from trainer.export.folder import load_export
 from trainer.tasks.build import build
 from trainer.teacher_server.fill import FillRequest, fill, shard_rows
 from trainer.teacher_server.outputs import TeacherModel
+from trainer.teacher_server.signals import ClickRows, ClicksSaid, TextRows, TextsSaid, tensors
 
 STEPS, FEWER = 200, 40
 
@@ -32,28 +33,29 @@ class LiveAsFilled:
         self.articles, self.impressions = world.articles, world.impressions
         self.clicks = ClickColumn.open(world.impressions)
 
-    @torch.inference_mode()
-    def read(self, rows, positions_BC=None, epochs_B=None):
-        said = {}
-        for m, model in enumerate(self.models):
-            if "news" not in rows:
-                said[f"teacher.{m}.title"] = by_shard(self.articles, rows["title"], model.titles)
-                said[f"teacher.{m}.body"] = by_shard(self.articles, rows["body"], model.bodies)
-                continue
-            everything = np.arange(self.articles.num_rows)
-            news_NE = by_shard(self.articles, everything, model.titles)
-            said[f"teacher.{m}.news"] = news_NE[rows["news"]]
-            users, scores = [], []
-            for shard in range(len(self.impressions.shards)):
-                of_shard = shard_rows(self.impressions, shard)
-                some, values, offsets = model.impressions(news_NE, self.clicks, of_shard)
-                users.append(some)
-                scores += [values[a:b] for a, b in itertools.pairwise(offsets)]
-            said[f"teacher.{m}.user"] = np.concatenate(users)[rows["user"]]
-            said[f"teacher.{m}.scores"] = np.stack(
-                [scores[r][p] for r, p in zip(rows["user"], positions_BC, strict=True)]
-            )
-        return said
+    def read(self, rows: TextRows | ClickRows) -> TextsSaid | ClicksSaid:
+        said = [
+            self._texts(model, rows) if isinstance(rows, TextRows) else self._clicks(model, rows)
+            for model in self.models
+        ]
+        kind = TextsSaid if isinstance(rows, TextRows) else ClicksSaid
+        return kind(*(tensors(of_all) for of_all in zip(*said, strict=True)))
+
+    def _texts(self, model: TeacherModel, rows: TextRows) -> tuple[np.ndarray, ...]:
+        titles = by_shard(self.articles, rows.titles, model.titles)
+        return titles, by_shard(self.articles, rows.bodies, model.bodies)
+
+    def _clicks(self, model: TeacherModel, rows: ClickRows) -> tuple[np.ndarray, ...]:
+        news_NE = by_shard(self.articles, np.arange(self.articles.num_rows), model.titles)
+        users, scores = [], []
+        for shard in range(len(self.impressions.shards)):
+            of_shard = shard_rows(self.impressions, shard)
+            some, values, offsets = model.impressions(news_NE, self.clicks, of_shard)
+            users.append(some)
+            scores += [values[a:b] for a, b in itertools.pairwise(offsets)]
+        both = zip(rows.impressions, rows.positions, strict=True)
+        shown = np.stack([scores[row][places] for row, places in both])
+        return news_NE[rows.news], np.concatenate(users)[rows.impressions], shown
 
 
 def by_shard(articles, rows, encode):
@@ -95,8 +97,7 @@ def losses(world, stage, teachers, source, dtype, steps=STEPS):
     found = []
     for step, rows in zip(range(steps), Stream(built.data.order, 8), strict=False):
         torch.manual_seed(step)
-        batch = {name: torch.from_numpy(a) for name, a in built.data.collate(rows).items()}
-        out = built.module(batch)
+        out = built.module(built.data.collate(rows).batch)
         optimizer.zero_grad()
         out["loss"].backward()
         optimizer.step()

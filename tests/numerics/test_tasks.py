@@ -1,6 +1,7 @@
 """The whole loss of every task against a slow transcription of the paper's formulas, sample by
 sample."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from trainer.config.schema import LossConfig
 from trainer.tasks.base import accuracy
-from trainer.tasks.clicks import FinetuneDistillTask, FinetuneTask
-from trainer.tasks.post_train import PostTrainDistillTask, PostTrainTask
+from trainer.tasks.clicks import Clicks, FinetuneDistillTask, FinetuneTask
+from trainer.tasks.post_train import Pairs, PostTrainDistillTask, PostTrainTask
+from trainer.tasks.texts import SubBatch, Texts
+from trainer.teacher_server.signals import ClicksSaid, TextsSaid
 
 E_NEWS, TEACHER_DIMS = 6, [5, 8]
 T = 2.0
@@ -100,23 +103,22 @@ def _seed() -> None:
     np.random.seed(3)
 
 
-def pairs_batch(
-    num_samples: int = 3, num_titles: int = 7, candidates: int = 4
-) -> dict[str, Tensor]:
+def texts_of(ids: Tensor) -> Texts:
+    return Texts((SubBatch(ids, torch.ones_like(ids)),))
+
+
+def pairs_batch(num_samples: int = 3, num_titles: int = 7, candidates: int = 4) -> Pairs:
     titles = torch.arange(num_titles)[:, None]
     bodies = torch.arange(num_titles, num_titles + num_samples)[:, None]
     index = torch.stack([torch.randperm(num_titles)[:candidates] for _ in range(num_samples)])
-    batch = {
-        "title_ids": titles,
-        "title_mask": torch.ones_like(titles),
-        "title_index": index,
-        "body_ids": bodies,
-        "body_mask": torch.ones_like(bodies),
-    }
-    for m, dim in enumerate(TEACHER_DIMS):
-        batch[f"teacher.{m}.title"] = torch.randn(num_titles, dim)
-        batch[f"teacher.{m}.body"] = torch.randn(num_samples, dim)
-    return batch
+    said = [(torch.randn(num_titles, dim), torch.randn(num_samples, dim)) for dim in TEACHER_DIMS]
+    of_titles, of_bodies = zip(*said, strict=True)
+    return Pairs(
+        titles=texts_of(titles),
+        bodies=texts_of(bodies),
+        title_index=index,
+        teachers=TextsSaid(titles=of_titles, bodies=of_bodies),
+    )
 
 
 def test_post_training_is_the_mean_cross_entropy_of_the_own_title() -> None:
@@ -124,7 +126,7 @@ def test_post_training_is_the_mean_cross_entropy_of_the_own_title() -> None:
     task = PostTrainTask(TableEncoder(10))
     table = task.model.table.detach().numpy()
     losses = []
-    for sample, titles in enumerate(batch["title_index"].tolist()):
+    for sample, titles in enumerate(batch.title_index.tolist()):
         scores = [float(table[7 + sample] @ table[t]) for t in titles]
         losses.append(cross_entropy(one_hot_first(4), scores))
     assert task(batch)["loss"].item() == pytest.approx(np.mean(losses), rel=1e-5)
@@ -132,10 +134,10 @@ def test_post_training_is_the_mean_cross_entropy_of_the_own_title() -> None:
 
 def test_in_batch_negatives_are_the_other_samples_titles() -> None:
     batch = pairs_batch()
-    batch["title_index"] = batch["title_index"][:, :1]
+    batch = dataclasses.replace(batch, title_index=batch.title_index[:, :1])
     task = PostTrainTask(TableEncoder(10), in_batch_negatives=True)
     table = task.model.table.detach().numpy()
-    own = batch["title_index"][:, 0].tolist()
+    own = batch.title_index[:, 0].tolist()
     losses = []
     for sample in range(3):
         others = [t for s, t in enumerate(own) if s != sample]
@@ -153,13 +155,13 @@ def test_stage_one_is_target_plus_distill_plus_embedding(squared: bool) -> None:
     task = PostTrainDistillTask(TableEncoder(10), TEACHER_DIMS, loss)
     table = task.model.table.detach().numpy()
     target, distill, embedding = [], [], []
-    for sample, titles in enumerate(batch["title_index"].tolist()):
+    for sample, titles in enumerate(batch.title_index.tolist()):
         body = table[7 + sample]
         scores = [float(body @ table[t]) for t in titles]
         said = []
         for m in range(2):
-            t_body = batch[f"teacher.{m}.body"][sample].double().numpy()
-            t_titles = batch[f"teacher.{m}.title"].double().numpy()
+            t_body = batch.teachers.bodies[m][sample].double().numpy()
+            t_titles = batch.teachers.titles[m].double().numpy()
             said.append([float(t_body @ t_titles[t]) for t in titles])
         weights, mixed = teacher_mix(said)
         soft = softmax([s / T for s in mixed])
@@ -168,8 +170,8 @@ def test_stage_one_is_target_plus_distill_plus_embedding(squared: bool) -> None:
         distill.append(factor * cross_entropy(soft, [s / T for s in scores]))
         distance = 0.0
         for m, weight in enumerate(weights):
-            t_body = batch[f"teacher.{m}.body"][sample].double().numpy()
-            t_titles = batch[f"teacher.{m}.title"].double().numpy()
+            t_body = batch.teachers.bodies[m][sample].double().numpy()
+            t_titles = batch.teachers.titles[m].double().numpy()
             of_titles = [mse(project(task.projections, m, t_titles[t]), table[t]) for t in titles]
             distance += weight * (
                 np.mean(of_titles) + mse(project(task.projections, m, t_body), body)
@@ -183,28 +185,27 @@ def test_stage_one_is_target_plus_distill_plus_embedding(squared: bool) -> None:
     assert out["loss"].item() == pytest.approx(total, rel=1e-5)
 
 
-def clicks_batch() -> dict[str, Tensor]:
+def clicks_batch() -> Clicks:
     num_texts, candidates = 8, 3
     ids = torch.arange(num_texts)[:, None]
-    batch = {
-        "title_ids": ids,
-        "title_mask": torch.ones_like(ids),
-        "history_index": torch.tensor([[7, 0, 1, 2], [7, 7, 7, 3]]),
-        "history_mask": torch.tensor([[False, True, True, True], [False, False, False, True]]),
-        "candidate_index": torch.tensor([[4, 5, 0], [6, 1, 2]]),
-    }
-    for m, dim in enumerate(TEACHER_DIMS):
-        batch[f"teacher.{m}.news"] = torch.randn(num_texts, dim)
-        batch[f"teacher.{m}.user"] = torch.randn(2, dim)
-        batch[f"teacher.{m}.scores"] = torch.randn(2, candidates)
-    return batch
+    said = [
+        (torch.randn(num_texts, dim), torch.randn(2, dim), torch.randn(2, candidates))
+        for dim in TEACHER_DIMS
+    ]
+    return Clicks(
+        news=texts_of(ids),
+        history_index=torch.tensor([[7, 0, 1, 2], [7, 7, 7, 3]]),
+        history_mask=torch.tensor([[False, True, True, True], [False, False, False, True]]),
+        candidate_index=torch.tensor([[4, 5, 0], [6, 1, 2]]),
+        teachers=ClicksSaid(*zip(*said, strict=True)),
+    )
 
 
-def student_side(table: np.ndarray, batch: dict[str, Tensor], sample: int):
-    kept = batch["history_mask"][sample]
-    history = batch["history_index"][sample][kept].tolist()
+def student_side(table: np.ndarray, batch: Clicks, sample: int):
+    kept = batch.history_mask[sample]
+    history = batch.history_index[sample][kept].tolist()
     user = np.mean([table[h] for h in history], axis=0)
-    candidates = batch["candidate_index"][sample].tolist()
+    candidates = batch.candidate_index[sample].tolist()
     return history, candidates, user, [float(user @ table[c]) for c in candidates]
 
 
@@ -231,16 +232,16 @@ def test_stage_two_is_target_plus_distill_plus_embedding(shared: bool, padded: b
     for sample in range(2):
         history, candidates, user, scores = student_side(table, batch, sample)
         if padded:
-            history = batch["history_index"][sample].tolist()
-        said = [batch[f"teacher.{m}.scores"][sample].double().tolist() for m in range(2)]
+            history = batch.history_index[sample].tolist()
+        said = [batch.teachers.scores[m][sample].double().tolist() for m in range(2)]
         weights, mixed = teacher_mix(said)
         target.append(cross_entropy(one_hot_first(3), scores))
         soft = softmax([s / T for s in mixed])
         distill.append(T**2 * cross_entropy(soft, [s / T for s in scores]))
         distance = 0.0
         for m, weight in enumerate(weights):
-            news = batch[f"teacher.{m}.news"].double().numpy()
-            t_user = batch[f"teacher.{m}.user"][sample].double().numpy()
+            news = batch.teachers.news[m].double().numpy()
+            t_user = batch.teachers.users[m][sample].double().numpy()
             of_news = [
                 mse(project(task.news_projections, m, news[n]), table[n])
                 for n in history + candidates
@@ -257,8 +258,7 @@ def test_stage_two_is_target_plus_distill_plus_embedding(shared: bool, padded: b
 
 def test_no_gradient_reaches_the_teachers_and_all_reaches_the_projections() -> None:
     batch = pairs_batch()
-    for name in [n for n in batch if n.startswith("teacher")]:
-        batch[name].requires_grad_(True)
+    batch.teachers.map(lambda said: said.requires_grad_(True))
     task = PostTrainDistillTask(TableEncoder(10), TEACHER_DIMS, LossConfig())
     out = task(batch)
     out["loss"].backward()

@@ -1,5 +1,6 @@
 """Steps that are not finite: stopped at, left out, or gone back from; all of it deterministic."""
 
+import dataclasses
 import json
 
 import pytest
@@ -37,8 +38,9 @@ class Infinite(ToyTask):
     """Its loss stays finite, but its gradient is infinite wherever a sample is marked."""
 
     def forward(self, batch):
-        marked = torch.isnan(batch["poison"]).any()
-        outputs = super().forward(batch | {"poison": torch.zeros_like(batch["poison"])})
+        marked = torch.isnan(batch.poison).any()
+        healthy = dataclasses.replace(batch, poison=torch.zeros_like(batch.poison))
+        outputs = super().forward(healthy)
         weight = self.projection.weight
         if marked:
             outputs["loss"] = outputs["loss"] + torch.sqrt((weight - weight.detach()).sum())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.toy import ToyData, ToyTask
+from helpers.toy import ToyBatch, ToyData, ToyTask
 from torch import nn
 
 from shards.stream import Stream
@@ -15,11 +15,9 @@ from trainer.engine.step_module import (
 from trainer.errors import TrainingError
 
 
-def toy_batch(size: int = 6) -> dict[str, torch.Tensor]:
+def toy_batch(size: int = 6) -> ToyBatch:
     data = ToyData()
-    arrays = data.collate(next(Stream(data.order, size, 0, 1, None)))
-    arrays.pop("padding")
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return data.collate(next(Stream(data.order, size, 0, 1, None))).batch
 
 
 def test_seeds_differ_in_every_coordinate_and_fit_torch():

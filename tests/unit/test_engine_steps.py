@@ -114,9 +114,7 @@ def finished(tmp_path, precision: str, scale: float, limit: float | None):
         backend = session.backend
         if precision == "fp16":
             backend._scale.value = scale
-        arrays = ToyData().collate(next(Stream(ToyData().order, 8, 0, 1, None)))
-        arrays.pop("padding")
-        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch = ToyData().collate(next(Stream(ToyData().order, 8, 0, 1, None))).batch
         backend.backward(backend.module(batch)["loss"], is_last=True)
         norm = backend._finish_gradients()
         gradients = [p.grad.clone() for p in session.step_module.parameters() if p.requires_grad]

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from helpers.tiny_models import PAD_ID, VOCAB_SIZE, texts, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.models import build_news_encoder
 from trainer.monitor.flops import peak_of, text_flops
-from trainer.tasks.texts import reported
+from trainer.tasks.texts import SubBatch, Texts, count_texts
 
 TOLERANCE = 0.04
 """Left out of the formula: the sums of the pooling, and first layers without a gradient below."""
@@ -35,10 +36,11 @@ def test_flops_of_a_step_are_what_torch_counts(frozen_layers):
 
 def test_texts_are_counted_without_padding_and_repetitions():
     mask = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]], dtype=bool)
-    batch = {"title_mask": mask, "title_place": np.array([0, 1])}
-    found = reported(batch)
-    assert found["texts"].tolist() == [2, 5, 4 + 9]
-    assert float(found["padding"]) == pytest.approx(1 - 5 / 12)
+    part = SubBatch(torch.zeros(3, 4), torch.from_numpy(mask))
+    found = count_texts(Texts((part,), place=torch.tensor([0, 1])))
+    assert (found.texts, found.tokens, found.tokens_squared) == (2, 5, 4 + 9)
+    assert (found.rows, found.row_tokens, found.slots, found.slots_squared) == (3, 8, 12, 48)
+    assert found.padding == pytest.approx(1 - 5 / 12)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from trainer.tasks.clicks import score_clicks
 from trainer.teacher_server import identity
 from trainer.teacher_server.fill import FillRequest, fill, targets
 from trainer.teacher_server.live import LiveClickSignals
-from trainer.teacher_server.signals import StoredClickSignals
+from trainer.teacher_server.signals import ClickRows, StoredClickSignals
 from trainer.teacher_server.teachers import adopt
 
 PARTS = [("title", 10), ("category", 6), ("abstract", 12)]
@@ -122,7 +122,7 @@ def test_training_evaluation_prediction_and_teachers_say_the_same(
     fill([str(export.folder)], request, lambda line: None)
     rows = np.arange(len(samples))
     places = np.stack([np.zeros(len(rows), np.int64), np.diff(offsets) - 1], axis=1)
-    asked = {"news": np.arange(world.articles.num_rows), "user": rows}
+    asked = ClickRows(np.arange(world.articles.num_rows), rows, places)
     sources = [
         StoredClickSignals(
             world.articles, world.impressions, [export.folder], "float32", "fp32", None
@@ -130,11 +130,11 @@ def test_training_evaluation_prediction_and_teachers_say_the_same(
         LiveClickSignals(world.articles, world.impressions, [export.folder]),
     ]
     for source in sources:
-        said = source.read(asked, places)
-        np.testing.assert_allclose(said["teacher.0.news"], news, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(said["teacher.0.user"], users, rtol=1e-4, atol=1e-5)
+        said = source.read(asked)
+        np.testing.assert_allclose(said.news[0], news, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(said.users[0], users, rtol=1e-4, atol=1e-5)
         of_places = expected[offsets[:-1, None] + places]
-        np.testing.assert_allclose(said["teacher.0.scores"], of_places, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(said.scores[0], of_places, rtol=1e-4, atol=1e-5)
 
     trained_scores(world, config, built, expected, offsets)
 
@@ -146,16 +146,15 @@ def trained_scores(world, config, built, expected, offsets) -> None:
     cold = 0
     stream = Stream(built.data.order, 8)
     for _, batch in zip(range(clicks.num_clicks // 8), stream, strict=False):
-        arrays = built.data.collate(batch)
+        made = built.data.collate(batch).batch
         with torch.no_grad():
-            tensors = {name: torch.from_numpy(np.asarray(a)) for name, a in arrays.items()}
-            found = score_clicks(module.model, tensors)[2].numpy()
+            found = score_clicks(module.model, made)[2].numpy()
         rows, clicked = clicks.click(batch.rows)
         others = clicks.sample_negatives(config.run.seed, batch.rows, batch.epochs, 3)
         places = np.concatenate([clicked[:, None], others], axis=1)
         of_places = expected[offsets[rows][:, None] + places]
         np.testing.assert_allclose(found, of_places, rtol=1e-4, atol=1e-5)
-        is_cold = ~arrays["history_mask"].any(axis=1)
+        is_cold = ~made.history_mask.numpy().any(axis=1)
         cold += int(is_cold.sum())
         assert not is_cold.any() or np.abs(found[is_cold]).max() > 1e-3
     assert cold > 5
@@ -169,8 +168,7 @@ def test_a_batch_of_cold_users_alone_trains_their_vector(world: TinyWorld, kind:
     cold = np.flatnonzero(~clicks.history(rows, 1)[1].any(axis=1))
     batch = next(Stream(built.data.order, 8))
     batch = type(batch)(cold[:8], np.zeros(8, np.int64), batch.position)
-    arrays = {k: torch.from_numpy(np.asarray(a)) for k, a in built.data.collate(batch).items()}
-    out = built.module.train()(arrays)
+    out = built.module.train()(built.data.collate(batch).batch)
     out["loss"].backward()
     assert built.module.model.user_encoder.pad_doc.grad.abs().max() > 0
 
@@ -188,18 +186,18 @@ def test_a_learned_vector_is_read_as_the_released_code_reads_it(world: TinyWorld
     is_cold = np.repeat(cold, np.diff(scored.offsets))
     assert not scored.scores[is_cold].any() and (scored.scores[~is_cold] != 0).all()
     live = LiveClickSignals(world.articles, world.impressions, [export.folder])
-    asked = {"news": np.arange(3), "user": np.flatnonzero(cold)}
-    said = live.read(asked, np.zeros((int(cold.sum()), 1), np.int64))
+    places = np.zeros((int(cold.sum()), 1), np.int64)
+    said = live.read(ClickRows(np.arange(3), np.flatnonzero(cold), places))
     pad_doc = ready.model.user_encoder.pad_doc.detach().numpy()
-    np.testing.assert_allclose(said["teacher.0.user"], np.tile(pad_doc, (cold.sum(), 1)), rtol=1e-6)
+    np.testing.assert_allclose(said.users[0], np.tile(pad_doc, (cold.sum(), 1)), rtol=1e-6)
 
 
 def test_only_the_clicks_that_count_are_encoded(world: TinyWorld) -> None:
     """The mean of the last 3 of 5 clicks reads 3, and says so to whoever uses the export."""
     config = world.config("finetune", **SETTINGS, **KINDS["last_k_mean"])
     built = build(config)
-    arrays = built.data.collate(next(Stream(built.data.order, 8)))
-    assert arrays["history_mask"].shape[1] == 3
+    made = built.data.collate(next(Stream(built.data.order, 8))).batch
+    assert made.history_mask.shape[1] == 3
     export = load_export(world.teacher("finetune", 3, **SETTINGS, **KINDS["last_k_mean"]))
     assert export.info["history_length"] == 3
     assert export.info["model_settings"]["user_last_k"] == 3
@@ -233,10 +231,10 @@ def test_stored_and_live_teachers_that_read_more_than_titles_say_the_same(
         built = build(world.config("finetune_distill", **options, teachers__source=source))
         built.module.eval()
         assert built.data.news.fields == (tuple(f for f, _ in PARTS) if released else ("title",))
-        arrays = built.data.collate(next(Stream(built.data.order, 8)))
+        made = built.data.collate(next(Stream(built.data.order, 8))).batch
         if released:
-            assert arrays["title_ids"].shape[1] == 10 + 6 + 12 - 2
-        out = built.module({k: torch.from_numpy(np.asarray(a)) for k, a in arrays.items()})
+            assert made.news.parts[0].inputs.shape[1] == 10 + 6 + 12 - 2
+        out = built.module(made)
         found.append([out["loss"].item(), *(term.item() for term in out["losses"].values())])
     np.testing.assert_allclose(found[0], found[1], rtol=2e-6)
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from shards import pretrained
-from shards.errors import DamageError, DataError
+from shards.errors import DamageError, DataError, first_line
 from shards.tokenizer import load_tokenizer
 from trainer.errors import ModelError
 from trainer.models import build_recommender, load_model
@@ -297,7 +297,7 @@ def chained(*errors: Exception) -> Exception:
     ],
 )  # fmt: skip
 def test_an_error_is_told_by_its_telling_line(error: Exception, told: str) -> None:
-    assert pretrained.first_line(error) == told
+    assert first_line(error) == told
 
 
 def test_an_error_without_a_message_is_told_by_what_it_was_met_in() -> None:
@@ -306,8 +306,8 @@ def test_an_error_without_a_message_is_told_by_what_it_was_met_in() -> None:
             raise ValueError("the cause")
         except ValueError:
             raise RuntimeError  # noqa: B904
-    assert pretrained.first_line(caught.value).endswith("because of ValueError: the cause")
-    assert len(pretrained.first_line(ValueError("x" * 9999))) == 400
+    assert first_line(caught.value).endswith("because of ValueError: the cause")
+    assert len(first_line(ValueError("x" * 9999))) == 400
 
 
 def test_a_value_of_another_type_is_named_with_what_was_expected(encoder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.batches import flat
 from helpers.elsewhere import Server, s3_variables, serve
 from helpers.foreign_tars import write_tar
 from helpers.tnr import tnr
@@ -131,7 +132,8 @@ def test_batches_are_the_same_in_a_cache_smaller_than_the_set(world, server, tmp
     seen = set()
     streams = (Stream(here.order, 8), Stream(there.order, 8))
     for _ in range(40):  # three epochs
-        a, b = (d.collate(next(s)) for d, s in zip((here, there), streams, strict=True))
+        both = zip((here, there), streams, strict=True)
+        a, b = (flat(d.collate(next(s)).batch) for d, s in both)
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
@@ -328,8 +330,8 @@ def test_teacher_columns_over_a_url_are_written_and_trained_on_here(
         teachers__models=[teacher],
     )
     data = build(config).data
-    batch = data.collate(next(Stream(data.order, 8)))
-    assert batch["teacher.0.body"].shape == (8, 12)
+    batch = data.collate(next(Stream(data.order, 8))).batch
+    assert batch.teachers.bodies[0].shape == (8, 12)
 
 
 def test_stored_logits_come_with_the_shards_of_their_bodies(world, server, tmp_path):
@@ -345,8 +347,8 @@ def test_stored_logits_come_with_the_shards_of_their_bodies(world, server, tmp_p
     data, expected = build(config).data, build(here).data
     assert not list(tmp_path.rglob("body.scores@*"))
     rows = next(Stream(data.order, 8))
-    scores = data.collate(rows)["teacher.0.scores"]
-    np.testing.assert_array_equal(scores, expected.collate(rows)["teacher.0.scores"])
+    (scores,), (wanted,) = (one.collate(rows).batch.teachers.scores for one in (data, expected))
+    np.testing.assert_array_equal(scores, wanted)
     came = {path.name.rpartition("@")[2] for path in tmp_path.rglob("body.scores@*")}
     assert came == {f"news-{data.order.shards_of_window(0, 0)[0]:06d}"}
     assert not list(tmp_path.rglob(f"{TEXT}-*/*/title@*"))

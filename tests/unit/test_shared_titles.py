@@ -3,6 +3,7 @@
 That losses and gradients over real ranks are the same is in ``numerics/test_equality_table.py``.
 """
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -18,7 +19,8 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.engine.opening import open_run
 from trainer.engine.run_folder import RunFolder
 from trainer.tasks.build import build, open_data, open_sources
-from trainer.tasks.clicks import score_clicks
+from trainer.tasks.clicks import Clicks, score_clicks
+from trainer.tasks.texts import encode_texts
 
 RANKS = 3
 
@@ -39,18 +41,23 @@ def batches(world: TinyWorld, **settings):
 def test_shares_hold_the_titles_of_every_rank_each_once(world):
     own, rows = batches(world, data__pad_to_max=True)
     shared, _ = batches(world, data__pad_to_max=True, data__share_titles="all")
-    per_rank = [own.collate(part) for part in rows]
-    shares = [shared.collate(part) for part in rows]
-    assert len({len(share["title_ids"]) for share in shares}) == 1
-    laid_out = np.concatenate([share["title_ids"] for share in shares])
+    per_rank = [own.collate(part).batch for part in rows]
+    shares = [shared.collate(part).batch for part in rows]
+    assert len({len(ids_of(share)) for share in shares}) == 1
+    laid_out = np.concatenate([ids_of(share) for share in shares])
     distinct = np.unique(laid_out, axis=0)
     assert len(laid_out) - len(distinct) < RANKS
-    assert len(laid_out) < sum(len(arrays["title_ids"]) for arrays in per_rank)
-    for arrays, share in zip(per_rank, shares, strict=True):
-        assert "title_shared" not in arrays
-        np.testing.assert_array_equal(laid_out[share["title_shared"]], arrays["title_ids"])
+    assert len(laid_out) < sum(len(ids_of(batch)) for batch in per_rank)
+    for alone, share in zip(per_rank, shares, strict=True):
+        assert alone.news.shared is None
+        np.testing.assert_array_equal(laid_out[share.news.shared], ids_of(alone))
         for name in ("history_index", "history_mask", "candidate_index"):
-            np.testing.assert_array_equal(share[name], arrays[name])
+            np.testing.assert_array_equal(getattr(share, name), getattr(alone, name))
+
+
+def ids_of(batch: Clicks) -> np.ndarray:
+    (part,) = batch.news.parts
+    return part.inputs.numpy()
 
 
 def test_scores_are_those_of_ranks_that_encode_their_own(world, monkeypatch):
@@ -65,16 +72,12 @@ def test_scores_are_those_of_ranks_that_encode_their_own(world, monkeypatch):
     torch.manual_seed(1)
     model = build(world.config("finetune", **settings)).module.model.eval()
 
-    def tensors(arrays):
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    expected = [score_clicks(model, tensors(own.collate(part))) for part in rows]
-    shares = [tensors(shared.collate(part)) for part in rows]
-    vectors = []
-    for share in shares:
-        alone = {name: array for name, array in share.items() if name != "title_shared"}
-        alone |= {name: share[name] * 0 for name in ("history_index", "candidate_index")}
-        vectors.append(score_clicks(model, alone)[0])
+    expected = [score_clicks(model, own.collate(part).batch) for part in rows]
+    shares = [shared.collate(part).batch for part in rows]
+    vectors = [
+        encode_texts(model.encode_news, dataclasses.replace(share.news, shared=None))
+        for share in shares
+    ]
     monkeypatch.setattr("torch.distributed.nn.functional.all_gather", lambda vectors_SE: vectors)
     for share, wanted in zip(shares, expected, strict=True):
         for found, tensor in zip(score_clicks(model, share), wanted, strict=True):
@@ -114,9 +117,10 @@ def test_auto_shares_where_few_enough_titles_are_left(
     assert "share_titles" not in start_of(world, data, RunFolder(tmp_path / "alone"), 1)
     kept = data.sharing(2, 12, RANKS).kept_over_ranks
     assert 0.05 < kept < 1.0
-    assert [("title_shared" in data.collate(part)) for part in rows] == [is_shared] * RANKS
+    shares = [data.collate(part).batch.news.shared is not None for part in rows]
+    assert shares == [is_shared] * RANKS
 
 
 def test_one_rank_has_nobody_to_share_with(world):
     data, _ = batches(world, data__share_titles="all")
-    assert "title_shared" not in data.collate(next(Stream(data.order, 12)))
+    assert data.collate(next(Stream(data.order, 12))).batch.news.shared is None

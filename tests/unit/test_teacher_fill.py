@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.batches import flat
 from helpers.process import one_thread
 from helpers.teacher_columns import (
     columns_of,
@@ -40,7 +41,7 @@ from trainer.teacher_server.request import (
     parse_part,
     targets,
 )
-from trainer.teacher_server.signals import StoredClickSignals, StoredTextSignals
+from trainer.teacher_server.signals import ClickRows, StoredClickSignals, StoredTextSignals
 from trainer.teacher_server.status import status_lines
 from trainer.teacher_server.teachers import open_teachers
 from trainer.teacher_server.verify import verify_lines
@@ -206,13 +207,13 @@ def test_impressions_with_one_history_share_one_stored_user_vector(world: TinyWo
     news = np.arange(6)
     stored = StoredClickSignals(world.articles, world.impressions, teacher, "float32", "fp32")
     live = LiveClickSignals(world.articles, world.impressions, teacher)
-    asked_rows = {"news": news, "user": rows}
-    found, oracle = (source.read(asked_rows, positions) for source in (stored, live))
+    asked_rows = ClickRows(news, rows, positions)
+    found, oracle = (flat(source.read(asked_rows)) for source in (stored, live))
     assert found.keys() == oracle.keys()
     for name, values in found.items():
         np.testing.assert_allclose(values, oracle[name], rtol=1e-5, atol=1e-6)
     # Not all the same: a reader that always took the first vector would not pass.
-    assert len(np.unique(found["teacher.0.user"], axis=0)) == len(places)
+    assert len(np.unique(found["users.0"], axis=0)) == len(places)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("int8", 2e-2)])
@@ -221,11 +222,10 @@ def test_stage_2_in_fewer_bytes_says_nearly_the_same(
 ) -> None:
     teacher = teachers_of(world, 2, 1)
     fill(teacher, request(world, 2, dtype=dtype), silent)
-    rows = {"news": np.array([3, -1, 5, 3]), "user": np.arange(4)}
-    positions = np.zeros((4, 2), dtype=np.int64)
+    rows = ClickRows(np.array([3, -1, 5, 3]), np.arange(4), np.zeros((4, 2), dtype=np.int64))
     stored = StoredClickSignals(world.articles, world.impressions, teacher, dtype, "fp32")
     live = LiveClickSignals(world.articles, world.impressions, teacher)
-    found, oracle = (source.read(rows, positions) for source in (stored, live))
+    found, oracle = (flat(source.read(rows)) for source in (stored, live))
     assert found.keys() == oracle.keys()
     for name, values in found.items():
         scale = np.abs(oracle[name]).max()

@@ -92,9 +92,9 @@ def losses(world, teachers, **settings):
     folder = built.data.signals.columns[-1].folder
     found, there = [], None
     for _, rows in zip(range(24), Stream(built.data.order, 8), strict=False):
-        arrays = built.data.collate(rows)
+        made = built.data.collate(rows)
         there = there or len(list(folder.glob("news-*.json")))
-        found.append(built.module({k: torch.from_numpy(v) for k, v in arrays.items()})["loss"])
+        found.append(built.module(made.batch)["loss"])
     return torch.stack(found).detach().numpy(), there
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.batches import flat
 from helpers.launch import metrics
 from helpers.process import one_thread
 from helpers.teacher_columns import request, silent, teachers_of
@@ -80,7 +81,7 @@ def steps(world: TinyWorld, teachers: list[str], count: int = 4, **settings: obj
     built.module.eval()
     found = []
     for _, rows in zip(range(count), Stream(built.data.order, BATCH), strict=False):
-        batch = {name: torch.from_numpy(a) for name, a in built.data.collate(rows).items()}
+        batch = built.data.collate(rows).batch
         found.append((rows, batch, built.module(batch)))
     return found
 
@@ -168,10 +169,7 @@ def test_a_step_with_stored_logits_has_the_losses_of_a_computed_one(
             torch.testing.assert_close(found["losses"][name], value, rtol=2e-6, atol=1e-7)
         torch.testing.assert_close(found["loss"], expected["loss"], rtol=2e-6, atol=1e-7)
         # Without the embedding loss no vector is read.
-        assert {name for name in batch if name.startswith("teacher.")} == {
-            "teacher.0.scores",
-            "teacher.1.scores",
-        }
+        assert set(flat(batch.teachers)) == {"scores.0", "scores.1"}
         assert alone["losses"].keys() == {"target", "distill"}
         for name, value in alone["losses"].items():
             torch.testing.assert_close(value, expected["losses"][name], rtol=2e-6, atol=1e-7)

@@ -57,11 +57,7 @@ def losses(world: TinyWorld, stage: int, teachers: list[str], source: str, dtype
     found = []
     stream = Stream(built.data.order, 8, 0, 1)
     for _, rows in zip(range(6), stream, strict=False):
-        batch = {
-            k: torch.from_numpy(np.ascontiguousarray(v))
-            for k, v in built.data.collate(rows).items()
-        }
-        out = built.module(batch)
+        out = built.module(built.data.collate(rows).batch)
         found.append([out["loss"].item(), *(v.item() for v in out["losses"].values())])
     return np.array(found)
 
@@ -143,9 +139,9 @@ def test_teachers_of_other_widths_backbones_and_tokenizers_mix(
     built = build(
         world.config(f"{task}_distill", teachers__models=teachers, teachers__dtype="float32", **own)
     )
-    arrays = built.data.collate(next(Stream(built.data.order, 8)))
-    name = "body" if stage == 1 else "user"
-    assert [arrays[f"teacher.{m}.{name}"].shape[1] for m in range(2)] == [12, 20]
+    said = built.data.collate(next(Stream(built.data.order, 8))).batch.teachers
+    vectors = said.bodies if stage == 1 else said.users
+    assert [of_teacher.shape[1] for of_teacher in vectors] == [12, 20]
 
 
 def test_only_one_teacher_is_in_memory_at_a_time(

@@ -1,22 +1,15 @@
 """This rank's micro-batches, step by step."""
 
+import dataclasses
 from collections.abc import Callable
-
-import numpy as np
-import torch
 
 from shards.order import BatchRows, Position
 from shards.stream import Prefetch, Stream, prefetch
 from trainer.config.schema import TrainConfig
 from trainer.engine.distributed import Distributed
-from trainer.tasks.base import TaskData
+from trainer.tasks.base import MicroBatch, TaskData
 
-MicroBatch = dict[str, np.ndarray]
 StepBatch = tuple[list[MicroBatch], Position]
-PADDING = "padding"
-"""Entry of a micro-batch that is reported instead of passed on: its share of padding, 0 to 1."""
-TEXTS = "texts"
-"""Another: numbers of texts and tokens, see :func:`trainer.tasks.texts.reported`."""
 
 
 def step_batches(
@@ -37,9 +30,13 @@ def step_batches(
         leaves_out: Whether the batch that ends at a position is passed over.
     """
 
+    is_pinned = distributed.device.type == "cuda"
+
     def collate(rows: BatchRows) -> StepBatch:
-        parts = rows.split(config.run.micro_batch)
-        return [data.collate(part) for part in parts], rows.position
+        found = [data.collate(part) for part in rows.split(config.run.micro_batch)]
+        if is_pinned:
+            found = [dataclasses.replace(one, batch=one.batch.pin_memory()) for one in found]
+        return found, rows.position
 
     stream = Stream(
         data.order,
@@ -50,12 +47,3 @@ def step_batches(
     )
     kept = (rows for rows in stream if not leaves_out(rows.position))
     return prefetch(kept, collate, workers=config.data.workers)
-
-
-def to_device(arrays: MicroBatch, device: torch.device) -> dict[str, torch.Tensor]:
-    """The arrays of a micro-batch as tensors on a device."""
-    writable = {name: a if a.flags.writeable else a.copy() for name, a in arrays.items()}
-    return {
-        name: torch.from_numpy(array).to(device, non_blocking=True)
-        for name, array in writable.items()
-    }

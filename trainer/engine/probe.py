@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from shards.errors import first_line
+
 _POLL_S = 0.05
 
 
@@ -60,7 +62,7 @@ def meet(told: Any, timeout_s: float, environment: Mapping[str, str] = os.enviro
             timeout=timedelta(seconds=timeout_s),
         )  # fmt: skip
     except DistError as refusal:
-        reason = str(refusal).splitlines()[0]
+        reason = first_line(refusal)
         return Meeting(ranks=ranks, missing=[0] if rank else [], error=f"no rendezvous: {reason}")
     store = PrefixStore("preflight", tcp)
     store.set(f"rank {rank}", json.dumps([socket.gethostname(), told]))
@@ -143,7 +145,7 @@ def _all_reduce(rank: int, ranks: int, store: Any, timeout_s: float) -> tuple[st
         dist.all_reduce(times)
         found, clocks = int(count.item()), times.tolist()
     except (RuntimeError, ValueError) as error:
-        return backend, 0.0, f"all-reduce failed: {str(error).splitlines()[0]}"
+        return backend, 0.0, f"all-reduce failed: {first_line(error)}"
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

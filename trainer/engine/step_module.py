@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.batch import Batch
 from trainer.errors import TrainingError
 
 OUTPUTS = ("loss", "losses", "report", "num_samples")
@@ -30,7 +31,7 @@ class StepModule(nn.Module):
         self.precision = precision
         self._device_type = device_type
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def forward(self, batch: Batch) -> dict[str, Any]:
         """Run the task on one micro-batch; the loss comes back in fp32.
 
         Raises:

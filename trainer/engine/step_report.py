@@ -17,6 +17,7 @@ import torch
 from trainer.engine.backends import StepResult
 from trainer.engine.distributed import Distributed
 from trainer.monitor.flops import TextFlops
+from trainer.tasks.texts import TextCounts
 
 BINS = 40
 """Bars of a histogram; the values lie between 0 and 1."""
@@ -36,12 +37,12 @@ class StepReport:
         self._sums: torch.Tensor | None = None
         self._count = 0
 
-    def add(self, outputs: Mapping[str, Any], padding: float | None) -> None:
+    def add(self, outputs: Mapping[str, Any], counts: TextCounts) -> None:
         """Add the output of one micro-batch; nothing is copied off the device here.
 
         Args:
             outputs: What the task's forward returned.
-            padding: Share of padding in the micro-batch, if the data say.
+            counts: The texts of the micro-batch, if it has any.
         """
         self._count += 1
         values: dict[str, Any] = {"train/loss": outputs["loss"]}
@@ -49,12 +50,12 @@ class StepReport:
             values |= {f"train/loss_{name}": value for name, value in outputs["losses"].items()}
             for name, value in outputs["report"].items():
                 values[name if "/" in name else f"train/{name}"] = value
-            if padding is not None:
-                values["speed/padding_pct"] = 100.0 * padding
+            if counts.slots:
+                values["speed/padding_pct"] = 100.0 * counts.padding
             for name, samples in outputs.get("histograms", {}).items():
-                counts = torch.histc(samples.float(), BINS, 0.0, 1.0)
+                bars = torch.histc(samples.float(), BINS, 0.0, 1.0)
                 before = self._histograms.get(name)
-                self._histograms[name] = counts if before is None else before + counts
+                self._histograms[name] = bars if before is None else before + bars
         device = outputs["loss"].device
         row = torch.stack([_scalar(value, device) for value in values.values()])
         self._names = list(values)
@@ -117,9 +118,9 @@ class Meter:
         """Count a wait for data."""
         self._waited_s += seconds
 
-    def count_texts(self, texts: np.ndarray) -> None:
-        """Count the texts of a micro-batch, see :func:`trainer.tasks.texts.reported`."""
-        self._texts = self._texts + texts
+    def count_texts(self, counts: TextCounts) -> None:
+        """Count the texts of a micro-batch."""
+        self._texts += (counts.texts, counts.tokens, counts.tokens_squared)
 
     def count_step(self, result: StepResult) -> None:
         """Count an optimizer step."""

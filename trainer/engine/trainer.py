@@ -24,7 +24,7 @@ from trainer.checkpoint.store import Checkpoint, CheckpointStore
 from trainer.config.load import flatten, to_dict
 from trainer.config.schema import TrainConfig
 from trainer.engine.backends import StepResult
-from trainer.engine.batches import PADDING, TEXTS, MicroBatch, StepBatch, step_batches, to_device
+from trainer.engine.batches import StepBatch, step_batches
 from trainer.engine.copies import copy_steps
 from trainer.engine.distributed import Distributed
 from trainer.engine.ending import finished_line, take_chosen, write_finished, write_stopped
@@ -53,7 +53,7 @@ from trainer.engine.watchdog import (
 from trainer.errors import CheckpointError, StopForRequeue, TrainingError
 from trainer.monitor.flops import peak_tflops, text_flops
 from trainer.monitor.monitor import Monitor, Record
-from trainer.tasks.base import TaskData
+from trainer.tasks.base import MicroBatch, TaskData
 
 Export = Callable[[nn.Module, Path, dict[str, Any]], object]
 """``export(model, folder, info)``: publish the model, with its whole fp32 weights, as a folder."""
@@ -267,11 +267,9 @@ class Trainer:
         self._watchdog.at(FORWARD)
         report = StepReport(is_logged=self._is_logged(step))
         backend, run = session.backend, self.config.run
-        for micro, arrays in enumerate(micro_batches):
-            padding, texts = arrays.pop(PADDING, None), arrays.pop(TEXTS, None)
-            if texts is not None:
-                self._meter.count_texts(texts)
-            batch = to_device(arrays, self.distributed.device)
+        for micro, made in enumerate(micro_batches):
+            self._meter.count_texts(made.counts)
+            batch = made.batch.to(self.distributed.device)
             is_last = micro == len(micro_batches) - 1
             torch.manual_seed(seed_of(run.seed, step, self.distributed.rank, micro))
             with backend.micro_step(is_last=is_last):
@@ -280,7 +278,7 @@ class Trainer:
                     check_all_take_part(outputs["loss"], session.step_module)
                     session.is_checked = True
                 backend.backward(spread(outputs["loss"]), is_last=is_last)
-            report.add(outputs, None if padding is None else float(padding))
+            report.add(outputs, made.counts)
         return report
 
     def _agree(self, report: StepReport, stop: StopRequest) -> tuple[int, int | None]:

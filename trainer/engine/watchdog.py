@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from shards.errors import first_line
 from trainer.engine.heartbeats import DUMP_SIGNAL, Heartbeats, describe, silent, wake
 from trainer.errors import EXIT_FAILED
 
@@ -185,7 +186,7 @@ class Watchdog:
             if not self._over.is_set():
                 _say(
                     f"tnr: warning: rank {self._rank} lost the store that ranks watch each other "
-                    f"through ({str(error).splitlines()[0]}); it still watches itself\n"
+                    f"through ({first_line(error)}); it still watches itself\n"
                 )
 
     def _fire(self, reason: str, *, is_first: bool = True) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shards.errors import first_line
 from trainer.errors import TrainingError
 from trainer.evaluate.encode import article_batches, bar, encode_articles
 from trainer.evaluate.metrics import METRIC_NAMES, Metrics, impression_metrics
@@ -103,7 +104,7 @@ class Ranks:
         except RuntimeError as error:
             raise TrainingError(
                 f"rank {self.rank} cannot reach another rank, whose own message says why it ended "
-                f"({str(error).splitlines()[0]})"
+                f"({first_line(error)})"
             ) from error
         return parts if to_all or self.is_main else []
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from shards.pretrained import first_line
+from shards.errors import first_line
 from trainer.errors import ModelError
 from trainer.models.layers import new_language_model
 from trainer.models.relative_position import RelativePositionBias

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from shards import pretrained
+from shards.errors import first_line
 from shards.files import did_you_mean, read_json
 from shards.pretrained_folder import check_folder
 from trainer.errors import DataError, ModelError
@@ -90,7 +91,7 @@ def _naming(path: Path) -> Iterator[None]:
         known = str(path) in str(error)
         raise ModelError(f"{'' if known else f'{path} cannot be loaded: '}{error}") from error
     except Exception as error:  # whatever the family of the nested configuration raises
-        raise ModelError(f"{path} cannot be loaded: {pretrained.first_line(error)}") from error
+        raise ModelError(f"{path} cannot be loaded: {first_line(error)}") from error
 
 
 def load_language_model_config(name: str) -> PreTrainedConfig:

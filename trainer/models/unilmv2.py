@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertTokenizer
 
+from shards.errors import first_line
 from shards.files import MAX_JSON_BYTES, open_regular, read_bytes
-from shards.pretrained import first_line
 from trainer.config.bias import BIAS_KEY
 from trainer.errors import DataError, ModelError
 from trainer.models.relative_position import NUM_BUCKETS

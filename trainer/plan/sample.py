@@ -5,7 +5,8 @@ import numpy as np
 from shards.order import BatchRows
 from trainer.config.schema import TrainConfig
 from trainer.plan.compute import MicroWork, Work
-from trainer.tasks.base import Batch, TaskData
+from trainer.tasks.base import TaskData
+from trainer.tasks.texts import TextCounts
 
 MICRO_BATCHES = 16
 
@@ -23,7 +24,8 @@ def sampled_work(config: TrainConfig, data: TaskData, count: int = MICRO_BATCHES
     found = []
     for start in places.tolist():
         rows, epochs = order.span(start, start + size)
-        found.append(work_of(data.collate(BatchRows(rows, epochs, order.position_at(start)))))
+        made = data.collate(BatchRows(rows, epochs, order.position_at(start)))
+        found.append(work_of(made.counts))
     total = Work(
         texts=sum(work.texts for work in found),
         tokens=sum(work.tokens for work in found),
@@ -37,14 +39,11 @@ def sampled_work(config: TrainConfig, data: TaskData, count: int = MICRO_BATCHES
     )
 
 
-def work_of(arrays: Batch) -> Work:
-    """Texts, tokens and slots of one laid-out micro-batch."""
-    masks = [
-        array for name, array in arrays.items() if name.startswith(("title_mask", "body_mask"))
-    ]
+def work_of(counts: TextCounts) -> Work:
+    """Texts, tokens and slots of one laid-out micro-batch, repeated texts included."""
     return Work(
-        texts=float(sum(len(mask) for mask in masks)),
-        tokens=float(sum(int(mask.sum()) for mask in masks)),
-        slots=float(sum(mask.size for mask in masks)),
-        slots_squared=float(sum(mask.size * mask.shape[1] for mask in masks)),
+        texts=float(counts.rows),
+        tokens=float(counts.row_tokens),
+        slots=float(counts.slots),
+        slots_squared=float(counts.slots_squared),
     )

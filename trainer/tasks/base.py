@@ -1,19 +1,29 @@
 """What every task returns, and how its terms become one loss."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from shards.order import EpochOrder
 from shards.sharing import SharingChoice
 from shards.stream import BatchRows
+from trainer.batch import Batch
+from trainer.tasks.texts import TextCounts
 
 T = TypeVar("T")
-Batch = dict[str, np.ndarray]
-"""One micro-batch as named arrays, before it becomes tensors."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a rank computes in one forward pass."""
+
+    batch: Batch
+    """What the module half is given."""
+    counts: TextCounts = TextCounts()  # noqa: RUF009  # it is frozen
+    """What is said about it."""
 
 
 class StepOutput(TypedDict):
@@ -48,8 +58,8 @@ class TaskData(Protocol):
     notes: list[str]
     """What is said when a run starts: samples that are left out, and why."""
 
-    def collate(self, batch: BatchRows) -> Batch:
-        """Arrays of one micro-batch."""
+    def collate(self, batch: BatchRows) -> MicroBatch:
+        """Make one micro-batch, on the CPU."""
         ...
 
     def sharing_choice(

@@ -120,7 +120,7 @@ def build(
 def open_data(
     config: TrainConfig,
     opened: Sources,
-    signals: TeacherSignals | None = None,
+    signals: TeacherSignals[Any, Any] | None = None,
     states: StateView | None = None,
 ) -> TaskData:
     """The data half of a task; without what teachers and frozen layers say, enough for a dry
@@ -181,7 +181,7 @@ def exporter(config: TrainConfig, tokens: TokenColumn) -> Exporter:
     return export
 
 
-def open_signals(config: TrainConfig, opened: Sources) -> TeacherSignals | None:
+def open_signals(config: TrainConfig, opened: Sources) -> TeacherSignals[Any, Any] | None:
     """What the teachers of a distillation say; None of a task without teachers.
 
     Raises:

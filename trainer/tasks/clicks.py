@@ -4,7 +4,9 @@ Shapes: B clicks, H history slots, C = 1 + S candidates (the clicked one first),
 of the micro-batch, L tokens, E news width, M teachers.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from shards.reader import ShardSet
 from shards.sharing import Sharing, SharingChoice, measure_sharing
 from shards.stream import BatchRows
 from shards.tokens import TokenColumn
+from trainer.batch import Batch, as_tensor
 from trainer.config.schema import DataConfig, LossConfig
 from trainer.frozen.states import StateView
 from trainer.losses.contrastive import contrastive
@@ -23,7 +26,7 @@ from trainer.losses.embedding import weighted_distance
 from trainer.models import Recommender
 from trainer.models.projection import TeacherProjections
 from trainer.tasks.base import (
-    Batch,
+    MicroBatch,
     StepOutput,
     accuracy,
     data_fingerprint,
@@ -43,11 +46,25 @@ from trainer.tasks.shared_titles import Share, encode_shared
 from trainer.tasks.texts import (
     NO_GROUPING,
     Grouping,
-    collate_texts,
-    has_states,
-    reported,
+    Texts,
+    count_texts,
+    lay_out_texts,
 )
-from trainer.teacher_server.signals import TeacherSignals
+from trainer.teacher_server.signals import ClickRows, ClickSignals, ClicksSaid
+
+
+@dataclass(frozen=True)
+class Clicks(Batch):
+    """B clicks over the U distinct titles that they name."""
+
+    news: Texts
+    history_index: Tensor
+    """int64 [B, H] into U; in empty slots any."""
+    history_mask: Tensor
+    """bool [B, H], true in slots that hold a click."""
+    candidate_index: Tensor
+    """int64 [B, C] into U, the clicked one first."""
+    teachers: ClicksSaid | None = None
 
 
 class ClickData:
@@ -70,7 +87,7 @@ class ClickData:
         seed: int,
         *,
         empty_slots: bool = False,
-        signals: TeacherSignals | None = None,
+        signals: ClickSignals | None = None,
         grouping: Grouping = NO_GROUPING,
         states: StateView | None = None,
     ) -> None:
@@ -101,41 +118,36 @@ class ClickData:
             **({} if states is None else {"frozen_states": states.reader}),
         )
 
-    def collate(self, batch: BatchRows) -> Batch:
-        """Arrays of one micro-batch.
-
-        Returns:
-            The U titles as :func:`trainer.tasks.texts.collate_texts` lays them out;
-            ``history_index`` and ``history_mask`` [B, H]; ``candidate_index`` [B, C] into U with
-            the clicked one first; with teachers also ``teacher.m.news`` [U, E], ``teacher.m.user``
-            [B, E] and ``teacher.m.scores`` [B, C]. Where ranks share titles, those laid out are
-            this rank's share, and ``title_shared`` [U] says where the U titles that its clicks name
-            are among all shares.
-        """
+    def collate(self, batch: BatchRows) -> MicroBatch:
+        """Make one micro-batch; its batch is :class:`Clicks`."""
         clicks, share = self._read(batch)
         if not (self.config.pad_to_max or self.empty_slots):
             clicks = clicks.trimmed()
         news_U, index = np.unique(clicks.named(), return_inverse=True)
-        arrays = collate_texts(
+        news = lay_out_texts(
             self.states or self.news,
-            "title",
             news_U if share is None else share.rows_S,
             pad_to_max=self.config.pad_to_max,
             grouping=self.grouping,
             most_texts=len(clicks) * self.config.history_length + clicks.candidates_BC.size,
         )
         if share is not None:
-            arrays["title_shared"] = share.places(news_U)
+            news = dataclasses.replace(news, shared=as_tensor(share.places(news_U)))
         if self.empty_slots:  # then there is neither grouping nor sharing
             news_U = np.append(news_U, -1)
-            ids, mask = arrays["title_ids"], arrays["title_mask"]
-            arrays["title_ids"] = np.vstack([ids, np.full_like(ids[:1], self.tokens.pad_id)])
-            arrays["title_mask"] = np.vstack([mask, np.ones_like(mask[:1])])
-        arrays |= _slots(clicks, index, empty=len(news_U) - 1)
+            news = news.with_empty_text(self.tokens.pad_id)
+        said = None
         if self.signals is not None:
-            asked = {"news": news_U, "user": clicks.impression_B}
-            arrays |= self.signals.read(asked, clicks.positions_BC)
-        return arrays | reported(arrays)
+            said = self.signals.read(ClickRows(news_U, clicks.impression_B, clicks.positions_BC))
+        history_BH, candidates_BC = _slots(clicks, index, empty=len(news_U) - 1)
+        made = Clicks(
+            news,
+            as_tensor(history_BH),
+            as_tensor(clicks.mask_BH),
+            as_tensor(candidates_BC),
+            said,
+        )
+        return MicroBatch(made, count_texts(news))
 
     def sharing(self, micro_batch: int, global_batch: int, ranks: int) -> Sharing:
         """Distinct titles of a forward pass, see :func:`shards.sharing.measure_sharing`."""
@@ -170,8 +182,8 @@ class ClickData:
         return self.config.share_titles == "all" if choice is None else choice.is_shared
 
 
-def _slots(clicks: ClickBatch, index: np.ndarray, empty: int) -> Batch:
-    """Which text is in each history slot and which each candidate is.
+def _slots(clicks: ClickBatch, index: np.ndarray, empty: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which text is in each history slot, int64[B, H], and which each candidate is, int64[B, C].
 
     Args:
         clicks: B clicks.
@@ -181,11 +193,7 @@ def _slots(clicks: ClickBatch, index: np.ndarray, empty: int) -> Batch:
     history_BH = np.full(clicks.history_BH.shape, empty, dtype=np.int64)
     num_history = len(index) - clicks.candidates_BC.size
     history_BH[clicks.mask_BH] = index[:num_history]
-    return {
-        "history_index": history_BH,
-        "history_mask": clicks.mask_BH,
-        "candidate_index": index[num_history:].reshape(clicks.candidates_BC.shape),
-    }
+    return history_BH, index[num_history:].reshape(clicks.candidates_BC.shape)
 
 
 class FinetuneTask(nn.Module):
@@ -195,8 +203,8 @@ class FinetuneTask(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
-        """Losses of one micro-batch of :meth:`ClickData.collate`."""
+    def forward(self, batch: Clicks) -> StepOutput:
+        """Losses of one micro-batch."""
         _, _, scores_BC = score_clicks(self.model, batch)
         return step_output(
             {"target": contrastive(scores_BC)},
@@ -227,24 +235,22 @@ class FinetuneDistillTask(nn.Module):
             else TeacherProjections(teacher_dims, width)
         )
         self.loss = loss
-        self.num_teachers = len(teacher_dims)
         self.teachers = unnamed(teacher_dims) if teachers is None else list(teachers)
 
-    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
-        """Losses of one micro-batch of :meth:`ClickData.collate` with signals."""
+    def forward(self, batch: Clicks) -> StepOutput:
+        """Losses of one micro-batch with what the teachers say."""
+        assert batch.teachers is not None
+        said = batch.teachers
         news_UE, users_BE, scores_BC = score_clicks(self.model, batch)
-        teachers = range(self.num_teachers)
-        teacher_scores_MBC = torch.stack([batch[f"teacher.{m}.scores"].float() for m in teachers])
+        teacher_scores_MBC = torch.stack([stored_BC.float() for stored_BC in said.scores])
         weights_MB, terms = label_terms(scores_BC, teacher_scores_MBC, self.loss)
-        news = [batch[f"teacher.{m}.news"].float() for m in teachers]
-        users = [batch[f"teacher.{m}.user"].float() for m in teachers]
+        news = [vectors_UE.float() for vectors_UE in said.news]
+        users = [vectors_BE.float() for vectors_BE in said.users]
         news_errors_MU = teacher_errors(news_UE, self.news_projections(news))
         user_errors_MB = teacher_errors(users_BE, self.user_projections(users))
-        slots_BV = torch.cat([batch["history_index"], batch["candidate_index"]], dim=1)
-        counted_BV = torch.cat(
-            [batch["history_mask"], torch.ones_like(batch["candidate_index"], dtype=torch.bool)],
-            dim=1,
-        )
+        slots_BV = torch.cat([batch.history_index, batch.candidate_index], dim=1)
+        is_candidate_BC = torch.ones_like(batch.candidate_index, dtype=torch.bool)
+        counted_BV = torch.cat([batch.history_mask, is_candidate_BC], dim=1)
         terms["embedding"] = weighted_distance(
             news_errors_MU[:, slots_BV], weights_MB, None if self.loss.padded_slots else counted_BV
         ) + weighted_distance(user_errors_MB[:, :, None], weights_MB)
@@ -258,10 +264,10 @@ class FinetuneDistillTask(nn.Module):
         )
 
 
-def score_clicks(model: Recommender, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def score_clicks(model: Recommender, batch: Clicks) -> tuple[Tensor, Tensor, Tensor]:
     """News vectors [U, E], user vectors [B, E] and candidate scores [B, C] of a micro-batch."""
-    encode = model.encode_states if has_states(batch, "title") else model.encode_news
-    news_UE = encode_shared(encode, batch, "title")
-    users_BE = model.encode_users(news_UE[batch["history_index"]], batch["history_mask"])
-    scores_BC = model.score(news_UE[batch["candidate_index"]], users_BE)
+    encode = model.encode_states if batch.news.are_states else model.encode_news
+    news_UE = encode_shared(encode, batch.news)
+    users_BE = model.encode_users(news_UE[batch.history_index], batch.history_mask)
+    scores_BC = model.score(news_UE[batch.candidate_index], users_BE)
     return news_UE, users_BE, scores_BC

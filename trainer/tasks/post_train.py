@@ -5,6 +5,7 @@ L tokens, E news width, M teachers.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,13 +17,14 @@ from shards.ahead import ReadAhead
 from shards.reader import ShardSet
 from shards.stream import BatchRows
 from shards.tokens import TokenColumn
+from trainer.batch import Batch, as_tensor
 from trainer.config.schema import DataConfig, LossConfig
 from trainer.losses.contrastive import contrastive, in_batch_scores, in_batch_targets
 from trainer.losses.embedding import weighted_distance
 from trainer.models import NewsEncoder
 from trainer.models.projection import TeacherProjections
 from trainer.tasks.base import (
-    Batch,
+    MicroBatch,
     StepOutput,
     accuracy,
     data_fingerprint,
@@ -42,11 +44,25 @@ from trainer.tasks.sources import article_negatives
 from trainer.tasks.texts import (
     NO_GROUPING,
     Grouping,
-    collate_texts,
+    Texts,
+    count_texts,
     encode_texts,
-    reported,
+    lay_out_texts,
 )
-from trainer.teacher_server.signals import TeacherSignals
+from trainer.teacher_server.signals import TextRows, TextSignals, TextsSaid
+
+
+@dataclass(frozen=True)
+class Pairs(Batch):
+    """B bodies with their titles."""
+
+    titles: Texts
+    """The U distinct titles."""
+    bodies: Texts
+    title_index: Tensor
+    """int64 [B, C] into U, the own title first; [B, 1] where the others of the batch are the
+    negatives."""
+    teachers: TextsSaid | None = None
 
 
 class PostTrainData:
@@ -59,7 +75,7 @@ class PostTrainData:
         tokens: TokenColumn,
         config: DataConfig,
         seed: int,
-        signals: TeacherSignals | None = None,
+        signals: TextSignals | None = None,
         grouping: Grouping = NO_GROUPING,
     ) -> None:
         self.grouping = grouping
@@ -79,15 +95,8 @@ class PostTrainData:
         )
         self.ahead = ReadAhead(self.order, [tokens.reader, *said], config.fetch_ahead)
 
-    def collate(self, batch: BatchRows) -> Batch:
-        """Arrays of one micro-batch.
-
-        Returns:
-            ``title_index`` [B, C] into U with the own title first; the U titles and B bodies as
-            :func:`trainer.tasks.texts.collate_texts` lays them out; with teachers also
-            ``teacher.m.title`` [U, E] and ``teacher.m.body`` [B, E], or ``teacher.m.scores``
-            [B, C], or all three (``teachers.logits``).
-        """
+    def collate(self, batch: BatchRows) -> MicroBatch:
+        """Make one micro-batch; its batch is :class:`Pairs`."""
         config = self.config
         self.ahead.at(batch.position)
         titles_BC = batch.rows[:, None]
@@ -95,17 +104,14 @@ class PostTrainData:
             negatives_BN = self.negatives.of(batch.rows, batch.epochs)
             titles_BC = np.concatenate([titles_BC, negatives_BN], axis=1)
         titles_U, index = np.unique(titles_BC, return_inverse=True)
-        lay_out = partial(collate_texts, pad_to_max=config.pad_to_max, grouping=self.grouping)
-        arrays: Batch = {
-            "title_index": index.reshape(titles_BC.shape),
-            **lay_out(self.titles, "title", titles_U, most_texts=titles_BC.size),
-            **lay_out(self.bodies, "body", batch.rows, most_texts=len(batch)),
-        }
+        lay_out = partial(lay_out_texts, pad_to_max=config.pad_to_max, grouping=self.grouping)
+        titles = lay_out(self.titles, titles_U, most_texts=titles_BC.size)
+        bodies = lay_out(self.bodies, batch.rows, most_texts=len(batch))
+        said = None
         if self.signals is not None:
-            asked = {"title": titles_U, "body": batch.rows}
-            arrays |= self.signals.read(asked, epochs_B=batch.epochs)
-        arrays |= reported(arrays)
-        return arrays
+            said = self.signals.read(TextRows(titles_U, batch.rows, batch.epochs))
+        pairs = Pairs(titles, bodies, as_tensor(index.reshape(titles_BC.shape)), said)
+        return MicroBatch(pairs, count_texts(titles, bodies))
 
     def sharing_choice(self, micro_batch: int, global_batch: int, ranks: int) -> None:
         """Ranks share the titles of clicks alone."""
@@ -124,15 +130,15 @@ class PostTrainTask(nn.Module):
         self.model = model
         self.in_batch_negatives = in_batch_negatives
 
-    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
-        """Losses of one micro-batch of :meth:`PostTrainData.collate`."""
+    def forward(self, batch: Pairs) -> StepOutput:
+        """Losses of one micro-batch."""
         titles_UE, bodies_BE = encode_pairs(self.model, batch)
         target_B = None
         if self.in_batch_negatives:
-            own_BE = titles_UE[batch["title_index"][:, 0]]
+            own_BE = titles_UE[batch.title_index[:, 0]]
             scores_BC, target_B = _scores_within_batch(bodies_BE, own_BE)
         else:
-            scores_BC = pair_scores(bodies_BE, titles_UE, batch["title_index"])
+            scores_BC = pair_scores(bodies_BE, titles_UE, batch.title_index)
         return step_output(
             {"target": contrastive(scores_BC, target_B)},
             {"target": 1.0},
@@ -162,22 +168,21 @@ class PostTrainDistillTask(nn.Module):
         self.loss = loss
         self.teachers = unnamed(teacher_dims) if teachers is None else list(teachers)
 
-    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
-        """Losses of one micro-batch of :meth:`PostTrainData.collate` with signals."""
-        index_BC = batch["title_index"]
+    def forward(self, batch: Pairs) -> StepOutput:
+        """Losses of one micro-batch with what the teachers say."""
+        assert batch.teachers is not None
+        said, index_BC = batch.teachers, batch.title_index
         titles_UE, bodies_BE = encode_pairs(self.model, batch)
         scores_BC = pair_scores(bodies_BE, titles_UE, index_BC)
-        vectors = range(len(self.projections.layers))
-        title_teachers = [batch[f"teacher.{m}.title"].float() for m in vectors]
-        body_teachers = [batch[f"teacher.{m}.body"].float() for m in vectors]
-        if "teacher.0.scores" in batch:
-            stored = range(len(self.teachers))
-            teacher_scores = [batch[f"teacher.{m}.scores"].float() for m in stored]
+        title_teachers = [vectors_UE.float() for vectors_UE in said.titles]
+        body_teachers = [vectors_BE.float() for vectors_BE in said.bodies]
+        if said.scores:
+            teacher_scores = [stored_BC.float() for stored_BC in said.scores]
         else:
             both = zip(body_teachers, title_teachers, strict=True)
             teacher_scores = [pair_scores(body, title, index_BC) for body, title in both]
         weights_MB, terms = label_terms(scores_BC, torch.stack(teacher_scores), self.loss)
-        if vectors:
+        if title_teachers:
             title_errors_MU = teacher_errors(titles_UE, self.projections(title_teachers))
             body_errors_MB = teacher_errors(bodies_BE, self.projections(body_teachers))
             terms["embedding"] = weighted_distance(
@@ -193,9 +198,9 @@ class PostTrainDistillTask(nn.Module):
         )
 
 
-def encode_pairs(model: NewsEncoder, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def encode_pairs(model: NewsEncoder, batch: Pairs) -> tuple[Tensor, Tensor]:
     """Vectors of the distinct titles [U, E] and of the bodies [B, E]."""
-    return encode_texts(model, batch, "title"), encode_texts(model, batch, "body")
+    return encode_texts(model, batch.titles), encode_texts(model, batch.bodies)
 
 
 def pair_scores(bodies_BE: Tensor, titles_UE: Tensor, index_BC: Tensor) -> Tensor:

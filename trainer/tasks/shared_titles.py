@@ -10,7 +10,7 @@ every contribution of every rank is in there once.
 Shapes: G titles of all ranks, U of one rank, R ranks, S titles a share, E news width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.losses.precision import widen
-from trainer.tasks.texts import Encode, encode_texts
+from trainer.tasks.texts import Encode, Texts, encode_texts
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,12 @@ def deal(lengths_G: np.ndarray, ranks: int) -> np.ndarray:
     return np.ascontiguousarray(dealt_SR.T)
 
 
-def encode_shared(encode: Encode, batch: Mapping[str, Tensor], field: str) -> Tensor:
-    """Vectors [U, E] of the texts that this rank's samples name.
-
-    ``<field>_shared`` int64[U] says where they are among the shares of all ranks; without it this
-    rank has encoded its own. Called by all ranks alike.
-    """
-    vectors_SE = encode_texts(encode, batch, field)
-    if f"{field}_shared" not in batch:
+def encode_shared(encode: Encode, texts: Texts) -> Tensor:
+    """Vectors [U, E] of the texts that this rank's samples name; called by all ranks alike."""
+    vectors_SE = encode_texts(encode, texts)
+    if texts.shared is None:
         return vectors_SE
     from torch.distributed.nn.functional import all_gather
 
     # In fp32 at least, so that the sum of the ranks' gradients is not rounded further.
-    return torch.cat(all_gather(widen(vectors_SE)))[batch[f"{field}_shared"]]
+    return torch.cat(all_gather(widen(vectors_SE)))[texts.shared]

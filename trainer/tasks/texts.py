@@ -6,7 +6,7 @@ batch. A text is its token ids, or the states that frozen layers gave for it. Sh
 L tokens, D width of the language model, E news width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,11 @@ from torch import Tensor
 
 from shards.length_groups import most_groups
 from shards.texts import TextGroup, TextView
+from trainer.batch import Batch, as_tensor
 from trainer.config.schema import TrainConfig
 from trainer.engine.deepspeed_file import read_deepspeed_file, stage_of
 from trainer.frozen.states import StateGroup, StateView
-from trainer.tasks.base import Batch
 
-FIELDS = ("title", "body")
 Encode = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -56,37 +55,91 @@ def grouping_of(config: TrainConfig, *, empty_slots: bool) -> Grouping:
     return Grouping(config.data.batch_tokens, is_fixed)
 
 
-def collate_texts(
+@dataclass(frozen=True)
+class SubBatch(Batch):
+    """Texts of like lengths that one forward of the encoder takes."""
+
+    inputs: Tensor
+    """int64 [n, L] token ids, or [n, L, D] states that frozen layers gave, as stored."""
+    mask: Tensor
+    """int64 [n, L], 1 where there is a token."""
+
+
+@dataclass(frozen=True)
+class Texts(Batch):
+    """U texts as they are laid out for the encoder."""
+
+    parts: tuple[SubBatch, ...]
+    """The sub-batches."""
+    place: Tensor | None = None
+    """int64 [U], where each text is among the sub-batches laid end to end; None of a single one in
+    the order of the texts."""
+    shared: Tensor | None = None
+    """int64 [U], where each text is among the shares of all ranks
+    (:mod:`trainer.tasks.shared_titles`); ``parts`` are then this rank's share. None where this rank
+    encodes its own."""
+
+    @property
+    def are_states(self) -> bool:
+        """Whether the encoder starts from states of frozen layers."""
+        return self.parts[0].inputs.is_floating_point()
+
+    def with_empty_text(self, pad_id: int) -> "Texts":
+        """One text more, of padding alone that counts as tokens (the released code's empty title);
+        only of texts in a single sub-batch."""
+        ids, mask = self.parts[0].inputs, self.parts[0].mask
+        ids = torch.cat([ids, torch.full_like(ids[:1], pad_id)])
+        return Texts((SubBatch(ids, torch.cat([mask, torch.ones_like(mask[:1])])),))
+
+
+@dataclass(frozen=True)
+class TextCounts:
+    """How much text a micro-batch has: what is reported about it, and what plans count."""
+
+    texts: int = 0
+    """Texts, each once."""
+    tokens: int = 0
+    """Their tokens."""
+    tokens_squared: int = 0
+    """Sum of their squared lengths, which attention grows with."""
+    rows: int = 0
+    """Texts as laid out; one that fills up a sub-batch is counted again."""
+    row_tokens: int = 0
+    """Their tokens."""
+    slots: int = 0
+    """Places for tokens, padding included."""
+    slots_squared: int = 0
+    """Sum over the rows of their squared padded lengths."""
+
+    @property
+    def padding(self) -> float:
+        """Share of the slots that are computed for nothing, 0 to 1: padding, and repeated texts."""
+        return 1.0 - self.tokens / max(self.slots, 1)
+
+
+def lay_out_texts(
     texts: TextView | StateView,
-    field: str,
     rows_U: np.ndarray,
     *,
     pad_to_max: bool,
     grouping: Grouping,
     most_texts: int,
-) -> Batch:
-    """Token ids, or stored states, of the texts of a micro-batch.
+) -> Texts:
+    """Lay out the texts of a micro-batch, as token ids or as stored states.
 
     Args:
         texts: What is read of an article, as token ids or as states.
-        field: Name that the texts go by in the batch, ``title`` or ``body``.
         rows_U: Articles, int64[U].
         pad_to_max: Pad every text to ``texts.max_tokens``.
         grouping: How they are cut into sub-batches.
         most_texts: The most texts that a micro-batch of the run can have.
-
-    Returns:
-        Without grouping ``<field>_ids`` and ``<field>_mask`` [U, L]; with it ``<field>_ids.g`` and
-        ``<field>_mask.g`` for every sub-batch g, and ``<field>_place`` [U]: where each text is
-        among the sub-batches laid end to end. Of stored states, ``<field>_states`` [U, L, D] stand
-        in the places of the ids.
     """
     if not grouping.batch_tokens:
         if isinstance(texts, StateView):
-            states_ULD, mask_UL = texts.batch(rows_U)
-            return {f"{field}_states": states_ULD, f"{field}_mask": mask_UL}
-        ids_UL, mask_UL = texts.batch(rows_U, pad_to_max)
-        return {f"{field}_ids": ids_UL, f"{field}_mask": mask_UL}
+            inputs, mask = texts.batch(rows_U)
+        else:
+            inputs, mask = texts.batch(rows_U, pad_to_max)
+        return Texts((SubBatch(as_tensor(inputs), as_tensor(mask)),))
     budget, exactly = grouping.batch_tokens, None
     if grouping.is_fixed:
         exactly = most_groups(most_texts, texts.max_tokens, budget)
@@ -94,54 +147,36 @@ def collate_texts(
     order = np.concatenate([group.places for group in groups])
     place_U = np.empty(len(rows_U), dtype=np.int64)
     place_U[order] = np.arange(len(order))
-    arrays: Batch = {f"{field}_place": place_U}
-    for g, group in enumerate(groups):
-        if isinstance(group, StateGroup):
-            arrays[f"{field}_states.{g}"] = group.states
-        else:
-            arrays[f"{field}_ids.{g}"] = group.ids
-        arrays[f"{field}_mask.{g}"] = group.mask
-    return arrays
+    parts = [
+        (group.states if isinstance(group, StateGroup) else group.ids, group.mask)
+        for group in groups
+    ]
+    return Texts(
+        tuple(SubBatch(as_tensor(inputs), as_tensor(mask)) for inputs, mask in parts),
+        as_tensor(place_U),
+    )
 
 
-def encode_texts(encode: Encode, batch: Mapping[str, Tensor], field: str) -> Tensor:
-    """Vectors [U, E] of the texts that :func:`collate_texts` laid out, in their order.
+def count_texts(*laid_out: Texts) -> TextCounts:
+    """Count the texts of a micro-batch."""
+    found = np.zeros(7, dtype=np.int64)
+    for texts in laid_out:
+        masks = [part.mask.numpy() for part in texts.parts]
+        lengths = np.concatenate([mask.sum(axis=1) for mask in masks]).astype(np.int64)
+        once = lengths if texts.place is None else lengths[texts.place.numpy()]
+        slots = sum(mask.size for mask in masks)
+        squared = sum(mask.size * mask.shape[1] for mask in masks)
+        found += [len(once), once.sum(), once @ once, len(lengths), lengths.sum(), slots, squared]
+    return TextCounts(*found.tolist())
 
-    Where states were laid out (:func:`has_states`), ``encode`` is given these instead of ids.
 
-    A text that a group repeats (see :func:`shards.length_groups.length_groups`) is left out here:
-    its gradient is zero, yet its forward and backward happen as on the other ranks.
+def encode_texts(encode: Encode, texts: Texts) -> Tensor:
+    """Vectors [U, E] of texts that were laid out, in their order.
+
+    Where states were laid out, ``encode`` is given these instead of ids.
+
+    A text that a sub-batch repeats (see :func:`shards.length_groups.length_groups`) is left out
+    here: its gradient is zero, yet its forward and backward happen as on the other ranks.
     """
-    kind = "states" if has_states(batch, field) else "ids"
-    if f"{field}_place" not in batch:
-        return encode(batch[f"{field}_{kind}"], batch[f"{field}_mask"])
-    parts: list[Tensor] = []
-    while (name := f"{field}_{kind}.{len(parts)}") in batch:
-        parts.append(encode(batch[name], batch[f"{field}_mask.{len(parts)}"]))
-    return torch.cat(parts)[batch[f"{field}_place"]]
-
-
-def has_states(batch: Mapping[str, Tensor], field: str) -> bool:
-    """Whether the texts of a batch are laid out as states of frozen layers."""
-    return f"{field}_states" in batch or f"{field}_states.0" in batch
-
-
-def reported(batch: Batch) -> Batch:
-    """What is said about a batch instead of being passed on to the model.
-
-    Returns:
-        ``padding``: the share of its token slots that are computed for nothing, as a float32 scalar
-        array: padding, and texts that were repeated to fill a sub-batch. ``texts``, float64[3]: how
-        many texts there are, how many tokens they have, and the sum of their squared lengths
-        (which attention grows with), without padding and repetitions.
-    """
-    slots, texts = 0, np.zeros(3)
-    for field in FIELDS:
-        masks = [array for name, array in batch.items() if name.startswith(f"{field}_mask")]
-        if masks:
-            lengths = np.concatenate([mask.sum(axis=1) for mask in masks]).astype(np.float64)
-            lengths = lengths[batch.get(f"{field}_place", slice(None))]
-            slots += sum(mask.size for mask in masks)
-            texts += np.array([len(lengths), lengths.sum(), lengths @ lengths])
-    share = 1.0 - texts[1] / max(slots, 1)
-    return {"padding": np.asarray(share, dtype=np.float32), "texts": texts}
+    vectors = [encode(part.inputs, part.mask) for part in texts.parts]
+    return vectors[0] if texts.place is None else torch.cat(vectors)[texts.place]

@@ -1,16 +1,22 @@
 """The same signals from teachers in memory: the oracle of the tests and the yardstick of the
 benchmark."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader
 from shards.reader import ShardSet
 from trainer.export.folder import load_export
 from trainer.teacher_server.outputs import TeacherModel
+from trainer.teacher_server.signals import (
+    ClickRows,
+    ClicksSaid,
+    TextRows,
+    TextsSaid,
+    tensors,
+)
 
 
 class LiveTextSignals:
@@ -23,19 +29,12 @@ class LiveTextSignals:
         self.models = [TeacherModel(load_export(teacher), articles) for teacher in teachers]
         self.dims = [model.news_dim for model in self.models]
 
-    @torch.inference_mode()
-    def read(
-        self,
-        rows: Mapping[str, np.ndarray],
-        positions_BC: np.ndarray | None = None,
-        epochs_B: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
+    def read(self, rows: TextRows) -> TextsSaid:
         """See :meth:`trainer.teacher_server.signals.TeacherSignals.read`."""
-        signals = {}
-        for m, model in enumerate(self.models):
-            signals[f"teacher.{m}.title"] = model.titles(rows["title"])
-            signals[f"teacher.{m}.body"] = model.bodies(rows["body"])
-        return signals
+        return TextsSaid(
+            titles=tensors(model.titles(rows.titles) for model in self.models),
+            bodies=tensors(model.bodies(rows.bodies) for model in self.models),
+        )
 
 
 class LiveClickSignals:
@@ -51,28 +50,22 @@ class LiveClickSignals:
         self.column = ClickColumn.open(impressions, articles.num_rows)
         self.num_articles = articles.num_rows
 
-    @torch.inference_mode()
-    def read(
-        self,
-        rows: Mapping[str, np.ndarray],
-        positions_BC: np.ndarray | None = None,
-        epochs_B: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
+    def read(self, rows: ClickRows) -> ClicksSaid:
         """See :meth:`trainer.teacher_server.signals.TeacherSignals.read`."""
-        news_U, impressions_B = rows["news"], rows["user"]
-        signals = {}
-        candidates, _ = self.column.candidates(impressions_B)
-        for m, model in enumerate(self.models):
+        news, users, scores = [], [], []
+        candidates, _ = self.column.candidates(rows.impressions)
+        is_empty = rows.news < 0
+        for model in self.models:
             length = model.export.info["history_length"]
-            history, mask = self.column.history(impressions_B, length)
-            read = np.unique(np.concatenate([history[mask], candidates, news_U[news_U >= 0]]))
+            history, mask = self.column.history(rows.impressions, length)
+            read = np.unique(np.concatenate([history[mask], candidates, rows.news[~is_empty]]))
             news_NE = np.zeros((self.num_articles, model.news_dim), np.float32)
             news_NE[read] = model.titles(read)
-            users, scores, offsets = model.impressions(news_NE, self.column, impressions_B)
-            vectors = news_NE[np.where(news_U < 0, 0, news_U)]
-            if (news_U < 0).any():
-                vectors[news_U < 0] = model.empty_title()
-            signals[f"teacher.{m}.news"] = vectors
-            signals[f"teacher.{m}.user"] = users
-            signals[f"teacher.{m}.scores"] = scores[offsets[:-1, None] + positions_BC]
-        return signals
+            users_BE, scores_K, offsets = model.impressions(news_NE, self.column, rows.impressions)
+            vectors = news_NE[np.where(is_empty, 0, rows.news)]
+            if is_empty.any():
+                vectors[is_empty] = model.empty_title()
+            news.append(vectors)
+            users.append(users_BE)
+            scores.append(scores_K[offsets[:-1, None] + rows.positions])
+        return ClicksSaid(tensors(news), tensors(users), tensors(scores))

@@ -7,8 +7,9 @@ identity holds the seed, the epoch, the number of negatives and where they come 
 Shapes: B samples, C = 1 + N titles a sample.
 """
 
+import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,13 @@ from trainer.export.folder import Export
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.identity import LOGITS, logits_identity
 from trainer.teacher_server.request import Target
-from trainer.teacher_server.signals import StoredTextSignals, open_column
+from trainer.teacher_server.signals import (
+    StoredTextSignals,
+    TextRows,
+    TextsSaid,
+    open_column,
+    tensors,
+)
 
 SCORES = "body.scores"
 """Tensor with the logits, [rows, C]. Of a set at a URL, what begins with ``body`` is brought over
@@ -104,27 +111,22 @@ class StoredLogits:
         vectors = [] if self._vectors is None else self._vectors.columns
         return [*vectors, *self._of_epoch(self._logits.epochs[0])]
 
-    def read(
-        self,
-        rows: Mapping[str, np.ndarray],
-        positions_BC: np.ndarray | None = None,
-        epochs_B: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
+    def read(self, rows: TextRows) -> TextsSaid:
         """See :meth:`trainer.teacher_server.signals.TeacherSignals.read`."""
-        assert epochs_B is not None
-        signals = {} if self._vectors is None else self._vectors.read(rows)
-        bodies_B, draws_B = rows["body"], self._logits.negatives.draws(epochs_B)
+        said = TextsSaid() if self._vectors is None else self._vectors.read(rows)
+        draws_B = self._logits.negatives.draws(rows.epochs)
         parts = [
             (np.flatnonzero(draws_B == epoch), self._of_epoch(int(epoch)))
             for epoch in np.unique(draws_B)
         ]
+        scores = []
         for m in range(len(self._logits.teachers)):
             dtype, shape = parts[0][1][m].tensors[SCORES]
-            scores_BC = np.empty((len(bodies_B), *shape), dtype)
+            scores_BC = np.empty((len(rows.bodies), *shape), dtype)
             for places, columns in parts:
-                scores_BC[places] = columns[m].gather(SCORES, bodies_B[places])
-            signals[f"teacher.{m}.scores"] = scores_BC
-        return signals
+                scores_BC[places] = columns[m].gather(SCORES, rows.bodies[places])
+            scores.append(scores_BC)
+        return dataclasses.replace(said, scores=tensors(scores))
 
     def _of_epoch(self, epoch: int) -> list[ColumnReader]:
         """The columns of all teachers; batches are made by several threads."""

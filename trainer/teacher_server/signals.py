@@ -1,4 +1,4 @@
-"""What teachers say about a batch, read from their columns. Holds no torch and no model.
+"""What teachers say about a batch, read from their columns. Imports no torch and no model.
 
 A read is one gather a teacher and tensor out of memory-mapped files: whatever the number of
 processes on a node, their pages are in its memory once, as the page cache.
@@ -6,15 +6,19 @@ processes on a node, their pages are in its memory once, as the page cache.
 Shapes: M teachers, U distinct titles, B samples, C candidates, E_m width of teacher m.
 """
 
+from __future__ import annotations
+
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from shards.columns import ColumnReader
 from shards.reader import ShardSet
+from trainer.batch import Batch, as_tensor
 from trainer.errors import ColumnError, DamageError
 from trainer.export.folder import Export, load_export
 from trainer.teacher_server.empty import read_empty
@@ -31,8 +35,63 @@ from trainer.teacher_server.identity import (
 from trainer.teacher_server.request import Target
 from trainer.teacher_server.storage import gather_ragged_vectors, gather_vectors
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class TeacherSignals(Protocol):
+
+@dataclass(frozen=True)
+class TextRows:
+    """What stage I asks for."""
+
+    titles: np.ndarray
+    """Rows of articles, int64[U]."""
+    bodies: np.ndarray
+    """Rows of articles, int64[B]."""
+    epochs: np.ndarray
+    """The epoch that each of the bodies is read in, int64[B]; it decides their negatives."""
+
+
+@dataclass(frozen=True)
+class TextsSaid(Batch):
+    """What M teachers say in stage I, float16 or float32."""
+
+    titles: tuple[Tensor, ...] = ()
+    """Vectors [U, E_m] of each teacher; none where no vectors are read."""
+    bodies: tuple[Tensor, ...] = ()
+    """Vectors [B, E_m] of each teacher; none where no vectors are read."""
+    scores: tuple[Tensor, ...] = ()
+    """Stored logits [B, C] of each teacher; none where they are computed from the vectors."""
+
+
+@dataclass(frozen=True)
+class ClickRows:
+    """What stage II asks for."""
+
+    news: np.ndarray
+    """Rows of articles, int64[U]; -1 asks for the vector of the empty title."""
+    impressions: np.ndarray
+    """Rows of impressions, int64[B]."""
+    positions: np.ndarray
+    """Places of the candidates within their impressions, int64[B, C]."""
+
+
+@dataclass(frozen=True)
+class ClicksSaid(Batch):
+    """What M teachers say in stage II, float16 or float32."""
+
+    news: tuple[Tensor, ...]
+    """Vectors [U, E_m] of each teacher."""
+    users: tuple[Tensor, ...]
+    """Vectors [B, E_m] of each teacher."""
+    scores: tuple[Tensor, ...]
+    """Scores [B, C] of each teacher."""
+
+
+Rows = TypeVar("Rows", contravariant=True)
+Said = TypeVar("Said", covariant=True)
+
+
+class TeacherSignals(Protocol[Rows, Said]):
     """What M teachers say about the texts and impressions of a batch: stored or live, in stage I
     and in stage II."""
 
@@ -45,28 +104,18 @@ class TeacherSignals(Protocol):
         teachers."""
         ...
 
-    def read(
-        self,
-        rows: Mapping[str, np.ndarray],
-        positions_BC: np.ndarray | None = None,
-        epochs_B: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
-        """The teachers' side of a micro-batch.
-
-        Args:
-            rows: Whose vectors are asked for, int64[n] by name. In stage I ``title`` and ``body``,
-                rows of articles. In stage II ``news``, rows of articles, where -1 asks for the
-                vector of the empty title, and ``user``, rows of impressions.
-            positions_BC: Stage II: places of the candidates within their impressions, which are
-                those of ``user``.
-            epochs_B: Stage I: the epoch that each of ``body`` is read in, which decides its
-                negatives.
-
-        Returns:
-            ``teacher.m.<name>`` [n, E_m] for every name and teacher, float16 or float32; in stage
-            II, and where logits are stored, also ``teacher.m.scores`` [B, C].
-        """
+    def read(self, rows: Rows) -> Said:
+        """The teachers' side of a micro-batch."""
         ...
+
+
+TextSignals = TeacherSignals[TextRows, TextsSaid]
+ClickSignals = TeacherSignals[ClickRows, ClicksSaid]
+
+
+def tensors(arrays: Iterable[np.ndarray]) -> tuple[Tensor, ...]:
+    """One tensor a teacher."""
+    return tuple(as_tensor(array) for array in arrays)
 
 
 class StoredTextSignals:
@@ -105,18 +154,12 @@ class StoredTextSignals:
         ]
         self.dims = [width(column, "title") for column in self.columns]
 
-    def read(
-        self,
-        rows: Mapping[str, np.ndarray],
-        positions_BC: np.ndarray | None = None,
-        epochs_B: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
+    def read(self, rows: TextRows) -> TextsSaid:
         """See :meth:`TeacherSignals.read`."""
-        return {
-            f"teacher.{m}.{name}": gather_vectors(column, name, of_name)
-            for m, column in enumerate(self.columns)
-            for name, of_name in rows.items()
-        }
+        return TextsSaid(
+            titles=tensors(gather_vectors(column, "title", rows.titles) for column in self.columns),
+            bodies=tensors(gather_vectors(column, "body", rows.bodies) for column in self.columns),
+        )
 
 
 class StoredClickSignals:
@@ -159,27 +202,21 @@ class StoredClickSignals:
         """See :class:`TeacherSignals`."""
         return [one for both in zip(self.news, self.clicked, strict=True) for one in both]
 
-    def read(
-        self,
-        rows: Mapping[str, np.ndarray],
-        positions_BC: np.ndarray | None = None,
-        epochs_B: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
+    def read(self, rows: ClickRows) -> ClicksSaid:
         """See :meth:`TeacherSignals.read`."""
-        news_U, impressions_B = rows["news"], rows["user"]
-        signals = {}
-        is_empty = news_U < 0
-        articles_U = np.where(is_empty, 0, news_U)
-        for m, (news, clicked) in enumerate(zip(self.news, self.clicked, strict=True)):
-            vectors = gather_vectors(news, "news", articles_U)
+        is_empty = rows.news < 0
+        articles_U = np.where(is_empty, 0, rows.news)
+        news, users, scores = [], [], []
+        for m, (of_news, clicked) in enumerate(zip(self.news, self.clicked, strict=True)):
+            vectors = gather_vectors(of_news, "news", articles_U)
             vectors[is_empty] = self.empty[m]
-            values, offsets = clicked.gather_ragged("scores", impressions_B)
-            if (positions_BC >= np.diff(offsets)[:, None]).any():
+            values, offsets = clicked.gather_ragged("scores", rows.impressions)
+            if (rows.positions >= np.diff(offsets)[:, None]).any():
                 raise _unfit(clicked, "fewer scores than candidates")
-            signals[f"teacher.{m}.news"] = vectors
-            signals[f"teacher.{m}.user"] = user_vectors(clicked, impressions_B)
-            signals[f"teacher.{m}.scores"] = values[offsets[:-1, None] + positions_BC]
-        return signals
+            news.append(vectors)
+            users.append(user_vectors(clicked, rows.impressions))
+            scores.append(values[offsets[:-1, None] + rows.positions])
+        return ClicksSaid(tensors(news), tensors(users), tensors(scores))
 
 
 def user_vectors(clicked: ColumnReader, impressions_B: np.ndarray) -> np.ndarray:
