@@ -3,8 +3,9 @@
 Shape legend: U texts, L tokens, D width, A attention heads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from shards.errors import first_line
 from trainer.errors import ModelError
-from trainer.models.layers import new_language_model
+from trainer.models.attention_scores import scores_kept
+from trainer.models.layers import find_layers, new_language_model
 from trainer.models.relative_position import RelativePositionBias
 from trainer.models.split import LayerSplit
 
@@ -95,10 +97,41 @@ class Backbone(nn.Module):
             ModelError: L is more than the language model can read, or its family cannot encode
                 such texts.
         """
+        return self._run(input_ids_UL, attention_mask_UL).last_hidden_state
+
+    def look_inside(
+        self,
+        input_ids_UL: Tensor,
+        attention_mask_UL: Tensor,
+        states_of: Sequence[int],
+        scores_of: Sequence[int],
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """States of the last layer as of :meth:`forward`, and what some layers computed; arguments
+        and errors as of :meth:`trainer.models.news_encoder.NewsEncoder.encode`."""
+        _, layers = find_layers(self.language_model)
+        for number in (*states_of, *scores_of):
+            if not 0 <= number < len(layers):
+                raise ModelError(
+                    f"there is no layer {number} in a backbone of {len(layers)} layers"
+                )
+        with scores_kept([layers[number] for number in scores_of]) as kept:
+            output = self._run(
+                input_ids_UL, attention_mask_UL, output_hidden_states=bool(states_of)
+            )
+        for scores in kept:
+            if len(scores) != 1:
+                raise ModelError(
+                    f"a backbone of type {self.language_model.config.model_type!r} gives no "
+                    f"attention scores: a layer takes {len(scores)} softmaxes over [texts, heads, "
+                    "tokens, tokens], expected 1; take a backbone of another family"
+                )
+        states = tuple(output.hidden_states[number + 1] for number in states_of)
+        return output.last_hidden_state, states, tuple(scores for (scores,) in kept)
+
+    def _run(self, input_ids_UL: Tensor, attention_mask_UL: Tensor, **wanted: bool) -> Any:
         mask = self._prepared(attention_mask_UL)
         with self._naming_family(attention_mask_UL):
-            output = self.language_model(input_ids=input_ids_UL, attention_mask=mask)
-            return output.last_hidden_state
+            return self.language_model(input_ids=input_ids_UL, attention_mask=mask, **wanted)
 
     def cut(self, num_below: int) -> None:
         """Make :meth:`below` and :meth:`above` possible; :meth:`forward` stays as it is.

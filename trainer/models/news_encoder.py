@@ -3,8 +3,11 @@
 With a backbone that is cut (:meth:`trainer.models.backbone.Backbone.cut`) it can also start from
 the states at the cut.
 
-Shape legend: U texts, L tokens, D width of the language model, E news width.
+Shape legend: U texts, L tokens, D width of the language model, A its heads, E news width.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,18 @@ from trainer.models.backbone import Backbone
 from trainer.models.configuration import NewsEncoderConfig
 from trainer.models.pooling import make_pooling
 from trainer.models.strict import StrictModel
+
+
+class EncoderOutput(NamedTuple):
+    """What a news encoder says about texts; a tuple, so that ZeRO-3 finds its tensors."""
+
+    vectors: Tensor
+    """``[U, E]``."""
+    states: tuple[Tensor, ...]
+    """``[U, L, D]`` after each layer that was asked for."""
+    scores: tuple[Tensor, ...]
+    """``[U, A, L, L]`` (query, key) of each layer that was asked for, before the softmax, position
+    bias included; very low where the key is no token."""
 
 
 class NewsEncoder(StrictModel):
@@ -61,14 +76,34 @@ class NewsEncoder(StrictModel):
         Raises:
             ModelError: L is more than the language model can read.
         """
-        mask_UL = attention_mask_UL.bool()
-        empty_U1 = ~mask_UL.any(dim=1, keepdim=True)
-        if self.config.pooling_mask:
-            first_L = torch.arange(mask_UL.shape[1], device=mask_UL.device) == 0
-            mask_UL = mask_UL | (empty_U1 & first_L)
-        else:
-            mask_UL = mask_UL | empty_U1
+        mask_UL = self._attended(attention_mask_UL)
         return self._pooled(self.backbone(input_ids_UL, mask_UL), mask_UL)
+
+    def encode(
+        self,
+        input_ids_UL: Tensor,
+        attention_mask_UL: Tensor,
+        states_of: Sequence[int] = (),
+        scores_of: Sequence[int] = (),
+    ) -> EncoderOutput:
+        """Encode texts, and say what some layers computed; the vectors are those of
+        :meth:`forward`.
+
+        Args:
+            input_ids_UL: int64 ``[U, L]``.
+            attention_mask_UL: ``[U, L]``, nonzero where there is a token.
+            states_of: Layers, from 0, whose hidden states are wanted: transformers'
+                ``hidden_states[n + 1]``.
+            scores_of: Layers, from 0, whose attention scores are wanted.
+
+        Raises:
+            ModelError: As :meth:`forward`; or there is no such layer, or it gives no scores.
+        """
+        mask_UL = self._attended(attention_mask_UL)
+        last_ULD, states, scores = self.backbone.look_inside(
+            input_ids_UL, mask_UL, states_of, scores_of
+        )
+        return EncoderOutput(self._pooled(last_ULD, mask_UL), states, scores)
 
     def encode_states(self, states_ULD: Tensor, attention_mask_UL: Tensor) -> Tensor:
         """Encode texts from the states of their tokens at the backbone's cut.
@@ -83,6 +118,15 @@ class NewsEncoder(StrictModel):
         mask_UL = attention_mask_UL.bool()
         given_ULD = states_ULD.to(self.dense.weight.dtype)
         return self._pooled(self.backbone.above(given_ULD, mask_UL), mask_UL)
+
+    def _attended(self, attention_mask_UL: Tensor) -> Tensor:
+        """bool ``[U, L]``, where there is something to attend to; at least one a text."""
+        mask_UL = attention_mask_UL.bool()
+        empty_U1 = ~mask_UL.any(dim=1, keepdim=True)
+        if self.config.pooling_mask:
+            first_L = torch.arange(mask_UL.shape[1], device=mask_UL.device) == 0
+            return mask_UL | (empty_U1 & first_L)
+        return mask_UL | empty_U1
 
     def _pooled(self, states_ULD: Tensor, mask_UL: Tensor) -> Tensor:
         pooled_UD = self.pooling(states_ULD, mask_UL if self.config.pooling_mask else None)
