@@ -76,7 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
         description=(
             "Distil large language models into small, fast news encoders for recommendation."
         ),
-        epilog="exit codes: 0 done, 1 failed, 2 usage, 75 stopped with a checkpoint, start again",
+        epilog=(
+            "exit codes: 0 done, 1 failed, 2 usage, 75 stopped with what is done kept: start again,"
+            " 130 and 143 interrupted"
+        ),
     )
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for module, _ in VERBS:
