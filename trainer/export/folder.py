@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shards.files import (
     did_you_mean,
+    fsync_folder,
+    fsync_tree,
     read_json,
     remove,
     sha256_file,
@@ -218,6 +220,8 @@ def export_model(
             "weights_sha256": sha256_file(building / WEIGHTS),
         }
         write_json_atomic(building / INFO, described)
+        with naming(folder):
+            fsync_tree(building)
         _replace(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -241,5 +245,6 @@ def _replace(new: Path, folder: Path) -> None:
         old = folder.with_name(f".{folder.name}.old-{uuid.uuid4().hex[:8]}")
         folder.rename(old)
     new.rename(folder)
+    fsync_folder(folder.parent)
     if old is not None:
         remove(old)
