@@ -68,6 +68,21 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_tree(folder: Path) -> None:
+    """Make the files in a folder that is about to be renamed durable, and their names.
+
+    Raises:
+        OSError: If the disk refused.
+    """
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            fsync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    fsync_folder(folder)
+
+
 def _check_replaceable(path: Path) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         text = "it is not a regular file, and is not replaced by one; name a file"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import DataError, UsageError, first_line
-from shards.files import fingerprint, fsync_folder, temporary_folder, temporary_name
+from shards.files import fingerprint, fsync_folder, fsync_tree, temporary_folder, temporary_name
 from shards.order import keyed_permutation
 from shards.os_errors import naming
 from shards.reader import ShardSet
@@ -215,6 +215,7 @@ def publish_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> Non
 
 
 def _rename_folder(temporary: Path, folder: Path) -> None:
+    fsync_tree(temporary)
     try:
         temporary.rename(folder)
     except OSError:

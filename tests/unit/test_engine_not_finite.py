@@ -11,6 +11,7 @@ from helpers.toy import ToyData, ToyTask
 from safetensors.torch import load_file
 
 from trainer.config.schema import RunConfig
+from trainer.engine import loss_scale
 from trainer.engine.backends import StepResult
 from trainer.engine.not_finite import NotFinite, Verdict, spread
 from trainer.errors import TrainingError
@@ -32,6 +33,14 @@ def poisoned(*steps: int, slot: int = 5) -> ToyData:
 def checkpoint_state(run):
     name = (run / "checkpoints" / "latest").read_text().strip()
     return json.loads((run / "checkpoints" / name / "state.json").read_text())
+
+
+class Drifting(ToyTask):
+    """Its buffer is another one after every forward, and the loss depends on it."""
+
+    def forward(self, batch):
+        self.model.scale.mul_(0.99)
+        return super().forward(batch)
 
 
 class Infinite(ToyTask):
@@ -88,7 +97,9 @@ def test_skip_leaves_weights_and_optimizer_and_goes_on(tmp_path, capsys, make_ta
     assert all(str(row) in said for row in rows_of_step(4))
     kept = checkpoint_state(run)
     assert kept["backend"]["updates"] == 3
-    assert [(f["step"], f["samples"]) for f in kept["not_finite"]] == [(4, 32)]
+    what, rank = ("loss", 0) if make_task is ToyTask else ("gradient", None)
+    fault = {"step": 4, "what": what, "rank": rank, "samples": 32}
+    assert kept["not_finite"] == [fault]
     assert metrics_of_step(run, 4)["train/skipped_steps"] == 1.0
     assert "train/skipped_steps" not in metrics_of_step(run, 3)
 
@@ -148,15 +159,30 @@ class Without(ToyData):
 @pytest.mark.parametrize(("bad", "begun"), [(8, 5), (2, 0)])
 def test_reload_trains_as_if_the_batch_had_never_been_there(tmp_path, capsys, bad, begun):
     """Bad in step 2, before any checkpoint of its own, the run goes back to its very start."""
-    train(tmp_path / "run", data=poisoned(bad), run__not_finite="reload")
+    drifting = {"make_task": Drifting}
+    train(tmp_path / "run", data=poisoned(bad), run__not_finite="reload", **drifting)
     said = capsys.readouterr().out
     assert f"not finite in step {bad} on rank 0; going back, without this batch (1 of" in said
-    train(tmp_path / "without", data=Without(bad))
+    train(tmp_path / "without", data=Without(bad), **drifting)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "without")
     assert weights(tmp_path / "run" / "export") == weights(tmp_path / "without" / "export")
     first = json.loads((tmp_path / "run" / "starts.jsonl").read_text().splitlines()[0])
     assert first["from_step"] == 0
     assert len((tmp_path / "run" / "starts.jsonl").read_text().splitlines()) == 1
+
+
+def test_reload_takes_the_loss_scale_back_too(tmp_path, monkeypatch):
+    """The scale grows between the checkpoint and the bad step, which then halves it."""
+    monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 3)
+    for name, data in (("run", poisoned(8)), ("without", Without(8))):
+        options = {"run__not_finite": "reload", "run__precision": "fp16", "run__max_steps": 10}
+        train(tmp_path / name, data=data, **options)
+    assert checkpoint_state(tmp_path / "run")["not_finite"]
+    runs = tmp_path / "run", tmp_path / "without"
+    found, expected = (checkpoint_state(run)["backend"] for run in runs)
+    assert found == expected
+    found, expected = (metrics(run, "train/loss_scale") for run in runs)
+    assert found == expected
 
 
 @pytest.mark.parametrize("policy", ["skip", "reload"])

@@ -24,6 +24,13 @@ def test_weight_decay_is_decoupled():
     assert type(decayed) is torch.optim.AdamW
 
 
+def test_a_group_of_nothing_is_left_out():
+    task = ToyTask()
+    task.model.encoder.requires_grad_(False)
+    (group,) = build_optimizer(task, OptimizerConfig(lr=0.1)).param_groups
+    assert group["name"] == "rest"
+
+
 def test_nothing_trainable_is_refused():
     task = ToyTask().requires_grad_(False)
     with pytest.raises(ConfigError, match="no parameter of the model is trainable"):
@@ -53,6 +60,7 @@ def test_learning_rates_are_set_per_group_and_named():
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.005, 0.05])
     # A pure function of the step: going back gives the first rate again.
     assert rate.set(1) == pytest.approx({"lr_backbone": 0.01, "lr": 0.1})
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.1])
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])

@@ -1,16 +1,19 @@
 """Saves in the background, and which checkpoints of a run stay."""
 
+import errno
+import os
+import signal
 import threading
 
 import pytest
 from helpers.inprocess import state, train, train_until_crash, weights
 from helpers.launch import metrics, settings
-from helpers.toy import ToyTask
+from helpers.toy import ToyData, ToyTask
 
 from trainer.checkpoint.hashed import HashedFile
 from trainer.config.load import from_settings
 from trainer.config.validate import validate
-from trainer.errors import ConfigError
+from trainer.errors import CheckpointError, ConfigError
 
 
 def checkpoints(run) -> list[int]:
@@ -74,6 +77,23 @@ def test_best_newest_and_multiples_stay_and_a_crash_changes_nothing(tmp_path, be
     train(tmp_path / "whole", **changes)
     assert checkpoints(tmp_path / "whole") == checkpoints(run)
     assert weights(tmp_path / "whole" / "export") == weights(run / "export")
+
+
+def test_a_stop_whose_checkpoint_cannot_be_written_asks_for_no_requeue(tmp_path, monkeypatch):
+    """It waits for the save: that the same command goes on from there would not be true."""
+
+    class Signalling(ToyData):
+        def collate(self, batch_rows):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return super().collate(batch_rows)
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(HashedFile, "write", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        train(tmp_path / "run", data=Signalling(seed=3))
+    assert checkpoints(tmp_path / "run") == []
 
 
 def test_metric_that_is_never_logged_ends_the_run_at_once_naming_those_that_are(tmp_path):

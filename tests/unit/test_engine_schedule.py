@@ -4,7 +4,7 @@ import pytest
 
 from trainer.config.schema import CopiesConfig, OptimizerConfig, RunConfig
 from trainer.engine.copies import copy_steps
-from trainer.engine.schedule import learning_rate_factor, total_steps
+from trainer.engine.schedule import epochs_read, learning_rate_factor, total_steps
 from trainer.errors import ConfigError
 
 
@@ -19,11 +19,22 @@ from trainer.errors import ConfigError
         (1.0, 500, 96, 3),
         (0.001, None, 10, 1),
         (0.1, None, 960, 3),
+        (0.07, None, 3200, 7),  # 7.000000000000001 in floating point
+        (1e-12, None, 10, 1),
     ],
 )
 def test_total_steps_rounds_up_and_is_capped(epochs, max_steps, units, expected):
     run = RunConfig(epochs=epochs, max_steps=max_steps, global_batch=32)
     assert total_steps(run, units) == expected
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "expected"), [(1.0, None, 2), (0.96, None, 1), (2.0, 3, 1), (2.0, 4, 2)]
+)
+def test_the_epoch_that_the_last_batch_runs_into_is_read(epochs, max_steps, expected):
+    """Of 100 units: three batches of 32 lie within an epoch, the fourth runs into the next."""
+    run = RunConfig(epochs=epochs, max_steps=max_steps, global_batch=32)
+    assert epochs_read(run, 100) == expected
 
 
 def test_constant_schedule_after_warmup():
@@ -43,6 +54,13 @@ def test_cosine_schedule_falls_from_one_to_zero_through_a_half():
     assert learning_rate_factor(optimizer, 1, 8) == 1.0
     assert learning_rate_factor(optimizer, 5, 8) == pytest.approx(0.5)
     assert learning_rate_factor(optimizer, 9, 8) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_beyond_the_end_the_rate_stays_zero(schedule):
+    optimizer = OptimizerConfig(schedule=schedule, warmup_steps=2)
+    factors = [learning_rate_factor(optimizer, step, 6) for step in (7, 8, 20)]
+    assert factors == [0.0, 0.0, 0.0]
 
 
 def test_warmup_longer_than_the_run_does_not_divide_by_zero():

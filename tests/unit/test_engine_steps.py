@@ -134,6 +134,44 @@ def test_a_gradient_is_clipped_by_its_norm_without_the_loss_scale(tmp_path, scal
     assert direction.item() == pytest.approx(1.0, abs=1e-3)
 
 
+def test_the_loss_scale_that_is_told_is_the_one_that_was_used(tmp_path) -> None:
+    """An overflow halves it after the step."""
+    config = from_settings(settings(tmp_path / "run", run__precision="fp16"), where="test")
+    with start(config) as distributed:
+        task = ToyTask()
+        backend = Session(config, task, distributed, None, 1).backend
+        told = []
+        for factor in (1.0, float("inf"), 1.0):
+            loss = sum(p.sum() for p in task.parameters() if p.requires_grad) * factor
+            backend.backward(loss, is_last=True)
+            result = backend.step()
+            told.append((result.is_applied, result.loss_scale, backend._scale.value))
+    assert told == [
+        (True, 2.0**16, 2.0**16), (False, 2.0**16, 2.0**15), (True, 2.0**15, 2.0**15)
+    ]  # fmt: skip
+
+
+def test_a_missing_gradient_is_a_zero_and_a_frozen_parameter_keeps_nothing(tmp_path) -> None:
+    """ZeRO counts a missing one as zero: Adam's moments decay, and the weight moves on."""
+    config = from_settings(settings(tmp_path / "run", run__micro_batch=8), where="test")
+    with start(config) as distributed:
+        task = ToyTask()
+        backend = Session(config, task, distributed, None, 1).backend
+        weight = task.projection.weight
+        seen = []
+        for part in (weight, task.model.user.pad_doc):
+            backend.backward(part.sum(), is_last=True)
+            assert backend.step().is_applied
+            moments = (backend.full_moment(weight, name) for name in ("exp_avg", "exp_avg_sq"))
+            seen.append([weight.detach().clone(), *(moment.clone() for moment in moments)])
+        (before, first, second), (after, *decayed) = seen
+        assert (first > 0).all() and (after < before).all()
+        torch.testing.assert_close(decayed, [0.9 * first, 0.999 * second])
+        frozen = [p for p in task.parameters() if not p.requires_grad]
+        assert len(frozen) == 2
+        assert all(p.grad is None and p not in backend._optimizer.state for p in frozen)
+
+
 def in_batch(micro: int, *, is_in_batch: bool = True) -> TrainConfig:
     run = RunConfig(global_batch=8, micro_batch=micro)
     return TrainConfig(task="post_train", data=DataConfig(in_batch_negatives=is_in_batch), run=run)

@@ -202,6 +202,14 @@ def test_parameter_that_takes_no_part_stops_before_the_first_step(tmp_path):
         train(tmp_path / "run", make_task=with_unused)
 
 
+def test_every_step_is_taken_at_its_own_rate(tmp_path):
+    """A rate of 0.01, warmed up over two steps, then falling."""
+    schedule = {"optimizer__schedule": "linear", "optimizer__warmup_steps": 2}
+    train(tmp_path / "run", run__max_steps=4, **schedule)
+    expected = {1: 0.005, 2: 0.01, 3: 0.01, 4: 0.005}
+    assert metrics(tmp_path / "run", "train/lr") == pytest.approx(expected)
+
+
 def test_copies_are_published_at_their_steps(tmp_path):
     copies = {"run__copies__rule": "first_m", "run__copies__every": 3, "run__copies__count": 2}
     train(tmp_path / "run", run__max_steps=8, **copies)

@@ -10,7 +10,15 @@ import msgspec
 import pytest
 
 from shards.errors import DamageError, DataError
-from shards.files import read_bytes, read_json, remove, sha256_file
+from shards.files import (
+    atomic_file,
+    read_bytes,
+    read_json,
+    remove,
+    sha256_file,
+    temporary_name,
+    write_json_atomic,
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,37 @@ class Facts:
 
     rows: Annotated[int, msgspec.Meta(ge=0)]
     name: str = ""
+
+
+@pytest.mark.parametrize("former", [None, b"former"])
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Path, former) -> None:
+    path = tmp_path / "file"
+    if former is not None:
+        path.write_bytes(former)
+    with pytest.raises(RuntimeError, match="of the test"), atomic_file(path) as file:
+        file.write(b"half of it")
+        raise RuntimeError("error of the test")
+    assert [(p, p.read_bytes()) for p in tmp_path.iterdir()] == (
+        [] if former is None else [(path, former)]
+    )
+
+
+def test_two_who_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with atomic_file(path) as outer:
+        outer.write(b"outer")
+        with atomic_file(path) as inner:
+            inner.write(b"inner")
+        assert path.read_bytes() == b"inner"
+    assert [(p, p.read_bytes()) for p in tmp_path.iterdir()] == [(path, b"outer")]
+    assert f".tmp-{os.getpid()}-" in temporary_name(path).name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [{"a": float("-inf")}]])
+def test_numbers_that_json_lacks_are_not_written(tmp_path: Path, value) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json_atomic(tmp_path / "file", value)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("read", [read_json, sha256_file, lambda path: read_bytes(path, limit=9)])

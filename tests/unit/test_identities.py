@@ -105,6 +105,11 @@ def test_columns_of_teachers_that_read_titles_alone_keep_their_name():
     assert "damaged_rows" not in text_identity(teacher(), ARTICLES, "float16", "fp32")
 
 
+def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """Fields by which two identities differ."""
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+
 def logits(order: EpochOrder, epoch: int = 0, count: int = 2, source: str = "corpus") -> Any:
     negatives = Negatives(order, count, source)
     return logits_identity(teacher(), ARTICLES, "float16", "fp32", negatives, epoch)
@@ -122,6 +127,8 @@ def test_whatever_changes_the_drawn_negatives_makes_another_column():
         logits(EpochOrder([10, 10], "f", 1, 2, np.array([3]))),
     ]
     assert all(one not in found[:number] for number, one in enumerate(found))
+    # What a reader of the other column is told.
+    assert differing(found[0], found[3]) == {"negatives_from", "window_shards"}
     # Windows play no part where negatives come from the whole corpus.
     assert logits(EpochOrder([10, 10], "f", 1, 1)) == logits(order)
 
@@ -172,6 +179,8 @@ def test_whatever_changes_frozen_states_makes_another_column():
         frozen(backbone(layer_norm_eps=1e-5)),
     ]
     assert all(one not in found[:number] for number, one in enumerate(found))
+    # What a reader of the other column is told.
+    assert differing(found[0], found[7]) == {"frozen_layers", "frozen_weights_sha256"}
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -156,6 +156,13 @@ def test_subset_averages_only_the_chosen():
     ("scores", "labels", "offsets", "message"),
     [
         ([1.0, float("nan"), 2.0], [1, 0, 1], [0, 1, 3], "not finite, the first in impression 1"),
+        (
+            [1.0, 3.0, float("inf")],
+            [1, 0, 1],
+            [0, 2, 3],
+            "1 scores are not finite, .* impression 1",
+        ),
+        ([float("-inf"), 2.0], [1, 0], [0, 2], "not finite, the first in impression 0"),
         ([1.0, 2.0], [1], [0, 2], "shape"),
         ([1.0, 2.0], [1, 2], [0, 2], "labels must be"),
         ([1.0, 2.0], [1, 0], [0, 1], "offsets must run"),

@@ -100,11 +100,14 @@ def test_softmax_neither_overflows_nor_divides_by_nothing():
     assert half.sum(dim=1).tolist() == pytest.approx([1.0, 1.0])
 
 
-def test_pooling_is_computed_in_fp32_under_autocast():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_pooling_is_computed_in_fp32_whatever_the_vectors_and_autocast(dtype, autocast):
     weights = torch.tensor([[1.0, 2.0**-12]])
-    vectors = torch.tensor([[[1.0], [1.0]]])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert weighted_sum(weights, vectors).item() == 1.0 + 2.0**-12
+    vectors = torch.tensor([[[1.0], [1.0]]], dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = weighted_sum(weights, vectors)
+    assert (found.item(), found.dtype) == (1.0 + 2.0**-12, torch.float32)
 
 
 def test_autocast_gives_near_fp32_vectors():

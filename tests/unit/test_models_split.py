@@ -1,5 +1,7 @@
 """A backbone below and above a cut: the same states as transformers' own, whatever the family."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from trainer.errors import ModelError
 from trainer.models.backbone import Backbone
 from trainer.models.configuration import NewsEncoderConfig
 from trainer.models.execution import checkpoint_activations
+from trainer.models.layers import find_layers
 from trainer.models.news_encoder import NewsEncoder
 from trainer.models.parameters import set_trainable
 from trainer.monitor.flops import text_flops
@@ -83,6 +86,32 @@ def test_below_gives_the_hidden_states_and_above_the_last_ones(family: str, num_
     # Nothing is left of the cut in what follows.
     again = backbone.language_model(input_ids=ids_UL, attention_mask=mask_UL)
     assert torch.equal(again.last_hidden_state, whole_ULD)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_layers_below_and_above_the_cut_run_alone_and_keep_nothing(family: str) -> None:
+    """Of a long corpus, what stays of one batch would soon be all memory."""
+    backbone = backbone_of(family)
+    backbone.cut(2)
+    called: list[int] = []
+    _, layers = find_layers(backbone.language_model)
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, inputs, number=number: called.append(number))
+        for number, layer in enumerate(layers)
+    ]
+    ids_UL, mask_UL = texts()
+    states_ULD = backbone.below(ids_UL, mask_UL)
+    assert called == [0, 1]
+    backbone.above(states_ULD, mask_UL)
+    assert called == [0, 1, 2]
+    for hook in hooks:
+        hook.remove()
+    assert not any(module._forward_hooks for module in backbone.modules())
+    kept = weakref.ref(states_ULD)
+    del states_ULD
+    gc.collect()
+    assert kept() is None
 
 
 def test_cut_models_keep_their_names_and_their_mode() -> None:

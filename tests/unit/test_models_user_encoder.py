@@ -60,6 +60,10 @@ def test_a_user_without_history_is_the_learned_vector(kind):
     torch.testing.assert_close(users[0], expected)
     assert (users[1] - expected).abs().max() > 0.1
     torch.testing.assert_close(none_at_all, users[:1].expand(2, -1))
+    if kind != "nrms":  # one click on it, not one in each slot: to the bit, however many there are
+        with torch.no_grad():
+            cold = [model.encode_users(*history([0], slots=slots))[0] for slots in (1, 7, 50)]
+        assert all(torch.equal(user, expected) for user in cold)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import DataError
-from shards.order import BatchRows, EpochOrder, Position, keyed_permutation
+from shards.order import BatchRows, EpochOrder, PeerRows, Position, keyed_permutation
 
 counts_lists = st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(lambda c: sum(c) > 0)
 
@@ -132,11 +132,34 @@ def test_position_of_another_order_is_refused_by_field(other, field):
         {"fingerprint": "f", "seed": 1, "epoch": 0, "samples": 0, "rank": 3},
         {"fingerprint": "f", "seed": 1, "epoch": 0, "samples": "4"},
         {"fingerprint": "f", "seed": 1, "epoch": -1, "samples": 4},
+        {"fingerprint": "f", "seed": 1, "epoch": 1, "samples": -4},
     ],
 )
 def test_what_is_no_position_is_refused(values):
     with pytest.raises(DataError, match="position"):
         Position.from_dict(values)
+
+
+@pytest.mark.parametrize("samples", [13, 14])
+def test_a_position_beyond_its_epoch_is_refused(samples):
+    order = EpochOrder([7, 6], "f", 9)
+    with pytest.raises(DataError, match=f"{samples} samples consumed of an epoch of 13"):
+        order.total_at(Position("f", 9, 2, samples))
+    assert order.total_at(Position("f", 9, 2, 12)) == 38
+
+
+def test_what_peers_read_is_cut_with_the_batch():
+    rows, epochs = np.arange(14).reshape(2, 7), np.arange(14).reshape(2, 7) // 5
+    position = EpochOrder([50], "f", 0).position_at(14)
+    batch = BatchRows(rows[1], epochs[1], position, PeerRows(rows, epochs, 1))
+    parts = batch.split(3)
+    assert [part.peers.rows.tolist() for part in parts] == [
+        [[0, 1, 2], [7, 8, 9]], [[3, 4, 5], [10, 11, 12]], [[6], [13]]
+    ]  # fmt: skip
+    for part in parts:
+        assert part.peers.rank == 1
+        assert part.rows.tolist() == part.peers.rows[1].tolist()
+        assert part.epochs.tolist() == part.peers.epochs[1].tolist()
 
 
 @given(n=st.integers(0, 40), micro=st.integers(1, 50))

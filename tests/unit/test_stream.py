@@ -86,6 +86,22 @@ def test_indivisible_global_batch_is_refused_with_its_arithmetic():
         Stream(EpochOrder([9], "f", 0), 3, 0, 4)
 
 
+@pytest.mark.parametrize("rank", [-1, 2, 3])
+def test_a_rank_outside_the_world_is_refused(rank):
+    with pytest.raises(ValueError, match=rf"rank {rank} is not within 0 \.\. 1"):
+        Stream(EpochOrder([9], "f", 0), 4, rank, 2)
+
+
+def test_a_position_of_another_global_batch_is_refused():
+    order = EpochOrder([9], "f", 1)
+    stream = Stream(order, 3)
+    next(stream)
+    with pytest.raises(DataError, match="global_batch is 3 there and 6 here"):
+        Stream(order, 6, position=stream.position)
+    # One that does not say, of an older checkpoint, is taken.
+    assert Stream(order, 6, position=order.position_at(3)).position.samples == 3
+
+
 @pytest.mark.parametrize(("changed", "field"), [({"seed": 2}, "seed"), ({}, "fingerprint")])
 def test_position_of_another_run_is_refused(changed, field):
     position = EpochOrder([9], "f", 1).position_at(4)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.files import temporary_name
+from shards.files import fsync_folder, fsync_tree, temporary_name
 from shards.os_errors import naming
 from trainer.errors import DataError, UsageError
 
@@ -50,6 +50,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         with writing(out):
             building.mkdir()
             yield building
+            fsync_tree(building)
             building.rename(out)
+            fsync_folder(out.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)

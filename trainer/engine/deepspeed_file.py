@@ -121,10 +121,15 @@ def check_by_deepspeed(name: str) -> None:
     Raises:
         ConfigError: DeepSpeed refuses a key or a value; the message says which.
     """
+    from deepspeed import comm
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
     content = complete_deepspeed_config(
-        read_deepspeed_file(name), micro_batch=1, accumulation=1, world_size=1, max_grad_norm=None
+        read_deepspeed_file(name),
+        micro_batch=1,
+        accumulation=1,
+        world_size=comm.get_world_size() if comm.is_initialized() else 1,  # it is checked, too
+        max_grad_norm=None,
     )
     try:
         DeepSpeedConfig(content)

@@ -18,8 +18,8 @@ def total_steps(run: RunConfig, num_units: int) -> int:
         run: The run's section of the configuration.
         num_units: Samples of an epoch.
     """
-    # Rounded first: 0.1 epochs of 30 units in batches of 1 are 3 steps, not
-    # ceil(3.0000000000000004).
+    # Rounded first: 0.07 epochs of 100 units in batches of 1 are 7 steps, not
+    # ceil(7.000000000000001).
     steps = math.ceil(round(run.epochs * num_units / run.global_batch, 9))
     return max(1, steps if run.max_steps is None else min(steps, run.max_steps))
 

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.files import did_you_mean, remove, sha256_file, temporary_name, write_json_atomic
+from shards.files import (
+    did_you_mean,
+    fsync_folder,
+    fsync_tree,
+    remove,
+    sha256_file,
+    temporary_name,
+    write_json_atomic,
+)
 from shards.os_errors import naming
 from trainer.errors import ColumnError, DataError, ModelError
 from trainer.export.info import FORMAT, INFO, WEIGHTS, read_info, sealed
@@ -192,6 +200,8 @@ def export_model(
         }
         described = sealed(described, building)
         write_json_atomic(building / INFO, described)
+        with naming(folder):
+            fsync_tree(building)
         _replace(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -215,5 +225,6 @@ def _replace(new: Path, folder: Path) -> None:
         old = folder.with_name(f".{folder.name}.old-{uuid.uuid4().hex[:8]}")
         folder.rename(old)
     new.rename(folder)
+    fsync_folder(folder.parent)
     if old is not None:
         remove(old)
