@@ -83,6 +83,12 @@ class TokenizerSection:
     train_options: Mapping[str, Any] = field(default_factory=dict)
     """Further options of ``tnr shards train-tokenizer``."""
 
+    @property
+    def stored(self) -> dict[str, int]:
+        """How many tokens are stored of titles and bodies, as far as ``fields`` has them."""
+        limits = {"title": self.title_tokens, "body": self.body_tokens}
+        return {name: limit for name, limit in limits.items() if name in self.fields}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeachersSection:

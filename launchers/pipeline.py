@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launchers.config import LAST_DAY, PipelineConfig, StageSection, StudentSection, load_pipeline
-from launchers.precedence import beaten, levels
+from launchers.precedence import beaten, check_lengths, lengths, levels
 from launchers.steps import Step, in_order
 from trainer.config.load import flatten, setting_words
 from trainer.config.yaml_files import plain
@@ -301,9 +301,12 @@ class _Plan:
         own: dict[str, Any] = {"data.articles": self.articles}
         own |= {"data.clicks": self.train} if clicks else {}
         own |= {**fixed, "run.seed": seed, "run.dir": str(folder)}
-        settings = self._split() if clicks else {}
+        stored = self.config.tokenizer.stored
+        settings = lengths(recipe or stage, stored, clicks=clicks)
+        settings |= self._split() if clicks else {}
         for _, given in found:
             settings |= given
+        check_lengths(name, settings, stored)
         settings |= own
         words = (recipe or stage, *overrides(settings))
         if settings.get("teachers.logits") == "stored":

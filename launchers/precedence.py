@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launchers.config import PipelineConfig, StudentSection
-from trainer.config.load import flatten, setting_words
+from trainer.config.load import flatten, read_recipe, setting_words
+from trainer.config.schema import DataConfig
+from trainer.config.yaml_files import plain
+from trainer.errors import ConfigError
 
 Level = tuple[str, dict[str, Any]]
 """A place in the file, and the settings that it gives with dotted keys."""
@@ -20,6 +23,44 @@ def levels(config: PipelineConfig, stage: str, student: StudentSection | None) -
     if student is not None:
         found.append((f"set of student {student.name}", student.set))
     return [(place, flatten(given)) for place, given in found]
+
+
+def lengths(recipe: str, stored: Mapping[str, int], *, clicks: bool) -> dict[str, Any]:
+    """Lengths of texts where the file sets none: the recipe's, as far as tokens are stored.
+
+    So all click tasks read as much of a title, whatever export they start from.
+
+    Args:
+        recipe: Of a stage.
+        stored: Tokens that are stored, by field.
+        clicks: Whether it is a click task.
+    """
+    try:
+        given = read_recipe(recipe)
+    except ConfigError:
+        return {}  # told when the command is checked
+    found = {}
+    for field, limit in stored.items():
+        key = f"data.max_{field}_tokens"
+        wanted = int(given.get(key, getattr(DataConfig, f"max_{field}_tokens")))
+        if wanted > limit or (clicks and field == "title"):
+            found[key] = min(wanted, limit)
+    return found
+
+
+def check_lengths(step: str, settings: Mapping[str, Any], stored: Mapping[str, int]) -> None:
+    """Refuse lengths that the tokens of a pipeline do not have.
+
+    Raises:
+        ConfigError: Naming both settings.
+    """
+    for field, limit in stored.items():
+        wanted = plain(settings.get(f"data.max_{field}_tokens"))
+        if isinstance(wanted, int) and wanted > limit:
+            raise ConfigError(
+                f"step {step}: data.max_{field}_tokens is {wanted}, but tokenizer.{field}_tokens "
+                f"stores {limit}: raise the one or lower the other"
+            )
 
 
 def beaten(found: Sequence[Level], own: Mapping[str, Any]) -> tuple[str, ...]:

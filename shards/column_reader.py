@@ -181,9 +181,10 @@ class ColumnReader:
         current = [i for i in found if i.made_from.get("shard_set") == shard_set.fingerprint]
         if len(current) > 1:
             folders = ", ".join(info.folder.name for info in current)
+            setting = "with --data.tokens NAME " if name == "tokens" else ""
             raise ColumnError(
-                f"{shard_set.location} has {len(current)} columns {name!r}: {folders}; "
-                "say which one"
+                f"{shard_set.location} has {len(current)} columns {name!r}: {folders}; say which "
+                f"one {setting}or remove one: tnr shards columns {shard_set.location} --remove NAME"
             )
         return cls(shard_set, (current or found)[0], wait)
 

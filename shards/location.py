@@ -13,6 +13,7 @@ from typing import Any
 
 from shards.errors import UsageError, one_line
 
+LONGEST = 1000
 HIDDEN = "***"
 
 _SLASH, _AT, _QUERY = r"(?:[/\\]|%2f|%5c)", r"(?:@|%40)", r"(?:[?#]|%3f|%23)"
@@ -94,8 +95,10 @@ def shown_text(text: object) -> str:
 
 
 def shown_line(text: object) -> str:
-    """Return a text of someone else's file as it may be printed: one line, without keys."""
-    return one_line(shown_text(text))
+    """Return a text of someone else's file as it may be printed: one line, without keys, and no
+    longer than ``LONGEST`` letters."""
+    line = one_line(shown_text(str(text)[: 2 * LONGEST]))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def _end(text: str, start: int) -> int:

@@ -1,25 +1,30 @@
 """Tasks done in order of their results, in this process or in several.
 
-A process whose parent is gone, or was interrupted, leaves at once, whatever it does: it must not
-write where the next build already works, and nobody waits for it. An interrupt at the terminal
-reaches all processes; the parent alone deals with it.
+Each process has a pipe of its own, and nothing else is shared: one that is killed in the middle of
+a task, or of its result, leaves no lock behind that others wait for. A process whose parent was
+killed leaves at once, so that it does not write where the next build already works. An interrupt at
+the terminal reaches all processes; the parent alone deals with it, and kills the others.
 """
 
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from multiprocessing import connection, resource_tracker
+from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+_Pipe = connection.Connection
 
 
 class Workers:
@@ -34,8 +39,12 @@ class Workers:
         """
         self.processes = processes
         self._begin = begin
-        self._pool: ProcessPoolExecutor | None = None
-        self._closed_to_end: connection.Connection | None = None
+        self._started: dict[_Pipe, BaseProcess] = {}
+        self._idle: list[_Pipe] = []
+        self._busy: dict[_Pipe, int] = {}
+        self._waiting: deque[tuple[int, Callable[[Any], Any], Any]] = deque()
+        self._results: dict[int, Any] = {}
+        self._num_tasks = 0
 
     def __enter__(self) -> "Workers":
         """Return itself."""
@@ -47,19 +56,23 @@ class Workers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End the processes; after an error, without what has not begun.
+        """End the processes; after an error, once they have done what they have begun.
 
-        An interrupt, before or while the tasks in hand are waited for, ends the processes at once.
+        An interrupt, before this or meanwhile, kills them.
         """
-        if self._pool is None or self._closed_to_end is None:
-            return
         try:
-            if not isinstance(error, KeyboardInterrupt):
-                self._pool.shutdown(wait=True, cancel_futures=True)
+            self._waiting.clear()
+            while self._busy and not isinstance(error, KeyboardInterrupt):
+                with contextlib.suppress(BrokenProcessPool):
+                    self._receive()
         finally:
-            with _signals_ignored():  # a second one would leave the processes waiting for ever
-                self._closed_to_end.close()
-                self._pool.shutdown(wait=True, cancel_futures=True)
+            with _signals_ignored():
+                for process in self._started.values():
+                    process.kill()  # it waits for a task, or nobody waits for it
+                for pipe, process in self._started.items():
+                    process.join()
+                    pipe.close()
+                self._started.clear()
 
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield the result of each task, in order; few tasks and results are held at a time.
@@ -77,18 +90,63 @@ class Workers:
         if self.processes == 1 or len(first) < 2:
             yield from map(function, tasks)
             return
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            end, self._closed_to_end = context.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(self.processes, context, _start, (end, self._begin))
-        waiting: deque[Future[Result]] = deque()
+        given: deque[int] = deque()
         for task in tasks:
-            with interrupt_blocked():  # processes start here, and inherit it
-                waiting.append(self._pool.submit(function, task))
-            if len(waiting) > 2 * self.processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            given.append(self._num_tasks)
+            self._waiting.append((self._num_tasks, function, task))
+            self._num_tasks += 1
+            self._send()
+            if len(given) > 2 * self.processes:
+                yield self._result(given.popleft())
+        while given:
+            yield self._result(given.popleft())
+
+    def _result(self, number: int) -> Any:
+        while number not in self._results:
+            self._receive()
+            self._send()  # before the result is worked on
+        is_done, result = self._results.pop(number)
+        if not is_done:
+            raise result
+        return result
+
+    def _send(self) -> None:
+        """Give tasks that wait to processes that do; start those that there may be."""
+        self._receive(timeout_s=0)
+        while self._waiting and (self._idle or len(self._started) < self.processes):
+            pipe = self._idle.pop() if self._idle else self._start()
+            self._busy[pipe], *task = self._waiting.popleft()
+            with contextlib.suppress(BrokenPipeError):  # it was killed: told where it is read
+                pipe.send(task)
+
+    def _start(self) -> _Pipe:
+        context = multiprocessing.get_context("spawn")
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._begin), daemon=True)
+        with interrupt_blocked():  # it inherits that
+            process.start()
+        theirs.close()
+        self._started[pipe] = process
+        return pipe
+
+    def _receive(self, timeout_s: float | None = None) -> None:
+        """Take the results that are there, or wait for the next one.
+
+        Raises:
+            BrokenProcessPool: A process has ended before it gave its result.
+        """
+        for pipe in connection.wait(list(self._busy), timeout_s):
+            assert isinstance(pipe, _Pipe)
+            number = self._busy.pop(pipe)
+            try:
+                self._results[number] = pipe.recv()
+            except (EOFError, ConnectionResetError) as error:
+                process = self._started.pop(pipe)
+                process.join()
+                raise BrokenProcessPool(
+                    f"a process ended with exit code {process.exitcode} before its task was done"
+                ) from error
+            self._idle.append(pipe)
 
 
 @contextlib.contextmanager
@@ -116,13 +174,29 @@ def _signals_ignored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _start(end: connection.Connection, begin: Callable[[], None] | None) -> None:
-    threading.Thread(target=_leave, args=(end,), daemon=True).start()
+def _serve(pipe: _Pipe, begin: Callable[[], None] | None) -> None:
+    """Do one task after the other; the body of a process."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     if begin is not None:
         begin()
+    while True:
+        try:
+            function, task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = (True, function(task))
+        except Exception as error:
+            error.add_note("In another process:\n" + "".join(traceback.format_exception(error)))
+            answer = (False, error)
+        try:
+            pipe.send(answer)
+        except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
+            pipe.send((False, RuntimeError(f"the answer of {function} cannot be sent: {error}")))
 
 
-def _leave(end: connection.Connection) -> None:
-    """Leave once the other side of the pipe is closed, by the parent or with it."""
-    connection.wait([end])
-    os._exit(1)
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -388,6 +388,8 @@ def _fill(
         except (StoppedError, BrokenProcessPool) as error:
             if stopping.is_asked or isinstance(error, StoppedError):
                 left = len(job.writer.missing())
+                if not left:
+                    return
                 raise StoppedError(
                     f"stopped by SIGTERM: {left} of {len(shards)} cells are left; what is committed"
                     " stays, run the same command again to go on"

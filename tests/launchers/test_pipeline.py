@@ -18,6 +18,7 @@ from shards.errors import UsageError
 from trainer.cli.demo import hold_out
 from trainer.cli.main import main
 from trainer.cli.pipeline import check_steps
+from trainer.errors import ConfigError
 
 TEMPLATES = Path(launchers.__file__).parent / "templates"
 SMALL = {
@@ -129,16 +130,19 @@ def test_overrides_go_from_the_whole_to_the_student_and_the_plan_wins():
 
 
 PUBLIC = """\
-tnr train finetune --data.clicks_until 2019-11-14 --validation.clicks R/data/train \
+tnr train finetune --data.max_title_tokens 30 \
+--data.clicks_until 2019-11-14 --validation.clicks R/data/train \
 --validation.since 2019-11-14 --validation.every 50 --data.articles R/data/articles \
 --data.clicks R/data/train --model.init R/runs/post-train/copies/step_00000010 --run.seed 0 \
 --run.dir R/runs/finetune-teacher-1
-tnr train finetune_distill --data.clicks_until 2019-11-14 --validation.clicks R/data/train \
+tnr train finetune_distill --data.max_title_tokens 30 \
+--data.clicks_until 2019-11-14 --validation.clicks R/data/train \
 --validation.since 2019-11-13 --data.articles R/data/articles --data.clicks R/data/train \
 --model.init R/runs/stage-1-student-1-s0/export \
 --teachers.models R/runs/finetune-teacher-1/export R/runs/finetune-teacher-2/export \
 --run.seed 0 --run.dir R/runs/stage-2-student-1-s0
-tnr train finetune --data.clicks_until 2019-11-14 --validation.clicks R/data/train \
+tnr train finetune --data.max_title_tokens 30 \
+--data.clicks_until 2019-11-14 --validation.clicks R/data/train \
 --validation.since 2019-11-14 --validation.every 50 --data.articles R/data/articles \
 --data.clicks R/data/train --model.backbone.layers 0 --run.seed 0 \
 --run.dir R/runs/plain-student-1-s0
@@ -164,6 +168,25 @@ def test_public_split_holds_out_the_last_day_of_training_and_reports_on_dev():
     told = [word for step in official.values() for word in step.command]
     unwanted = ("--validation.", "--data.clicks_", "--train-since", "--train-until")
     assert not any(word.startswith(unwanted) for word in told)
+
+
+@pytest.mark.parametrize(("stored", "read"), [(32, 30), (24, 24), (16, 16)])
+def test_all_click_tasks_read_as_much_of_a_title_and_no_more_than_is_stored(stored, read):
+    """Whatever they start from: an export of post-training would give them its own 24."""
+    steps = plan(tokenizer={"title_tokens": stored, "body_tokens": 100})
+    for name in ("finetune-teacher-2", "stage-2-student-1-s0", "plain-student-1-s0"):
+        assert words_after(steps[name], "--data.max_title_tokens") == [str(read)]
+    for name in ("post-train", "stage-1-student-1-s0"):
+        assert words_after(steps[name], "--data.max_body_tokens") == ["100"]
+        short = "--data.max_title_tokens" in steps[name].command
+        assert short == (stored < 24)
+    own = plan(set={"data.max_title_tokens": 20})["finetune-teacher-1"]
+    assert words_after(own, "--data.max_title_tokens") == ["20"]
+
+
+def test_lengths_that_are_not_stored_are_refused_before_anything_is_made():
+    with pytest.raises(ConfigError, match=r"40, but tokenizer\.title_tokens stores 32: raise"):
+        plan(set={"data.max_title_tokens": 40})
 
 
 def test_evaluations_are_told_the_period_that_finetuning_is_told():

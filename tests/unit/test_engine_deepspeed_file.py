@@ -1,6 +1,7 @@
 """DeepSpeed files hold only what DeepSpeed alone knows."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -115,6 +116,21 @@ def test_what_deepspeed_refuses_is_one_line_that_names_the_file(tmp_path, conten
     with pytest.raises(ConfigError, match=f"DeepSpeed refuses it: .*{said}") as refused:
         check_by_deepspeed(name)
     assert str(refused.value).startswith(name) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"zero_optimizatoin": {"stage": 3}}', "knows no 'zero_optimizatoin'; did you mean zero_"),
+        ('{"fooo": 1}', "DeepSpeed knows no 'fooo'; remove it"),
+        ('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 3}}', "comes twice"),
+        ('{"zero_optimization": {"stage": 2, "stage": 0}}', "the key 'stage' comes twice"),
+    ],
+)
+def test_keys_that_deepspeed_passes_over_are_refused(tmp_path, text, said):
+    (tmp_path / "ds.json").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        read_deepspeed_file(str(tmp_path / "ds.json"))
 
 
 @pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zeropp"])

@@ -4,11 +4,35 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 
+from shards.pool import Workers
+
 ROOT = Path(__file__).parents[2]
+SENDING = """
+import os, signal, sys, threading
+from shards.pool import Workers
+from trainer import interrupt
+from trainer.cli.ending import exit_code_of
+
+def large(number):
+    return bytes(300_000_000)
+
+def command():
+    interrupt.set_running(True)
+    with Workers(2) as workers:
+        for _ in workers.map(large, range(100)):
+            print("sent", flush=True)
+
+if __name__ == "__main__":
+    interrupt.watch(signal.SIGINT)
+    sys.exit(exit_code_of(command))
+"""
 BUSY = """
 import os, signal, sys, time
 from shards.pool import Workers
@@ -77,6 +101,88 @@ def test_signals_end_processes_in_the_middle_of_a_task(tmp_path: Path, signals, 
             os.killpg(process.pid, signal.SIGKILL)
     assert (process.returncode, error) == (128 + signals[0], said), out
     assert all(is_gone(pid) for pid in workers)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.1, 0.2])
+def test_an_interrupt_in_the_middle_of_a_result_is_answered(tmp_path: Path, after_s: float):
+    """A result of hundreds of MB whose sender is gone must not be waited for."""
+    program = tmp_path / "program.py"
+    program.write_text(SENDING)
+    process = subprocess.Popen(
+        [sys.executable, str(program)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline() == "sent\n"
+        time.sleep(after_s)
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, error) == (130, "tnr: interrupted\n")
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def fail(number: int) -> int:
+    raise ValueError(f"no {number}")
+
+
+def unsendable(number: int) -> object:
+    return lambda: number
+
+
+def die(number: int) -> int:
+    os._exit(3)
+
+
+def test_results_come_in_order_also_of_maps_that_take_turns():
+    with Workers(2) as workers:
+        first, second = workers.map(double, range(20)), workers.map(double, range(100, 120))
+        both = [next(source) for _ in range(20) for source in (first, second)]
+    assert both == [value for n in range(20) for value in (2 * n, 2 * n + 200)]
+
+
+def test_a_map_that_is_left_does_not_mix_with_the_next():
+    with Workers(2) as workers:
+        assert next(workers.map(double, range(50))) == 0
+        assert list(workers.map(double, range(5))) == [0, 2, 4, 6, 8]
+
+
+def test_an_error_is_raised_where_its_result_is_due_and_tells_where_it_was():
+    with Workers(2) as workers, pytest.raises(ValueError, match="no 0") as raised:
+        list(workers.map(fail, range(5)))
+    assert "in fail" in raised.value.__notes__[0]
+
+
+def test_what_cannot_be_sent_is_said():
+    with Workers(2) as workers, pytest.raises(RuntimeError, match="cannot be sent"):
+        list(workers.map(unsendable, range(5)))
+
+
+def test_a_signal_while_processes_are_ended_is_not_heeded(monkeypatch):
+    """It would leave some of them running."""
+    kill = SpawnProcess.kill
+
+    def interrupted(process):
+        signal.raise_signal(signal.SIGINT)
+        kill(process)
+
+    monkeypatch.setattr(SpawnProcess, "kill", interrupted)
+    with Workers(2) as workers:
+        assert list(workers.map(double, range(4))) == [0, 2, 4, 6]
+
+
+def test_a_process_that_dies_is_told_by_its_exit_code():
+    with Workers(2) as workers, pytest.raises(BrokenProcessPool, match="exit code 3"):
+        list(workers.map(die, range(5)))
 
 
 def test_an_error_ends_processes_whose_tasks_are_done(tmp_path: Path):

@@ -5,7 +5,10 @@ optimizer, learning rate, clipping and precision are the run's; a file that sets
 refused, because one of the two places would be silently wrong.
 """
 
+import difflib
 import importlib.resources
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import msgspec
 
 from shards.errors import DataError
 from shards.files import read_json
+from trainer.config.text import shown
 from trainer.engine.extensions import find_compiler, find_ninja
 from trainer.errors import ConfigError
 
@@ -35,6 +39,20 @@ SET_BY_THE_RUN = {
     "csv_monitor": "run.dir (the run writes its own metrics)",
 }
 """DeepSpeed keys that a file must not set, and the place where a run sets them."""
+
+_SECTIONS = frozenset(SET_BY_THE_RUN) | {
+    "activation_checkpointing", "aio", "autotuning", "checkpoint", "comet", "comms_logger",
+    "compile", "compression_training", "curriculum_learning", "data_efficiency",
+    "dataloader_drop_last", "disable_allgather", "dump_state", "eigenvalue", "elasticity",
+    "flops_profiler", "gradient_predivide_factor", "graph_harvesting", "hybrid_engine",
+    "memory_breakdown", "nebula", "pipeline", "prescale_gradients", "progressive_layer_drop",
+    "seq_parallel_communication_data_type", "sequence_parallel_size", "sparse_attention",
+    "sparse_gradients", "steps_per_print", "tensor_parallel", "timers",
+    "use_data_before_expert_parallelism", "wall_clock_breakdown", "weight_quantization",
+    "zenflow", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    "zero_optimization",
+}  # fmt: skip
+"""What DeepSpeed 0.19 reads at the top of a file; it passes over anything else in silence."""
 
 OFFLOADS = {"offload_optimizer": (1, 2, 3), "offload_param": (3,)}
 """What can be kept in the memory of the host, and the ZeRO stages that can."""
@@ -90,12 +108,18 @@ def read_deepspeed_file(name: str) -> dict[str, Any]:
     path = deepspeed_file_path(name)
     try:
         content = read_json(path)
+        json.loads(path.read_bytes(), object_pairs_hook=_each_key_once)
     except DataError as error:
         raise ConfigError(f"DeepSpeed file {path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(
             f"DeepSpeed file {path}: expected an object, found {type(content).__name__}"
         )
+    for key in content:
+        if key not in _SECTIONS:
+            near = difflib.get_close_matches(key, _SECTIONS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "remove it"
+            raise ConfigError(f"{path}: DeepSpeed knows no {shown(key)}; {hint}")
     for key, place in SET_BY_THE_RUN.items():
         section = content.get(key)
         if key in content and not (isinstance(section, dict) and section.get("enabled") is False):
@@ -121,6 +145,10 @@ def check_by_deepspeed(name: str) -> None:
     Raises:
         ConfigError: DeepSpeed refuses a key or a value; the message says which.
     """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says so on standard output
     from deepspeed import comm
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
@@ -134,9 +162,16 @@ def check_by_deepspeed(name: str) -> None:
     try:
         DeepSpeedConfig(content)
     except (DeepSpeedConfigError, AssertionError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{deepspeed_file_path(name)}: DeepSpeed refuses it: {' '.join(str(error).split())}"
-        ) from error
+        said = " ".join(str(error).partition("For further information")[0].split())
+        raise ConfigError(f"{deepspeed_file_path(name)}: DeepSpeed refuses it: {said}") from error
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise DataError(f"the key {shown(twice)} comes twice")
+    return dict(pairs)
 
 
 def complete_deepspeed_config(

@@ -107,6 +107,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         if kind == "cold" and parts:
             share = parts.get("cold_candidates_share")
             check_type(share, Metric | None, where=f"{path}: cold_candidates_share")
+    if checked.speed is None:
+        record.pop("speed", None)  # null is as good as nothing
     return _printable(dict(record)) | {"file": str(path)}
 
 

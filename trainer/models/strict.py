@@ -52,7 +52,7 @@ class StrictModel(PreTrainedModel):
         """
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("dtype", torch.float32)
-        kwargs["use_safetensors"] = True
+        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # they are told below
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )

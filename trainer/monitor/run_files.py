@@ -22,7 +22,7 @@ _TAIL_BYTES = 1 << 16
 _MAX_STATE_BYTES = 1 << 20
 _MAX_STARTS_BYTES, _BLOCK_BYTES = 1 << 26, 1 << 20
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 @dataclass(frozen=True, kw_only=True)
