@@ -169,15 +169,20 @@ def test_what_cannot_be_sent_is_said():
 
 def test_a_signal_while_processes_are_ended_is_not_heeded(monkeypatch):
     """It would leave some of them running."""
-    kill = SpawnProcess.kill
+    kill, heard = SpawnProcess.kill, []
 
     def interrupted(process):
         signal.raise_signal(signal.SIGINT)
         kill(process)
 
     monkeypatch.setattr(SpawnProcess, "kill", interrupted)
-    with Workers(2) as workers:
-        assert list(workers.map(double, range(4))) == [0, 2, 4, 6]
+    former = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    try:
+        with Workers(2) as workers:
+            assert list(workers.map(double, range(4))) == [0, 2, 4, 6]
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert not heard
 
 
 def test_a_process_that_dies_is_told_by_its_exit_code():
