@@ -64,6 +64,7 @@ class ArticleBuild(SpooledBuild):
         """Start with nothing read."""
         super().__init__(publisher, workers, intake)
         self.options = options
+        self.unused_fields: list[str] = []
         self._quoting = np.zeros(3, np.int64)
 
     def run(
@@ -89,7 +90,9 @@ class ArticleBuild(SpooledBuild):
                 *(file, form, self.folder, f"articles-{number:03d}", self.options.fields),
                 *(self.options.normalise, bodies, self.options.near_duplicates),
             )
-            self._spool(job, FieldReader(self.options.fields), REQUIRED)
+            reader = FieldReader(self.options.fields)
+            self._spool(job, reader, REQUIRED)
+            self.unused_fields += [n for n in reader.other_names if n not in self.unused_fields]
             inputs += [number] * (len(self.reads) - first - len(inputs))
         self.intake.bar.close()
 
@@ -122,14 +125,20 @@ class ArticleBuild(SpooledBuild):
         if job.form != "jsonl":  # tables have been asked for their columns
             required = ()
         rows = refused_first = 0
+
+        def check() -> None:
+            if job.form == "jsonl" and refused_first == rows:
+                job.file.check_json_lines()
+            reader.check_all_seen(job.file.name, required if reader.other_names else ())
+
         for facts in self.spool(job, columns, reader.wanted()):
             self._add_quoting(job, facts)
             reader.note(facts.pop("seen", []), facts.pop("keys", []))
             refused_first += facts["refused_first"] if refused_first == rows else 0
             rows += facts["rows"]
             if refused_first >= HOPELESS_ROWS:
-                reader.check_all_seen(job.file.name, required if reader.has_other_names else ())
-        reader.check_all_seen(job.file.name, required if reader.has_other_names else ())
+                check()
+        check()
         self._note_quoting(job)
 
     def _add_quoting(self, job: SpoolJob, facts: Facts) -> None:

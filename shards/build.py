@@ -44,7 +44,8 @@ _ARTICLE_HINTS = {
     "unreadable": "each row's own fault stands there; of times in nanoseconds: round them to"
     " microseconds, or leave the column out of the file",
     "not a JSON object": "JSON lines are one object a line; of an array: jq -c '.[]' IN > OUT",
-    "bad JSON": "JSON lines are one object a line; of a file that is one value: jq -c . IN > OUT",
+    "bad JSON": "JSON lines are one object a line; of one array over several lines: jq -c '.[]'"
+    " IN > OUT",
     "wrong number of columns": "every row must have as many columns as the first line names; in"
     " MIND's news.tsv 8, without a header (a file with 5 is behaviors.tsv, for --clicks)",
 }
@@ -133,7 +134,8 @@ def build_articles(
         Intake(publisher, everything, max_refused, _ARTICLE_HINTS) as intake,
     ):
         build = ArticleBuild(publisher, workers, intake, options)
-        return BuildResult(build.run(files, body_file), already_built=False)
+        shard_set = build.run(files, body_file)
+        return BuildResult(shard_set, already_built=False, unused_fields=tuple(build.unused_fields))
 
 
 def build_impressions(

@@ -9,7 +9,7 @@ import numpy as np
 
 from shards.block_order import BlockOrder
 from shards.clicks import ClickColumn
-from shards.errors import DamageError
+from shards.errors import DamageError, DataError
 from shards.order import EpochOrder
 
 
@@ -131,10 +131,17 @@ def click_order(
         skipped: clicks that never come, int64[k].
 
     Raises:
-        DataError: there is no click.
+        DataError: there is no click, or the log does not say what was clicked.
         ValueError: ``window_shards`` or ``user_block`` is below 1.
     """
-    counts, fingerprint = clicks.clicks_per_shard, clicks.reader.shard_set.fingerprint
+    shard_set = clicks.reader.shard_set
+    if not clicks.labelled:
+        raise DataError(
+            f"{shard_set.location} has no labels: its log does not say what was clicked, so there"
+            " is nothing to train on; build a log whose candidates end in -1 (clicked) or -0, such"
+            " as MINDlarge_train's"
+        )
+    counts, fingerprint = clicks.clicks_per_shard, shard_set.fingerprint
     if user_block == 1:
         return EpochOrder(counts, fingerprint, seed, window_shards, skipped)
 

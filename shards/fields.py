@@ -202,10 +202,12 @@ class FieldReader:
             )
 
     @property
-    def has_other_names(self) -> bool:
-        """Whether the first row that was read has a field that is not looked for."""
+    def other_names(self) -> list[str]:
+        """The fields of the first row that was read that are not looked for."""
         sought = {keys[0] for keys in self.wanted()} | {path for path, _ in self._paths.values()}
-        return any(key not in sought and key.partition(".")[0] not in sought for key in self._keys)
+        return [
+            key for key in self._keys if key not in sought and key.partition(".")[0] not in sought
+        ]
 
 
 def check_key(text: str, what: str) -> str:

@@ -30,6 +30,7 @@ from shards.errors import DamageError, DataError
 from shards.os_errors import naming
 
 _BLOCK_BYTES = 1 << 20
+_MOST_NAMED = 3
 MAX_JSON_BYTES = 64 << 20
 """Largest JSON file that is read whole: a manifest of 200,000 shards has half of it."""
 
@@ -336,6 +337,21 @@ def did_you_mean(path: str | os.PathLike[str], *, files: bool = False) -> str:
             break
         found /= near
     return f"; did you mean {str(found)!r}?" if found != wanted else ""
+
+
+def did_you_mean_inside(folder: Path, *patterns: str) -> str:
+    """Return ``; did you mean FOLDER/X?`` for the folders inside that hold some file, or nothing.
+
+    Args:
+        folder: A folder without that file.
+        patterns: Of the file's path in it, such as ``*/config.json``; the first that fits counts.
+    """
+    for pattern in patterns:
+        found = [repr(str(file.parent)) for file in sorted(folder.glob(pattern))]
+        if found:
+            more = f" or one of {len(found) - _MOST_NAMED} more" * (len(found) > _MOST_NAMED)
+            return f"; did you mean {', '.join(found[:_MOST_NAMED])}{more}?"
+    return ""
 
 
 def _near_entry(folder: Path, name: str, files: bool) -> str | None:

@@ -5,6 +5,9 @@ packed under the name of what is inside), its magic number hardly ever. Gzip is 
 is named in one line with the command that makes a plain file of it.
 """
 
+import json
+import re
+
 HEAD_BYTES = 4096
 GZIP = "gzip"
 OFFICE = ("a format of Excel or Word", "save it there as CSV UTF-8, with commas")
@@ -32,6 +35,9 @@ _MARKS = (
     (b"\xff\xfe", "UTF-16LE"),
     (b"\xfe\xff", "UTF-16BE"),
 )
+_MARK = b"\xef\xbb\xbf"
+_GOES_ON = (b"{", b"[", b",")
+_WRAPPED = re.compile(rb'\{[^\[\]{}]*"([A-Za-z_]\w*)"\s*:\s*\[\s*\{')
 
 
 def packing(head: bytes) -> tuple[str, str] | None:
@@ -72,3 +78,32 @@ def wide_encoding(head: bytes) -> str | None:
         if starts or (dense and nulls.count(0) > 1):
             return name
     return None
+
+
+def one_json_value(head: bytes) -> tuple[str, str] | None:
+    """Return what a file is that has no JSON object in any line, and jq's filter, or None.
+
+    Args:
+        head: Its first bytes.
+    """
+    text = head.removeprefix(_MARK).strip()
+    first, _, rest = text.partition(b"\n")
+    if rest and _is_json(first):  # one value a line, though of another form
+        return None
+    if text[:1] == b"[" and text != b"[]":
+        return "a JSON array", ".[]"
+    several = b"\n{" in text
+    wrapped = None if several else _WRAPPED.match(text)
+    if wrapped is not None:
+        return "one JSON object with all rows in it", f".{wrapped[1].decode()}[]"
+    if text[:1] == b"{" and rest and first.rstrip().endswith(_GOES_ON):
+        return "JSON objects over several lines", "."
+    return None
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -27,6 +27,8 @@ class BuildResult:
     shard_set: ShardSet
     already_built: bool
     """Whether the set was there before, built from the same inputs with the same options."""
+    unused_fields: tuple[str, ...] = ()
+    """Fields of the first articles that no option names."""
 
 
 class Intake:

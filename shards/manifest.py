@@ -238,6 +238,11 @@ def read_manifest(folder: Path) -> Manifest:
         DamageError: If the manifest is damaged, was changed by hand, or names a file outside.
     """
     path = folder / MANIFEST_NAME
+    if folder.is_file():
+        raise DataError(
+            f"{folder} is a file, not a shard set; build one of it first: tnr shards build"
+            f" --articles {folder} --out FOLDER (of a click log: --clicks)"
+        )
     if not folder.is_dir():
         raise DataError(f"there is no shard set at {folder}: no such folder{did_you_mean(folder)}")
     if not path.exists():

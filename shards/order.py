@@ -187,7 +187,7 @@ class EpochOrder:
         self.num_units = int(self.kept_counts.sum())
         if self.num_units == 0:
             raise DataError(
-                f"there is nothing to train on: {len(self.counts)} shards hold 0 units"
+                f"there is nothing to train on: {len(self.counts)} shards hold no samples"
                 f"{f' but {len(self.skipped)} damaged ones' if len(self.skipped) else ''}; "
                 "check the shard set with `tnr shards stats`"
             )

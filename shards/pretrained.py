@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import DamageError, DataError, first_line, joined_line, one_line
-from shards.files import MAX_JSON_BYTES, did_you_mean, is_folder, read_bytes, read_json
+from shards.files import (
+    MAX_JSON_BYTES,
+    did_you_mean,
+    did_you_mean_inside,
+    is_folder,
+    read_bytes,
+    read_json,
+)
 from shards.pretrained_folder import MAX_CONFIG_BYTES, check_folder, check_values
 
 if TYPE_CHECKING:
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MATTERS = re.compile(r"regex pattern|byte fallback|[Ff]alling back|rope_|RoPE")
 """What transformers says of a folder when it goes on with other tokens or positions than meant."""
+_FILES = ("config.json", "tokenizer*", "vocab*", "*.model")
+"""What lies in the folder of a model or of a tokenizer alone."""
 _said: set[str] = set()
 
 
@@ -45,11 +54,16 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
     """Find the folder that a path, or a name in the local Hugging Face cache, stands for.
 
     Raises:
-        DataError: There is no such folder; the message has the nearest name.
+        DataError: There is no such folder, or one that only holds such folders; the message has the
+            nearest names.
     """
     name = os.fspath(name)
     path = Path(name)
     if name and is_folder(path):
+        if not any(any(path.glob(pattern)) for pattern in _FILES):
+            hint = did_you_mean_inside(path, "*/config.json")
+            if hint:
+                raise DataError(f"{name!r} is not the folder of a model or a tokenizer{hint}")
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE

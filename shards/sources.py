@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from shards.errors import DamageError, DataError
 from shards.files import did_you_mean, open_regular, sha256_file
-from shards.heads import GZIP, HEAD_BYTES, packing, wide_encoding
+from shards.heads import GZIP, HEAD_BYTES, one_json_value, packing, wide_encoding
 
 MAX_ROW_BYTES = 16 << 20
 MAX_JSON_DEPTH = 500
@@ -209,6 +209,21 @@ class InputFile:
             raise DataError(
                 f"{self.name}: its lines end in a carriage return alone, expected a newline;"
                 " convert it: tr '\\r' '\\n' < IN > OUT"
+            )
+
+    def check_json_lines(self) -> None:
+        """Check a file of which no line could be used.
+
+        Raises:
+            DataError: If it is JSON, but not one object a line.
+        """
+        with self.path.open("rb") as raw, self._unpacked(raw) as unpacked:
+            found = one_json_value(unpacked.read(HEAD_BYTES))
+        if found is not None:
+            what, rows = found
+            raise DataError(
+                f"{self.name} is {what}; expected one object a line; convert it:"
+                f" jq -c {rows!r} < IN > OUT.jsonl"
             )
 
     def check_unpacked(self, size: int) -> None:

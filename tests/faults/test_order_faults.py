@@ -195,5 +195,5 @@ def test_d5_a_set_of_no_samples_cannot_be_written_and_no_clicks_cannot_be_traine
     articles = make_articles(tmp_path / "a", 12)
     tokens = make_tokens(articles, tmp_path / "t")
     log = make_impressions(tmp_path / "log", articles, 9, labelled=False)
-    with pytest.raises(DataError, match="nothing to train on: 1 shards hold 0 units"):
+    with pytest.raises(DataError, match=f"{log.path} has no labels: .*end in -1 .clicked. or -0"):
         ClickData(log, ClickColumn.open(log), tokens, DataConfig(), 0)

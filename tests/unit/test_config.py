@@ -111,6 +111,8 @@ def test_a_base_by_path_is_looked_up_beside_its_recipe(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["--run.sed", "3"], "did you mean run.seed?"),
+        (["--run.copies", "3"], "'run.copies' is a section, not a setting; its settings are run."),
+        (["--run", "3"], "run.dir, run.seed, "),
         (["--run.seed", "x"], "run.seed"),
         (["--model.pooling", "max"], "'attention', 'mean', 'cls'"),
         (["stray"], "stray"),
@@ -197,9 +199,13 @@ def test_accumulation_is_derived_and_its_arithmetic_shown() -> None:
     )
     assert check_batch(config, world_size=3) == 2
     with pytest.raises(
-        ConfigError, match=r"24 is not a multiple of 4 ranks x run.micro_batch 4 = 16"
+        ConfigError,
+        match=r"24 is not a multiple of 4 ranks x run.micro_batch 4 = 16; take run.global_batch 32"
+        r" or run.micro_batch 3$",
     ):
         check_batch(config, world_size=4)
+    with pytest.raises(ConfigError, match=r"5 ranks .* = 20; take run.global_batch 40$"):
+        check_batch(config, world_size=5)
 
 
 @pytest.mark.parametrize(

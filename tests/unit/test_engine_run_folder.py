@@ -38,6 +38,22 @@ def test_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
         RunFolder(tmp_path / "file" / "run").open()
 
 
+def test_the_folder_of_other_runs_is_not_trained_in(tmp_path):
+    for name in ("teacher", "student"):
+        run = RunFolder(tmp_path / "runs" / name)
+        run.open()
+        run.describe({}, None, {})
+        run.write_state("stopped", 3, 9)
+        run.close()
+    with pytest.raises(TrainingError, match=r"runs holds other runs \(student, teacher\); .*NAME"):
+        RunFolder(tmp_path / "runs").open()
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["student", "teacher"]
+    (tmp_path / "runs" / "config.json").write_text("{}")  # of a run that is there already
+    folder = RunFolder(tmp_path / "runs")
+    folder.open()
+    folder.close()
+
+
 def test_lock_is_given_back(tmp_path):
     first, second = RunFolder(tmp_path), RunFolder(tmp_path)
     first.open()

@@ -48,6 +48,44 @@ def test_near_name(folder, typed, meant, find):
     assert f"did you mean '{folder / meant}'?" in said
 
 
+@pytest.mark.parametrize("place", ["export", "copies/step_00000004", "mine", "run/export"])
+def test_exports_inside_of_a_folder_are_named(folder, place):
+    (folder / "student" / place).mkdir(parents=True)
+    (folder / "student" / place / "tnr.json").write_text("{}")
+    meant = str(folder / "student" / place)
+    with pytest.raises(ModelError, match=f"has no tnr.json; did you mean {meant!r}\\?"):
+        load_export(folder / "student")
+
+
+def test_of_many_exports_inside_a_few_are_named(folder):
+    for step in range(9):
+        (folder / f"student/step_{step}").mkdir()
+        (folder / f"student/step_{step}/tnr.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"did you mean \S+step_0', \S+ \S+2' or one of 6 more\?"):
+        load_export(folder / "student")
+
+
+def test_a_folder_of_encoders_is_not_taken_for_one(folder):
+    bert = folder / "models" / "bert"
+    (bert / "config.json").write_text("{}")
+    with pytest.raises(DataError, match=f"not the folder of a model .*; did you mean '{bert}'"):
+        find_folder(folder / "models")
+    assert find_folder(bert) == bert
+    (folder / "models" / "tokenizer.json").write_text("{}")  # with a module's folder beside it
+    assert find_folder(folder / "models") == folder / "models"
+
+
+def test_a_file_where_a_set_is_expected_is_to_be_built(folder):
+    with pytest.raises(DataError, match=r"news\.jsonl is a file.* --articles \S+l --out FOLDER"):
+        ShardSet.open(folder / "news.jsonl")
+
+
+def test_a_suggestion_ends_in_one_mark(folder):
+    with pytest.raises(ModelError) as raised:
+        open_teachers([folder / "studnt"])
+    assert "student'? A plain" in str(raised.value)
+
+
 def test_no_command_for_a_path_that_cannot_be_a_name(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(DataError, match="did you mean") as raised:

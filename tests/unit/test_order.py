@@ -88,7 +88,7 @@ def test_span_runs_over_epochs():
 
 
 def test_nothing_to_train_on_is_an_error():
-    with pytest.raises(DataError, match="2 shards hold 0 units"):
+    with pytest.raises(DataError, match="2 shards hold no samples"):
         EpochOrder([0, 0], "f", 0)
 
 

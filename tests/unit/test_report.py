@@ -105,6 +105,8 @@ def test_files_that_do_not_belong_are_refused(tmp_path: Path):
     path = tmp_path / "a.json"
     with pytest.raises(DataError, match="does not exist"):
         read_evaluations([path])
+    with pytest.raises(DataError, match=r"is a folder; give the files in it: \S+/\*\.json$"):
+        read_evaluations([tmp_path])
     path.write_text("[]")
     with pytest.raises(DataError, match="not a record"):
         read_evaluations([path])

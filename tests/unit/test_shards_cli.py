@@ -46,6 +46,40 @@ def build_both(capsys, folder):
     return run(capsys, "build", *given, "--out", folder / "log")
 
 
+@pytest.mark.parametrize("name", ["b.jsonl", "b.csv"])
+def test_articles_without_any_body_name_the_fields_that_are_unused(capsys, tmp_path, name):
+    rows = [{"id": f"N{n}", "title": f"T{n}", "text": "B", "place": "P"} for n in range(4)]
+    if name == "b.csv":
+        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    else:
+        write_json_lines(tmp_path / name, rows)
+    words = ["build", "--articles", tmp_path / name, "--out", tmp_path / "news"]
+    said = "no article has a body; say which field to use with --body-field"
+    code, out, _ = run(capsys, *words)
+    assert code == 0 and said in out and "(unused: text, place)" in out
+    code, out, _ = run(capsys, *words)  # built before
+    assert code == 0 and said in out
+    code, out, _ = run(capsys, *words, "--body-field", "text", "--force")
+    assert code == 0 and said not in out
+
+
+def test_a_few_rows_of_another_encoding_come_with_the_remedy(capsys, tmp_path):
+    write_json_lines(tmp_path / "a.jsonl", [*articles(9), b'{"id": "x", "title": "caf\xe9"}'])
+    code, out, _ = run(capsys, "build", "--articles", tmp_path / "a.jsonl", "--out", tmp_path / "n")
+    assert code == 0 and "refused: bad UTF-8 1" in out and "note: expected UTF-8; " in out
+
+
+def test_a_log_without_labels_is_named_as_one(capsys, inputs):
+    _, out, _ = build_both(capsys, inputs)
+    assert "has no labels" not in out
+    log = inputs / "behaviors.tsv"
+    log.write_text(log.read_text().replace("-0", "").replace("-1", ""))
+    given = ["--clicks", log, "--article-set", inputs / "news", "--out", inputs / "test"]
+    code, out, _ = run(capsys, "build", *given)
+    assert code == 0 and "note: the log has no labels (-1 clicked, -0 not): tnr predict" in out
+
+
 def test_build_says_what_was_built_and_refused(capsys, inputs):
     words = ["build", "--articles", inputs / "a.jsonl", "--out", inputs / "news"]
     code, out, _ = run(capsys, *words, "--samples-per-shard", 4)

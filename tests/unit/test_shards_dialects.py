@@ -1,8 +1,10 @@
 """Tables and logs of other dialects: named for what they are, with what to do about it."""
 
 import csv
+import gzip
 import io
 import json
+import re
 import shlex
 import subprocess
 import zipfile
@@ -12,6 +14,7 @@ from helpers.corpora import articles, write_json_lines
 
 from shards.build import build_articles, build_impressions
 from shards.errors import DataError
+from shards.fields import ArticleFields
 from trainer.cli.main import main
 
 NAMES = ("id", "title", "body")
@@ -57,6 +60,32 @@ def test_commas_where_tabs_are_expected(tmp_path):
 def test_first_line_of_excel(tmp_path, mark):
     match = rf"its first line is 'sep={';' if mark == ';' else ''}', .*remove that line: sed 1d"
     refusal(tmp_path / "a.csv", f"sep={mark}\r\n" + table(delimiter=mark), match=match)
+
+
+@pytest.mark.parametrize(
+    ("data", "what", "rows"),
+    [
+        (json.dumps(ROWS), "a JSON array", ".[]"),
+        ("\ufeff" + json.dumps(ROWS * 99), "a JSON array", ".[]"),
+        (json.dumps(ROWS * 99, indent=1), "a JSON array", ".[]"),
+        (json.dumps({"ok": 1, "articles": ROWS}), "one JSON object", ".articles[]"),
+        (json.dumps({"articles": ROWS}, indent=2), "one JSON object", ".articles[]"),
+        ("\n".join(json.dumps(r, indent=1) for r in ROWS), "JSON objects over several lines", "."),
+    ],
+)
+def test_json_that_is_not_one_object_a_line(tmp_path, data, what, rows):
+    match = rf" is {what}.*; expected one object a line; convert it: jq -c '{re.escape(rows)}' <"
+    refusal(tmp_path / "a.json", data, match=rf"a\.json{match}")
+    with gzip.open(tmp_path / "b.json.gz", "wt") as file:
+        file.write(data)
+    fields = ArticleFields(body="content")
+    with pytest.raises(DataError, match=rf"b\.json\.gz{match}"):
+        build_articles([tmp_path / "b.json.gz"], tmp_path / "set", fields=fields)
+
+
+@pytest.mark.parametrize("line", ['[1, "text"]', '{"authors": [{"name": "A"}]}', "{'id': 1}"])
+def test_lines_of_other_json_are_not_taken_for_one_value(tmp_path, line):
+    refusal(tmp_path / "a.json", f"{line}\n" * 20, match=r"20 of 20 rows were refused|no row has")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "news.tsv"])

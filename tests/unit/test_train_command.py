@@ -105,6 +105,12 @@ def test_help_stands_anywhere(words: list[str], capsys) -> None:
     assert "'tnr train --settings' lists them all" in " ".join(shown[0].out.split())
 
 
+def test_settings_are_listed_as_recipes_and_the_readme_write_them(capsys) -> None:
+    assert main(["train", "--settings"]) == 0
+    out = capsys.readouterr().out
+    assert "--model.pooling_mask" in out and "--model.pooling-mask" not in out
+
+
 def test_a_short_trial_is_told_how_to_do_without_teachers(world, capsys) -> None:
     given = TINY_MODEL | {"data.articles": world.articles.path, "run.dir": world.folder / "run"}
     words = [str(word) for key, value in given.items() for word in (f"--{key}", value)]

@@ -148,6 +148,7 @@ def _print_settings() -> int:
             args=["--help"],
             prog="tnr train RECIPE",
             config=(tyro.conf.FlagConversionOff,),
+            use_underscores=True,
         )
     except SystemExit as stop:
         return int(stop.code or 0)

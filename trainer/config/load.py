@@ -33,6 +33,7 @@ MAX_BASES = 16
 """Recipes that rest on each other."""
 _UNSET = ("run.dir", "data.articles")
 """What is "" where it is not set; :mod:`trainer.config.validate` asks for both."""
+_MOST_NAMED = 8
 _NUMBERS = {int: "a whole number", float: "a number"}
 
 Layer = tuple[str, dict[str, Any]]
@@ -364,6 +365,13 @@ def _check_keys(keys: Iterable[str], *, where: str) -> None:
     known = known_keys()
     for key in keys:
         if key not in known:
+            if _is_section(key, known):
+                inside = [name for name in known if name.startswith(f"{key}.")]
+                more = ", …; tnr train --settings lists them all" * (len(inside) > _MOST_NAMED)
+                raise ConfigError(
+                    f"{where}: {shown(key)} is a section, not a setting; its settings are "
+                    f"{', '.join(inside[:_MOST_NAMED])}{more}"
+                )
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; tnr train --settings lists them"
             raise ConfigError(f"{where}: unknown setting {shown(key)}{hint}")

@@ -70,10 +70,13 @@ def _accumulation(config: TrainConfig, world_size: int) -> int:
     run = config.run
     per_step = world_size * run.micro_batch
     if run.global_batch % per_step:
+        sizes = range(run.micro_batch - 1, 0, -1)
+        micro_batch = next((n for n in sizes if run.global_batch % (n * world_size) == 0), None)
         raise ConfigError(
             f"run.global_batch {run.global_batch} is not a multiple of {world_size} ranks x "
-            f"run.micro_batch {run.micro_batch} = {per_step}; take a global batch of "
-            f"{-(-run.global_batch // per_step) * per_step} or another micro-batch"
+            f"run.micro_batch {run.micro_batch} = {per_step}; take run.global_batch "
+            f"{-(-run.global_batch // per_step) * per_step}"
+            f"{f' or run.micro_batch {micro_batch}' if micro_batch else ''}"
         )
     return run.global_batch // per_step
 

@@ -30,8 +30,9 @@ from filelock import FileLock, Timeout
 from shards.errors import DataError
 from shards.files import read_json, write_json_atomic
 from shards.location import shown, shown_text
+from shards.tables import shown_names
 from trainer.errors import CheckpointError, TrainingError
-from trainer.monitor.run_files import read_state
+from trainer.monitor.run_files import CONFIG, STATE, read_state
 
 LOCK_S = 1.0
 """How long a start waits for the lock: ``tnr runs`` holds it for a moment to see who has it."""
@@ -73,8 +74,10 @@ class RunFolder:
         """Make the folder, take its lock and open its log.
 
         Raises:
-            TrainingError: Another process is training in it, or it cannot be written.
+            TrainingError: Another process is training in it, it is the folder of other runs, or it
+                cannot be written.
         """
+        self._check_not_of_others()
         try:
             self.log.mkdir(parents=True, exist_ok=True)
             self._check_files()
@@ -85,6 +88,21 @@ class RunFolder:
                 f"run folder {self.path} cannot be written: {error.strerror or error}; "
                 "choose another run.dir"
             ) from error
+
+    def _check_not_of_others(self) -> None:
+        """See that the folder is not the one in which other runs have theirs."""
+        if (self.path / CONFIG).exists():
+            return
+        runs = sorted(
+            state.parent.name
+            for state in self.path.glob(f"*/{STATE}")
+            if (state.parent / CONFIG).exists()
+        )
+        if runs:
+            raise TrainingError(
+                f"run.dir {self.path} holds other runs ({shown_names(runs)}); expected a folder of "
+                f"its own, such as {self.path / 'NAME'}"
+            )
 
     def _check_files(self) -> None:
         """See that nothing stands in a file's place that would be waited for, such as a FIFO."""

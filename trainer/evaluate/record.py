@@ -97,6 +97,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise DataError(f"{path} does not exist; 'tnr evaluate ... --out {path}' writes it")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give the files in it: {path / '*.json'}")
     record = parse_json(read_bytes(path, limit=_MAX_BYTES), where=path)
     where = f"{path} is not a record of 'tnr evaluate'"
     checked: EvaluationRecord = check_type(record, EvaluationRecord, where=where)

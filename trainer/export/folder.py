@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.files import (
     did_you_mean,
+    did_you_mean_inside,
     fsync_folder,
     fsync_tree,
     remove,
@@ -161,7 +162,8 @@ def load_export(folder: str | Path) -> Export:
             raise ModelError(
                 f"there is no exported model at {path}: no such folder{did_you_mean(path)}"
             )
-        hint = f"; did you mean {path / 'export'}?" if (path / "export" / INFO).is_file() else ""
+        places = ("export", "*", "copies/*", "*/export")
+        hint = did_you_mean_inside(path, *(f"{place}/{INFO}" for place in places))
         raise ModelError(f"{path} is not an exported model: it has no {INFO}{hint}")
     info = read_info(path)
     if not (path / WEIGHTS).is_file():

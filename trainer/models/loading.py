@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from shards import pretrained
 from shards.errors import first_line
-from shards.files import did_you_mean, read_json
+from shards.files import did_you_mean, did_you_mean_inside, read_json
 from shards.pretrained_folder import check_folder
 from trainer.errors import DataError, ModelError
 from trainer.models.configuration import NewsEncoderConfig, RecommenderConfig
@@ -159,12 +159,11 @@ def read_tensor(folder: Path, key: str) -> torch.Tensor | None:
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
-        nested = path / "export" / "config.json"
         if not path.is_dir():
             raise ModelError(
                 f"there is no exported model at {path}: no such folder{did_you_mean(path)}"
             )
-        hint = f"; did you mean {nested.parent}?" if nested.is_file() else ""
+        hint = did_you_mean_inside(path, "export/config.json", "*/config.json")
         raise ModelError(f"{path} is not an exported model: it has no config.json{hint}")
     try:
         check_folder(path)

@@ -66,7 +66,7 @@ def _folders(path: Path) -> list[Path]:
         else:
             what = f"there is no exported model at {path}: no such folder{did_you_mean(path)}"
         raise ModelError(
-            f"{what}. A plain Hugging Face "
+            f"{what}{'' if what.endswith('?') else '.'} A plain Hugging Face "
             f"encoder, by folder or name, is made one by: tnr teachers adopt {path} --out FOLDER"
         )
     return [path]  # the loader says what is wrong with it
