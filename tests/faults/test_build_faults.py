@@ -22,7 +22,7 @@ SPOOLS, SHARDS = 13, 10
 
 # Builds argv[1] to argv[2] and kills itself where argv[4] says, with its workers at work.
 PROGRAM = """
-import json, os, resource, signal, sys
+import json, multiprocessing, os, resource, signal, sys
 import shards.chunks, shards.publish
 from shards.build import build_articles
 from shards.pool import Workers
@@ -40,7 +40,7 @@ def counted(self, function, tasks):
         if (function.__name__, count) == (moment, int(number)):
             die()
         if moment == "worker" and count == 1:
-            os.kill(next(iter(self._pool._processes)), signal.SIGKILL)
+            multiprocessing.active_children()[0].kill()
         yield result
 
 def manifest(*arguments):
