@@ -146,7 +146,7 @@ def test_options_of_every_command_take_no_such_numbers(words: str, said: str, ca
     with pytest.raises(SystemExit, match="2"):
         main(words.split())
     told = capsys.readouterr()
-    assert said in told.err and ("; expected at most " in told.err or " is not a " in told.err)
+    assert said in told.err and ("is more than " in told.err or " is not a " in told.err)
     assert len(told.err.splitlines()) == 1 and told.out == ""
 
 
