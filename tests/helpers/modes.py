@@ -32,6 +32,6 @@ def deepspeed_file(folder: Path, mode: str) -> str | None:
     zero = MODES[mode]
     if zero is None:
         return None
-    path = folder / f"{mode}.json"
+    path = folder / f"deepspeed-{mode}.json"  # no name of a row: its results go beside
     path.write_text(json.dumps({"zero_optimization": zero}))
     return str(path)
