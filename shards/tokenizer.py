@@ -53,7 +53,8 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> "PreTrainedTokenizer
     if tokenizer.pad_token_id is None:
         raise DataError(f"the tokenizer {name!r} has no padding token; texts could not be batched")
     try:
-        tokenizer("")  # settings of a wrong type show in use alone
+        with pretrained.panics_as_errors():
+            tokenizer("")  # settings of a wrong type show in use alone
     except Exception as error:  # TypeError and others, from anywhere in transformers
         said = first_line(error)
         raise DataError(f"the tokenizer {name!r} encodes no text: {said}") from error

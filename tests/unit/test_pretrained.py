@@ -324,3 +324,17 @@ def test_a_setting_whose_type_shows_in_use_alone_is_one_line(encoder: Path) -> N
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"encodes no text: .*'int' and 'str'"):
         load_tokenizer(encoder)
+
+
+def test_a_tokenizer_whose_use_is_a_panic_of_its_library_is_one_line(encoder: Path) -> None:
+    path = encoder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {},
+    }
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="tokenizer"):
+        load_tokenizer(encoder)

@@ -85,6 +85,16 @@ def test_what_a_run_says_is_printed_on_one_line_without_keys(
         assert "S3CRET" not in text and "\x1b" not in text
 
 
+def test_half_of_a_letter_in_what_a_run_says_is_shown(tmp_path: Path, capsys):
+    """JSON may hold one, and no text can be written of it: it was a traceback."""
+    run = make_run(tmp_path / "a", {"state": "stopped"}, [])
+    (run / "metrics.jsonl").write_text('{"step": 1, "time": 1.0, "train/\\ud800": 1.0}\n')
+    (run / "starts.jsonl").write_text('{"host": "\\ud800", "time": 1.0}\n')
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert (listed["metrics"], listed["host"]) == ({"train/\\ud800": 1.0}, "\\ud800")
+
+
 def test_a_run_whose_folder_is_held_is_running(runs: Path):
     with FileLock(runs / "b" / "c" / ".lock"):
         assert {run.name: run.state for run in find_runs([runs])}["b/c"] == "running"

@@ -127,7 +127,8 @@ def _read(folder: Path, name: str) -> Run:
             host=None,
             reason=shown_line(error),
         )
-    metrics = {key: value for key, value in (record or {}).items() if "/" in key}
+    entries = (record or {}).items()
+    metrics = {shown_line(key): value for key, value in entries if "/" in key}
     host = last[-1].get("host") if last else None
     return Run(
         name=name,
@@ -139,7 +140,7 @@ def _read(folder: Path, name: str) -> Run:
         metrics=metrics,
         age_s=None if record is None or "time" not in record else time.time() - record["time"],
         starts=starts,
-        host=host if isinstance(host, str) else None,
+        host=shown_line(host) if isinstance(host, str) else None,
         reason=state.reason,
     )
 
