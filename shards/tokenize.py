@@ -28,6 +28,7 @@ from shards.damage import Skip, SkipBudget
 from shards.errors import ColumnError, DamageError, DataError, StoppedError, UsageError, first_line
 from shards.files import read_json
 from shards.pool import Workers
+from shards.pretrained import panics_as_errors
 from shards.ragged import join
 from shards.reader import ShardSet
 from shards.stopping import Pace, Stopping, TaskStopping, stop_on_sigterm
@@ -164,7 +165,8 @@ class TextEncoder:
         while waiting:
             cut = [safe_cut(texts[i], chars) if self.cuts else texts[i] for i in waiting]
             try:
-                encoded = self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)
+                with panics_as_errors():
+                    encoded = self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)
             except Exception as error:  # the only kind that the tokenizers package raises
                 raise DataError(
                     f"the tokenizer cannot encode every text: {first_line(error)}; take one with "

@@ -21,8 +21,10 @@ from helpers.sets import make_articles, make_impressions, make_tokens
 from shards.build import build_articles, build_impressions
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader, ColumnWriter
+from shards.errors import DataError, first_line
 from shards.files import fingerprint, sha256_file
 from shards.foreign import index_tars
+from shards.pretrained import panics_as_errors
 from shards.reader import ShardSet
 from shards.tokenizer import load_tokenizer, tokenizer_facts
 from shards.tokens import TokenColumn
@@ -306,7 +308,12 @@ def _make_tokenizer(folder: Path) -> None:
 
 def _read_tokenizer(folder: Path) -> Any:
     tokenizer = load_tokenizer(folder / "tokenizer")
-    return [tokenizer_facts(tokenizer), tokenizer("The mayor of the river")["input_ids"]]
+    try:  # as the command does
+        with panics_as_errors():
+            ids = tokenizer("The mayor of the river")["input_ids"]
+    except Exception as error:
+        raise DataError(first_line(error)) from error
+    return [tokenizer_facts(tokenizer), ids]
 
 
 def anything_goes(folder: Path, before: Any, now: Any) -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from shards.errors import DataError, UsageError
-from shards.tokenize import tokenize_set
+from shards.tokenize import TextEncoder, tokenize_set
 from shards.tokenizer import (
     SENTENCEPIECE_FILE,
     load_tokenizer,
@@ -225,3 +225,17 @@ def test_a_vocabulary_that_no_training_can_end_with_is_refused(size, articles, t
     with pytest.raises(UsageError, match=f"vocab_size {size} must be above 5 and at most 1000000"):
         train_tokenizer(articles, tmp_path / "t", size)
     assert not (tmp_path / "t").exists()
+
+
+def test_a_panic_of_the_library_at_a_text_is_one_line():
+    class PanicException(BaseException):
+        """What pyo3 raises, which no Exception catches."""
+
+    class Panicking:
+        def encode_batch_fast(self, texts, **options):
+            raise PanicException("index out of range")
+
+    encoder = TextEncoder(Tokenizer(models.WordLevel({"a": 0})).to_str())
+    encoder._tokenizer = Panicking()
+    with pytest.raises(DataError, match=r"cannot encode every text: .*panicked: index out of"):
+        encoder.encode(["a"], 3)
