@@ -60,9 +60,9 @@ if __name__ == "__main__":
 """
 
 
-def started(tmp_path: Path, hangs: bool) -> subprocess.Popen[str]:
+def started(tmp_path: Path, text: str) -> subprocess.Popen[str]:
     program = tmp_path / "program.py"
-    program.write_text(BUSY.format(hangs=hangs))
+    program.write_text(text)
     return subprocess.Popen(
         [sys.executable, str(program)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -90,7 +90,7 @@ def is_gone(pid: int) -> bool:
     ],
 )
 def test_signals_end_processes_in_the_middle_of_a_task(tmp_path: Path, signals, said: str):
-    process = started(tmp_path, hangs=True)
+    process = started(tmp_path, BUSY.format(hangs=True))
     try:
         workers = [int(process.stdout.readline()) for _ in range(2)]
         for number in signals:  # a terminal sends them to every process
@@ -106,16 +106,7 @@ def test_signals_end_processes_in_the_middle_of_a_task(tmp_path: Path, signals, 
 @pytest.mark.parametrize("after_s", [0.0, 0.05, 0.1, 0.2])
 def test_an_interrupt_in_the_middle_of_a_result_is_answered(tmp_path: Path, after_s: float):
     """A result of hundreds of MB whose sender is gone must not be waited for."""
-    program = tmp_path / "program.py"
-    program.write_text(SENDING)
-    process = subprocess.Popen(
-        [sys.executable, str(program)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = started(tmp_path, SENDING)
     try:
         assert process.stdout.readline() == "sent\n"
         time.sleep(after_s)
@@ -191,7 +182,7 @@ def test_a_process_that_dies_is_told_by_its_exit_code():
 
 
 def test_an_error_ends_processes_whose_tasks_are_done(tmp_path: Path):
-    process = started(tmp_path, hangs=False)
+    process = started(tmp_path, BUSY.format(hangs=False))
     out, error = process.communicate(timeout=60)
     assert process.returncode == 1
     assert error.startswith("tnr: error: cannot write here: No space") and error.count("\n") == 1
