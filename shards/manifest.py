@@ -219,7 +219,7 @@ class _Stored:
     kind: Literal["articles", "impressions"]
     fingerprint: Sha256
     shards: tuple[ShardInfo, ...]
-    fields: tuple[str, ...]
+    fields: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...]
     samples: Count | None = None
     articles_fingerprint: Sha256 | None = None
     source: dict[str, Any] = field(default_factory=dict)

@@ -283,7 +283,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except _BROKEN_INPUT as error:
         raise DataError(f"cannot open the archive {path}: {error}") from error
 
 

@@ -72,6 +72,16 @@ def test_parquet_that_unpacks_to_far_more_than_text(tmp_path, monkeypatch):
         build_articles([tmp_path / "a.parquet"], tmp_path / "set")
 
 
+def test_a_zip_of_a_later_version_is_one_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("news.tsv", b"n1\tnews\tlocal\ta\tb\n")
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 84  # the version that is needed to extract: 8.4
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(DataError, match=r"cannot open the archive .*a\.zip: zip file version 8\.4"):
+        build_articles([tmp_path / "a.zip"], tmp_path / "set")
+
+
 def test_a_line_that_is_too_long_in_a_zip_is_refused_and_not_held(tmp_path, monkeypatch):
     monkeypatch.setattr("shards.sources.MAX_ROW_BYTES", 1000)
     good = "N1\tnews\tw\tTitle\tAbstract\t\t\t\n"

@@ -271,6 +271,7 @@ def test_the_manifest_cannot_name_a_file_elsewhere(tmp_path):
         ({"articles_fingerprint": "0" * 64}, "fingerprint does not fit"),
         ({"fingerprint": "0" * 64}, "fingerprint does not fit"),
         ({"fields": "id"}, r"Expected `array`, got `str` - at `\$\.fields`"),
+        ({"fields": ["id", ""]}, r"Expected `str` of length >= 1 - at `\$\.fields"),
         ({"refused": {"bad JSON": -1}}, r"Expected `int` >= 0 - at `\$\.refused"),
         ({"source": []}, r"Expected `object`, got `array` - at `\$\.source`"),
     ],
