@@ -20,10 +20,19 @@ from typing import Any
 
 from launchers.config import LAST_DAY, PipelineConfig, StageSection, StudentSection, load_pipeline
 from launchers.precedence import beaten, check_lengths, lengths, levels
-from launchers.steps import Step, in_order
-from trainer.config.load import flatten, setting_words
+from launchers.steps import (
+    FINETUNE,
+    FINETUNE_DISTILL,
+    PLAIN,
+    POST_TRAIN,
+    POST_TRAIN_DISTILL,
+    Step,
+    in_order,
+)
+from trainer.config.flat import flatten
 from trainer.config.yaml_files import plain
 from trainer.errors import ConfigError
+from trainer.recipes.load import setting_words
 
 __all__ = ["PipelineConfig", "load_pipeline", "options", "pipeline_steps"]
 
@@ -179,14 +188,14 @@ class _Plan:
         steps = section.copy_steps
         self._check_length(stages.post_train, steps[-1])
         fixed = {"run.copies.rule": "list", "run.copies.steps": list(steps)}
-        run = self._train("post-train", "post_train", seed, fixed, self.ready["articles"])
+        run = self._train("post-train", POST_TRAIN, seed, fixed, self.ready["articles"])
         self.copies = [str(run / "copies" / f"step_{step:08d}") for step in steps]
         self._cache(1, self.copies, (), ("post-train",))
         names = []
         for number, copy in enumerate(self.copies, start=1):
             name = f"finetune-teacher-{number}"
             needs = ("post-train", *self.ready["train"])
-            run = self._train(name, "finetune", seed, {"model.init": copy}, needs, clicks=True)
+            run = self._train(name, FINETUNE, seed, {"model.init": copy}, needs, clicks=True)
             self.finetuned.append(str(run / "export"))
             names.append(name)
             if config.evaluate.teachers:
@@ -197,10 +206,10 @@ class _Plan:
     def student(self, student: StudentSection, seed: int) -> None:
         first, second = f"stage-1-{student.name}-s{seed}", f"stage-2-{student.name}-s{seed}"
         fixed = self._start(student) | {"teachers.models": self.copies}
-        run = self._train(first, "post_train_distill", seed, fixed, ("cache-1",), student)
+        run = self._train(first, POST_TRAIN_DISTILL, seed, fixed, ("cache-1",), student)
         fixed = {"model.init": str(run / "export"), "teachers.models": self.finetuned}
         needs = (first, "cache-2")
-        run = self._train(second, "finetune_distill", seed, fixed, needs, student, clicks=True)
+        run = self._train(second, FINETUNE_DISTILL, seed, fixed, needs, student, clicks=True)
         self._evaluate(f"{student.name}-s{seed}", run, second, student.name, "student", seed)
 
     def baselines(self, seed: int) -> None:
@@ -209,15 +218,15 @@ class _Plan:
             for student in self.config.students_of(seed):
                 name = f"plain-{student.name}-s{seed}"
                 fixed = {"model.backbone.layers": list(student.layers)}
-                run = self._train(name, "plain", seed, fixed, needs, student, clicks=True)
+                run = self._train(name, PLAIN, seed, fixed, needs, student, clicks=True)
                 self._evaluate(name, run, name, f"{student.name} (plain)", "plain", seed)
         if section.plain_teacher:
             name = f"plain-teacher-s{seed}"
-            run = self._train(name, "plain", seed, {}, needs, clicks=True)
+            run = self._train(name, PLAIN, seed, {}, needs, clicks=True)
             self._evaluate(name, run, name, "teacher (plain)", "plain", seed)
         if section.untrained:
             name = f"untrained-s{seed}"
-            run = self._train(name, "plain", seed, _UNTRAINED, needs, clicks=True)
+            run = self._train(name, PLAIN, seed, _UNTRAINED, needs, clicks=True)
             self._evaluate(name, run, name, "untrained", "other", seed)
         kinds = {"random": section.random, "popularity": section.popularity}
         for kind in (kind for kind, wanted in kinds.items() if wanted):
@@ -293,22 +302,22 @@ class _Plan:
         folder = self.root / "runs" / name
         stages = self.config.stages
         section: StageSection = getattr(stages, stage)
-        recipe, resources = section.recipe, section.resources
-        if stage == "plain":
-            recipe = recipe or stages.finetune.recipe or "finetune"
+        recipe, resources = section.recipe or stage, section.resources
+        if stage == PLAIN:
+            recipe = section.recipe or stages.finetune.recipe or FINETUNE
             resources = resources or stages.finetune.resources
-        found = levels(self.config, stage, student)
+        found = levels(self.config, stage, recipe, student)
         own: dict[str, Any] = {"data.articles": self.articles}
         own |= {"data.clicks": self.train} if clicks else {}
         own |= {**fixed, "run.seed": seed, "run.dir": str(folder)}
         stored = self.config.tokenizer.stored
-        settings = lengths(recipe or stage, stored, clicks=clicks)
+        settings = lengths(recipe, stored, clicks=clicks)
         settings |= self._split() if clicks else {}
         for _, given in found:
             settings |= given
         check_lengths(name, settings, stored)
         settings |= own
-        words = (recipe or stage, *overrides(settings))
+        words = (recipe, *overrides(settings))
         if settings.get("teachers.logits") == "stored":
             column = Path(self.articles) / "columns" / "teacher-logits-*" / "column.json"
             self._add(f"logits-{name}", ("teachers", "logits", *words), needs, proof=(column,))

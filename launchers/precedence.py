@@ -6,23 +6,46 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launchers.config import PipelineConfig, StudentSection
-from trainer.config.load import flatten, read_recipe, setting_words
-from trainer.config.schema import DataConfig
+from launchers.steps import FINETUNE, PLAIN
+from trainer.config.flat import flatten, to_dict
 from trainer.config.yaml_files import plain
 from trainer.errors import ConfigError
+from trainer.recipes.load import read_recipe, setting_words, task_of_recipe
+from trainer.tasks.registry import all_settings
 
 Level = tuple[str, dict[str, Any]]
 """A place in the file, and the settings that it gives with dotted keys."""
 
 
-def levels(config: PipelineConfig, stage: str, student: StudentSection | None) -> list[Level]:
-    """The places that give settings of a stage's run; what comes later wins."""
-    stages = ["finetune", "plain"] if stage == "plain" else [stage]
-    found = [("set", config.set)]
+def levels(
+    config: PipelineConfig, stage: str, recipe: str, student: StudentSection | None
+) -> list[Level]:
+    """List the places that give settings of a stage's run; what comes later wins.
+
+    The settings of all runs, and those of a student, go to the runs whose task reads them.
+    """
+    stages = [FINETUNE, PLAIN] if stage == PLAIN else [stage]
+    read = settings_of(recipe)
+
+    def of_many(given: Mapping[str, Any]) -> dict[str, Any]:
+        # A setting that no task reads stays, to be refused by the command.
+        known = all_settings()
+        return {k: v for k, v in flatten(given).items() if k in read or k not in known}
+
+    found = [("set", of_many(config.set))]
     found += [(f"stages.{name}.set", getattr(config.stages, name).set) for name in stages]
     if student is not None:
-        found.append((f"set of student {student.name}", student.set))
+        found.append((f"set of student {student.name}", of_many(student.set)))
     return [(place, flatten(given)) for place, given in found]
+
+
+def settings_of(recipe: str) -> dict[str, Any]:
+    """Return the settings that the task of a recipe reads, with their defaults; none of a recipe
+    that is wrong, which is told when its command is checked."""
+    try:
+        return flatten(to_dict(task_of_recipe(recipe).config()))
+    except ConfigError:
+        return {}
 
 
 def lengths(recipe: str, stored: Mapping[str, int], *, clicks: bool) -> dict[str, Any]:
@@ -35,14 +58,15 @@ def lengths(recipe: str, stored: Mapping[str, int], *, clicks: bool) -> dict[str
         stored: Tokens that are stored, by field.
         clicks: Whether it is a click task.
     """
-    try:
-        given = read_recipe(recipe)
-    except ConfigError:
-        return {}  # told when the command is checked
+    given = settings_of(recipe)
+    if given:
+        given |= read_recipe(recipe)
     found = {}
     for field, limit in stored.items():
         key = f"data.max_{field}_tokens"
-        wanted = int(given.get(key, getattr(DataConfig, f"max_{field}_tokens")))
+        if key not in given:
+            continue
+        wanted = int(given[key])
         if wanted > limit or (clicks and field == "title"):
             found[key] = min(wanted, limit)
     return found

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from trainer.config.text import refuse_control, shown
 from trainer.errors import ConfigError, UsageError
 
+POST_TRAIN, POST_TRAIN_DISTILL = "post_train", "post_train_distill"
+FINETUNE, FINETUNE_DISTILL, PLAIN = "finetune", "finetune_distill", "plain"
+"""Kinds of training: stages of a pipeline, and the names of their recipes. ``plain`` is finetuning
+without teachers."""
 _VERBS_WITH_ACTION = ("train", "shards", "teachers")
 _NAME = re.compile(r"\w[\w.-]*")
 _GOING_ON = ("shards build", "shards tokenize", "teachers cache", "teachers logits")

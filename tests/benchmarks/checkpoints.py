@@ -29,11 +29,11 @@ from transformers import BertConfig, BertModel
 
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config.load import from_settings
 from trainer.config.schema import OptimizerConfig, TrainConfig
 from trainer.engine.distributed import Distributed, leave, start
 from trainer.engine.saving import Saver
 from trainer.engine.session import Session
+from trainer.recipes.load import from_settings
 
 FOREGROUND, BACKGROUND, DEEPSPEED = "foreground", "background", "DeepSpeed"
 

@@ -54,7 +54,7 @@ def make_data(folder: Path, num_articles: int, layers: int, width: int) -> None:
 
 def config_of(folder: Path, task: str, **dotted: Any) -> Any:
     """A run over that data; ``__`` stands for the dot in a setting's name."""
-    from trainer.config.load import from_settings
+    from trainer.recipes.load import from_settings
 
     given: dict[str, Any] = {
         "task": task,

@@ -64,9 +64,9 @@ class Ours:
         import torch
 
         from shards.stream import Stream
-        from trainer.config.load import load_config
         from trainer.engine.optimizer import build_optimizer
         from trainer.engine.step_module import StepModule
+        from trainer.recipes.load import load_config
         from trainer.tasks.build import build
 
         base = {
@@ -131,7 +131,7 @@ class Peer:
         data, rows = self.ours.config.data, self.ours.rows[number % len(self.ours.rows)].rows
         features = []
         for field, longest in (("body", data.max_body_tokens), ("title", data.max_title_tokens)):
-            ids, mask = self.ours.task.data.tokens.batch(field, rows, longest, False)
+            ids, mask = self.ours.task.data.titles.tokens.batch(field, rows, longest, False)
             features.append(
                 {"input_ids": torch.as_tensor(ids), "attention_mask": torch.as_tensor(mask)}
             )

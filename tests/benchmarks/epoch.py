@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from shards.reader import ShardSet
 from shards.stream import Stream, prefetch
 from shards.tokens import TokenColumn
-from trainer.config.schema import DataConfig
-from trainer.tasks.post_train import PostTrainData
-from trainer.tasks.texts import Grouping
+from trainer.tasks.post_train.pairs import PostTrainData
+from trainer.tasks.post_train.task import PostTrainConfig, PostTrainDataConfig
+from trainer.tasks.sources import Sources
 
 
 def main() -> None:
@@ -37,13 +37,12 @@ def main() -> None:
     started = time.perf_counter()
     articles = ShardSet.open(options.set)
     tokens = TokenColumn.open(articles)
-    config = DataConfig(
+    config = PostTrainDataConfig(
         articles=options.set,
         max_title_tokens=options.title_tokens,
         max_body_tokens=options.body_tokens,
     )
-    grouping = Grouping(config.batch_tokens)
-    data = PostTrainData(articles, tokens, config, 0, grouping=grouping)
+    data = PostTrainData(PostTrainConfig(data=config), Sources(articles, tokens))
     stream = Stream(data.order, options.global_batch)
     batches = -(-articles.num_rows // options.global_batch)
     seen = np.zeros(articles.num_rows, dtype=np.int64)

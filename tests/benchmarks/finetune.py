@@ -53,8 +53,8 @@ class Ours:
         self, log: tuple[Path, Path], encoder: Path, batch_size: int, **dotted: Any
     ) -> None:
         from shards.stream import Stream
-        from trainer.config.load import load_config
         from trainer.engine.optimizer import build_optimizer
+        from trainer.recipes.load import load_config
         from trainer.tasks.build import build
 
         same = {"run__global_batch": batch_size, "run__micro_batch": batch_size}
@@ -125,7 +125,7 @@ class Plain:
         # Attention needs a token to look at, even in titles that nothing else looks at.
         empty = torch.zeros_like(mask[0, 0])
         empty[0] = 1
-        ids = torch.where(filled[..., None], ids, self.same.data.tokens.pad_id)
+        ids = torch.where(filled[..., None], ids, self.same.data.pad_id)
         mask = torch.where(filled[..., None], mask, empty)
         return {"ids": ids, "mask": mask, "filled": filled}
 

@@ -101,9 +101,9 @@ def phases(words: list[str]) -> list[float]:
     mark()
     import accelerate  # noqa: F401
 
-    from trainer.config.load import load_config
     from trainer.engine.distributed import start
     from trainer.engine.trainer import Trainer
+    from trainer.recipes.load import load_config
 
     mark()
     from trainer.tasks.build import build

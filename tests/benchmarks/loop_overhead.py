@@ -51,9 +51,9 @@ def bare_loop(articles: Path, config: Any) -> Any:
 
 def measure(articles: Path, work: Path, steps: int, **dotted: Any) -> dict[str, list[float]]:
     """Seconds of each counted step: ours, the bare one, and the bare one with its collating."""
-    from trainer.config.load import load_config
     from trainer.engine.distributed import start
     from trainer.engine.trainer import Trainer
+    from trainer.recipes.load import load_config
     from trainer.tasks.build import build
 
     dotted |= {

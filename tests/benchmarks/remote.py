@@ -22,19 +22,21 @@ from shards.cache import CacheSettings
 from shards.reader import ShardSet
 from shards.stream import Stream
 from shards.tokens import TokenColumn
-from trainer.config.schema import DataConfig
-from trainer.tasks.post_train import PostTrainData
+from trainer.tasks.post_train.pairs import PostTrainData
+from trainer.tasks.post_train.task import PostTrainConfig, PostTrainDataConfig
+from trainer.tasks.sources import Sources
 
 BATCH = 32
 
 
 def run(path: str, cache: Path, batches: int) -> tuple[float, float]:
     """Seconds to the first batch, and milliseconds a batch after it."""
-    config = DataConfig(max_title_tokens=12, max_body_tokens=40, window_shards=4)
+    config = PostTrainDataConfig(max_title_tokens=12, max_body_tokens=40, window_shards=4)
     config = replace(config, num_negatives=TINY_MODEL["data.num_negatives"] * 3)
     started = time.perf_counter()
     articles = ShardSet.open(path, cache=CacheSettings(str(cache)))
-    data = PostTrainData(articles, TokenColumn.open(articles), config, 0)
+    sources = Sources(articles, TokenColumn.open(articles))
+    data = PostTrainData(PostTrainConfig(data=config), sources)
     stream = Stream(data.order, BATCH)
     data.collate(next(stream))
     first = time.perf_counter() - started

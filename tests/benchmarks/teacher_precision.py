@@ -25,11 +25,11 @@ from teacher_sets import identity_of, settings, small_set
 
 from shards.columns import ColumnReader, describe
 from shards.negatives import draw_negatives
-from trainer.config.load import load_config
 from trainer.engine.distributed import start
 from trainer.engine.trainer import Trainer
 from trainer.losses.distillation import distillation
 from trainer.losses.teacher_weights import soft_label, teacher_weights
+from trainer.recipes.load import load_config
 from trainer.tasks.build import build
 from trainer.teacher_server.fill import FillRequest, fill
 from trainer.teacher_server.storage import (

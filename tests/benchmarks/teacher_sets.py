@@ -26,10 +26,10 @@ from shards.manifest import Manifest, ShardInfo, write_manifest
 from shards.negatives import Negatives
 from shards.order import EpochOrder
 from shards.reader import ShardSet
-from trainer.config.load import load_config
 from trainer.config.schema import TrainConfig
 from trainer.export.folder import load_export
 from trainer.export.info import sealed
+from trainer.recipes.load import load_config
 from trainer.tasks.build import build
 from trainer.teacher_server.identity import TEXT, text_identity
 from trainer.teacher_server.logits import SCORES, Logits

@@ -43,8 +43,8 @@ from teacher_sets import (
 from shards.columns import ColumnReader
 from shards.reader import ShardSet
 from shards.stream import Stream
-from trainer.config.load import load_config
 from trainer.engine.optimizer import build_optimizer
+from trainer.recipes.load import load_config
 from trainer.tasks.build import build
 from trainer.teacher_server.fill import FillRequest, fill
 from trainer.teacher_server.fill_logits import compute_logits

@@ -121,9 +121,11 @@ def steps(articles: ShardSet, tokens: TokenColumn, options: argparse.Namespace) 
     """Forward and backward of post-training by budget, in turn: padding, and time over no
     grouping."""
 
-    from trainer.config.schema import BackboneConfig, DataConfig, ModelConfig
+    from trainer.config.schema import BackboneConfig, ModelConfig
     from trainer.models import build_news_encoder
-    from trainer.tasks.post_train import PostTrainData, PostTrainTask
+    from trainer.tasks.post_train.pairs import PostTrainData, PostTrainModule
+    from trainer.tasks.post_train.task import PostTrainConfig, PostTrainDataConfig
+    from trainer.tasks.sources import Sources
     from trainer.tasks.texts import Grouping
 
     rounds, layers, budgets = options.rounds, options.layers, options.budgets
@@ -136,10 +138,10 @@ def steps(articles: ShardSet, tokens: TokenColumn, options: argparse.Namespace) 
         attention_dropout=0.0,
     )
     sizes = {"vocab_size": tokens.vocab_size, "pad_id": tokens.pad_id}
-    task = PostTrainTask(build_news_encoder(ModelConfig(backbone=backbone), **sizes)).train()
+    task = PostTrainModule(build_news_encoder(ModelConfig(backbone=backbone), **sizes)).train()
     for body, batch in (map(int, shape.split("x")) for shape in options.shapes):
-        config = DataConfig(max_title_tokens=TITLE, max_body_tokens=body)
-        data = PostTrainData(articles, tokens, config, 0)
+        config = PostTrainDataConfig(max_title_tokens=TITLE, max_body_tokens=body)
+        data = PostTrainData(PostTrainConfig(data=config), Sources(articles, tokens))
         stream = Stream(data.order, batch)
         times: dict[int, list[float]] = {budget: [] for budget in budgets}
         padding: dict[int, list[float]] = {budget: [] for budget in budgets}

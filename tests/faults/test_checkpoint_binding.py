@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.inprocess import train, train_until_crash, weights
 from helpers.launch import metrics
 from safetensors.torch import load_file, save_file
 
 from shards.files import read_json, sha256_file
-from trainer.checkpoint.binding import BOUND
-from trainer.errors import CheckpointError
+from trainer.checkpoint.binding import BOUND, bind, binding_of, check_bound, read_header
+from trainer.errors import CheckpointError, DataError
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
@@ -245,3 +246,26 @@ def test_a6_a_length_that_no_run_has_is_one_line(run) -> None:
     rewrite_manifest(step(run, 10))
     with pytest.raises(CheckpointError, match="the checkpoint's section run was edited"):
         train(run)
+
+
+def test_what_may_change_plays_no_part_in_the_run_that_files_are_bound_to() -> None:
+    def bound(folder: str, seed: int) -> str:
+        config = {"run": {"dir": folder, "seed": seed}}
+        return bind({"config": config, "data": "d"}, ["model.safetensors"])["bound"]["run"]
+
+    assert bound("here", 1) == bound("there", 1) != bound("here", 2)
+
+
+def test_a_file_that_the_manifest_lacks_is_named(tmp_path: Path) -> None:
+    state = bind({"step": 1, "config": {}, "data": "d"}, ["model.safetensors"])
+    metadata = binding_of(state)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", metadata)
+    check_bound(tmp_path, state, ["model.safetensors"])
+    with pytest.raises(CheckpointError, match=r"its manifest does not list model\.safetensors"):
+        check_bound(tmp_path, state, [])
+
+
+def test_a_header_beyond_the_end_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(DataError, match=r"a\.safetensors has 10 bytes, too few for its own header"):
+        read_header(tmp_path / "a.safetensors")

@@ -430,13 +430,14 @@ def test_a_run_says_and_records_how_many_samples_are_left_out(tmp_path):
 
 
 def test_post_training_leaves_skipped_articles_out(made, tokenizer):
-    from trainer.config.schema import DataConfig
-    from trainer.tasks.post_train import PostTrainData
+    from trainer.tasks.post_train.pairs import PostTrainData
+    from trainer.tasks.post_train.task import PostTrainConfig, PostTrainDataConfig
+    from trainer.tasks.sources import Sources
 
     flip("data")(made.path / made.shards[1].name, made)
     tokens = TokenColumn(tokenize_set(made, tokenizer, skip_damaged=1))
-    config = DataConfig(articles=str(made.path), num_negatives=9)
-    data = PostTrainData(made, tokens, config, 0)
+    config = PostTrainConfig(data=PostTrainDataConfig(articles=str(made.path), num_negatives=9))
+    data = PostTrainData(config, Sources(made, tokens))
     stream = Stream(data.order, 11)
     for _ in range(3):
         batch = next(stream)

@@ -30,8 +30,8 @@ from shards.tokenize import tokenize_set
 from shards.tokens import TokenColumn
 from shards.verify import verify_set
 from trainer.cli.main import main
-from trainer.config.load import from_settings
-from trainer.tasks.sources import open_sources
+from trainer.recipes.load import from_settings
+from trainer.tasks.registry import open_sources
 
 Values = dict[str, Any]
 

@@ -16,10 +16,11 @@ from shards.errors import DataError
 from shards.order import EpochOrder, Position
 from shards.stream import Stream, prefetch
 from shards.writer import ShardWriter
-from trainer.config.schema import DataConfig
 from trainer.errors import CheckpointError
 from trainer.tasks.base import data_fingerprint
-from trainer.tasks.clicks import ClickData
+from trainer.tasks.finetune.clicks import ClickData
+from trainer.tasks.finetune.sources import ClickSources
+from trainer.tasks.finetune.task import FinetuneConfig
 
 GLOBAL_BATCH = 24  # shared evenly by 1, 2, 3, 4 and 8 ranks
 WORLDS = (1, 2, 3, 4, 8)
@@ -195,5 +196,6 @@ def test_d5_a_set_of_no_samples_cannot_be_written_and_no_clicks_cannot_be_traine
     articles = make_articles(tmp_path / "a", 12)
     tokens = make_tokens(articles, tmp_path / "t")
     log = make_impressions(tmp_path / "log", articles, 9, labelled=False)
+    config = FinetuneConfig()
     with pytest.raises(DataError, match=f"{log.path} has no labels: .*end in -1 .clicked. or -0"):
-        ClickData(log, ClickColumn.open(log), tokens, DataConfig(), 0)
+        ClickData(config, ClickSources(articles, tokens, log, ClickColumn.open(log), config))

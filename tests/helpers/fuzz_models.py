@@ -27,7 +27,7 @@ from trainer.checkpoint.binding import bind, binding_of
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.store import CheckpointStore, stated_at
 from trainer.checkpoint.tensors import MODEL, OPTIMIZER, load_model, write_tensors
-from trainer.config.load import load_config, to_dict
+from trainer.config.flat import to_dict
 from trainer.engine.deepspeed_file import read_deepspeed_file
 from trainer.evaluate.compare import compare, comparison_text, per_impression_models, resample
 from trainer.evaluate.prediction import score_prediction, write_prediction
@@ -36,6 +36,7 @@ from trainer.export.folder import export_model, load_export
 from trainer.models import build_news_encoder
 from trainer.monitor.runs import find_runs
 from trainer.monitor.runs import table as runs_table
+from trainer.recipes.load import load_config
 
 # ---- checkpoints and exports
 

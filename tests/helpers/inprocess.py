@@ -10,10 +10,10 @@ from helpers.launch import settings
 from helpers.toy import ToyData, ToyTask
 from helpers.train_toy import save_export
 
-from trainer.config.load import from_settings
 from trainer.engine.distributed import start
 from trainer.engine.trainer import Trainer
 from trainer.errors import TrainingError
+from trainer.recipes.load import from_settings
 
 
 def train(

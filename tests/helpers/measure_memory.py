@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 
-from trainer.tasks.post_train import Pairs
+from trainer.tasks.post_train.pairs import Pairs
 from trainer.tasks.texts import SubBatch, Texts
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from trainer.config.load import from_settings
 from trainer.engine.backends import build_backend
 from trainer.engine.distributed import Distributed, leave, start
 from trainer.engine.optimizer import build_optimizer
 from trainer.engine.step_module import StepModule
 from trainer.models import build_news_encoder
-from trainer.tasks.post_train import PostTrainTask
+from trainer.recipes.load import from_settings
+from trainer.tasks.post_train.pairs import PostTrainModule
 
 VOCAB_SIZE = 500
 
@@ -47,7 +47,7 @@ def measure(config, distributed: Distributed) -> dict[str, int]:
     """Bytes of the tensors that live after the first backward pass of a step and after the last."""
     gc.collect()
     before = set(storages())
-    task = PostTrainTask(build_news_encoder(config.model, vocab_size=VOCAB_SIZE, pad_id=0))
+    task = PostTrainModule(build_news_encoder(config.model, vocab_size=VOCAB_SIZE, pad_id=0))
     optimizer = build_optimizer(task, config.optimizer)
     module = StepModule(task.train(), config.run.precision, "cpu")
     backend = build_backend(module, optimizer, distributed, config.optimizer)

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from helpers.toy import ToyData, ToyTask
 
 from shards.stream import Stream
-from trainer.config.load import from_settings
 from trainer.engine.distributed import leave, start
 from trainer.engine.session import Session
+from trainer.recipes.load import from_settings
 
 GOOD, BAD = (0, 1, 3), (0, 1, 2, 3)
 POISONED = 2

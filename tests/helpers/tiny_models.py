@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.config.schema import BackboneConfig, ModelConfig
+from trainer.config.clicks import ClickModelConfig
+from trainer.config.schema import BackboneConfig
 
 VOCAB_SIZE = 100
 PAD_ID = 0
@@ -26,9 +27,9 @@ def tiny_backbone(**changes: Any) -> BackboneConfig:
     return replace(sizes, **changes)
 
 
-def tiny_model(backbone: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
+def tiny_model(backbone: dict[str, Any] | None = None, **changes: Any) -> ClickModelConfig:
     """A small model section, with changes by field."""
-    model = ModelConfig(
+    model = ClickModelConfig(
         backbone=tiny_backbone(**(backbone or {})), query_dim=8, news_dim=16, user_heads=4
     )
     return replace(model, **changes)

@@ -11,7 +11,7 @@ from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.models import build_recommender
 from trainer.models.parameters import set_trainable
 from trainer.tasks.base import MicroBatch
-from trainer.tasks.clicks import Clicks, FinetuneTask
+from trainer.tasks.finetune.clicks import Clicks, FinetuneModule
 from trainer.tasks.texts import SubBatch, Texts
 
 VOCABULARY, ARTICLES, HISTORY, CANDIDATES = 61, 40, 6, 3
@@ -38,7 +38,7 @@ def make_task() -> nn.Module:
     )
     model = build_recommender(config, vocab_size=VOCABULARY, pad_id=0)
     set_trainable(model, config.trainable_layers)
-    return FinetuneTask(model)
+    return FinetuneModule(model)
 
 
 class ClickToyData:

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from trainer.config.load import from_settings
 from trainer.engine import session
 from trainer.engine.distributed import leave, start
 from trainer.engine.trainer import Trainer
+from trainer.recipes.load import from_settings
 from trainer.tasks.build import build
 
 

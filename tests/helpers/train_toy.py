@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import torch
 from helpers.toy import ToyData, ToyTask
 
-from trainer.config.load import from_settings
 from trainer.engine.distributed import leave, start
 from trainer.engine.trainer import Trainer
 from trainer.errors import TinyNewsRecError
+from trainer.recipes.load import from_settings
 
 
 def save_export(model, folder, info) -> None:

@@ -21,10 +21,10 @@ from helpers.toy import ToyData, ToyTask
 from helpers.train_toy import save_export
 
 from trainer.checkpoint.hashed import HashedFile
-from trainer.config.load import from_settings
 from trainer.engine.distributed import leave, start
 from trainer.engine.trainer import Trainer
 from trainer.errors import TinyNewsRecError
+from trainer.recipes.load import from_settings
 
 
 def refusing(part):

@@ -1,5 +1,6 @@
 """A tiny data set with exported teachers, for tests of tasks, the teacher server and training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from helpers.sets import make_articles, make_impressions, make_tokens
 
 from shards.reader import ShardSet
 from shards.tokens import TokenColumn
-from trainer.config.load import from_settings
+from trainer.config.flat import setting_types
 from trainer.config.schema import TrainConfig
+from trainer.recipes.load import from_settings
 from trainer.tasks.build import build
+from trainer.tasks.registry import task_named
 
 TINY_MODEL: dict[str, Any] = {
     "model.backbone.num_layers": 2,
@@ -24,11 +27,16 @@ TINY_MODEL: dict[str, Any] = {
     "data.max_title_tokens": 10,
     "data.max_body_tokens": 20,
     "data.num_negatives": 3,
-    "data.history_length": 5,
     "run.global_batch": 8,
     "run.micro_batch": 8,
 }
 """Settings of a model that trains in milliseconds."""
+
+
+def read_by(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of many settings, with dotted keys, that a task reads."""
+    read = setting_types(task_named(task).config)
+    return {key: value for key, value in settings.items() if key in read}
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,10 @@ class TinyWorld:
             "data.articles": str(self.articles.path),
             "run.dir": str(self.folder / "run"),
             **TINY_MODEL,
-            **dotted,
         }
-        if task.startswith("finetune"):
-            given["data.clicks"] = str(self.impressions.path)
+        if task_named(task).config.reads_clicks:
+            given |= {"data.clicks": str(self.impressions.path), "data.history_length": 5}
+        given |= dotted
         return from_settings(given, where="test")
 
     def teacher(self, task: str, seed: int, **settings: Any) -> str:

@@ -189,6 +189,22 @@ def test_lengths_that_are_not_stored_are_refused_before_anything_is_made():
         plan(set={"data.max_title_tokens": 40})
 
 
+def test_settings_of_all_runs_go_to_the_tasks_that_read_them():
+    common = {"data.history_length": 7, "run.max_steps": 50, "run.sed": 1}
+    student = {"name": "s", "layers": [0], "set": {"loss.temperature": 3}}
+    steps = plan(set=common, students=[student])
+    runs = [name for name, step in steps.items() if step.command[1] == "train"]
+    of_clicks = {name for name in runs if "--data.clicks" in steps[name].command}
+    distilled = {"stage-1-s-s0", "stage-2-s-s0"}
+    assert distilled - of_clicks and of_clicks - distilled
+    for name in runs:
+        words = steps[name].command
+        assert ("--data.history_length" in words) == (name in of_clicks)
+        assert ("--loss.temperature" in words) == (name in distilled)
+        assert "--run.max_steps" in words
+        assert "--run.sed" in words, "to be refused by name"
+
+
 def test_evaluations_are_told_the_period_that_finetuning_is_told():
     early = {"set": {"data.clicks_since": "2019-11-10", "data.clicks_until": "2019-11-12"}}
     steps = plan(stages={"finetune": early})

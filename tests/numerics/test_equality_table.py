@@ -24,7 +24,7 @@ import pytest
 import torch
 from helpers.modes import MODES, deepspeed_file
 from helpers.process import torchrun
-from helpers.world import TINY_MODEL, TinyWorld, make_world
+from helpers.world import TINY_MODEL, TinyWorld, make_world, read_by
 from safetensors.torch import load_file
 
 from trainer.teacher_server.fill import FillRequest, fill
@@ -190,7 +190,7 @@ def settings_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], dic
             given["data.clicks"] = str(world.impressions.path)
         if row.task.endswith("distill"):
             given["teachers.models"] = teachers[1 if row.task.startswith("post") else 2]
-        return given
+        return read_by(row.task, given)
 
     return settings
 

@@ -17,17 +17,22 @@ from helpers.world import TINY_MODEL, TinyWorld, make_world
 from safetensors.torch import load_file
 from torch import nn
 
-from shards.clicks import ClickColumn
 from shards.reader import ShardSet
 from shards.stream import Stream
 from shards.tokenize import tokenize_set
-from trainer.config.schema import LossConfig
 from trainer.evaluate.sharded import Ranks, encode_shared
 from trainer.frozen.texts import frozen_texts
 from trainer.models import NewsEncoderConfig, Recommender, RecommenderConfig
 from trainer.models.parameters import set_trainable
-from trainer.tasks.build import build, news_texts
-from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
+from trainer.tasks.build import build
+from trainer.tasks.finetune.clicks import (
+    ClickData,
+    FinetuneDistillModule,
+    FinetuneModule,
+    news_texts,
+)
+from trainer.tasks.finetune.sources import open_clicks
+from trainer.tasks.finetune.task import ClickLossConfig
 from trainer.tasks.texts import Grouping
 from trainer.teacher_server.live import LiveClickSignals
 
@@ -107,25 +112,18 @@ def test_losses_and_gradients_are_those_of_the_plain_way(
         names = [world.teacher("finetune", seed) for seed in range(teachers)]
         signals = LiveClickSignals(world.articles, world.impressions, names)
     model = recommender_of(family, bias, world.tokens.pad_id)
-    task: nn.Module = FinetuneTask(model)
+    task: nn.Module = FinetuneModule(model)
     if signals is not None:
-        task = FinetuneDistillTask(model, signals.dims, LossConfig())
+        task = FinetuneDistillModule(model, signals.dims, ClickLossConfig())
     changes = {"model__frozen_states": "float32", "model__trainable_layers": 2}
     config = world.config("finetune", **settings(**changes))
     texts = news_texts(config, world.tokens)
     states = frozen_texts(config, model.news_encoder, texts, silent)
 
     def data(**given: Any) -> ClickData:
-        return ClickData(
-            world.impressions,
-            ClickColumn.open(world.impressions),
-            world.tokens,
-            config.data,
-            0,
-            signals=signals,
-            grouping=Grouping(batch_tokens),
-            **given,
-        )
+        made = ClickData(config, open_clicks(config), signals, **given)
+        made.grouping = Grouping(batch_tokens)
+        return made
 
     plain, expected = outcome(task, data())
     ours, gradients = outcome(task, data(states=states))

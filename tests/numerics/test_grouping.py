@@ -12,8 +12,8 @@ from helpers.world import TINY_MODEL, TinyWorld, make_world
 from shards.length_groups import length_groups, most_groups
 from shards.stream import Stream
 from trainer.tasks.build import build
-from trainer.tasks.clicks import Clicks
-from trainer.tasks.post_train import Pairs
+from trainer.tasks.finetune.clicks import Clicks
+from trainer.tasks.post_train.pairs import Pairs
 from trainer.tasks.texts import Grouping, SubBatch, Texts, encode_texts, grouping_of
 
 BUDGET = 48
@@ -133,15 +133,15 @@ def test_a_repeated_text_gets_no_gradient_and_still_runs_backward():
 )
 def test_no_grouping_where_padding_takes_part_in_a_vector(world, changes):
     config = world.config("post_train", **{"data__batch_tokens": BUDGET} | changes)
-    assert grouping_of(config, empty_slots=False) == Grouping()
+    assert grouping_of(config) == Grouping()
 
 
 def test_grouping_is_fixed_under_zero_3_alone(world):
     config = world.config("post_train", data__batch_tokens=BUDGET)
-    assert grouping_of(config, empty_slots=True) == Grouping()
+    assert grouping_of(config, pads_matter=True) == Grouping()
     for stage, is_fixed in ((None, False), ("zero1", False), ("zero2", False), ("zero3", True)):
         run = replace(config.run, deepspeed=stage)
-        found = grouping_of(replace(config, run=run), empty_slots=False)
+        found = grouping_of(replace(config, run=run))
         assert found == Grouping(BUDGET, is_fixed)
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from trainer.config.load import from_settings
 from trainer.models import build_news_encoder
 from trainer.plan.activations import Settings, activation_bytes
 from trainer.plan.sizes import bert_size, task_size
+from trainer.recipes.load import from_settings
 
 VOCAB_SIZE = 100
 TEXTS, TOKENS = 16, 48

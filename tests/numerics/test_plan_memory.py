@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from helpers.process import run
 
-from trainer.config.load import from_settings
 from trainer.engine.deepspeed_file import deepspeed_file_path
 from trainer.plan.memory import rank_memory, way_of
 from trainer.plan.sizes import bert_size, task_size
+from trainer.recipes.load import from_settings
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "measure_memory.py"
 VOCAB_SIZE = 500

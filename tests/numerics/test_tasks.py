@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.config.schema import LossConfig
+from trainer.config.distill import LossConfig
 from trainer.tasks.base import accuracy
-from trainer.tasks.clicks import Clicks, FinetuneDistillTask, FinetuneTask
-from trainer.tasks.post_train import Pairs, PostTrainDistillTask, PostTrainTask
+from trainer.tasks.finetune.clicks import Clicks, FinetuneDistillModule, FinetuneModule
+from trainer.tasks.finetune.task import ClickLossConfig
+from trainer.tasks.post_train.pairs import Pairs, PostTrainDistillModule, PostTrainModule
 from trainer.tasks.texts import SubBatch, Texts
 from trainer.teacher_server.signals import ClicksSaid, TextsSaid
 
@@ -123,7 +124,7 @@ def pairs_batch(num_samples: int = 3, num_titles: int = 7, candidates: int = 4) 
 
 def test_post_training_is_the_mean_cross_entropy_of_the_own_title() -> None:
     batch = pairs_batch()
-    task = PostTrainTask(TableEncoder(10))
+    task = PostTrainModule(TableEncoder(10))
     table = task.model.table.detach().numpy()
     losses = []
     for sample, titles in enumerate(batch.title_index.tolist()):
@@ -135,7 +136,7 @@ def test_post_training_is_the_mean_cross_entropy_of_the_own_title() -> None:
 def test_in_batch_negatives_are_the_other_samples_titles() -> None:
     batch = pairs_batch()
     batch = dataclasses.replace(batch, title_index=batch.title_index[:, :1])
-    task = PostTrainTask(TableEncoder(10), in_batch_negatives=True)
+    task = PostTrainModule(TableEncoder(10), in_batch_negatives=True)
     table = task.model.table.detach().numpy()
     own = batch.title_index[:, 0].tolist()
     losses = []
@@ -152,7 +153,7 @@ def test_stage_one_is_target_plus_distill_plus_embedding(squared: bool) -> None:
     loss = LossConfig(
         target=0.5, distill=2.0, embedding=3.0, temperature=T, temperature_squared=squared
     )
-    task = PostTrainDistillTask(TableEncoder(10), TEACHER_DIMS, loss)
+    task = PostTrainDistillModule(TableEncoder(10), TEACHER_DIMS, loss)
     table = task.model.table.detach().numpy()
     target, distill, embedding = [], [], []
     for sample, titles in enumerate(batch.title_index.tolist()):
@@ -211,7 +212,7 @@ def student_side(table: np.ndarray, batch: Clicks, sample: int):
 
 def test_finetuning_is_the_mean_cross_entropy_of_the_click() -> None:
     batch = clicks_batch()
-    task = FinetuneTask(TableRecommender(8))
+    task = FinetuneModule(TableRecommender(8))
     table = task.model.table.detach().numpy()
     losses = [
         cross_entropy(one_hot_first(3), student_side(table, batch, sample)[3])
@@ -224,8 +225,8 @@ def test_finetuning_is_the_mean_cross_entropy_of_the_click() -> None:
 @pytest.mark.parametrize("padded", [False, True])
 def test_stage_two_is_target_plus_distill_plus_embedding(shared: bool, padded: bool) -> None:
     batch = clicks_batch()
-    loss = LossConfig(target=0.2, temperature=T, shared_projection=shared, padded_slots=padded)
-    task = FinetuneDistillTask(TableRecommender(8), TEACHER_DIMS, loss)
+    loss = ClickLossConfig(target=0.2, temperature=T, shared_projection=shared, padded_slots=padded)
+    task = FinetuneDistillModule(TableRecommender(8), TEACHER_DIMS, loss)
     assert (task.user_projections is task.news_projections) == shared
     table = task.model.table.detach().numpy()
     target, distill, embedding = [], [], []
@@ -259,7 +260,7 @@ def test_stage_two_is_target_plus_distill_plus_embedding(shared: bool, padded: b
 def test_no_gradient_reaches_the_teachers_and_all_reaches_the_projections() -> None:
     batch = pairs_batch()
     batch.teachers.map(lambda said: said.requires_grad_(True))
-    task = PostTrainDistillTask(TableEncoder(10), TEACHER_DIMS, LossConfig())
+    task = PostTrainDistillModule(TableEncoder(10), TEACHER_DIMS, LossConfig())
     out = task(batch)
     out["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.parameters())

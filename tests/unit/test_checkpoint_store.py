@@ -10,8 +10,8 @@ from shards.files import read_json
 from trainer.checkpoint.hashed import HashedFile
 from trainer.checkpoint.retention import Retention, retention_of
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config.load import from_settings
 from trainer.errors import CheckpointError
+from trainer.recipes.load import from_settings
 
 
 @pytest.fixture

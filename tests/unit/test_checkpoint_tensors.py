@@ -12,9 +12,11 @@ from shards.files import sha256_file
 from trainer.checkpoint.hashed import write_hashed_json
 from trainer.checkpoint.resume import MAY_CHANGE, check_same_run
 from trainer.checkpoint.tensors import MODEL, load_model, persistent_buffers, write_tensors
-from trainer.config.load import known_keys, to_dict
-from trainer.config.schema import RunConfig, TrainConfig
+from trainer.config.flat import to_dict
+from trainer.config.schema import RunConfig
 from trainer.errors import CheckpointError
+from trainer.recipes.load import known_keys
+from trainer.tasks.finetune.task import FinetuneConfig
 
 
 def stored(task):
@@ -107,11 +109,11 @@ def test_settings_that_may_change_exist():
 
 
 def test_what_may_change_and_what_may_not():
-    before = to_dict(TrainConfig(task="finetune", run=RunConfig(max_steps=5)))
-    longer = to_dict(TrainConfig(task="finetune", run=RunConfig(max_steps=9, micro_batch=8)))
+    before = to_dict(FinetuneConfig(run=RunConfig(max_steps=5)))
+    longer = FinetuneConfig(run=RunConfig(max_steps=9, micro_batch=8))
     check_same_run(before, longer, "data", "data")
-    other = to_dict(TrainConfig(task="finetune", run=RunConfig(seed=1, global_batch=64)))
+    other = FinetuneConfig(run=RunConfig(seed=1, global_batch=64))
     with pytest.raises(CheckpointError, match=r"run\.global_batch was 32 and is now 64; run\.seed"):
         check_same_run(before, other, "data", "data")
     with pytest.raises(CheckpointError, match="other data"):
-        check_same_run(before, before, "data", "others")
+        check_same_run(before, FinetuneConfig(run=RunConfig(max_steps=5)), "data", "others")

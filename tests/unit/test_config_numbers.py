@@ -1,55 +1,50 @@
 """Numbers that no run can have: refused by name, before anything is built."""
 
-import dataclasses
 import math
 import typing
 
 import pytest
 
 from trainer.cli.main import main
-from trainer.config.load import flatten, from_settings, known_keys, to_dict
-from trainer.config.ranges import check_memory, numbers
+from trainer.config.flat import flatten, setting_types, to_dict
+from trainer.config.ranges import numbers
 from trainer.config.schema import CopiesConfig, TrainConfig
-from trainer.config.validate import validate
+from trainer.config.validate import check_memory, validate
 from trainer.engine.copies import copy_steps
 from trainer.errors import ConfigError
+from trainer.recipes.load import from_settings
+from trainer.tasks.registry import TASKS, task_named
 
 GIB = 2**30
 
 
-def kinds(cls: type = TrainConfig, prefix: str = "") -> dict[str, typing.Any]:
-    """The type of every setting."""
-    found: dict[str, typing.Any] = {}
-    for name, kind in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(kind):
-            found |= kinds(typing.cast(type, kind), f"{prefix}{name}.")
-        else:
-            found[prefix + name] = kind
-    return found
+def numeric(wanted: type) -> list[tuple[str, str]]:
+    """Tasks and settings of theirs that take an int or a float, alone or among others."""
+    found: dict[str, str] = {}
+    for task in TASKS:
+        for name, kind in setting_types(task_named(task).config).items():
+            parts = {kind, *typing.get_args(kind)}
+            is_float = float in parts
+            if is_float if wanted is float else (int in parts and not is_float):
+                found[name] = task
+    return [(task, name) for name, task in found.items()]
 
 
-def numeric(wanted: type) -> list[str]:
-    """Settings that take an int or a float, alone or among others."""
-    found = []
-    for name, kind in kinds().items():
-        parts = {kind, *typing.get_args(kind)}
-        is_float = float in parts
-        if is_float if wanted is float else (int in parts and not is_float):
-            found.append(name)
-    return found
-
-
-def config(**dotted: object) -> TrainConfig:
-    given = {"task": "post_train", "data.articles": "a", "run.dir": "r"}
+def config(task: str = "post_train", **dotted: object) -> TrainConfig:
+    given: dict[str, object] = {"task": task, "data.articles": "a", "run.dir": "r"}
+    types = setting_types(task_named(task).config)
+    needed = {"data.clicks": "c", "teachers.models": ["t"]}
+    given |= {key: value for key, value in needed.items() if key in types}
     return from_settings(given | {k.replace("__", "."): v for k, v in dotted.items()}, where="test")
 
 
-def test_every_number_is_looked_at() -> None:
-    assert {*numeric(int), *numeric(float)} <= set(known_keys())
-    seen = {name for name, _ in numbers(config())}
-    flat = flatten(to_dict(config()))
-    for name in (*numeric(int), *numeric(float)):
-        assert name in seen or flat[name] is None or flat[name] == (), name
+@pytest.mark.parametrize("task", TASKS)
+def test_every_number_is_looked_at(task: str) -> None:
+    seen = {name.partition("[")[0] for name, _ in numbers(config(task))}
+    flat = flatten(to_dict(config(task)))
+    for _, name in (*numeric(int), *numeric(float)):
+        if name in flat:
+            assert name in seen or flat[name] is None or flat[name] == (), name
 
 
 def words(name: str, value: object) -> dict[str, object]:
@@ -57,18 +52,18 @@ def words(name: str, value: object) -> dict[str, object]:
     return {name.replace(".", "__"): (value, 0.9) if pair else value}
 
 
-@pytest.mark.parametrize("name", numeric(float))
+@pytest.mark.parametrize(("task", "name"), numeric(float))
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e300"])
-def test_floats_that_are_not_finite_or_huge_are_refused_by_name(name: str, value: str) -> None:
+def test_floats_that_are_not_finite_or_huge_are_refused_by_name(task, name, value) -> None:
     with pytest.raises(ConfigError, match=name) as refused:
-        validate(config(**words(name, value)))
+        validate(config(task, **words(name, value)))
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", numeric(int))
-def test_huge_whole_numbers_are_refused_by_name(name: str) -> None:
+@pytest.mark.parametrize(("task", "name"), numeric(int))
+def test_huge_whole_numbers_are_refused_by_name(task: str, name: str) -> None:
     with pytest.raises(ConfigError, match=name) as refused:
-        validate(config(**words(name, 2**64)))
+        validate(config(task, **words(name, 2**64)))
     assert "\n" not in str(refused.value)
 
 
@@ -105,7 +100,7 @@ def test_sizes_beyond_the_machine_are_refused_with_the_sum(dotted, said) -> None
 
 def test_usual_sizes_fit_a_small_machine() -> None:
     check_memory(config(), 2 * GIB)
-    check_memory(config(task="finetune", data__clicks="c"), 2 * GIB)
+    check_memory(config("finetune"), 2 * GIB)
     large = {"num_layers": 24, "hidden_size": 1024, "num_heads": 16, "intermediate_size": 4096}
     check_memory(config(**{f"model__backbone__{k}": v for k, v in large.items()}), 4 * GIB)
 

@@ -13,10 +13,10 @@ from helpers.process import run
 from helpers.tnr import ROOT
 from helpers.toy import ToyTask
 
-from trainer.config.load import from_settings
 from trainer.engine import distributed as module
 from trainer.engine.distributed import start
 from trainer.errors import CheckpointError, ConfigError, TrainingError
+from trainer.recipes.load import from_settings
 
 
 def config_of(tmp_path, **changes):
@@ -97,7 +97,7 @@ def test_errors_travel_as_themselves_or_by_their_words():
 
 LEAVING = """
 import atexit
-from trainer.config.load import from_settings
+from trainer.recipes.load import from_settings
 from trainer.engine.distributed import leave, start
 
 atexit.register(print, "torn down")

@@ -11,9 +11,9 @@ from helpers.launch import metrics, settings
 from helpers.toy import ToyData, ToyTask
 
 from trainer.checkpoint.hashed import HashedFile
-from trainer.config.load import from_settings
 from trainer.config.validate import validate
 from trainer.errors import CheckpointError, ConfigError
+from trainer.recipes.load import from_settings
 
 
 def checkpoints(run) -> list[int]:

@@ -10,8 +10,7 @@ from helpers.toy import ToyData, ToyTask
 from torch import nn
 
 from shards.stream import Stream
-from trainer.config.load import from_settings
-from trainer.config.schema import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from trainer.config.schema import OptimizerConfig, RunConfig, TrainConfig
 from trainer.config.validate import check_batch
 from trainer.engine.distributed import start
 from trainer.engine.optimizer import build_optimizer
@@ -19,6 +18,8 @@ from trainer.engine.session import Session
 from trainer.engine.step_module import seed_of
 from trainer.engine.trainer import Trainer
 from trainer.errors import ConfigError
+from trainer.recipes.load import from_settings
+from trainer.tasks.post_train.task import PostTrainConfig, PostTrainDataConfig
 
 
 class One(nn.Module):
@@ -174,7 +175,7 @@ def test_a_missing_gradient_is_a_zero_and_a_frozen_parameter_keeps_nothing(tmp_p
 
 def in_batch(micro: int, *, is_in_batch: bool = True) -> TrainConfig:
     run = RunConfig(global_batch=8, micro_batch=micro)
-    return TrainConfig(task="post_train", data=DataConfig(in_batch_negatives=is_in_batch), run=run)
+    return PostTrainConfig(data=PostTrainDataConfig(in_batch_negatives=is_in_batch), run=run)
 
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 4), (1, 1), (2, 2), (4, 1)])

@@ -14,11 +14,11 @@ from helpers.tiny_models import PAD_ID, VOCAB_SIZE, tiny_model
 from shards.errors import DamageError
 from shards.files import read_json
 from trainer.cli.main import main
-from trainer.config.init import settings_of_export
 from trainer.errors import ModelError
 from trainer.export.folder import export_model, load_export
 from trainer.export.info import sealed
 from trainer.models import NewsEncoder, build_news_encoder
+from trainer.recipes.init import settings_of_export
 from trainer.teacher_server.identity import teacher_identity
 
 
@@ -114,7 +114,7 @@ def edit(file: Path, **changes: object) -> None:
 @pytest.mark.parametrize("name", ["tnr.json", "config.json", "tokenizer.json"])
 def test_an_edit_of_an_exported_file_is_named(exported: Path, name: str) -> None:
     edit(exported / name, max_title_tokens=11)
-    for opening in (load_export, lambda folder: settings_of_export(str(folder), "finetune")):
+    for opening in (load_export, lambda folder: settings_of_export(str(folder), reads_clicks=True)):
         with pytest.raises(DamageError) as caught:
             opening(exported)
         assert f"{exported / name} was edited after the export: export the" in str(caught.value)

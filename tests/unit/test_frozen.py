@@ -21,8 +21,9 @@ from trainer.frozen.identity import FROZEN
 from trainer.frozen.states import StateView
 from trainer.plan.data import told
 from trainer.plan.frozen import frozen_column
-from trainer.tasks.build import BuiltTask, build, news_texts
-from trainer.tasks.sources import open_sources
+from trainer.tasks.build import BuiltTask, build
+from trainer.tasks.finetune.clicks import news_texts
+from trainer.tasks.registry import open_sources
 from trainer.teacher_server import sizes
 
 TEXTS, SHARDS = 40, 3
@@ -284,7 +285,6 @@ def test_a_state_beyond_float16_is_refused_by_row(world: TinyWorld) -> None:
         ({"data__pad_to_max": True}, "data.pad_to_max true lets padding"),
         ({"model__pooling_mask": False}, "model.pooling_mask false lets padding"),
         ({"model__history_padding": "learned"}, "model.history_padding learned lets padding"),
-        ({"loss__padded_slots": True}, "loss.padded_slots true lets padding"),
     ],
 )
 def test_settings_that_contradict_it_are_named(
@@ -294,9 +294,15 @@ def test_settings_that_contradict_it_are_named(
         validate(world.config("finetune", **SETTINGS | changes))
 
 
+def test_slots_that_the_distillation_pads_are_not_stored(world: TinyWorld) -> None:
+    padded = SETTINGS | {"loss__padded_slots": True, "teachers__models": ["t"]}
+    with pytest.raises(ConfigError, match=r"loss\.padded_slots true lets padding"):
+        validate(world.config("finetune_distill", **padded))
+
+
 def test_it_is_for_click_tasks_and_for_layers_that_are_there(world: TinyWorld) -> None:
-    with pytest.raises(ConfigError, match="frozen_states is float16, but task is post_train"):
-        validate(world.config("post_train", **SETTINGS | {"model__frozen_states": "float16"}))
+    with pytest.raises(ConfigError, match=r"task post_train does not read model\.frozen_states"):
+        world.config("post_train", **SETTINGS | {"model__frozen_states": "float16"})
     teacher = world.teacher("finetune", 1)
     with pytest.raises(ConfigError, match="leaves none of the backbone's 2 layers frozen"):
         built(world, model__init=teacher, model__trainable_layers=2)

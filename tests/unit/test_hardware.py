@@ -10,7 +10,7 @@ from helpers.world import TinyWorld, make_world
 
 from trainer import hardware
 from trainer.cli.main import main
-from trainer.config.load import to_dict
+from trainer.config.flat import to_dict
 from trainer.evaluate.encode import autocast
 
 

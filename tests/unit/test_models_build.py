@@ -15,6 +15,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from trainer.config.clicks import ClickModelConfig
 from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.errors import ModelError
 from trainer.models import (
@@ -62,7 +63,8 @@ def papers_model(num_layers: int) -> ModelConfig:
     """UniLMv2-base with random weights, or its first layers as one of the paper's students."""
     sizes = {"num_layers": 12, "hidden_size": 768, "num_heads": 12, "intermediate_size": 3072}
     layers = tuple(range(num_layers))
-    return ModelConfig(backbone=BackboneConfig(**sizes, layers=layers, relative_position_bias=True))
+    backbone = BackboneConfig(**sizes, layers=layers, relative_position_bias=True)
+    return ClickModelConfig(backbone=backbone)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +272,7 @@ def test_a_head_that_does_not_divide_the_width_is_refused():
 @pytest.mark.plm
 def test_a_real_encoder_gives_its_first_layers(real_encoders):
     folder = real_encoders / "all-MiniLM-L6-v2"
-    model = ModelConfig(backbone=BackboneConfig(name=str(folder), layers=(0, 1, 2, 3)))
+    model = ClickModelConfig(backbone=BackboneConfig(name=str(folder), layers=(0, 1, 2, 3)))
     student = build_news_encoder(model, vocab_size=30522, pad_id=0)
     whole = AutoModel.from_pretrained(folder, local_files_only=True)
     assert len(student.backbone.language_model.encoder.layer) == 4

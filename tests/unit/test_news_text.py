@@ -17,7 +17,6 @@ from shards.stream import Stream
 from shards.tokenize import tokenize_set
 from shards.tokenizer import load_tokenizer
 from trainer.cli.main import main
-from trainer.config.load import from_settings, load_config
 from trainer.errors import ColumnError, ConfigError, ModelError, UsageError
 from trainer.evaluate.evaluate import EvaluateOptions, make_ready
 from trainer.evaluate.metrics import ranks_without_ties
@@ -27,8 +26,9 @@ from trainer.evaluate.sharded import Ranks
 from trainer.export.folder import load_export
 from trainer.plan.compute import longest_work
 from trainer.plan.sizes import bert_size, task_size
+from trainer.recipes.load import from_settings, load_config
 from trainer.tasks.build import build
-from trainer.tasks.clicks import score_clicks
+from trainer.tasks.finetune.clicks import score_clicks
 from trainer.teacher_server import identity
 from trainer.teacher_server.fill import FillRequest, fill, targets
 from trainer.teacher_server.live import LiveClickSignals
@@ -246,7 +246,7 @@ def test_an_export_says_what_it_reads_and_an_older_one_reads_the_title(world: Ti
     plain = load_export(world.teacher("finetune", 6))
     assert plain.info["news_text"] == [["title", 10]]
     assert "user_last_k" not in plain.info["model_settings"]
-    post_trained = load_export(world.teacher("post_train", 6, **SETTINGS))
+    post_trained = load_export(world.teacher("post_train", 6))
     assert post_trained.news_parts == (("title", 10),)
     new = identity.teacher_identity(plain)
     assert set(new) == {
@@ -348,6 +348,7 @@ def test_a_plan_counts_texts_and_parameters(kind: str) -> None:
 
     settings = {key.replace("__", "."): value for key, value in (SETTINGS | KINDS[kind]).items()}
     given = {"task": "finetune", "data.articles": "a", "data.clicks": "c", "run.dir": "r"}
+    given["data.history_length"] = 5
     config = from_settings(TINY_MODEL | given | settings, where="test")
     clicks = 3 if kind == "last_k_mean" else 5
     longest = 10 + 6 + 12 - 2

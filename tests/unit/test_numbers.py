@@ -11,8 +11,8 @@ from helpers.world import TINY_MODEL, TinyWorld, make_world
 from shards.numbers import real, seed, whole
 from trainer.cli.ending import exit_code_of
 from trainer.cli.main import build_parser, main
-from trainer.config.load import from_settings
 from trainer.plan.batches import plan_batches
+from trainer.recipes.load import from_settings
 
 LONG = "1" + "0" * 5000
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from shards.clicks import ClickColumn
 from shards.errors import DataError, UsageError
 from shards.periods import Period, parse_period, rows_inside, units_outside
-from trainer.config.schema import DataConfig
-from trainer.tasks.left_out import clicks_left_out
+from trainer.config.clicks import ClickDataConfig
+from trainer.tasks.finetune.left_out import clicks_left_out
 
 DAYS = [None, "2019-11-12", "2019-11-13T08:00:20", "2019-11-14", "2019-11-15T08:00:14+00:00"]
 NONE = np.empty(0, dtype=np.int64)
@@ -59,7 +59,9 @@ def test_impressions_and_clicks_of_a_period(clicks, samples, since, until):
     assert outside.units.tolist() == [u for u, row in enumerate(rows) if row not in inside]
     unknown = sum(row in (7, 22) for row in rows) if period.is_bounded else 0
     assert outside.unknown == unknown
-    left_out = clicks_left_out(clicks, NONE, DataConfig(clicks_since=since, clicks_until=until))
+    left_out = clicks_left_out(
+        clicks, NONE, ClickDataConfig(clicks_since=since, clicks_until=until)
+    )
     assert left_out.units.tolist() == outside.units.tolist()
     assert bool(left_out.notes) == period.is_bounded
 
@@ -76,22 +78,22 @@ def test_the_bound_itself_belongs_to_what_follows_and_midnight_is_utc():
 
 
 def test_what_is_left_out_is_counted_with_its_reasons(clicks):
-    (said,) = clicks_left_out(clicks, NONE, DataConfig(clicks_until="2019-11-13")).notes
+    (said,) = clicks_left_out(clicks, NONE, ClickDataConfig(clicks_until="2019-11-13")).notes
     total = clicks.num_clicks
     kept = total - len(units_outside(clicks, parse_period(None, "2019-11-13", "")).units)
     assert f"before 2019-11-13 00:00:00 (UTC): {kept} of {total}, {total - kept} are left" in said
     assert "for want of a time" in said
-    broken = clicks_left_out(clicks, np.array([3]), DataConfig(clicks_until="2019-11-13"))
+    broken = clicks_left_out(clicks, np.array([3]), ClickDataConfig(clicks_until="2019-11-13"))
     assert len(broken.notes) == 2 and len(broken.units) > total - kept
     assert set(clicks.units_with(np.array([3]))) <= set(broken.units.tolist())
 
 
 def test_bounds_that_change_nothing_or_leave_nothing_say_when_the_log_runs(tmp_path):
     clicks = make_clicks(tmp_path / "i", make_articles(tmp_path / "a", 30), 40)
-    (said,) = clicks_left_out(clicks, NONE, DataConfig(clicks_until="2020-11-14")).notes
+    (said,) = clicks_left_out(clicks, NONE, ClickDataConfig(clicks_until="2020-11-14")).notes
     assert "change nothing, the log runs from 2019-11-11 08:00:00 to 2019-11-15 08:00:39" in said
     with pytest.raises(DataError, match=r"data.clicks_since.*none of the .* clicks .* runs from"):
-        clicks_left_out(clicks, NONE, DataConfig(clicks_since="2020-11-14"))
+        clicks_left_out(clicks, NONE, ClickDataConfig(clicks_since="2020-11-14"))
 
 
 @pytest.mark.parametrize("text", ["14 November", "2019-13-01", "", "2019"])

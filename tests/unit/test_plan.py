@@ -7,7 +7,6 @@ import pytest
 from helpers.world import TINY_MODEL, TinyWorld, make_world
 
 from trainer.cli.main import main
-from trainer.config.load import from_settings
 from trainer.errors import ConfigError
 from trainer.plan.activations import Settings, activation_bytes
 from trainer.plan.advice import advise
@@ -17,6 +16,7 @@ from trainer.plan.disk import teacher_columns, token_column
 from trainer.plan.memory import RankMemory, host_bytes, rank_memory, way_of
 from trainer.plan.plan import Options, make_plan
 from trainer.plan.sizes import BackboneSize, TaskSize, bert_size, task_size
+from trainer.recipes.load import from_settings
 
 MB = 10**6
 BERT_BASE = {
@@ -120,10 +120,11 @@ def test_parameters_are_those_of_the_task_that_is_built(task: str, trained: int 
     from trainer.models import build_news_encoder, build_recommender
 
     config = config_of(
-        task=task, data__clicks="c" if task == "finetune" else None,
+        task=task,
         model__backbone__hidden_size=32, model__backbone__num_layers=2,
         model__backbone__intermediate_size=64, model__trainable_layers=trained,
-        model__user_encoder="nrms", model__backbone__relative_position_bias=True,
+        model__backbone__relative_position_bias=True,
+        **({"model__user_encoder": "nrms", "data__clicks": "c"} if task == "finetune" else {}),
     )  # fmt: skip
     build = build_recommender if task == "finetune" else build_news_encoder
     model = build(config.model, vocab_size=100, pad_id=0)
@@ -208,14 +209,10 @@ def test_batches_and_steps() -> None:
 
 def test_columns_by_hand() -> None:
     shape = {"teachers": 4, "articles": 10, "impressions": 5, "candidates": 50, "width": 256}
-    assert teacher_columns("post_train_distill", **shape, dtype="float16") == 4 * 2 * 10 * 256 * 2
-    assert teacher_columns("finetune_distill", **shape, dtype="float32") == 4 * (
-        (15 * 256 + 50) * 4 + 5 * 20
-    )
+    assert teacher_columns(1, **shape, dtype="float16") == 4 * 2 * 10 * 256 * 2
+    assert teacher_columns(2, **shape, dtype="float32") == 4 * ((15 * 256 + 50) * 4 + 5 * 20)
     # int8: a scale in float32 a vector; scores in float16
-    assert teacher_columns("finetune_distill", **shape, dtype="int8") == 4 * (
-        15 * (256 + 4) + 50 * 2 + 5 * 20
-    )
+    assert teacher_columns(2, **shape, dtype="int8") == 4 * (15 * (256 + 4) + 50 * 2 + 5 * 20)
     assert token_column(10, 100) == 10 * (200 + 16)
 
 
@@ -273,7 +270,7 @@ def test_sampled_tokens_are_those_that_the_set_stores(world: TinyWorld, capsys) 
     """All 60 articles in one micro-batch: every body, and with 10 tokens at most every title."""
     import numpy as np
 
-    from trainer.tasks.sources import open_sources
+    from trainer.tasks.registry import open_sources
 
     size = {"run__global_batch": 60, "run__micro_batch": 60}
     words = [*words_of(world, **size), "--run.copies.rule", "none"]

@@ -26,7 +26,8 @@ from shards.stream import Stream
 from shards.tokens import TokenColumn
 from trainer.engine.signals import StopRequest
 from trainer.tasks.build import build
-from trainer.tasks.sources import open_sources, stored_logits
+from trainer.tasks.post_train.teachers import stored_logits
+from trainer.tasks.registry import open_sources
 from trainer.teacher_server.fill import FillRequest, fill
 from trainer.teacher_server.fill_logits import fill_logits
 from trainer.teacher_server.identity import TEXT
@@ -128,7 +129,7 @@ def test_batches_are_the_same_in_a_cache_smaller_than_the_set(world, server, tmp
     here = build(world.config("post_train", data__window_shards=2)).data
     config = config_of(world, server, tmp_path, data__cache_gib=room / 2**30)
     there = build(config).data
-    cache = there.tokens.reader.shard_set.mirror.cache
+    cache = there.titles.tokens.reader.shard_set.mirror.cache
     seen = set()
     streams = (Stream(here.order, 8), Stream(there.order, 8))
     for _ in range(40):  # three epochs

@@ -1,5 +1,6 @@
 """What a resumed run may change, and what it may not: the whole list, and the schedule."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -7,9 +8,9 @@ from helpers.inprocess import state, train, train_until_crash
 from helpers.launch import metrics
 
 from trainer.checkpoint.resume import MAY_CHANGE, check_same_run
-from trainer.config.load import flatten, known_keys, to_dict
-from trainer.config.schema import TrainConfig
+from trainer.config.flat import flatten, setting_types, to_dict
 from trainer.errors import CheckpointError, ConfigError
+from trainer.tasks.registry import TASKS, all_settings, task_named
 
 ALLOWED = """
 run.dir run.max_steps run.epochs run.log_every run.checkpoint_every run.keep_checkpoints
@@ -40,12 +41,39 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("key", sorted(set(known_keys()) - set(ALLOWED.split())))
-def test_every_other_setting_is_refused_by_its_name(key: str) -> None:
-    before = flatten(to_dict(TrainConfig(task="finetune")))
-    after = nested(before | {key: "something else"})
-    with pytest.raises(CheckpointError, match=rf"{key} was .* and is now 'something else'"):
-        check_same_run(nested(before), after, "data", "data")
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [
+        (name, key)
+        for name in TASKS
+        for key in sorted(setting_types(task_named(name).config).keys() - set(ALLOWED.split()))
+    ],
+)
+def test_every_other_setting_is_refused_by_its_name(task: str, key: str) -> None:
+    now = task_named(task).config()
+    before = nested(flatten(to_dict(now)) | {key: "something else"})
+    with pytest.raises(CheckpointError, match=rf"{key} was 'something else' and is now .*"):
+        check_same_run(before, now, "data", "data", all_settings())
+
+
+def test_settings_of_other_tasks_that_older_versions_stored_are_passed_over() -> None:
+    now = task_named("finetune").config()
+    stored = flatten(to_dict(now))
+    older = nested(stored | {"loss.temperature": 3.0, "data.negatives_from": "window"})
+    check_same_run(older, now, "data", "data", all_settings())
+    newer = nested(stored | {"data.of_a_later_version": 1})
+    with pytest.raises(CheckpointError, match=r"data\.of_a_later_version was 1 and is now None"):
+        check_same_run(newer, now, "data", "data", all_settings())
+
+
+def test_a_setting_younger_than_the_checkpoint_was_at_its_default() -> None:
+    now = task_named("finetune").config()
+    stored = flatten(to_dict(now))
+    del stored["data.num_negatives"]
+    check_same_run(nested(stored), now, "data", "data", all_settings())
+    other = dataclasses.replace(now, data=dataclasses.replace(now.data, num_negatives=3))
+    with pytest.raises(CheckpointError, match=r"data\.num_negatives was 9 and is now 3"):
+        check_same_run(nested(stored), other, "data", "data", all_settings())
 
 
 @pytest.mark.parametrize(

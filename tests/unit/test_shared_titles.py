@@ -18,8 +18,9 @@ from trainer.checkpoint.retention import retention_of
 from trainer.checkpoint.store import CheckpointStore
 from trainer.engine.opening import open_run
 from trainer.engine.run_folder import RunFolder
-from trainer.tasks.build import build, open_data, open_sources
-from trainer.tasks.clicks import Clicks, score_clicks
+from trainer.tasks.build import build, open_data
+from trainer.tasks.finetune.clicks import Clicks, score_clicks
+from trainer.tasks.registry import open_sources
 from trainer.tasks.texts import encode_texts
 
 RANKS = 3

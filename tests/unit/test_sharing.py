@@ -10,7 +10,7 @@ from shards.click_batch import ClickRule, click_order, read_clicks
 from shards.clicks import ClickColumn
 from shards.sharing import measure_sharing
 from shards.stream import Stream
-from trainer.tasks.shared_titles import Share, deal
+from trainer.tasks.finetune.shared_titles import Share, deal
 
 RULE = ClickRule(seed=7, num_negatives=3, history_length=4)
 

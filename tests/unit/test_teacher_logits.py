@@ -31,7 +31,8 @@ from trainer.engine.signals import StopRequest
 from trainer.errors import ColumnError, ConfigError, DataError, UsageError
 from trainer.export.folder import load_export
 from trainer.tasks.build import build
-from trainer.tasks.sources import open_sources, stored_logits
+from trainer.tasks.post_train.teachers import stored_logits
+from trainer.tasks.registry import open_sources
 from trainer.teacher_server import fill_logits as fill_module
 from trainer.teacher_server import sizes as sizes_module
 from trainer.teacher_server.fill import fill
@@ -383,13 +384,16 @@ def test_status_tells_of_them_and_prune_keeps_those_of_kept_teachers(
 
 def test_where_logits_cannot_be_stored(world: TinyWorld) -> None:
     given = {"teachers__models": ["t"], "teachers__logits": "stored"}
+    with pytest.raises(ConfigError, match=r"logits is stored, but teachers\.source is live"):
+        validate(world.config("post_train_distill", **given, teachers__source="live"))
     for task, settings, said in (
-        ("post_train_distill", {"teachers__source": "live"}, "teachers.source is live"),
-        ("post_train_distill", {"data__in_batch_negatives": True}, "from the batch"),
-        ("finetune_distill", {}, "stage II stores the score of every candidate"),
+        # What the negatives of a batch are is not known before.
+        ("post_train_distill", {"data__in_batch_negatives": True}, "data.in_batch_negatives"),
+        # Stage II stores the score of every candidate.
+        ("finetune_distill", {}, "teachers.logits"),
     ):
-        with pytest.raises(ConfigError, match=f"teachers.logits is stored, but .*{said}"):
-            validate(world.config(task, **given | settings))
+        with pytest.raises(ConfigError, match=f"task {task} does not read {said}"):
+            world.config(task, **given | settings)
 
 
 def test_epochs_as_words() -> None:

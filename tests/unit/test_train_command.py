@@ -7,8 +7,10 @@ from helpers.world import TINY_MODEL, TinyWorld, make_world
 
 from shards.stream import Stream
 from trainer.cli.main import main
-from trainer.config import ranges
-from trainer.tasks.build import open_data, open_sources
+from trainer.config import validate
+from trainer.config.flat import setting_types
+from trainer.tasks.build import open_data
+from trainer.tasks.registry import TASKS, open_sources, task_named
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def test_dry_run_says_how_the_order_mixes_and_what_a_window_takes(world, capsys)
 
 
 def test_dry_run_warns_of_a_model_that_this_machine_cannot_hold(world, capsys, monkeypatch):
-    monkeypatch.setattr(ranges.os, "sysconf", lambda _: 64)  # 64 pages of 64 bytes
+    monkeypatch.setattr(validate.os, "sysconf", lambda _: 64)  # 64 pages of 64 bytes
     out = dry_run(world, capsys, "post_train")
     assert "# WARNING: the model takes at least 0 GiB, and this machine has 0 GiB" in out
 
@@ -85,7 +87,6 @@ def test_windows_too_small_for_the_negatives_are_found_before_training(world, ca
 @pytest.mark.parametrize(
     "words",
     [
-        ["train", "post_train"],
         ["plan", "post_train"],
         ["preflight", "post_train"],
         ["launch", "slurm", "post_train"],
@@ -102,13 +103,25 @@ def test_help_stands_anywhere(words: list[str], capsys) -> None:
         shown.append(capsys.readouterr())
     assert shown[0] == shown[1] == shown[2] and not shown[0].err
     assert "usage: tnr" in shown[0].out
-    assert "'tnr train --settings' lists them all" in " ".join(shown[0].out.split())
+    assert "'tnr train RECIPE --help' lists them" in " ".join(shown[0].out.split())
 
 
 def test_settings_are_listed_as_recipes_and_the_readme_write_them(capsys) -> None:
     assert main(["train", "--settings"]) == 0
     out = capsys.readouterr().out
     assert "--model.pooling_mask" in out and "--model.pooling-mask" not in out
+    assert all(f"usage: tnr train {name} " in out for name in TASKS)
+
+
+def test_help_of_a_recipe_shows_what_its_task_reads(capsys) -> None:
+    shown = {}
+    for name in TASKS:
+        for words in (["--help"], ["--run.seed", "3", "-h"], ["--settings"]):
+            assert main(["train", name, *words]) == 0
+            shown[name, words[-1]] = capsys.readouterr().out
+        assert len({shown[name, word] for word in ("--help", "-h", "--settings")}) == 1
+        listed = set(re.findall(r"^. --([a-z_0-9.]+) ", shown[name, "-h"], re.MULTILINE))
+        assert listed == setting_types(task_named(name).config).keys()
 
 
 def test_a_short_trial_is_told_how_to_do_without_teachers(world, capsys) -> None:

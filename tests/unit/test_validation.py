@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.cli.main import main
-from trainer.config.load import flatten, to_dict
-from trainer.config.schema import ValidationConfig
+from trainer.config.clicks import ClickValidationConfig
+from trainer.config.flat import flatten, to_dict
 from trainer.config.validate import validate
 from trainer.engine.distributed import Distributed, start
 from trainer.engine.trainer import Trainer
@@ -284,9 +284,8 @@ def test_sets_that_cannot_be_validated_on_are_refused(worlds, tmp_path):
     one_class = make_impressions(tmp_path / "one", articles, samples=[sample])
     with pytest.raises(TinyNewsRecError, match="both a clicked and another candidate"):
         worlds.train("wrong", validation__clicks=str(one_class.path), **free)
-    config = worlds.world.config("post_train", validation__clicks="x")
-    with pytest.raises(TinyNewsRecError, match=r"validation\.clicks is for tasks that read clicks"):
-        validate(config)
+    with pytest.raises(TinyNewsRecError, match=r"task post_train does not read validation\.clicks"):
+        worlds.world.config("post_train", validation__clicks="x")
 
 
 def test_impressions_without_a_time_are_in_no_period_and_counted(worlds, tmp_path):
@@ -357,6 +356,8 @@ def test_a_run_that_goes_back_counts_no_validation_twice(tmp_path):
         tmp_path / "run",
         data=data,
         validation=validation,
+        task="finetune",
+        data__clicks="none",
         run__not_finite="reload",
         run__max_steps=10,
         run__checkpoint_every=5,
@@ -378,7 +379,7 @@ def test_a_long_validation_gives_signs_of_life_and_cannot_be_taken_for_a_hang():
         accumulation=1,
         deepspeed=None,
     )
-    settings = ValidationConfig(clicks="x", every=3, metric="mrr")
+    settings = ClickValidationConfig(clicks="x", every=3, metric="mrr")
     validator = Validator(
         settings, Falling(), alone, 7, tick=lambda: ticks.append(1), say=said.append
     )

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from launchers.config import load_pipeline
 from launchers.pipeline import pipeline_steps
 from launchers.slurm import load_cluster
-from trainer.config.load import load_config
 from trainer.config.yaml_files import MAX_DEPTH, MAX_VALUES, plain, read_yaml
 from trainer.errors import ConfigError, TinyNewsRecError
+from trainer.recipes.load import load_config
 
 LAUGHS = "a: &a [x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"

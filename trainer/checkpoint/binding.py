@@ -17,7 +17,7 @@ import msgspec
 from shards.errors import DataError
 from shards.files import fingerprint, open_regular, parse_json
 from trainer.checkpoint.resume import MAY_CHANGE
-from trainer.config.load import flatten
+from trainer.config.flat import flatten
 from trainer.errors import CheckpointError
 
 BOUND = "bound"

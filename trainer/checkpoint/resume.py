@@ -1,8 +1,9 @@
 """What may differ between a checkpoint and the run that resumes from it."""
 
+from collections.abc import Collection
 from typing import Any
 
-from trainer.config.load import flatten, to_dict
+from trainer.config.flat import flatten, to_dict
 from trainer.config.schema import TrainConfig
 from trainer.errors import CheckpointError
 
@@ -59,26 +60,29 @@ MAY_CHANGE = frozenset(
 
 def check_same_run(
     stored_config: dict[str, Any],
-    config: dict[str, Any],
+    config: TrainConfig,
     stored_data: str,
     data: str,
+    elsewhere: Collection[str] = (),
 ) -> None:
     """Refuse to resume a run under other settings or on other data.
 
     Args:
         stored_config: Nested settings of the checkpoint.
-        config: Nested settings of this run.
+        config: This run.
         stored_data: Fingerprint of the task data in the checkpoint.
         data: Fingerprint of this run's.
+        elsewhere: Settings of any task, by dotted name: older versions stored all of them for
+            every run. Those that the task of this run does not read are passed over.
 
     Raises:
         CheckpointError: Naming every field that differs, with both values.
     """
-    now = flatten(config)
+    now = flatten(to_dict(config))
+    stored = flatten(stored_config)
+    read = {key: value for key, value in stored.items() if key in now or key not in elsewhere}
     # A setting that is younger than the checkpoint was at its default.
-    defaults = flatten(to_dict(TrainConfig(task="post_train")))
-    young = {key: value for key, value in defaults.items() if key in now}
-    before = young | flatten(stored_config)
+    before = flatten(to_dict(type(config)())) | read
     differing = [
         f"{key} was {_plain(before.get(key))!r} and is now {_plain(now.get(key))!r}"
         for key in sorted(before.keys() | now.keys())

@@ -61,9 +61,9 @@ class Retention:
 
 def retention_of(config: TrainConfig) -> Retention:
     """The rules that a run is configured with: one that validates goes by its validation."""
-    run, validation = config.run, config.validation
+    run, validation = config.run, config.validates
     metric, best_is = run.best_metric, run.best_is
-    if validation.clicks is not None:
+    if validation is not None:
         metric, best_is = f"valid/{validation.metric}", "highest"
     return Retention(
         newest=run.keep_checkpoints, every=run.keep_every, metric=metric, best_is=best_is

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from launchers.slurm import ClusterConfig, load_cluster, make_jobs, render, submit
     from launchers.steps import Resources, Step, digests
     from trainer.cli.pipeline import check_run
-    from trainer.config.load import load_config
+    from trainer.recipes.load import load_config
 
     take_preset(arguments)
     _check_options(arguments)

@@ -202,7 +202,7 @@ def say_notes(steps: Sequence[Step]) -> None:
 
 
 def _check_training(step: Step) -> None:
-    from trainer.config.load import load_config
+    from trainer.recipes.load import load_config
 
     config = load_config(step.command[2], step.command[3:], source="pipeline file")
     check_run(config, step.resources)
@@ -220,8 +220,7 @@ def check_run(config: TrainConfig, resources: Resources) -> None:
             backbone is here and lacks a layer, or the DeepSpeed file is wrong.
     """
     from shards.pretrained import num_layers
-    from trainer.config.ranges import check_layers
-    from trainer.config.validate import check_batch
+    from trainer.config.validate import check_batch, check_layers
     from trainer.engine.copies import copy_steps
     from trainer.engine.deepspeed_file import read_deepspeed_file
 

@@ -100,8 +100,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _recipe(arguments: argparse.Namespace) -> tuple[Plan, Options]:
     """Plan one run; where data, clicks or a run folder are not named, it does without."""
-    from trainer.config.load import load_config, parse_overrides, read_recipe
     from trainer.plan.plan import make_plan
+    from trainer.recipes.load import (
+        load_config,
+        parse_overrides,
+        read_recipe,
+        task_of_recipe,
+    )
 
     words = list(arguments.overrides)
     given = read_recipe(arguments.what) | parse_overrides(words)
@@ -109,7 +114,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[Plan, Options]:
     for key in ("data.articles", "run.dir"):
         if not given.get(key):
             words += [f"--{key}", NO_DATA if key == "data.articles" else "."]
-    if not has_data and str(given.get("task", "")).startswith("finetune"):
+    if not has_data and task_of_recipe(arguments.what, words).config.reads_clicks:
         words += ["--data.clicks", NO_DATA]
     config = load_config(arguments.what, words, preset=arguments.preset)
     options = _options(arguments)
@@ -121,9 +126,9 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
     """Plan every training step of a pipeline with the resources that it asks for."""
     from launchers.pipeline import load_pipeline, pipeline_steps
     from trainer.cli.pipeline import say_notes
-    from trainer.config.load import load_config
     from trainer.errors import DataError, TinyNewsRecError, UsageError
     from trainer.plan.plan import make_plan
+    from trainer.recipes.load import load_config
 
     if arguments.overrides or arguments.preset is not None:
         given = arguments.overrides or ["--preset", arguments.preset]
@@ -155,8 +160,8 @@ def _is_pipeline(what: str) -> bool:
     """Whether a YAML file is a pipeline: its ``run`` is a folder, a recipe's is a section."""
     import os
 
-    from trainer.config.load import is_yaml
     from trainer.config.yaml_files import read_yaml
+    from trainer.recipes.load import is_yaml
 
     # Not pathlib's: it raises where the name is too long.
     if not is_yaml(what) or not os.path.isfile(what):  # noqa: PTH113

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     import json
 
     from launchers.preflight import Outcome
-    from trainer.config.load import load_config
+    from trainer.recipes.load import load_config
 
     take_preset(arguments)
     config = None
@@ -164,7 +164,7 @@ def _needed(config: TrainConfig | None) -> int | None:
 def _data(config: TrainConfig) -> Check:
     from launchers.preflight import Check, Outcome
     from trainer.errors import TinyNewsRecError
-    from trainer.tasks.sources import open_sources
+    from trainer.tasks.registry import open_sources
 
     try:
         sources = open_sources(config)
@@ -172,8 +172,8 @@ def _data(config: TrainConfig) -> Check:
     except TinyNewsRecError as error:
         return Check(name="data", outcome=Outcome.FAIL, found=str(error))
     sets = f"{sources.articles.num_rows:,} articles with tokens"
-    if sources.impressions is not None:
-        sets += f", {sources.impressions.num_rows:,} impressions"
+    if sources.ordered is not sources.articles:
+        sets += f", {sources.ordered.num_rows:,} {sources.ordered.kind}"
     return Check(name="data", outcome=Outcome.OK, found=f"{sets}, {units:,} units an epoch")
 
 

@@ -32,7 +32,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs=argparse.REMAINDER,
         metavar="--section.key value",
-        help="settings over the recipe's; 'tnr train --settings' lists them all",
+        help="settings over the recipe's; 'tnr train RECIPE --help' lists them",
     )
     parser.add_argument(
         "--preset",
@@ -42,8 +42,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(show_help=parser.print_help)
 
 
-def take_preset(arguments: argparse.Namespace) -> None:
+def take_preset(arguments: argparse.Namespace, *, shows_help: bool = True) -> None:
     """Move a preset that stands behind the recipe from the overrides to ``arguments.preset``.
+
+    Args:
+        arguments: What was parsed.
+        shows_help: Show the help of the command where the overrides ask for it.
 
     Raises:
         SystemExit: ``--help`` stands there: the command's help is shown.
@@ -53,7 +57,7 @@ def take_preset(arguments: argparse.Namespace) -> None:
         name, is_whole, value = word.partition("=")
         if name == "--preset":
             arguments.preset = value if is_whole else next(words, "")
-        elif word in ("--help", "-h"):
+        elif shows_help and word in ("--help", "-h"):
             arguments.show_help()
             raise SystemExit(0)
         else:

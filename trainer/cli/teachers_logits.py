@@ -49,7 +49,9 @@ def run_logits(arguments: argparse.Namespace) -> int:
     take_preset(arguments)
     from trainer.cli.teachers import say_where
     from trainer.engine.signals import AFTER_BATCH, stop_on_signals
-    from trainer.tasks.sources import open_sources, stored_logits
+    from trainer.tasks.post_train.task import PostTrainDistillConfig
+    from trainer.tasks.post_train.teachers import stored_logits
+    from trainer.tasks.registry import open_sources
     from trainer.teacher_server import ranks
     from trainer.teacher_server.fill_logits import fill_logits
     from trainer.teacher_server.logits import parse_epochs
@@ -59,6 +61,7 @@ def run_logits(arguments: argparse.Namespace) -> int:
     epochs = None if arguments.epochs is None else parse_epochs(arguments.epochs)
     config = _config(arguments)
     here = ranks.place()
+    assert isinstance(config, PostTrainDistillConfig), "no other task reads teachers.logits"
     logits = stored_logits(config, open_sources(config), epochs)
     say_where(here, logits.articles)
     with stop_on_signals(boundary=AFTER_BATCH) as stop:
@@ -69,7 +72,7 @@ def run_logits(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace) -> "TrainConfig":
     """The run, as if it read its logits; its folder need not be named."""
-    from trainer.config.load import load_config, parse_overrides, read_recipe
+    from trainer.recipes.load import load_config, parse_overrides, read_recipe
 
     words = list(arguments.overrides)
     if not (read_recipe(arguments.recipe) | parse_overrides(words)).get("run.dir"):

@@ -24,13 +24,15 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             "example: tnr train post_train --data.articles data/articles --run.dir runs/teacher "
             "--model.backbone.name my/bert --run.global_batch 64. For several processes: "
             "torchrun --nproc-per-node 2 -m trainer.cli.main train RECIPE ... "
-            "--run.deepspeed zero2. All settings: tnr train --settings"
+            "--run.deepspeed zero2. What a task reads: tnr train RECIPE --help"
         ),
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name or path")
     add_settings(parser)
     parser.add_argument("--dry-run", action="store_true", help="show the resolved run and stop")
-    parser.add_argument("--settings", action="store_true", help="list every setting and stop")
+    parser.add_argument(
+        "--settings", action="store_true", help="list the settings of RECIPE, or of every task"
+    )
     parser.set_defaults(run=run)
 
 
@@ -38,9 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, or show what would be trained."""
     from trainer.engine.signals import stop_on_signals
 
-    overrides = _own_options(arguments)
+    if arguments.recipe is not None and {"--help", "-h"} & set(arguments.overrides):
+        arguments.settings = True
+    overrides = [word for word in _own_options(arguments) if word not in ("--help", "-h")]
     if arguments.settings:
-        return _print_settings()
+        return _print_settings(arguments.recipe, overrides)
     if arguments.dry_run:
         return _dry_run(_load(arguments, overrides), arguments.preset)
     # Before everything that takes time: a scheduler may take the job back while it starts.
@@ -49,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace, overrides: list[str]) -> "TrainConfig":
-    from trainer.config.load import load_config, recipe_names
     from trainer.errors import ConfigError
+    from trainer.recipes.load import load_config, recipe_names
 
     if arguments.recipe is None:
         raise ConfigError(f"no recipe given; there is {', '.join(recipe_names())}")
@@ -59,7 +63,7 @@ def _load(arguments: argparse.Namespace, overrides: list[str]) -> "TrainConfig":
 
 def _own_options(arguments: argparse.Namespace) -> list[str]:
     """Pick this command's own options out of what follows the recipe."""
-    take_preset(arguments)
+    take_preset(arguments, shows_help=False)
     words = list(arguments.overrides)
     for flag in ("--dry-run", "--settings"):
         if flag in words:
@@ -89,16 +93,16 @@ def _dry_run(config: "TrainConfig", preset: str | None) -> int:
     import yaml
 
     from shards.mixing import measure_mixing
-    from trainer.config.load import to_dict
-    from trainer.config.ranges import check_memory
+    from trainer.config.flat import to_dict
+    from trainer.config.validate import check_memory
     from trainer.engine.deepspeed_file import check_by_deepspeed
     from trainer.engine.validation import check_patience
     from trainer.errors import ConfigError
     from trainer.hardware import check_preset, emulated, training_device
     from trainer.plan.batches import plan_batches, plan_steps
-    from trainer.plan.frozen import frozen_column, width_of
-    from trainer.tasks.build import open_data, open_sources, open_validation
-    from trainer.tasks.clicks import ClickData
+    from trainer.plan.frozen import frozen_column
+    from trainer.tasks.build import open_data, open_validation
+    from trainer.tasks.registry import open_sources
 
     check_preset(preset, config.run)
     if config.run.deepspeed is not None:
@@ -108,22 +112,21 @@ def _dry_run(config: "TrainConfig", preset: str | None) -> int:
     sources = open_sources(config)
     data = open_data(config, sources)
     validation, order = open_validation(config, sources, data), data.order
-    shards = (sources.impressions or sources.articles).shards
+    shards = sources.ordered.shards
     mixing = measure_mixing(order, config.run.global_batch, [shard.bytes for shard in shards])
     plan = plan_steps(config, order.num_units)
     units, copies = plan.lines()
     lines = [batches.line(), units, mixing.line()]
-    if isinstance(data, ClickData):
-        batch = (config.run.micro_batch, config.run.global_batch, ranks)
-        lines.append((data.sharing_choice(*batch) or data.sharing(*batch)).line())
+    batch = (config.run.micro_batch, config.run.global_batch, ranks)
+    sharing = data.sharing_choice(*batch) or data.sharing(*batch)
+    lines += [sharing.line()] if sharing is not None else []
     lines += [copies, *data.notes]
-    if validation is not None:
-        check_patience(config.validation, plan.steps)
+    if validation is not None and config.validates is not None:
+        check_patience(config.validates, plan.steps)
         lines += validation.notes
-    if config.model.frozen_states != "off":
-        column = frozen_column(config, width_of(config), sources, None)
-        if column is not None:
-            lines.append(f"{column.bytes / 1e6:,.1f} MB in {column.where}: {column.what}")
+    column = frozen_column(config, None, sources, None)
+    if column is not None:
+        lines.append(f"{column.bytes / 1e6:,.1f} MB in {column.where}: {column.what}")
     try:
         check_memory(config)
     except ConfigError as error:  # the run's machine may be another one
@@ -137,21 +140,27 @@ def _dry_run(config: "TrainConfig", preset: str | None) -> int:
     return 0
 
 
-def _print_settings() -> int:
+def _print_settings(recipe: str | None, overrides: list[str]) -> int:
+    """Print what the task of a recipe reads; of every task where there is no recipe."""
     import tyro
 
-    from trainer.config.schema import TrainConfig
+    from trainer.recipes.load import task_of_recipe
+    from trainer.tasks.registry import TASKS, task_named
 
-    try:
-        tyro.cli(
-            TrainConfig,
-            args=["--help"],
-            prog="tnr train RECIPE",
-            config=(tyro.conf.FlagConversionOff,),
-            use_underscores=True,
-        )
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    tasks = list(map(task_named, TASKS)) if recipe is None else [task_of_recipe(recipe, overrides)]
+    for task in tasks:
+        try:
+            tyro.cli(
+                task.config,
+                args=["--help"],
+                prog=f"tnr train {recipe or task.name}",
+                config=(tyro.conf.FlagConversionOff,),
+                use_underscores=True,
+            )
+        except SystemExit as stop:
+            if stop.code:
+                return int(stop.code)
+    print("Also: --preset NAME, --dry-run; see tnr train --help.")
     return 0
 
 

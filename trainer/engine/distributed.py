@@ -16,9 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from trainer.config.ranges import check_memory
 from trainer.config.schema import TrainConfig
-from trainer.config.validate import check_batch
+from trainer.config.validate import check_batch, check_memory
 from trainer.engine.deepspeed_file import (
     check_by_deepspeed,
     check_compiler,

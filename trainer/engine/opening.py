@@ -7,7 +7,7 @@ from typing import Any
 from shards.mixing import measure_mixing
 from trainer.checkpoint.resume import check_same_run
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
-from trainer.config.load import to_dict
+from trainer.config.flat import to_dict
 from trainer.config.schema import TrainConfig
 from trainer.engine.distributed import Distributed
 from trainer.engine.run_folder import RunFolder
@@ -15,6 +15,7 @@ from trainer.engine.schedule import learning_rate_factor, length_of
 from trainer.errors import CheckpointError, ConfigError
 from trainer.hardware import warn_if_emulated
 from trainer.tasks.base import TaskData
+from trainer.tasks.registry import all_settings
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ def open_run(
     settings, state = to_dict(config), folder.state()
     stored = folder.stored_config()
     if stored is not None:
-        check_same_run(stored, settings, fingerprint, fingerprint)
+        check_same_run(stored, config, fingerprint, fingerprint, all_settings())
     is_finished = _is_done(config, state, steps) and folder.export.exists()
     checkpoint = store.look() if is_finished else store.find()
     if checkpoint is not None:
-        _check_checkpoint(checkpoint, settings, fingerprint)
+        _check_checkpoint(checkpoint, config, fingerprint)
         _check_reach(folder, checkpoint.step, steps, copy_steps)
         _check_schedule(config, checkpoint, steps, data.order.num_units)
     if is_finished:
@@ -114,18 +115,18 @@ def _is_done(config: TrainConfig, state: Mapping[str, Any], steps: int) -> bool:
     """Whether a run came to its last step, or to the end of a patience that is no longer now."""
     if state.get("state") != "finished":
         return False
-    patience = config.validation.patience
+    patience = config.validates.patience if config.validates else None
     ended_early = patience is not None and state.get("without_improvement", 0) >= patience
     return ended_early or state.get("step", 0) >= steps
 
 
-def _check_checkpoint(checkpoint: Checkpoint, settings: dict[str, Any], data: str) -> None:
+def _check_checkpoint(checkpoint: Checkpoint, config: TrainConfig, data: str) -> None:
     try:
         stored, stored_data = checkpoint.state["config"], checkpoint.state["data"]
         checkpoint.state["position"]
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.folder} lacks {error} in its state.json") from error
-    check_same_run(stored, settings, stored_data, data)
+    check_same_run(stored, config, stored_data, data, all_settings())
 
 
 def _check_reach(folder: RunFolder, step: int, steps: int, copy_steps: list[int]) -> None:
@@ -164,7 +165,7 @@ def _check_export(config: TrainConfig, folder: RunFolder, stored: Mapping[str, A
     where it was validated."""
     now = config.run.export
     was = stored.get("run", {}).get("export", now)
-    if config.validation.clicks is not None and was != now:
+    if config.validates is not None and was != now:
         raise ConfigError(
             f"run.export was {was!r} when {folder.export} was written, and is now {now!r}; move "
             "that folder away to have the other weights exported, or give the setting back"

@@ -42,7 +42,7 @@ class Saver:
     ) -> None:
         self._is_background = config.run.background_saves
         self._metric = retention_of(config).metric
-        self._is_validated = config.validation.clicks is not None
+        self._is_validated = config.validates is not None
         self._store = store
         self._distributed = distributed
         self._prepare = prepare

@@ -14,7 +14,7 @@ from trainer.checkpoint.tensors import (
     load_optimizer,
     restore_model,
 )
-from trainer.config.load import to_dict
+from trainer.config.flat import to_dict
 from trainer.config.schema import TrainConfig
 from trainer.engine.backends import build_backend
 from trainer.engine.distributed import Distributed
@@ -67,7 +67,7 @@ class Session:
         self._full_model = FullModel(
             model,
             is_sharded=distributed.zero_stage == 3,
-            is_wanted=distributed.is_main or config.validation.clicks is not None,
+            is_wanted=distributed.is_main or config.validates is not None,
         )
         run = config.run
         prepare_layers(task, compiled=run.compile, checkpointed=run.activation_checkpointing)

@@ -21,8 +21,8 @@ from torch import nn
 from shards.stream import Prefetch
 from trainer.checkpoint.retention import retention_of
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
-from trainer.config.load import flatten, to_dict
-from trainer.config.schema import TrainConfig
+from trainer.config.flat import flatten, to_dict
+from trainer.config.schema import TrainConfig, ValidationConfig
 from trainer.engine.backends import StepResult
 from trainer.engine.batches import StepBatch, step_batches
 from trainer.engine.copies import copy_steps
@@ -114,7 +114,7 @@ class Trainer:
             self._note_hang,
         )
         self._validator = Validator(
-            config.validation,
+            config.validates or ValidationConfig(),
             validation,
             distributed,
             self.steps,

@@ -24,7 +24,7 @@ STATE = "validation"
 
 
 class Validation(Protocol):
-    """What a model is measured on: :class:`trainer.tasks.validation.ClickValidation` is one."""
+    """What a model is measured on: :class:`ClickValidation` is one."""
 
     @property
     def fingerprint(self) -> str:

@@ -9,7 +9,8 @@ from msgspec import Meta
 from shards.errors import DamageError
 from shards.files import fingerprint, read_json, sha256_file
 from shards.manifest import Sha256
-from trainer.config.schema import HistoryPadding, Pooling, TextField, UserEncoder
+from trainer.config.clicks import HistoryPadding, TextField, UserEncoder
+from trainer.config.schema import Pooling
 from trainer.errors import ModelError
 
 FORMAT = 1

@@ -8,7 +8,7 @@ import torch
 
 from shards.columns import ColumnReader, removal_command
 from shards.texts import TextView
-from trainer.config.schema import TrainConfig
+from trainer.config.clicks import ClickConfig
 from trainer.engine.signals import AFTER_BATCH, stop_on_signals
 from trainer.errors import ConfigError, ModelError
 from trainer.evaluate.encode import autocast, inference
@@ -29,7 +29,7 @@ _TOLERANCE_BF16 = 1e-1
 """The same where states are computed in bf16, which has 8 bits."""
 
 
-def compute_of(config: TrainConfig) -> str:
+def compute_of(config: ClickConfig) -> str:
     """How a run's frozen layers are computed: as its plain way would, but in fp16.
 
     fp16 under autocast overflows where fp32 does not, and a column is computed once.
@@ -38,7 +38,7 @@ def compute_of(config: TrainConfig) -> str:
 
 
 def frozen_texts(
-    config: TrainConfig,
+    config: ClickConfig,
     encoder: NewsEncoder,
     texts: TextView,
     report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),

@@ -7,6 +7,7 @@ import torch
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
 from trainer.config.bias import BIAS_KEY, settle_bias
+from trainer.config.clicks import ClickModelConfig
 from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.errors import ModelError
 from trainer.models.configuration import NewsEncoderConfig, RecommenderConfig
@@ -56,7 +57,7 @@ def build_news_encoder(config: ModelConfig, *, vocab_size: int, pad_id: int) -> 
     return encoder
 
 
-def build_recommender(config: ModelConfig, *, vocab_size: int, pad_id: int) -> Recommender:
+def build_recommender(config: ClickModelConfig, *, vocab_size: int, pad_id: int) -> Recommender:
     """A recommender to train: a news encoder as of :func:`build_news_encoder` with a user encoder.
 
     The user encoder comes from ``config.init`` where that is a recommender, else it is random.

@@ -83,7 +83,7 @@ def plan_batches(config: TrainConfig, nodes: int, processes: int) -> BatchPlan:
     accumulation = check_batch(config, ranks)
     share = run.global_batch // ranks
     divisors = _divisors(share)
-    if config.data.in_batch_negatives:  # the whole share in one forward pass
+    if config.takes_whole_batch:  # the whole share in one forward pass
         divisors = (share,)
     return BatchPlan(
         global_batch=run.global_batch,

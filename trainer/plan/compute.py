@@ -58,20 +58,13 @@ class MicroWork:
 
 def longest_work(config: TrainConfig) -> MicroWork:
     """A micro-batch of longest texts, all different: the most that any can be."""
-    data, size = config.data, config.run.micro_batch
-    title, body = data.max_title_tokens, data.max_body_tokens
-    if config.task.startswith("finetune"):
-        titles, bodies = size * (config.clicks_read + 1 + data.num_negatives), 0
-        title = sum(limit for _, limit in data.news_parts) - (len(data.news_parts) - 1)
-    else:
-        titles = size * (1 if data.in_batch_negatives else 1 + data.num_negatives)
-        bodies = size
-    slots = titles * title + bodies * body
+    counts = config.most_texts(config.run.micro_batch)
+    slots = sum(texts * tokens for texts, tokens in counts)
     work = Work(
-        texts=titles + bodies,
+        texts=sum(texts for texts, _ in counts),
         tokens=slots,
         slots=slots,
-        slots_squared=titles * title**2 + bodies * body**2,
+        slots_squared=sum(texts * tokens**2 for texts, tokens in counts),
     )
     return MicroWork(mean=work, largest=work, basis="at most: every text different and longest")
 

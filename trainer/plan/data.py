@@ -5,7 +5,9 @@ from pathlib import Path
 
 from shards.manifest import MANIFEST_NAME
 from trainer.config.schema import TrainConfig
-from trainer.tasks.sources import Sources, open_sources
+from trainer.tasks.finetune.sources import ClickSources
+from trainer.tasks.registry import open_sources
+from trainer.tasks.sources import Sources
 
 CANDIDATES_EACH = 40
 """Candidates of an impression where only impressions are told; MIND has 37 on average."""
@@ -24,9 +26,9 @@ class Counts:
     left_out: int = 0
     """Units that damage, or the run's period, leaves out."""
 
-    def units(self, task: str) -> int:
+    def units(self, config: TrainConfig) -> int:
         """Units of an epoch."""
-        rows = self.clicks if task.startswith("finetune") else self.articles
+        rows = self.clicks if config.reads_clicks else self.articles
         return rows - self.left_out
 
 
@@ -58,7 +60,7 @@ def counts_of(
     if sources is None:
         return instead
     articles = sources.articles.num_rows
-    if sources.impressions is None or sources.clicks is None:
+    if not isinstance(sources, ClickSources):
         return Counts(articles=articles, left_out=articles - sources.num_units)
     clicks, reader = sources.clicks.num_clicks, sources.clicks.reader
     shards = range(len(sources.clicks.clicks_per_shard))
@@ -72,7 +74,4 @@ def counts_of(
 
 
 def _is_there(config: TrainConfig) -> bool:
-    needed = [config.data.articles]
-    if config.task.startswith("finetune"):
-        needed.append(config.data.clicks or "")
-    return all("://" in name or (Path(name) / MANIFEST_NAME).is_file() for name in needed)
+    return all("://" in name or (Path(name) / MANIFEST_NAME).is_file() for name in config.locations)

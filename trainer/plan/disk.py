@@ -55,8 +55,8 @@ def run_items(
     """
     run, folder = config.run, config.run.dir
     made = len(steps.checkpoints) if steps else run.keep_checkpoints + 1
-    if steps and config.validation.clicks is not None:  # one more for every improvement
-        made += -(-steps.steps // config.validation.every)
+    if steps and config.validates is not None:  # one more for every improvement
+        made += -(-steps.steps // config.validates.every)
     kept = min(run.keep_checkpoints, made)
     permanent = steps.steps // run.keep_every if steps and run.keep_every else 0
     best = 1 if retention_of(config).metric is not None else 0
@@ -82,17 +82,17 @@ def run_items(
 
 
 def teacher_columns(
-    task: str, *, teachers: int, articles: int, impressions: int, candidates: int, width: int,
+    stage: int, *, teachers: int, articles: int, impressions: int, candidates: int, width: int,
     dtype: str,
 ) -> int:  # fmt: skip
-    """Bytes of the columns that M teachers fill for a task, at most.
+    """Bytes of the columns that M teachers fill for a stage, at most.
 
     Stage I: a title and a body vector an article. Stage II: a title vector an article, a user
     vector an impression (fewer where histories come again) and where it is, and a score for each
     candidate.
 
     Args:
-        task: ``post_train...`` is stage I, ``finetune...`` stage II.
+        stage: 1 or 2.
         teachers: M.
         articles: Rows of the article set.
         impressions: Rows of the impression set.
@@ -101,7 +101,7 @@ def teacher_columns(
         dtype: How they are stored.
     """
     vector = vector_bytes(width, dtype)
-    if task.startswith("post_train"):
+    if stage == 1:
         return teachers * 2 * articles * vector
     clicks = impressions * (vector + ROW_BYTES) + candidates * value_bytes(dtype)
     return teachers * (articles * vector + clicks)

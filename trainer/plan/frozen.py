@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.config.clicks import ClickConfig
 from trainer.config.schema import TrainConfig
 from trainer.frozen.fill import column_bytes
 from trainer.plan.data import Counts
@@ -13,20 +14,23 @@ from trainer.tasks.sources import Sources
 
 
 def frozen_column(
-    config: TrainConfig, width: int, sources: Sources | None, counts: Counts | None
+    config: TrainConfig, width: int | None, sources: Sources | None, counts: Counts | None
 ) -> DiskItem | None:
     """The column that a run reads, whether it is there or not; None of one that reads none.
 
     Args:
         config: The run.
-        width: Of the language model.
+        width: Of the language model; None reads it from the run's configurations.
         sources: Its data, where they are there: then the tokens are counted.
         counts: Rows otherwise: then every text is as long as it may be.
     """
-    if config.model.frozen_states == "off" or (sources is None and counts is None):
+    if not isinstance(config, ClickConfig) or config.model.frozen_states == "off":
         return None
+    if sources is None and counts is None:
+        return None
+    width = _width_of(config) if width is None else width
     if sources is not None:
-        from trainer.tasks.build import news_texts
+        from trainer.tasks.finetune.clicks import news_texts
 
         articles = sources.articles.num_rows
         lengths = news_texts(config, sources.tokens).lengths(np.arange(articles))
@@ -47,7 +51,7 @@ def frozen_column(
     )
 
 
-def width_of(config: TrainConfig) -> int:
+def _width_of(config: TrainConfig) -> int:
     """Width of a run's language model; only configurations are read.
 
     Raises:

@@ -9,10 +9,10 @@ from typing import Any
 
 from shards.cache import CacheSettings
 from shards.remote import is_url
-from trainer.config.init import news_dim_of
+from trainer.config.clicks import ClickConfig
+from trainer.config.distill import DistillConfig, TeachersConfig
 from trainer.config.schema import TrainConfig
 from trainer.engine.deepspeed_file import deepspeed_file_path
-from trainer.engine.schedule import epochs_read
 from trainer.errors import ConfigError
 from trainer.plan.activations import Settings, activation_bytes
 from trainer.plan.advice import GIB, Advice, advise
@@ -23,7 +23,9 @@ from trainer.plan.disk import DiskItem, rooms, run_items, teacher_columns, token
 from trainer.plan.frozen import frozen_column
 from trainer.plan.memory import RankMemory, checkpoint_bytes, rank_memory, way_of
 from trainer.plan.sizes import BackboneSize, TaskSize, bert_size, task_size
-from trainer.tasks.sources import Sources, reads_vectors
+from trainer.recipes.init import news_dim_of
+from trainer.tasks.registry import task_of
+from trainer.tasks.sources import Sources
 from trainer.teacher_server.storage import value_bytes
 
 DDP = "ddp"
@@ -99,7 +101,7 @@ def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: boo
     batches = plan_batches(config, options.nodes, options.processes)
     sources = open_if_there(config, options.counts) if has_data else None
     counts = counts_of(config, sources, options.counts)
-    steps = None if counts is None else plan_steps(config, counts.units(config.task))
+    steps = None if counts is None else plan_steps(config, counts.units(config))
     size = _size(config, sources, options, notes)
     micro = _micro_work(config, sources)
     moments = 3 if config.optimizer.amsgrad else 2
@@ -108,7 +110,7 @@ def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: boo
         size,
         micro.mean.times(batches.accumulation * batches.ranks),
         is_checkpointed=config.run.activation_checkpointing,
-        from_states=config.model.frozen_states != "off",
+        from_states=isinstance(config, ClickConfig) and config.model.frozen_states != "off",
     )
     kept = functools.partial(_kept, config, size, micro.largest, options.device)
     advice = None
@@ -204,8 +206,9 @@ def _chosen(config: TrainConfig) -> str:
 def _size(
     config: TrainConfig, sources: Sources | None, options: Options, notes: list[str]
 ) -> TaskSize:
-    with_vectors = config.teachers.models if reads_vectors(config) else ()
-    dims = [_teacher_width(name, config.model.news_dim) for name in with_vectors]
+    dims: list[int] = []
+    if isinstance(config, DistillConfig) and config.reads_vectors:
+        dims = [_teacher_width(name, config.model.news_dim) for name in config.teachers.models]
     return task_size(config, _backbone(config, sources, options, notes), dims)
 
 
@@ -263,7 +266,7 @@ def _disk(
     items = run_items(config, size, steps, moments=moments)
     data = config.data
     where = "." if is_url(data.articles) else data.articles
-    if any(is_url(name) for name in (data.articles, data.clicks) if name):
+    if any(is_url(name) for name in config.locations):
         folder = str(CacheSettings(data.cache_dir).path)
         what = "cache of sets at a URL, at most (data.cache_gib)"
         items.append(DiskItem(what=what, bytes=int(data.cache_gib * GIB), where=folder))
@@ -272,29 +275,28 @@ def _disk(
     column = frozen_column(config, size.backbone.width, sources, counts)
     items += [] if column is None else [column]
     if sources is None:
-        stored = {"title": data.max_title_tokens, "body": data.max_body_tokens}
-        stored |= dict(data.news_parts)
+        stored = {field: limit for parts in config.texts for field, limit in parts}
         held = token_column(counts.articles, sum(stored.values()), len(stored))
         items.append(DiskItem(what="token column, at most", bytes=held, where=where))
-    teachers = len(config.teachers.models) or (len(steps.copies) if steps else 0)
-    if teachers:
+    task, dtype = task_of(config), TeachersConfig.dtype
+    teachers = len(steps.copies) if steps else 0
+    if isinstance(config, DistillConfig):
+        teachers, dtype = len(config.teachers.models), config.teachers.dtype
+    if teachers and task.stage is not None:
         held = teacher_columns(
-            config.task,
+            task.stage,
             teachers=teachers,
             articles=counts.articles,
             impressions=counts.impressions,
             candidates=counts.candidates,
             width=size.news_dim,
-            dtype=config.teachers.dtype,
+            dtype=dtype,
         )
-        stage = "I" if config.task.startswith("post_train") else "II"
-        what = f"columns of {teachers} teachers, stage {stage} ({config.teachers.dtype})"
+        what = f"columns of {teachers} teachers, stage {'I' * task.stage} ({dtype})"
         items.append(DiskItem(what=what, bytes=held, where=where))
-    if config.teachers.logits == "stored":
-        is_static = config.data.static_negatives
-        epochs = 1 if is_static else epochs_read(config.run, counts.units(config.task))
-        each = counts.articles * (1 + config.data.num_negatives)
-        held = teachers * epochs * each * value_bytes(config.teachers.dtype)
-        what = f"logits of {teachers} teachers in {epochs} epochs"
+    drawn = task.drawn(config, counts.articles, counts.units(config))
+    if drawn is not None:
+        what, values = drawn
+        held = teachers * values * value_bytes(dtype)
         items.append(DiskItem(what=what, bytes=held, where=where))
     return items

@@ -9,7 +9,9 @@ Q query width.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.config.schema import BackboneConfig, ModelConfig, TrainConfig
+from trainer.config.clicks import ClickModelConfig
+from trainer.config.schema import BackboneConfig, TrainConfig
+from trainer.tasks.registry import task_of
 
 RELATIVE_BUCKETS = 32
 
@@ -108,18 +110,16 @@ def task_size(
         teacher_dims: Width of each teacher's vectors; empty without teachers.
     """
     model, E = config.model, config.model.news_dim
-    is_click = config.task.startswith("finetune")
     head = backbone.width * E + E
     if model.pooling == "attention":
         head += _additive(backbone.width, model.query_dim)
-    if is_click:
+    if isinstance(model, ClickModelConfig):
         head += _user_encoder(model)
-    sets = 2 if is_click and not config.loss.shared_projection else 1
     trained = model.trainable_layers
     return TaskSize(
         backbone=backbone,
         model=backbone.parameters + head,
-        projections=sets * sum(width * E + E for width in teacher_dims),
+        projections=task_of(config).beside(config, teacher_dims),
         trained_layers=backbone.layers if trained is None else min(trained, backbone.layers),
         trains_embeddings=trained is None,
         news_dim=E,
@@ -132,7 +132,7 @@ def _additive(width: int, query_dim: int) -> int:
     return width * query_dim + query_dim + query_dim + 1
 
 
-def _user_encoder(model: ModelConfig) -> int:
+def _user_encoder(model: ClickModelConfig) -> int:
     if model.user_encoder == "last_k_mean":
         return model.news_dim  # of a user without clicks
     attention = 3 * (model.news_dim**2 + model.news_dim) if model.user_encoder == "nrms" else 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shards.order import EpochOrder
-from shards.sharing import SharingChoice
+from shards.sharing import Sharing, SharingChoice
 from shards.stream import BatchRows
 from trainer.batch import Batch
 from trainer.tasks.texts import TextCounts
@@ -60,6 +60,10 @@ class TaskData(Protocol):
 
     def collate(self, batch: BatchRows) -> MicroBatch:
         """Make one micro-batch, on the CPU."""
+        ...
+
+    def sharing(self, micro_batch: int, global_batch: int, ranks: int) -> Sharing | None:
+        """How many texts are left where ranks share them; None where they share nothing."""
         ...
 
     def sharing_choice(

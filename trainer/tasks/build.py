@@ -1,56 +1,23 @@
-"""From a configuration to a task: open the data, build the model, join them."""
+"""From a configuration to a task that is ready to be trained."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
-from shards.texts import TextView
 from shards.tokens import TokenColumn
 from trainer.config.schema import TrainConfig
-from trainer.config.validate import check_positions
-from trainer.errors import ColumnError, ModelError
+from trainer.engine.validation import Validation
+from trainer.errors import ModelError
 from trainer.export.folder import export_model, load_export
-from trainer.frozen.states import StateView
-from trainer.frozen.texts import frozen_texts
-from trainer.models import build_news_encoder, build_recommender
-from trainer.models.probe import freeze_idle
 from trainer.tasks.base import TaskData
-from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
-from trainer.tasks.distill import teacher_names
-from trainer.tasks.post_train import PostTrainData, PostTrainDistillTask, PostTrainTask
-from trainer.tasks.sources import Sources, open_sources, reads_vectors, stored_logits
-from trainer.tasks.texts import grouping_of
-from trainer.tasks.validation import ClickValidation, open_validation
-from trainer.teacher_server.follow import Follower
-from trainer.teacher_server.live import LiveClickSignals, LiveTextSignals
-from trainer.teacher_server.logits import StoredLogits
-from trainer.teacher_server.signals import (
-    StoredClickSignals,
-    StoredTextSignals,
-    TeacherSignals,
-)
-
-__all__ = [
-    "BuiltTask",
-    "Sources",
-    "build",
-    "exporter",
-    "open_data",
-    "open_sources",
-    "open_validation",
-]
+from trainer.tasks.registry import open_sources, task_of
+from trainer.tasks.sources import Sources
 
 Exporter = Callable[[nn.Module, Path, dict[str, Any]], object]
-
-_LONGEST_WAIT = 0.9
-"""Share of ``run.hang_timeout_s`` that a rank waits for a teacher's cell at most: then it is the
-wait that ends the run, with its reason, and not the watch over ranks that hang."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +30,7 @@ class BuiltTask:
     """The data half."""
     export: Exporter
     """Writes the trained model as an export: ``export(model, folder, info)``."""
-    validation: ClickValidation | None = None
+    validation: Validation | None = None
     """What the model is measured on while it trains."""
 
 
@@ -82,96 +49,44 @@ def build(
     Raises:
         TinyNewsRecError: Data, teachers or the initial model are missing or do not fit each other.
     """
-    opened = sources or open_sources(config)
+    task, opened = task_of(config), sources or open_sources(config)
     _check_init(config, opened.tokens)
-    num_first = len(opened.tokens.prefix_ids)
-    sizes = {"vocab_size": opened.tokens.vocab_size, "pad_id": opened.tokens.pad_id}
-    signals = open_signals(config, opened)
-    names = teacher_names(config.teachers.models)
-    module: nn.Module
-    states = None
-    if opened.clicks is None:
-        encoder = build_news_encoder(config.model, **sizes)
-        check_positions(config, encoder.backbone.max_tokens, num_first)
-        idle = freeze_idle(encoder.backbone)
-        if signals is None:
-            module = PostTrainTask(encoder, in_batch_negatives=config.data.in_batch_negatives)
-        else:
-            module = PostTrainDistillTask(encoder, signals.dims, config.loss, names)
-    else:
-        recommender = build_recommender(config.model, **sizes)
-        backbone = recommender.news_encoder.backbone
-        check_positions(config, backbone.max_tokens, num_first)
-        idle = freeze_idle(backbone)
-        if config.model.frozen_states != "off":
-            states = frozen_texts(
-                config, recommender.news_encoder, news_texts(config, opened.tokens), tick=tick
-            )
-        if signals is None:
-            module = FinetuneTask(recommender)
-        else:
-            module = FinetuneDistillTask(recommender, signals.dims, config.loss, names)
-    task_data = open_data(config, opened, signals, states)
-    task_data.notes += [idle] if idle else []
-    validation = open_validation(config, opened, task_data)
-    return BuiltTask(module, task_data, exporter(config, opened.tokens), validation)
+    module, data = task.build(config, opened, tick)
+    validation = task.validation(config, opened, data)
+    return BuiltTask(module, data, exporter(config, opened.tokens), validation)
 
 
-def open_data(
-    config: TrainConfig,
-    opened: Sources,
-    signals: TeacherSignals[Any, Any] | None = None,
-    states: StateView | None = None,
-) -> TaskData:
-    """The data half of a task; without what teachers and frozen layers say, enough for a dry
-    run."""
-    data, seed = config.data, config.run.seed
-    if opened.impressions is None or opened.clicks is None:
-        grouping = grouping_of(config, empty_slots=False)
-        return PostTrainData(opened.articles, opened.tokens, data, seed, signals, grouping)
-    empty_slots = config.loss.padded_slots or config.model.history_padding == "learned"
-    return ClickData(
-        opened.impressions,
-        opened.clicks,
-        opened.tokens,
-        dataclasses.replace(data, history_length=config.clicks_read),
-        seed,
-        empty_slots=empty_slots,
-        signals=signals,
-        grouping=grouping_of(config, empty_slots=empty_slots),
-        states=states,
-    )
+def open_data(config: TrainConfig, sources: Sources) -> TaskData:
+    """Make the data half for a dry run, see :meth:`Task.data`."""
+    return task_of(config).data(config, sources)
 
 
-def news_texts(config: TrainConfig, tokens: TokenColumn) -> TextView:
-    """What a click task reads of an article."""
-    return tokens.view(*config.data.news_parts)
+def open_validation(config: TrainConfig, sources: Sources, data: TaskData) -> Validation | None:
+    """Open what a run is measured on while it trains, see :meth:`Task.validation`."""
+    return task_of(config).validation(config, sources, data)
 
 
 def exporter(config: TrainConfig, tokens: TokenColumn) -> Exporter:
-    """A function that exports a model with what its readers must know about its texts."""
-    click_task = config.task.startswith("finetune")
-    data, model = config.data, config.model
+    """Make a function that exports a model with what its readers must know about its texts."""
+    model = config.model
     settings = {
         "pooling": model.pooling,
         "pooling_mask": model.pooling_mask,
         "query_dim": model.query_dim,
         "news_dim": model.news_dim,
-        "user_encoder": model.user_encoder if click_task else None,
-        "history_padding": model.history_padding if click_task else None,
+        "user_encoder": None,
+        "history_padding": None,
     }
-    if click_task and model.user_encoder == "last_k_mean":
-        settings["user_last_k"] = model.user_last_k
-    parts = data.news_parts if click_task else (("title", data.max_title_tokens),)
+    said = task_of(config).says(config)
     described = {
         "task": config.task,
         "tokenizer_sha256": tokens.tokenizer_sha256,
-        "news_text": [list(part) for part in parts],
-        "max_title_tokens": data.max_title_tokens,
-        "max_body_tokens": None if click_task else data.max_body_tokens,
-        "history_length": config.clicks_read if click_task else None,
-        "pad_to_max": data.pad_to_max,
-        "model_settings": settings,
+        "max_title_tokens": config.data.max_title_tokens,
+        "max_body_tokens": None,
+        "history_length": None,
+        "pad_to_max": config.data.pad_to_max,
+        **said,
+        "model_settings": settings | said.get("model_settings", {}),
     }
 
     def export(model: nn.Module, folder: Path, info: dict[str, Any]) -> object:
@@ -179,59 +94,6 @@ def exporter(config: TrainConfig, tokens: TokenColumn) -> Exporter:
         return export_model(model, folder, tokens.tokenizer_dir, described | info)
 
     return export
-
-
-def open_signals(config: TrainConfig, opened: Sources) -> TeacherSignals[Any, Any] | None:
-    """What the teachers of a distillation say; None of a task without teachers.
-
-    Raises:
-        ColumnError: A teacher's columns are missing, not complete, or of other settings; or its
-            texts of articles that the run reads are empty.
-    """
-    teachers, articles, impressions = config.teachers, opened.articles, opened.impressions
-    if not teachers.models:
-        return None
-    _check_teachers_texts(teachers.models, opened)
-    if teachers.source == "live":
-        if impressions is None:
-            return LiveTextSignals(articles, teachers.models)
-        return LiveClickSignals(articles, impressions, teachers.models)
-    if teachers.logits == "stored":
-        logits = stored_logits(config, opened)
-        return StoredLogits(logits, with_vectors=reads_vectors(config), follower=_follower(config))
-    stored = (teachers.models, teachers.dtype, teachers.compute, _follower(config))
-    if impressions is None:
-        return StoredTextSignals(articles, *stored)
-    return StoredClickSignals(articles, impressions, *stored)
-
-
-def _check_teachers_texts(models: Sequence[str], opened: Sources) -> None:
-    """A teacher with a tokenizer of its own has its own token column, which may have been made
-    while articles were damaged that have been mended since."""
-    for teacher in map(load_export, models):
-        damaged = teacher.damaged_rows(opened.articles)
-        empty = np.setdiff1d(damaged, opened.tokens.skipped_rows)
-        if len(empty):
-            raise ColumnError(
-                f"the tokens of teacher {teacher.folder} were made while {len(empty)} articles "
-                f"were damaged that this run reads (row {empty[0]} first): tokenize "
-                f"{opened.articles.location} again with its tokenizer, then fill its columns"
-            )
-
-
-def _follower(config: TrainConfig) -> Follower | None:
-    """Waits for cells that are being filled, where the run asks for it."""
-    if not config.teachers.follow:
-        return None
-    follower = Follower(config.teachers.follow_timeout_s, _LONGEST_WAIT * config.run.hang_timeout_s)
-    if config.data.negatives_from == "corpus" and reads_vectors(config):
-        follower.note(
-            "teachers.follow: a batch draws articles from the whole corpus "
-            f"(data.negatives_from {config.data.negatives_from}), so the first steps wait for "
-            "almost all cells of articles; only stage I with data.negatives_from window trains on "
-            "what is there"
-        )
-    return follower
 
 
 def _check_init(config: TrainConfig, tokens: TokenColumn) -> None:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 import torch
 from torch import Tensor
 
-from trainer.config.schema import LossConfig
+from trainer.config.distill import LossConfig
 from trainer.losses.contrastive import contrastive
 from trainer.losses.distillation import distillation
 from trainer.losses.embedding import vector_errors

@@ -41,13 +41,17 @@ class Grouping:
 NO_GROUPING = Grouping()
 
 
-def grouping_of(config: TrainConfig, *, empty_slots: bool) -> Grouping:
+def grouping_of(config: TrainConfig, *, pads_matter: bool = False) -> Grouping:
     """The grouping that a run may use.
 
     None where a text's vector depends on the length it is padded to: then another padding would be
-    another result (``data.pad_to_max``, ``model.pooling_mask`` off, encoded empty slots).
+    another result (``data.pad_to_max``, ``model.pooling_mask`` off).
+
+    Args:
+        config: The run.
+        pads_matter: Whether padding takes part for another reason, such as encoded empty slots.
     """
-    pads_matter = config.data.pad_to_max or not config.model.pooling_mask or empty_slots
+    pads_matter |= config.data.pad_to_max or not config.model.pooling_mask
     if pads_matter or not config.data.batch_tokens:
         return NO_GROUPING
     deepspeed = config.run.deepspeed
@@ -76,8 +80,8 @@ class Texts(Batch):
     the order of the texts."""
     shared: Tensor | None = None
     """int64 [U], where each text is among the shares of all ranks
-    (:mod:`trainer.tasks.shared_titles`); ``parts`` are then this rank's share. None where this rank
-    encodes its own."""
+    (:mod:`trainer.tasks.finetune.shared_titles`); ``parts`` are then this rank's share. None where
+    this rank encodes its own."""
 
     @property
     def are_states(self) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from shards.column_folders import ColumnFolder, column_folders
 from shards.files import read_json
 from shards.reader import ShardSet
-from trainer.config.load import read_recipe
+from trainer.recipes.load import read_recipe
 from trainer.teacher_server.identity import CLICKS, EXACT, LOGITS, NEWS, TEXT
 
 TEACHER_COLUMNS = (TEXT, LOGITS, NEWS, CLICKS, EXACT)

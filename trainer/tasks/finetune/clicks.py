@@ -5,7 +5,7 @@ of the micro-batch, L tokens, E news width, M teachers.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from shards.click_batch import ClickBatch, ClickRule, click_order, read_clicks
-from shards.clicks import ClickColumn
-from shards.reader import ShardSet
 from shards.sharing import Sharing, SharingChoice, measure_sharing
 from shards.stream import BatchRows
+from shards.texts import TextView
 from shards.tokens import TokenColumn
 from trainer.batch import Batch, as_tensor
-from trainer.config.schema import DataConfig, LossConfig
+from trainer.config.clicks import ClickConfig
 from trainer.frozen.states import StateView
+from trainer.frozen.texts import frozen_texts
 from trainer.losses.contrastive import contrastive
 from trainer.losses.embedding import weighted_distance
 from trainer.models import Recommender
@@ -41,13 +41,14 @@ from trainer.tasks.distill import (
     weight_histograms,
     weight_report,
 )
-from trainer.tasks.left_out import clicks_left_out, training_period
-from trainer.tasks.shared_titles import Share, encode_shared
+from trainer.tasks.finetune.left_out import training_period
+from trainer.tasks.finetune.shared_titles import Share, encode_shared
+from trainer.tasks.finetune.sources import ClickSources
+from trainer.tasks.finetune.task import ClickLossConfig
 from trainer.tasks.texts import (
-    NO_GROUPING,
-    Grouping,
     Texts,
     count_texts,
+    grouping_of,
     lay_out_texts,
 )
 from trainer.teacher_server.signals import ClickRows, ClickSignals, ClicksSaid
@@ -75,43 +76,37 @@ class ClickData:
     empty title. With ``states`` the titles are what frozen layers say about them, not token ids.
     Where ranks share titles (``data.share_titles``) the same holds for the micro-batches of all
     ranks together: each rank encodes a share of their titles, see
-    :mod:`trainer.tasks.shared_titles`.
+    :mod:`trainer.tasks.finetune.shared_titles`.
     """
 
     def __init__(
         self,
-        impressions: ShardSet,
-        clicks: ClickColumn,
-        tokens: TokenColumn,
-        config: DataConfig,
-        seed: int,
-        *,
-        empty_slots: bool = False,
+        config: ClickConfig,
+        sources: ClickSources,
         signals: ClickSignals | None = None,
-        grouping: Grouping = NO_GROUPING,
         states: StateView | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
-        self.grouping = grouping
+        clicks, tokens, data, seed = (
+            sources.clicks, sources.tokens, config.data, config.run.seed,
+        )  # fmt: skip
+        self.empty_slots = config.encodes_empty_slots is not None
+        self.grouping = grouping_of(config, pads_matter=self.empty_slots)
         self.clicks = clicks
-        self.tokens = tokens
-        self.config = config
-        self.empty_slots = empty_slots
+        self.pad_id = tokens.pad_id
+        self.config = data
         self.signals = signals
-        self.rule = ClickRule(
-            seed, config.num_negatives, config.history_length, config.static_negatives
-        )
-        left_out = clicks_left_out(clicks, tokens.skipped_rows, config)
-        self.notes = left_out.notes
-        self.order = click_order(
-            clicks, seed, config.window_shards, config.user_block, left_out.units
-        )
-        self.news = tokens.view(*config.news_parts)
+        self.rule = ClickRule(seed, data.num_negatives, config.clicks_read, data.static_negatives)
+        left_out = sources.left_out()
+        self.notes = [*left_out.notes, *notes]
+        self.order = click_order(clicks, seed, data.window_shards, data.user_block, left_out.units)
+        self.news = news_texts(config, tokens)
         self._choices: dict[tuple[int, int, int], SharingChoice] = {}
         said = [] if signals is None else list(signals.columns)
         self.states = states
-        period = training_period(config)
+        period = training_period(data)
         self.fingerprint = data_fingerprint(
-            clicks=impressions,
+            clicks=sources.impressions,
             tokens=tokens.reader,
             **({"clicks_period": period} if period.is_bounded else {}),
             **numbered("teacher_column", said),
@@ -129,13 +124,13 @@ class ClickData:
             news_U if share is None else share.rows_S,
             pad_to_max=self.config.pad_to_max,
             grouping=self.grouping,
-            most_texts=len(clicks) * self.config.history_length + clicks.candidates_BC.size,
+            most_texts=len(clicks) * self.rule.history_length + clicks.candidates_BC.size,
         )
         if share is not None:
             news = dataclasses.replace(news, shared=as_tensor(share.places(news_U)))
         if self.empty_slots:  # then there is neither grouping nor sharing
             news_U = np.append(news_U, -1)
-            news = news.with_empty_text(self.tokens.pad_id)
+            news = news.with_empty_text(self.pad_id)
         said = None
         if self.signals is not None:
             said = self.signals.read(ClickRows(news_U, clicks.impression_B, clicks.positions_BC))
@@ -182,6 +177,24 @@ class ClickData:
         return self.config.share_titles == "all" if choice is None else choice.is_shared
 
 
+def news_texts(config: ClickConfig, tokens: TokenColumn) -> TextView:
+    """What a run reads of an article."""
+    return tokens.view(*config.data.news_parts)
+
+
+def new_states(
+    config: ClickConfig,
+    recommender: Recommender,
+    tokens: TokenColumn,
+    tick: Callable[[], object],
+) -> StateView | None:
+    """What the frozen layers say about articles, filled where it is missing; None where a run
+    computes it (``model.frozen_states``)."""
+    if config.model.frozen_states == "off":
+        return None
+    return frozen_texts(config, recommender.news_encoder, news_texts(config, tokens), tick=tick)
+
+
 def _slots(clicks: ClickBatch, index: np.ndarray, empty: int) -> tuple[np.ndarray, np.ndarray]:
     """Which text is in each history slot, int64[B, H], and which each candidate is, int64[B, C].
 
@@ -196,7 +209,7 @@ def _slots(clicks: ClickBatch, index: np.ndarray, empty: int) -> tuple[np.ndarra
     return history_BH, index[num_history:].reshape(clicks.candidates_BC.shape)
 
 
-class FinetuneTask(nn.Module):
+class FinetuneModule(nn.Module):
     """Cross-entropy of the clicked candidate among 1 + S of its impression (PLM-NR)."""
 
     def __init__(self, model: Recommender) -> None:
@@ -214,14 +227,14 @@ class FinetuneTask(nn.Module):
         )
 
 
-class FinetuneDistillTask(nn.Module):
+class FinetuneDistillModule(nn.Module):
     """Stage II: the clicks, the teachers' soft label, and their projected news and user vectors."""
 
     def __init__(
         self,
         model: Recommender,
         teacher_dims: list[int],
-        loss: LossConfig,
+        loss: ClickLossConfig,
         teachers: Sequence[str] | None = None,
     ) -> None:
         """Make the projections; ``teachers`` are names for what is reported."""

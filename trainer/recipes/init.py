@@ -36,10 +36,14 @@ class _Recommender:
     query_dim: int | None = None
 
 
-def settings_of_export(init: str, task: str) -> dict[str, Any]:
-    """Return the dotted settings that an export decides for a run of ``task`` that starts from it.
+def settings_of_export(init: str, *, reads_clicks: bool) -> dict[str, Any]:
+    """Return the dotted settings that an export decides for a run that starts from it.
 
-    An export that is not there (yet) decides nothing.
+    An export that is not there (yet) decides nothing. Not every task reads all of them.
+
+    Args:
+        init: The export.
+        reads_clicks: Whether the run has a user encoder.
 
     Raises:
         DamageError: A file of the export is not what an export has, or was edited.
@@ -48,7 +52,7 @@ def settings_of_export(init: str, task: str) -> dict[str, Any]:
     folder = Path(init)
     if not (folder / INFO).is_file():
         return {}
-    return _of_export(folder, is_click_task="finetune" in task)
+    return _of_export(folder, reads_clicks)
 
 
 def news_dim_of(folder: Path) -> int | None:
@@ -65,7 +69,7 @@ def _config_of(folder: Path) -> tuple[_Recommender, _NewsEncoder]:
     return recommender, recommender.news_encoder or read_json(folder / _CONFIG, _NewsEncoder)
 
 
-def _of_export(folder: Path, is_click_task: bool) -> dict[str, Any]:
+def _of_export(folder: Path, reads_clicks: bool) -> dict[str, Any]:
     info = read_info(folder)
     recommender, encoder = _config_of(folder)
     known: dict[str, Any] = {
@@ -80,9 +84,9 @@ def _of_export(folder: Path, is_click_task: bool) -> dict[str, Any]:
     }
     parts = info.get("news_text") or []
     known |= {f"data.max_{field}_tokens": tokens for field, tokens in parts}
-    if is_click_task and parts:
+    if parts:
         known["data.news_text"] = [field for field, _ in parts]
-    if is_click_task and recommender.news_encoder is not None:
+    if reads_clicks and recommender.news_encoder is not None:
         known |= {
             "model.user_encoder": recommender.user_encoder,
             "model.user_heads": recommender.user_heads,

@@ -1,6 +1,6 @@
-"""From a recipe and the command line to one :class:`TrainConfig`, and back to plain data.
+"""From a recipe and the command line to the configuration of one run.
 
-A recipe is YAML with the sections of :mod:`trainer.config.schema`. It may name another recipe as
+A recipe is YAML with the sections of its task's configuration. It may name another recipe as
 its ``base`` and then holds only what differs. Recipe, preset and command line are laid over each
 other as dotted settings and checked once against the schema, so that a mistake is found in the same
 way wherever it is made; the message says where the setting was given last.
@@ -8,7 +8,6 @@ way wherever it is made; the message says where the setting was given last.
 
 import dataclasses
 import difflib
-import functools
 import os
 import re
 import types
@@ -20,15 +19,18 @@ from typing import Any
 import msgspec
 
 from trainer.config.bias import settle_bias
-from trainer.config.init import settings_of_export
-from trainer.config.presets import preset as preset_settings
+from trainer.config.flat import flatten, setting_types
 from trainer.config.schema import TrainConfig
 from trainer.config.text import refuse_control, shown
 from trainer.config.validate import validate
 from trainer.config.yaml_files import Scalar, read_yaml, truth
 from trainer.errors import ConfigError
+from trainer.recipes.init import settings_of_export
+from trainer.recipes.presets import preset as preset_settings
+from trainer.tasks.registry import TASKS, all_settings, task_named
+from trainer.tasks.task import Task
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent
 MAX_BASES = 16
 """Recipes that rest on each other."""
 _UNSET = ("run.dir", "data.articles")
@@ -61,15 +63,16 @@ def load_config(
     """
     layers, given = _read_layers(recipe), parse_overrides(overrides, source)
     shipped = sum(where in _shipped() for where, _ in layers)
-    if preset is not None:
-        recipe_task = _merge(layers).get("task")
-        task = [*given.get("task", ()), recipe_task][0]
-        layers.append((f"preset {preset}", preset_settings(preset, str(task))))
     layers.append((source, given))
-    init, task = (_typed(str, _merge(layers).get(key)) for key in ("model.init", "task"))
+    task = _task(layers)
+    if preset is not None:
+        layers.insert(-1, (f"preset {preset}", preset_settings(preset, task.name)))
+    init = _typed(str, _merge(layers).get("model.init"))
     if isinstance(init, str):
-        layers.insert(shipped, (f"model.init {init}", settings_of_export(init, str(task))))
-    config = _parse(layers)
+        decided = settings_of_export(init, reads_clicks=task.config.reads_clicks)
+        own = {key: value for key, value in decided.items() if key in setting_types(task.config)}
+        layers.insert(shipped, (f"model.init {init}", own))
+    config = _parse(layers, task.config)
     try:
         validate(config, given)
     except ConfigError as error:
@@ -91,8 +94,18 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     Raises:
         ConfigError: The recipe is missing, is not YAML with sections, or has an unknown key.
     """
-    found, hints = _merge(_read_layers(recipe)), _hints()
+    found, hints = _merge(_read_layers(recipe)), all_settings()
     return {key: _typed(hints[key], value) for key, value in found.items()}
+
+
+def task_of_recipe(recipe: str, overrides: Sequence[str] = ()) -> Task:
+    """Return the task of a recipe, or the one that overrides name instead.
+
+    Raises:
+        ConfigError: The recipe or an override is wrong, or neither names a task.
+    """
+    words = ("command line", parse_overrides(overrides))
+    return _task([*_read_layers(recipe), words])
 
 
 def is_yaml(name: str) -> bool:
@@ -144,7 +157,7 @@ def parse_overrides(words: Sequence[str], source: str = "command line") -> dict[
         if word.startswith("--"):
             key, has_value, value = word[2:].partition("=")
             key = key.replace("-", "_")
-            if key in settings and typing.get_origin(_bare(_hints().get(key))) is tuple:
+            if key in settings and typing.get_origin(_bare(all_settings().get(key))) is tuple:
                 raise ConfigError(f"{source}: {key} is given twice; give all its values after one")
             settings[key] = [value] if has_value else []
         elif key is None:
@@ -164,14 +177,24 @@ def from_settings(settings: Mapping[str, Any], *, where: str) -> TrainConfig:
         ConfigError: A key is unknown, a value has the wrong type or the task is missing.
     """
     _check_keys(settings, where=where)
-    return _parse([(where, dict(settings))])
+    layers = [(where, dict(settings))]
+    return _parse(layers, _task(layers).config)
 
 
-def _parse(layers: Sequence[Layer]) -> TrainConfig:
-    settings, hints = _merge(layers), _hints()
-    if "task" not in settings:
-        choices = ", ".join(typing.get_args(hints["task"]))
-        raise ConfigError(f"{layers[0][0]}: no task; set it to one of {choices}")
+def _task(layers: Sequence[Layer]) -> Task:
+    """The task that settings are of."""
+    name = _typed(str, _merge(layers).get("task"))
+    if name is None:
+        raise ConfigError(f"{layers[0][0]}: no task; set it to one of {', '.join(TASKS)}")
+    try:
+        return task_named(str(name))
+    except ConfigError as error:
+        raise ConfigError(f"{_source('task', layers)}: {error}") from error
+
+
+def _parse(layers: Sequence[Layer], cls: type[TrainConfig]) -> TrainConfig:
+    settings, hints = _merge(layers), setting_types(cls)
+    _check_apply(layers, hints)
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         *sections, name = key.split(".")
@@ -185,7 +208,7 @@ def _parse(layers: Sequence[Layer]) -> TrainConfig:
                 where = _source(key, layers)  # of a path, "" would be the working directory
                 raise ConfigError(f"{where}: {key} is empty; give it a value, or leave it out")
     try:
-        config = msgspec.convert(nested, TrainConfig, strict=False)
+        config = msgspec.convert(nested, cls, strict=False)
     except msgspec.ValidationError as error:
         found = re.search(r"`\$\.([a-z_.]+)", str(error))
         if found is None:
@@ -198,31 +221,9 @@ def _parse(layers: Sequence[Layer]) -> TrainConfig:
     return dataclasses.replace(config, model=settle_bias(config.model))
 
 
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as nested plain data (for JSON)."""
-    return dataclasses.asdict(config)
-
-
-def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to one mapping with dotted keys.
-
-    Raises:
-        ConfigError: A setting is given twice, as ``a.b`` and as ``b`` in ``a``.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        name = f"{prefix}{key}"
-        found = flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-        for each in found:
-            if each in flat:
-                raise ConfigError(f"{each} is set twice, with a dot and in its section")
-        flat |= found
-    return flat
-
-
 def known_keys() -> list[str]:
-    """Dotted names of all settings of the schema."""
-    return list(_hints())
+    """Dotted names of all settings of all tasks."""
+    return list(all_settings())
 
 
 def setting_words(key: str, value: Any) -> list[str]:
@@ -232,7 +233,7 @@ def setting_words(key: str, value: Any) -> list[str]:
         key: Its dotted name; one that the schema does not know is spelled by its value alone.
         value: From YAML or from Python; a list becomes as many words.
     """
-    is_text = _element(_hints().get(key, object)) is str
+    is_text = _element(all_settings().get(key, object)) is str
     words = []
     for item in value if isinstance(value, list | tuple) else [value]:
         if isinstance(item, Scalar) and not is_text:
@@ -242,24 +243,9 @@ def setting_words(key: str, value: Any) -> list[str]:
     return words
 
 
-@functools.cache
-def _hints() -> dict[str, Any]:
-    """The type of every setting, by its dotted name."""
-
-    def collect(cls: type, prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, hint in typing.get_type_hints(cls).items():
-            if dataclasses.is_dataclass(hint):
-                found |= collect(typing.cast(type, hint), f"{prefix}{name}.")
-            else:
-                found[prefix + name] = hint
-        return found
-
-    return collect(TrainConfig, "")
-
-
 def _is_optional(hint: Any) -> bool:
-    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return is_union and type(None) in typing.get_args(hint)
 
 
 def _bare(hint: Any) -> Any:
@@ -361,17 +347,31 @@ def _is_section(key: str, known: Iterable[str]) -> bool:
     return any(name.startswith(f"{key}.") for name in known)
 
 
+def _check_apply(layers: Sequence[Layer], hints: Mapping[str, Any]) -> None:
+    """Refuse settings that the task does not read."""
+    task = _merge(layers)["task"]
+    name = task[0] if isinstance(task, list) else str(task)
+    for where, found in layers:
+        for key in found:
+            if key not in hints:
+                others = [n for n in TASKS if key in setting_types(task_named(n).config)]
+                raise ConfigError(
+                    f"{where}: task {name} does not read {key}, a setting of "
+                    f"{' and '.join(others)}: leave it out"
+                )
+
+
 def _check_keys(keys: Iterable[str], *, where: str) -> None:
     known = known_keys()
     for key in keys:
         if key not in known:
             if _is_section(key, known):
                 inside = [name for name in known if name.startswith(f"{key}.")]
-                more = ", …; tnr train --settings lists them all" * (len(inside) > _MOST_NAMED)
+                more = ", …; tnr train RECIPE --help lists them all" * (len(inside) > _MOST_NAMED)
                 raise ConfigError(
                     f"{where}: {shown(key)} is a section, not a setting; its settings are "
                     f"{', '.join(inside[:_MOST_NAMED])}{more}"
                 )
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; tnr train --settings lists them"
+            hint = f"; did you mean {near[0]}?" if near else "; tnr train RECIPE --help lists them"
             raise ConfigError(f"{where}: unknown setting {shown(key)}{hint}")

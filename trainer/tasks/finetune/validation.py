@@ -23,16 +23,15 @@ from shards.periods import (
 from shards.ragged import row_of_value
 from shards.reader import ShardSet
 from shards.texts import TextView
-from trainer.config.schema import TrainConfig
+from trainer.config.clicks import ClickConfig
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.metrics import Metrics
 from trainer.evaluate.scoring import HistoryGroups, group_by_history
 from trainer.evaluate.sharded import Ranks, encode_shared, measure
 from trainer.frozen.states import StateView
-from trainer.tasks.base import TaskData
-from trainer.tasks.clicks import ClickData
-from trainer.tasks.left_out import training_period
-from trainer.tasks.sources import Sources, open_impressions
+from trainer.tasks.finetune.clicks import ClickData
+from trainer.tasks.finetune.left_out import training_period
+from trainer.tasks.finetune.sources import ClickSources, open_impressions
 
 SECTION = "validation."
 """How the settings of the validation's period begin."""
@@ -131,7 +130,7 @@ class ClickValidation:
 
 
 def open_validation(
-    config: TrainConfig, sources: Sources, data: TaskData
+    config: ClickConfig, sources: ClickSources, data: ClickData
 ) -> ClickValidation | None:
     """Open what a run validates on; None where it validates nothing.
 
@@ -146,9 +145,8 @@ def open_validation(
             common with the clicks that are trained on.
     """
     settings = config.validation
-    if settings.clicks is None or sources.clicks is None:
+    if settings.clicks is None:
         return None
-    assert isinstance(data, ClickData)
     impressions = open_impressions(config, settings.clicks, sources.articles, "validation.clicks")
     if not impressions.manifest.labelled:
         raise DataError(
@@ -184,7 +182,7 @@ def open_validation(
 
 
 def _note(
-    config: TrainConfig,
+    config: ClickConfig,
     clicks: ClickColumn,
     period: Period,
     inside: np.ndarray,
@@ -214,8 +212,8 @@ def _note(
 
 
 def _check_apart(
-    config: TrainConfig,
-    sources: Sources,
+    config: ClickConfig,
+    sources: ClickSources,
     impressions: ShardSet,
     clicks: ClickColumn,
     inside: np.ndarray,

@@ -14,11 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from shards.ahead import ReadAhead
-from shards.reader import ShardSet
 from shards.stream import BatchRows
-from shards.tokens import TokenColumn
 from trainer.batch import Batch, as_tensor
-from trainer.config.schema import DataConfig, LossConfig
+from trainer.config.distill import LossConfig
 from trainer.losses.contrastive import contrastive, in_batch_scores, in_batch_targets
 from trainer.losses.embedding import weighted_distance
 from trainer.models import NewsEncoder
@@ -40,13 +38,14 @@ from trainer.tasks.distill import (
     weight_report,
 )
 from trainer.tasks.left_out import damaged
-from trainer.tasks.sources import article_negatives
+from trainer.tasks.post_train.task import PairConfig
+from trainer.tasks.post_train.teachers import article_negatives
+from trainer.tasks.sources import Sources
 from trainer.tasks.texts import (
-    NO_GROUPING,
-    Grouping,
     Texts,
     count_texts,
     encode_texts,
+    grouping_of,
     lay_out_texts,
 )
 from trainer.teacher_server.signals import TextRows, TextSignals, TextsSaid
@@ -71,40 +70,38 @@ class PostTrainData:
 
     def __init__(
         self,
-        articles: ShardSet,
-        tokens: TokenColumn,
-        config: DataConfig,
-        seed: int,
+        config: PairConfig,
+        sources: Sources,
         signals: TextSignals | None = None,
-        grouping: Grouping = NO_GROUPING,
+        notes: Sequence[str] = (),
     ) -> None:
-        self.grouping = grouping
-        self.tokens = tokens
-        self.titles = tokens.view(("title", config.max_title_tokens))
-        self.bodies = tokens.view(("body", config.max_body_tokens))
-        self.config = config
+        articles, tokens, data = sources.articles, sources.tokens, config.data
+        self.grouping = grouping_of(config)
+        self.titles = tokens.view(("title", data.max_title_tokens))
+        self.bodies = tokens.view(("body", data.max_body_tokens))
+        self.pad_to_max = data.pad_to_max
+        self.in_batch = config.takes_whole_batch
         self.signals = signals
-        self.notes = damaged(tokens.skipped_rows).notes
-        self.negatives = article_negatives(articles, tokens, config, seed)
+        self.notes = [*damaged(tokens.skipped_rows).notes, *notes]
+        self.negatives = article_negatives(articles, tokens, data, config.run.seed)
         self.order = self.negatives.order
-        if not config.in_batch_negatives and config.negatives_from == "corpus":
+        if not self.in_batch and data.negatives_from == "corpus":
             tokens.reader.keep("title")
         said = [] if signals is None else list(signals.columns)
         self.fingerprint = data_fingerprint(
             articles=articles, tokens=tokens.reader, **numbered("teacher_column", said)
         )
-        self.ahead = ReadAhead(self.order, [tokens.reader, *said], config.fetch_ahead)
+        self.ahead = ReadAhead(self.order, [tokens.reader, *said], data.fetch_ahead)
 
     def collate(self, batch: BatchRows) -> MicroBatch:
         """Make one micro-batch; its batch is :class:`Pairs`."""
-        config = self.config
         self.ahead.at(batch.position)
         titles_BC = batch.rows[:, None]
-        if not config.in_batch_negatives:
+        if not self.in_batch:
             negatives_BN = self.negatives.of(batch.rows, batch.epochs)
             titles_BC = np.concatenate([titles_BC, negatives_BN], axis=1)
         titles_U, index = np.unique(titles_BC, return_inverse=True)
-        lay_out = partial(lay_out_texts, pad_to_max=config.pad_to_max, grouping=self.grouping)
+        lay_out = partial(lay_out_texts, pad_to_max=self.pad_to_max, grouping=self.grouping)
         titles = lay_out(self.titles, titles_U, most_texts=titles_BC.size)
         bodies = lay_out(self.bodies, batch.rows, most_texts=len(batch))
         said = None
@@ -113,11 +110,14 @@ class PostTrainData:
         pairs = Pairs(titles, bodies, as_tensor(index.reshape(titles_BC.shape)), said)
         return MicroBatch(pairs, count_texts(titles, bodies))
 
+    def sharing(self, micro_batch: int, global_batch: int, ranks: int) -> None:
+        """Ranks share the titles of clicks alone."""
+
     def sharing_choice(self, micro_batch: int, global_batch: int, ranks: int) -> None:
         """Ranks share the titles of clicks alone."""
 
 
-class PostTrainTask(nn.Module):
+class PostTrainModule(nn.Module):
     """Cross-entropy of the own title among 1 + N titles, scored by dot product with the body.
 
     With ``in_batch_negatives`` the other titles of the global batch are the negatives; the titles
@@ -147,7 +147,7 @@ class PostTrainTask(nn.Module):
         )
 
 
-class PostTrainDistillTask(nn.Module):
+class PostTrainDistillModule(nn.Module):
     """Stage I: the student's own task, the teachers' soft label, and their projected vectors.
 
     Without ``teacher_dims`` there are no vectors, and so neither projections nor the embedding

@@ -1,0 +1,1 @@
+"""Recipes (YAML), and how one becomes the configuration of a run."""

@@ -1,0 +1,35 @@
+"""The models of a run, new or from where it starts, with the texts that they are to read."""
+
+from shards.tokens import TokenColumn
+from trainer.config.clicks import ClickConfig
+from trainer.config.schema import TrainConfig
+from trainer.config.validate import check_positions
+from trainer.models import NewsEncoder, Recommender, build_news_encoder, build_recommender
+from trainer.models.probe import freeze_idle
+
+
+def new_encoder(config: TrainConfig, tokens: TokenColumn) -> tuple[NewsEncoder, list[str]]:
+    """Make the news encoder of a run, and what is said of it when the run starts.
+
+    Raises:
+        ModelError: It cannot be loaded, or does not fit the tokens.
+        ConfigError: The texts are longer than it reads.
+    """
+    sizes = {"vocab_size": tokens.vocab_size, "pad_id": tokens.pad_id}
+    encoder = build_news_encoder(config.model, **sizes)
+    return encoder, _fitted(config, encoder, tokens)
+
+
+def new_recommender(config: ClickConfig, tokens: TokenColumn) -> tuple[Recommender, list[str]]:
+    """Make the recommender of a run, and what is said of it when the run starts; errors as of
+    :func:`new_encoder`."""
+    sizes = {"vocab_size": tokens.vocab_size, "pad_id": tokens.pad_id}
+    recommender = build_recommender(config.model, **sizes)
+    return recommender, _fitted(config, recommender.news_encoder, tokens)
+
+
+def _fitted(config: TrainConfig, encoder: NewsEncoder, tokens: TokenColumn) -> list[str]:
+    """Check that the texts fit, and freeze what takes no part."""
+    check_positions(config, encoder.backbone.max_tokens, len(tokens.prefix_ids))
+    idle = freeze_idle(encoder.backbone)
+    return [idle] if idle else []

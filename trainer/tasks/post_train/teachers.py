@@ -1,0 +1,92 @@
+"""What the negatives of post-training are, and what its teachers say of them."""
+
+import shlex
+from collections.abc import Sequence
+
+import numpy as np
+
+from shards.negatives import Negatives
+from shards.order import EpochOrder
+from shards.reader import ShardSet
+from shards.tokens import TokenColumn
+from trainer.config.flat import flatten, to_dict
+from trainer.engine.schedule import epochs_read
+from trainer.export.folder import load_export
+from trainer.tasks.post_train.task import PairDataConfig, PostTrainDistillConfig
+from trainer.tasks.sources import Sources
+from trainer.tasks.teachers import check_texts, follower_of
+from trainer.teacher_server.logits import Logits, StoredLogits
+from trainer.teacher_server.signals import StoredTextSignals, TextSignals
+
+
+def article_negatives(
+    articles: ShardSet, tokens: TokenColumn, data: PairDataConfig, seed: int
+) -> Negatives:
+    """The order of a post-training run's articles, and their negatives.
+
+    Raises:
+        DataError: There is no article, or a window may be too small for the negatives.
+    """
+    counts = np.diff(articles.shard_starts).tolist()
+    order = EpochOrder(counts, articles.fingerprint, seed, data.window_shards, tokens.skipped_rows)
+    return Negatives(
+        order, data.num_negatives, data.negatives_from, is_static=data.static_negatives
+    )
+
+
+def open_signals(config: PostTrainDistillConfig, sources: Sources) -> TextSignals:
+    """Open what the teachers of stage I say.
+
+    Raises:
+        ColumnError: A teacher's columns are missing, not complete, or of other settings; or its
+            texts of articles that the run reads are empty.
+    """
+    teachers, articles = config.teachers, sources.articles
+    check_texts(teachers.models, sources)
+    if teachers.source == "live":
+        from trainer.teacher_server.live import LiveTextSignals
+
+        return LiveTextSignals(articles, teachers.models)
+    is_windowed = config.data.negatives_from == "window" or not config.reads_vectors
+    follower = follower_of(config, waits_for_all=not is_windowed)
+    if teachers.logits == "stored":
+        logits = stored_logits(config, sources)
+        return StoredLogits(logits, with_vectors=config.reads_vectors, follower=follower)
+    return StoredTextSignals(articles, teachers.models, teachers.dtype, teachers.compute, follower)
+
+
+def stored_logits(
+    config: PostTrainDistillConfig, sources: Sources, epochs: Sequence[int] | None = None
+) -> Logits:
+    """The logits that a run of stage I reads where they are stored (``teachers.logits``).
+
+    Args:
+        config: The run.
+        sources: Its data.
+        epochs: Of these epochs; None means those that the run reads. Negatives that are drawn once
+            for all epochs (``data.static_negatives``) are those of epoch 0.
+
+    Raises:
+        ModelError: A teacher is no export.
+        DataError: A window may be too small for the negatives.
+    """
+    articles, teachers = sources.articles, config.teachers
+    negatives = article_negatives(articles, sources.tokens, config.data, config.run.seed)
+    if epochs is None:
+        epochs = range(epochs_read(config.run, negatives.order.num_units))
+    given, defaults = (flatten(to_dict(c)) for c in (config, PostTrainDistillConfig()))
+    words: list[str] = [config.task]
+    for key, value in given.items():
+        # How long texts are does not matter, but would have to fit the backbone.
+        decides = key.startswith(("data.", "teachers.", "run.seed")) and "max_" not in key
+        if decides and value != defaults[key]:
+            words += [f"--{key}", *map(str, value if isinstance(value, tuple) else [value])]
+    return Logits(
+        articles=articles,
+        teachers=[load_export(model) for model in teachers.models],
+        negatives=negatives,
+        epochs=(0,) if negatives.is_static else tuple(epochs),
+        dtype=teachers.dtype,
+        compute=teachers.compute,
+        settings=shlex.join(words),
+    )

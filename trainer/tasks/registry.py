@@ -1,0 +1,52 @@
+"""The tasks by name. A new task is its file and a line here."""
+
+import functools
+import importlib
+from typing import Any
+
+from trainer.config.flat import setting_types
+from trainer.config.schema import TrainConfig
+from trainer.errors import ConfigError
+from trainer.tasks.sources import Sources
+from trainer.tasks.task import Task
+
+TASKS = {
+    "post_train": "trainer.tasks.post_train.task:PostTrain",
+    "post_train_distill": "trainer.tasks.post_train.task:PostTrainDistill",
+    "finetune": "trainer.tasks.finetune.task:Finetune",
+    "finetune_distill": "trainer.tasks.finetune.task:FinetuneDistill",
+}
+"""Where each task is: a module and a class in it, imported when the task is asked for."""
+
+
+@functools.cache
+def task_named(name: str) -> Task:
+    """Return a task.
+
+    Raises:
+        ConfigError: There is no task of that name.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"task is {name!r}; expected one of {', '.join(map(repr, TASKS))}")
+    module, _, attribute = TASKS[name].partition(":")
+    task: Task = getattr(importlib.import_module(module), attribute)()
+    return task
+
+
+def task_of(config: TrainConfig) -> Task:
+    """Return the task of a run."""
+    return task_named(config.task)
+
+
+def open_sources(config: TrainConfig) -> Sources:
+    """Open the shard sets and columns that a run reads, see :meth:`Task.open`."""
+    return task_of(config).open(config)
+
+
+@functools.cache
+def all_settings() -> dict[str, Any]:
+    """Name the type of every setting of all tasks, by its dotted name."""
+    found: dict[str, Any] = {}
+    for name in TASKS:
+        found |= setting_types(task_named(name).config)
+    return found | {"task": str}
