@@ -208,13 +208,18 @@ def load_config(name: str | os.PathLike[str]) -> "PreTrainedConfig":
 
 
 def load_model(
-    name: str | os.PathLike[str], config: "PreTrainedConfig", **arguments: Any
+    name: str | os.PathLike[str],
+    config: "PreTrainedConfig",
+    *,
+    is_masked: bool = False,
+    **arguments: Any,
 ) -> tuple["PreTrainedModel", dict[str, Any]]:
     """Load a plain Hugging Face model from safetensors.
 
     Args:
         name: A folder, or a name in the local cache.
         config: Its configuration, with any overrides.
+        is_masked: With its head for masked language modelling; a new one where it has none.
         **arguments: Passed on to transformers.
 
     Returns:
@@ -224,14 +229,15 @@ def load_model(
         DataError: See :func:`load_tokenizer`.
         DamageError: The configuration describes a larger model than the weights can hold.
     """
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForMaskedLM
 
     folder = _checked(name)
+    auto: Any = AutoModelForMaskedLM if is_masked else AutoModel
     try:
         with quiet(name):
             with on_meta():  # a family notes what it is built with in its configuration
                 check_size(folder, new_model(copy.deepcopy(config)))
-            loaded: Any = AutoModel.from_pretrained(
+            loaded: Any = auto.from_pretrained(
                 folder,
                 config=config,
                 use_safetensors=True,
@@ -248,23 +254,25 @@ def load_model(
     return model, account
 
 
-def new_model(config: "PreTrainedConfig", **arguments: Any) -> "PreTrainedModel":
+def new_model(
+    config: "PreTrainedConfig", *, is_masked: bool = False, **arguments: Any
+) -> "PreTrainedModel":
     """Build a plain Hugging Face model with random weights.
 
     Args:
         config: Its configuration.
+        is_masked: With a head for masked language modelling.
         **arguments: Passed on to the model's class.
 
     Raises:
         DataError: The family cannot be built from this configuration, or wants code of its own.
     """
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForMaskedLM
 
+    auto: Any = AutoModelForMaskedLM if is_masked else AutoModel
     try:
         with quiet():
-            model: PreTrainedModel = AutoModel.from_config(
-                config, trust_remote_code=False, **arguments
-            )
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=False, **arguments)
     except Exception as error:  # as many kinds as there are families
         raise DataError(
             f"no model of type {config.model_type!r} can be built: {first_line(error)}"

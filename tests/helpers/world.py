@@ -55,7 +55,7 @@ class TinyWorld:
             "task": task,
             "data.articles": str(self.articles.path),
             "run.dir": str(self.folder / "run"),
-            **TINY_MODEL,
+            **read_by(task, TINY_MODEL),
         }
         if task_named(task).config.reads_clicks:
             given |= {"data.clicks": str(self.impressions.path), "data.history_length": 5}

@@ -2,18 +2,21 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 
 from shards.pretrained_folder import check_header
-from trainer.config.schema import BackboneConfig, ModelConfig
+from trainer.config.schema import BackboneConfig, LanguageModelConfig
 from trainer.errors import ConfigError, DataError
+
+M = TypeVar("M", bound=LanguageModelConfig)
 
 BIAS_KEY = "rel_pos_bias.weight"
 """The bias table in the weights of a backbone's folder, as ``tnr convert unilmv2`` writes it."""
 
 
-def settle_bias(model: ModelConfig) -> ModelConfig:
+def settle_bias(model: M) -> M:
     """Put true or false for a ``backbone.relative_position_bias`` of None.
 
     True where the weights in the folder ``backbone.name`` hold its table. A model that starts from

@@ -8,10 +8,10 @@ from shards.periods import parse_period
 from trainer.config.ranges import Count, Length
 from trainer.config.schema import (
     DataConfig,
+    EncoderConfig,
     ModelConfig,
     Parts,
     TextCount,
-    TrainConfig,
     ValidationConfig,
 )
 from trainer.errors import ConfigError, UsageError
@@ -135,7 +135,7 @@ class ClickValidationConfig(ValidationConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClickConfig(TrainConfig):
+class ClickConfig(EncoderConfig):
     """A run over clicks."""
 
     model: ClickModelConfig = field(default_factory=ClickModelConfig)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trainer.config.ranges import NotNegative, Positive
-from trainer.config.schema import TrainConfig
+from trainer.config.schema import EncoderConfig
 from trainer.errors import ConfigError
 
 
@@ -50,7 +50,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(TrainConfig):
+class DistillConfig(EncoderConfig):
     """A run with teachers."""
 
     teachers: TeachersConfig = field(default_factory=TeachersConfig)

@@ -49,14 +49,23 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The news encoder."""
+class LanguageModelConfig:
+    """The language model."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The language model inside the news encoder."""
     init: str | None = None
     """Start from this exported model: its news encoder, and its user encoder if it has one. Its
     pooling, widths, text and history lengths are then the defaults; other lengths may be set."""
+    trainable_layers: Whole | None = None
+    """Train only this many top layers of the backbone (0: none of it); None trains all of it.
+    Whenever it is a number, the embeddings are frozen too, as in the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(LanguageModelConfig):
+    """The news encoder."""
+
     pooling: Pooling = "attention"
     """How token states become one text vector."""
     pooling_mask: bool = True
@@ -65,9 +74,6 @@ class ModelConfig:
     """Width of the queries of additive attention, in the news and the user encoder."""
     news_dim: Width = 256
     """Width of news and user vectors."""
-    trainable_layers: Whole | None = None
-    """Train only this many top layers of the backbone (0: none of it); None trains all of it.
-    Whenever it is a number, the embeddings are frozen too, as in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +258,7 @@ class TrainConfig(ABC):
 
     task: str = ""
     """Name of the task."""
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     """The model that is trained."""
     data: DataConfig = field(default_factory=DataConfig)
     """Shard sets and lengths."""
@@ -301,3 +307,11 @@ class TrainConfig(ABC):
         Raises:
             ConfigError: Naming the settings and the remedy.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(TrainConfig):
+    """A run that trains a news encoder, alone or with more on top of it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model that is trained."""

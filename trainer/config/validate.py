@@ -8,7 +8,13 @@ from operator import attrgetter
 
 from shards.location import is_elsewhere, refuse_keys, shown
 from trainer.config.ranges import check_ranges
-from trainer.config.schema import BackboneConfig, ModelConfig, RunConfig, TrainConfig
+from trainer.config.schema import (
+    BackboneConfig,
+    LanguageModelConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from trainer.errors import ConfigError, UsageError
 
 _SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions")
@@ -159,17 +165,19 @@ def check_memory(config: TrainConfig, memory: int | None = None) -> None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     model, backbone, data = config.model, config.model.backbone, config.data
     width = backbone.hidden_size if backbone.name == "random" and model.init is None else 1
-    weights = width * model.news_dim + model.news_dim * model.query_dim
-    settings = f"model.news_dim {model.news_dim}, model.query_dim {model.query_dim}"
+    weights, said = 0, []
     if width > 1:
         layer = 4 * width**2 + 2 * width * backbone.intermediate_size
         weights += backbone.num_layers * layer + backbone.max_positions * width
-        settings = (
+        said.append(
             f"model.backbone num_layers {backbone.num_layers}, hidden_size {width}, "
             f"intermediate_size {backbone.intermediate_size}, max_positions "
-            f"{backbone.max_positions}, {settings}"
+            f"{backbone.max_positions}"
         )
-    _check_fits(4 * weights, memory, "the model", settings)
+    if isinstance(model, ModelConfig):
+        weights += width * model.news_dim + model.news_dim * model.query_dim
+        said.append(f"model.news_dim {model.news_dim}, model.query_dim {model.query_dim}")
+    _check_fits(4 * weights, memory, "the model", ", ".join(said))
     named = ["run.micro_batch", *config.batch_settings]
     counts = config.most_texts(config.run.micro_batch)
     if data.pad_to_max:
@@ -187,7 +195,7 @@ def _check_fits(needed: int, memory: int, what: str, settings: str) -> None:
         )
 
 
-def check_model(model: ModelConfig) -> None:
+def check_model(model: LanguageModelConfig) -> None:
     """Refuse a model whose sizes do not fit each other.
 
     Raises:

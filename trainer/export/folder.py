@@ -10,7 +10,7 @@ import shutil
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shards.files import (
     did_you_mean,
@@ -166,24 +166,38 @@ def load_export(folder: str | Path) -> Export:
         hint = did_you_mean_inside(path, *(f"{place}/{INFO}" for place in places))
         raise ModelError(f"{path} is not an exported model: it has no {INFO}{hint}")
     info = read_info(path)
+    if info["kind"] == "language_model":
+        raise ModelError(
+            f"{path} holds a language model without a news encoder: train one from it with "
+            f"--model.backbone.name {path}"
+        )
     if not (path / WEIGHTS).is_file():
         raise ModelError(f"{path} has no {WEIGHTS}; weights are read from safetensors only")
     return Export(path, _Facts(info))
 
 
+class Exportable(Protocol):
+    """A model that can be exported."""
+
+    kind: str
+    """What ``tnr.json`` calls it."""
+
+    def save_pretrained(self, save_directory: Path) -> object:
+        """Write its ``config.json`` and ``model.safetensors`` into a folder that is made."""
+        ...
+
+
 def export_model(
-    model: "PreTrainedModel", folder: Path, tokenizer_dir: Path | None, info: dict[str, Any]
+    model: Exportable, folder: Path, tokenizer_dir: Path | None, info: dict[str, Any]
 ) -> Export:
     """Write a model as an exported folder; the folder appears whole or not at all.
 
     Args:
-        model: A ``NewsEncoder`` or ``Recommender`` with its full weights.
+        model: With its full weights, such as a ``NewsEncoder`` or a ``Recommender``.
         folder: Where to; an export that stands there is replaced.
         tokenizer_dir: A saved tokenizer to put beside the weights.
         info: Further entries of ``tnr.json``, such as ``tokenizer_sha256`` and text lengths.
     """
-    from trainer.models import Recommender
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clear(folder)
     building = temporary_name(folder)
@@ -197,7 +211,7 @@ def export_model(
                     shutil.copyfile(file, building / file.name)
         described = info | {
             "format": FORMAT,
-            "kind": "recommender" if isinstance(model, Recommender) else "news_encoder",
+            "kind": model.kind,
             "weights_sha256": sha256_file(building / WEIGHTS),
         }
         described = sealed(described, building)

@@ -40,7 +40,7 @@ class Info:
     """What ``tnr.json`` must hold; entries with a default are missing in some exports."""
 
     format: int
-    kind: Literal["news_encoder", "recommender"]
+    kind: Literal["news_encoder", "recommender", "language_model"]
     weights_sha256: Sha256
     tokenizer_sha256: Sha256 = ""
     news_text: list[tuple[TextField, _Tokens]] | None = None

@@ -8,8 +8,9 @@ from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedMode
 
 from trainer.config.bias import BIAS_KEY, settle_bias
 from trainer.config.clicks import ClickModelConfig
-from trainer.config.schema import BackboneConfig, ModelConfig
+from trainer.config.schema import BackboneConfig, LanguageModelConfig, ModelConfig
 from trainer.errors import ModelError
+from trainer.models.backbone import Backbone
 from trainer.models.configuration import NewsEncoderConfig, RecommenderConfig
 from trainer.models.layers import new_language_model, pooler_arguments, select_layers
 from trainer.models.loading import (
@@ -55,6 +56,25 @@ def build_news_encoder(config: ModelConfig, *, vocab_size: int, pad_id: int) -> 
     """
     encoder, _ = _news_encoder(config, vocab_size, pad_id)
     return encoder
+
+
+def build_backbone(config: LanguageModelConfig, *, vocab_size: int, pad_id: int) -> Backbone:
+    """A language model to train, without anything on top; arguments and errors of
+    :func:`build_news_encoder`."""
+    if config.init is None:
+        settled = settle_bias(config)
+        language_model = _language_model(settled.backbone, vocab_size, pad_id)
+        is_biased = bool(settled.backbone.relative_position_bias)
+        backbone = Backbone(language_model.config, is_biased, language_model)
+        _complete(backbone, settled.backbone)
+    else:
+        exported = load_model(config.init)
+        encoder = exported.news_encoder if isinstance(exported, Recommender) else exported
+        _adapt_backbone(encoder, config)
+        backbone = encoder.backbone
+    _check_vocabulary(backbone.language_model.config, vocab_size, pad_id, config)
+    set_trainable(backbone, config.trainable_layers)
+    return backbone
 
 
 def build_recommender(config: ClickModelConfig, *, vocab_size: int, pad_id: int) -> Recommender:
@@ -110,6 +130,24 @@ def _news_encoder(
 
 def _encoder_of_backbone(config: ModelConfig, vocab_size: int, pad_id: int) -> NewsEncoder:
     backbone = settle_bias(config).backbone
+    language_model = _language_model(backbone, vocab_size, pad_id)
+    encoder = NewsEncoder(
+        NewsEncoderConfig(
+            backbone=language_model.config,
+            pooling=config.pooling,
+            pooling_mask=config.pooling_mask,
+            query_dim=config.query_dim,
+            news_dim=config.news_dim,
+            relative_position_bias=bool(backbone.relative_position_bias),
+        ),
+        language_model,
+    )
+    _complete(encoder.backbone, backbone)
+    return encoder
+
+
+def _language_model(backbone: BackboneConfig, vocab_size: int, pad_id: int) -> PreTrainedModel:
+    """The plain language model, with the layers that are kept."""
     language_model: PreTrainedModel
     lm_config: PreTrainedConfig
     if backbone.name == RANDOM:
@@ -122,28 +160,21 @@ def _encoder_of_backbone(config: ModelConfig, vocab_size: int, pad_id: int) -> N
         language_model = load_language_model(backbone.name, lm_config)
     if backbone.layers is not None:
         select_layers(language_model, backbone.layers)
-    encoder = NewsEncoder(
-        NewsEncoderConfig(
-            backbone=language_model.config,
-            pooling=config.pooling,
-            pooling_mask=config.pooling_mask,
-            query_dim=config.query_dim,
-            news_dim=config.news_dim,
-            relative_position_bias=bool(backbone.relative_position_bias),
-        ),
-        language_model,
-    )
-    check_padding(encoder.backbone, backbone.name)
-    table = encoder.backbone.rel_pos_bias
-    if table is not None and (stored := read_tensor(Path(backbone.name), BIAS_KEY)) is not None:
+    return language_model
+
+
+def _complete(backbone: Backbone, config: BackboneConfig) -> None:
+    """Check that padding changes nothing, and read the table of positions where there is one."""
+    check_padding(backbone, config.name)
+    table = backbone.rel_pos_bias
+    if table is not None and (stored := read_tensor(Path(config.name), BIAS_KEY)) is not None:
         if stored.shape != table.weight.shape:
             raise ModelError(
-                f"{BIAS_KEY} of {backbone.name} is {tuple(stored.shape)}; expected "
+                f"{BIAS_KEY} of {config.name} is {tuple(stored.shape)}; expected "
                 f"{tuple(table.weight.shape)}"
             )
         with torch.no_grad():
             table.weight.copy_(stored)
-    return encoder
 
 
 def _random_config(backbone: BackboneConfig, vocab_size: int, pad_id: int) -> BertConfig:
@@ -168,13 +199,17 @@ def _adapt_exported(encoder: NewsEncoder, config: ModelConfig) -> None:
     _check_same(config, encoder.config, ["news_dim", "pooling"])
     if config.pooling == "attention":
         _check_same(config, encoder.config, ["query_dim"])
+    encoder.config.pooling_mask = config.pooling_mask
+    _adapt_backbone(encoder, config)
+
+
+def _adapt_backbone(encoder: NewsEncoder, config: LanguageModelConfig) -> None:
     biased = encoder.config.relative_position_bias
     # Asking for a bias that the export lacks is an error; not repeating that it has one is none.
     if config.backbone.relative_position_bias and not biased:
         raise ModelError(
             f"backbone.relative_position_bias is true, but {config.init} was trained without it"
         )
-    encoder.config.pooling_mask = config.pooling_mask
     language_model = encoder.backbone.language_model
     if config.backbone.layers is not None:
         select_layers(language_model, config.backbone.layers)
@@ -220,7 +255,7 @@ def _check_same(config: ModelConfig, exported: Any, fields: list[str]) -> None:
 
 
 def _check_vocabulary(
-    lm_config: PreTrainedConfig, vocab_size: int, pad_id: int, config: ModelConfig
+    lm_config: PreTrainedConfig, vocab_size: int, pad_id: int, config: LanguageModelConfig
 ) -> None:
     source = config.init or config.backbone.name
     if vocab_size > lm_config.vocab_size:

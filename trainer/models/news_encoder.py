@@ -37,6 +37,7 @@ class NewsEncoder(StrictModel):
     config: NewsEncoderConfig
     base_model_prefix = "news_encoder"
     main_input_name = "input_ids_UL"
+    kind = "news_encoder"
 
     def __init__(
         self, config: NewsEncoderConfig, language_model: PreTrainedModel | None = None

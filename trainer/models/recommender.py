@@ -18,6 +18,7 @@ class Recommender(StrictModel):
     config: RecommenderConfig
     base_model_prefix = "recommender"
     main_input_name = "input_ids_UL"
+    kind = "recommender"
 
     def __init__(self, config: RecommenderConfig, news_encoder: NewsEncoder | None = None) -> None:
         """Build the model.

@@ -3,7 +3,7 @@
 from typing import Any
 
 from shards.pretrained import on_meta
-from trainer.config.schema import ModelConfig
+from trainer.config.schema import LanguageModelConfig
 from trainer.models.layers import find_layers, new_language_model, select_layers
 from trainer.models.loading import load_language_model_config, load_news_config
 from trainer.plan.sizes import RELATIVE_BUCKETS, BackboneSize
@@ -11,7 +11,7 @@ from trainer.plan.sizes import RELATIVE_BUCKETS, BackboneSize
 _INNER = ("intermediate_size", "hidden_dim", "ffn_dim")
 
 
-def backbone_size(config: ModelConfig) -> BackboneSize:
+def backbone_size(config: LanguageModelConfig) -> BackboneSize:
     """Sizes of the backbone that a run starts from: an export's, or a language model's.
 
     Args:

@@ -208,7 +208,8 @@ def _size(
 ) -> TaskSize:
     dims: list[int] = []
     if isinstance(config, DistillConfig) and config.reads_vectors:
-        dims = [_teacher_width(name, config.model.news_dim) for name in config.teachers.models]
+        width = config.model.news_dim
+        dims = [_teacher_width(name, width) for name in config.teachers.models]
     return task_size(config, _backbone(config, sources, options, notes), dims)
 
 

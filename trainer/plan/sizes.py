@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.config.clicks import ClickModelConfig
-from trainer.config.schema import BackboneConfig, TrainConfig
+from trainer.config.schema import BackboneConfig, ModelConfig, TrainConfig
 from trainer.tasks.registry import task_of
 
 RELATIVE_BUCKETS = 32
@@ -56,9 +56,9 @@ class TaskSize:
     trains_embeddings: bool
     """Whether embeddings are trained too: then every layer is."""
     news_dim: int
-    """E."""
+    """E; 0 without a news encoder."""
     query_dim: int
-    """Q."""
+    """Q; 0 without a news encoder."""
 
     @property
     def parameters(self) -> int:
@@ -109,10 +109,12 @@ def task_size(
         backbone: Its language model.
         teacher_dims: Width of each teacher's vectors; empty without teachers.
     """
-    model, E = config.model, config.model.news_dim
-    head = backbone.width * E + E
-    if model.pooling == "attention":
-        head += _additive(backbone.width, model.query_dim)
+    model, head, E, Q = config.model, 0, 0, 0
+    if isinstance(model, ModelConfig):
+        E, Q = model.news_dim, model.query_dim
+        head = backbone.width * E + E
+        if model.pooling == "attention":
+            head += _additive(backbone.width, Q)
     if isinstance(model, ClickModelConfig):
         head += _user_encoder(model)
     trained = model.trainable_layers
@@ -123,7 +125,7 @@ def task_size(
         trained_layers=backbone.layers if trained is None else min(trained, backbone.layers),
         trains_embeddings=trained is None,
         news_dim=E,
-        query_dim=model.query_dim,
+        query_dim=Q,
     )
 
 

@@ -1,8 +1,9 @@
 """What every task returns, and how its terms become one loss."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,35 +43,29 @@ class StepOutput(TypedDict):
     """Numbers between 0 and 1 whose distribution is logged, one vector a name, detached."""
 
 
-class TaskData(Protocol):
+class TaskData(ABC):
     """The data half of a task."""
 
-    @property
-    def order(self) -> EpochOrder:
-        """Order of the task's units: articles, or clicks."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """What the data are, part by part; a run is continued only on the same."""
-        ...
-
-    notes: list[str]
+    order: EpochOrder
+    """Order of the task's units: articles, or clicks."""
+    fingerprint: str
+    """What the data are, part by part; a run is continued only on the same."""
+    notes: Sequence[str] = ()
     """What is said when a run starts: samples that are left out, and why."""
 
+    @abstractmethod
     def collate(self, batch: BatchRows) -> MicroBatch:
         """Make one micro-batch, on the CPU."""
-        ...
 
     def sharing(self, micro_batch: int, global_batch: int, ranks: int) -> Sharing | None:
-        """How many texts are left where ranks share them; None where they share nothing."""
-        ...
+        """Say how many texts are left where ranks share them; None where they share nothing."""
+        return None
 
     def sharing_choice(
         self, micro_batch: int, global_batch: int, ranks: int
     ) -> SharingChoice | None:
-        """What ``data.share_titles auto`` comes to; None where there is nothing to choose."""
-        ...
+        """Say what ``data.share_titles auto`` comes to; None where there is nothing to choose."""
+        return None
 
 
 def step_output(

@@ -3,16 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from shards.tokens import TokenColumn
 from trainer.config.schema import TrainConfig
 from trainer.engine.validation import Validation
 from trainer.errors import ModelError
-from trainer.export.folder import export_model, load_export
+from trainer.export.folder import Exportable, export_model, load_export
 from trainer.tasks.base import TaskData
 from trainer.tasks.registry import open_sources, task_of
 from trainer.tasks.sources import Sources
@@ -68,30 +67,16 @@ def open_validation(config: TrainConfig, sources: Sources, data: TaskData) -> Va
 
 def exporter(config: TrainConfig, tokens: TokenColumn) -> Exporter:
     """Make a function that exports a model with what its readers must know about its texts."""
-    model = config.model
-    settings = {
-        "pooling": model.pooling,
-        "pooling_mask": model.pooling_mask,
-        "query_dim": model.query_dim,
-        "news_dim": model.news_dim,
-        "user_encoder": None,
-        "history_padding": None,
-    }
-    said = task_of(config).says(config)
     described = {
         "task": config.task,
         "tokenizer_sha256": tokens.tokenizer_sha256,
-        "max_title_tokens": config.data.max_title_tokens,
-        "max_body_tokens": None,
-        "history_length": None,
-        "pad_to_max": config.data.pad_to_max,
-        **said,
-        "model_settings": settings | said.get("model_settings", {}),
+        **task_of(config).says(config),
     }
 
     def export(model: nn.Module, folder: Path, info: dict[str, Any]) -> object:
-        assert isinstance(model, PreTrainedModel)
-        return export_model(model, folder, tokens.tokenizer_dir, described | info)
+        return export_model(
+            cast("Exportable", model), folder, tokens.tokenizer_dir, described | info
+        )
 
     return export
 

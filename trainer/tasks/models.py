@@ -2,13 +2,13 @@
 
 from shards.tokens import TokenColumn
 from trainer.config.clicks import ClickConfig
-from trainer.config.schema import TrainConfig
+from trainer.config.schema import EncoderConfig
 from trainer.config.validate import check_positions
 from trainer.models import NewsEncoder, Recommender, build_news_encoder, build_recommender
 from trainer.models.probe import freeze_idle
 
 
-def new_encoder(config: TrainConfig, tokens: TokenColumn) -> tuple[NewsEncoder, list[str]]:
+def new_encoder(config: EncoderConfig, tokens: TokenColumn) -> tuple[NewsEncoder, list[str]]:
     """Make the news encoder of a run, and what is said of it when the run starts.
 
     Raises:
@@ -28,7 +28,7 @@ def new_recommender(config: ClickConfig, tokens: TokenColumn) -> tuple[Recommend
     return recommender, _fitted(config, recommender.news_encoder, tokens)
 
 
-def _fitted(config: TrainConfig, encoder: NewsEncoder, tokens: TokenColumn) -> list[str]:
+def _fitted(config: EncoderConfig, encoder: NewsEncoder, tokens: TokenColumn) -> list[str]:
     """Check that the texts fit, and freeze what takes no part."""
     check_positions(config, encoder.backbone.max_tokens, len(tokens.prefix_ids))
     idle = freeze_idle(encoder.backbone)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from trainer.config.schema import TrainConfig
+from trainer.config.schema import EncoderConfig, TrainConfig
 from trainer.tasks.sources import Sources, open_articles
 
 if TYPE_CHECKING:
@@ -104,3 +104,22 @@ class Task(ABC, Generic[C]):
             What it is, in words, and how many values a teacher; None where nothing is stored.
         """
         return None
+
+
+def encoder_says(config: EncoderConfig) -> dict[str, Any]:
+    """Describe what every export with a news encoder says, see :meth:`Task.says`."""
+    model = config.model
+    return {
+        "max_title_tokens": config.data.max_title_tokens,
+        "max_body_tokens": None,
+        "history_length": None,
+        "pad_to_max": config.data.pad_to_max,
+        "model_settings": {
+            "pooling": model.pooling,
+            "pooling_mask": model.pooling_mask,
+            "query_dim": model.query_dim,
+            "news_dim": model.news_dim,
+            "user_encoder": None,
+            "history_padding": None,
+        },
+    }

@@ -16,7 +16,7 @@ from torch import Tensor
 from shards.length_groups import most_groups
 from shards.texts import TextGroup, TextView
 from trainer.batch import Batch, as_tensor
-from trainer.config.schema import TrainConfig
+from trainer.config.schema import EncoderConfig, TrainConfig
 from trainer.engine.deepspeed_file import read_deepspeed_file, stage_of
 from trainer.frozen.states import StateGroup, StateView
 
@@ -51,7 +51,9 @@ def grouping_of(config: TrainConfig, *, pads_matter: bool = False) -> Grouping:
         config: The run.
         pads_matter: Whether padding takes part for another reason, such as encoded empty slots.
     """
-    pads_matter |= config.data.pad_to_max or not config.model.pooling_mask
+    pads_matter |= config.data.pad_to_max
+    if isinstance(config, EncoderConfig):
+        pads_matter |= not config.model.pooling_mask
     if pads_matter or not config.data.batch_tokens:
         return NO_GROUPING
     deepspeed = config.run.deepspeed
@@ -87,6 +89,11 @@ class Texts(Batch):
     def are_states(self) -> bool:
         """Whether the encoder starts from states of frozen layers."""
         return self.parts[0].inputs.is_floating_point()
+
+    @property
+    def count(self) -> int:
+        """U."""
+        return len(self.parts[0].inputs if self.place is None else self.place)
 
     def with_empty_text(self, pad_id: int) -> "Texts":
         """One text more, of padding alone that counts as tokens (the released code's empty title);

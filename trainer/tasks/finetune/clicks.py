@@ -28,6 +28,7 @@ from trainer.models.projection import TeacherProjections
 from trainer.tasks.base import (
     MicroBatch,
     StepOutput,
+    TaskData,
     accuracy,
     data_fingerprint,
     numbered,
@@ -68,7 +69,7 @@ class Clicks(Batch):
     teachers: ClicksSaid | None = None
 
 
-class ClickData:
+class ClickData(TaskData):
     """Clicks with the user's history and S unclicked candidates of the same impression.
 
     Every distinct title of a micro-batch is encoded once, and empty history slots not at all,

@@ -11,7 +11,7 @@ from trainer.config.clicks import ClickConfig
 from trainer.config.distill import DistillConfig, LossConfig
 from trainer.tasks.finetune.sources import ClickSources, open_clicks
 from trainer.tasks.sources import Sources
-from trainer.tasks.task import Task
+from trainer.tasks.task import Task, encoder_says
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,17 +81,17 @@ class _Clicks(Task[C]):
     def says(self, config: C) -> dict[str, Any]:
         """See :meth:`Task.says`."""
         model = config.model
-        settings: dict[str, Any] = {
+        said = encoder_says(config) | {
+            "news_text": [list(part) for part in config.data.news_parts],
+            "history_length": config.clicks_read,
+        }
+        said["model_settings"] |= {
             "user_encoder": model.user_encoder,
             "history_padding": model.history_padding,
         }
         if model.user_encoder == "last_k_mean":
-            settings["user_last_k"] = model.user_last_k
-        return {
-            "news_text": [list(part) for part in config.data.news_parts],
-            "history_length": config.clicks_read,
-            "model_settings": settings,
-        }
+            said["model_settings"]["user_last_k"] = model.user_last_k
+        return said
 
 
 class Finetune(_Clicks[FinetuneConfig]):

@@ -24,6 +24,7 @@ from trainer.models.projection import TeacherProjections
 from trainer.tasks.base import (
     MicroBatch,
     StepOutput,
+    TaskData,
     accuracy,
     data_fingerprint,
     numbered,
@@ -64,7 +65,7 @@ class Pairs(Batch):
     teachers: TextsSaid | None = None
 
 
-class PostTrainData:
+class PostTrainData(TaskData):
     """Bodies with their own titles and N negatives drawn from the whole corpus, or from the window
     of the order that the body is in."""
 
@@ -109,12 +110,6 @@ class PostTrainData:
             said = self.signals.read(TextRows(titles_U, batch.rows, batch.epochs))
         pairs = Pairs(titles, bodies, as_tensor(index.reshape(titles_BC.shape)), said)
         return MicroBatch(pairs, count_texts(titles, bodies))
-
-    def sharing(self, micro_batch: int, global_batch: int, ranks: int) -> None:
-        """Ranks share the titles of clicks alone."""
-
-    def sharing_choice(self, micro_batch: int, global_batch: int, ranks: int) -> None:
-        """Ranks share the titles of clicks alone."""
 
 
 class PostTrainModule(nn.Module):

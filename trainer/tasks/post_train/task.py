@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainer.config.distill import DistillConfig, TeachersConfig
 from trainer.config.ranges import Count, Length
-from trainer.config.schema import DataConfig, Parts, TextCount, TrainConfig
+from trainer.config.schema import DataConfig, EncoderConfig, Parts, TextCount
 from trainer.errors import ConfigError
 from trainer.tasks.sources import Sources
-from trainer.tasks.task import Task
+from trainer.tasks.task import Task, encoder_says
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +47,7 @@ class PostTrainDataConfig(PairDataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairConfig(TrainConfig):
+class PairConfig(EncoderConfig):
     """A run over titles and bodies."""
 
     data: PairDataConfig = field(default_factory=PairDataConfig)
@@ -216,7 +216,7 @@ class PostTrainDistill(Task[PostTrainDistillConfig]):
 
 def _says(config: PairConfig) -> dict[str, Any]:
     data = config.data
-    return {
+    return encoder_says(config) | {
         "news_text": [["title", data.max_title_tokens]],
         "max_body_tokens": data.max_body_tokens,
     }
