@@ -59,10 +59,11 @@ class Run:
 
 
 class Callback:
-    """Hooks of the loop, in the order of a run; all ranks call each of them, unless it says
-    otherwise.
+    """Hooks of the loop, in the order of a run.
 
-    A callback with state in checkpoints overrides :meth:`state` and :meth:`resume` together.
+    Every rank calls every hook that does not say otherwise, and what a hook asks for (a record, a
+    checkpoint) is the same on every rank. A callback with state in checkpoints overrides
+    :meth:`state` and :meth:`resume` together.
     """
 
     def __enter__(self) -> "Callback":
@@ -123,19 +124,7 @@ class Callback:
 
 
 class Callbacks(list[Callback]):
-    """Those of a run, in order; entered in that order and left in reverse."""
-
-    def __enter__(self) -> "Callbacks":
-        """Enter all; those that were entered are left again where one fails."""
-        with contextlib.ExitStack() as stack:
-            for each in self:
-                stack.enter_context(each)
-            self._entered = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        """Leave all."""
-        self._entered.__exit__(*error)
+    """Those of a run, in order."""
 
     def state(self, session: dict[str, Any]) -> dict[str, Any]:
         """What ``state.json`` of a checkpoint says: the session's entries and those of all.

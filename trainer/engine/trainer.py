@@ -93,7 +93,9 @@ class Trainer:
                 with watched_start(self.distributed.rank, self.config.run.hang_timeout_s):
                     opened = self.distributed.from_main(self._open)
                 if not opened.is_finished:
-                    with self.callbacks:
+                    with contextlib.ExitStack() as entered:
+                        for each in self.callbacks:
+                            entered.enter_context(each)
                         self._train(opened.checkpoint, request)
         except BaseException as error:
             self.callbacks.stop(error)
