@@ -30,6 +30,7 @@ from transformers import BertConfig, BertModel
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.schema import OptimizerConfig, TrainConfig
+from trainer.engine.callback import Callbacks, Run
 from trainer.engine.distributed import Distributed, leave, start
 from trainer.engine.saving import Saver
 from trainer.engine.session import Session
@@ -94,13 +95,9 @@ class Bench:
             {"task": "post_train", "data.articles": "none", "run.background_saves": background},
             where="benchmark",
         )
-        return Saver(
-            config,
-            self._store,
-            self._distributed,
-            prepare=lambda: None,
-            publish=lambda step: None,
-        )
+        run = Run(config, self._distributed, 1)
+        run.store = self._store
+        return Saver(run, Callbacks())
 
     def _drain(self) -> None:
         self._distributed.from_main(os.sync)

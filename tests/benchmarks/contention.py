@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,20 +106,21 @@ class Turns:
 
 def training(folder: Path, turns: Turns) -> None:
     """Steps of post-training, as ``tnr train`` takes them."""
+    from trainer.engine.callback import Callback
     from trainer.engine.distributed import start
     from trainer.engine.trainer import Trainer
     from trainer.tasks.build import build
 
-    class Counted(Trainer):
-        def _fetch(self, batches: Iterator[Any]) -> Any:
+    class Counted(Callback):
+        def before_step(self, step: Any) -> None:
             if not turns.count(BATCH):
                 raise _Done
-            return super()._fetch(batches)
 
     config = config_of(folder, "post_train", run__checkpoint_every=10**6, run__log_every=10**6)
     with contextlib.suppress(_Done), start(config) as distributed:
         task = build(config)
-        Counted(config, task.module, task.data, task.export, distributed).fit()
+        others = [Counted()]
+        Trainer(config, task.module, task.data, task.export, distributed, callbacks=others).fit()
 
 
 def filling(folder: Path, turns: Turns) -> None:

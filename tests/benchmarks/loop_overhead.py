@@ -51,6 +51,7 @@ def bare_loop(articles: Path, config: Any) -> Any:
 
 def measure(articles: Path, work: Path, steps: int, **dotted: Any) -> dict[str, list[float]]:
     """Seconds of each counted step: ours, the bare one, and the bare one with its collating."""
+    from trainer.engine.callback import Callback
     from trainer.engine.distributed import start
     from trainer.engine.trainer import Trainer
     from trainer.recipes.load import load_config
@@ -67,21 +68,21 @@ def measure(articles: Path, work: Path, steps: int, **dotted: Any) -> dict[str, 
     bare = bare_loop(articles, config)
     found: dict[str, list[float]] = {"ours": [], "bare": [], "bare with data": []}
 
-    class Timed(Trainer):
+    class Timed(Callback):
         began: float | None = None
 
-        def _fetch(self, batches: Any) -> Any:
+        def before_step(self, step: Any) -> None:
             if self.began is not None:
                 found["ours"].append(time.perf_counter() - self.began)
             collate, rest = bare()
             found["bare"].append(rest)
             found["bare with data"].append(collate + rest)
             self.began = time.perf_counter()
-            return super()._fetch(batches)
 
     with start(config) as distributed:
         task = build(config)
-        Timed(config, task.module, task.data, task.export, distributed).fit()
+        others = [Timed()]
+        Trainer(config, task.module, task.data, task.export, distributed, callbacks=others).fit()
     counted = slice(NOT_COUNTED, steps - 1)
     return {name: values[counted] for name, values in found.items()}
 

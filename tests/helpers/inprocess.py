@@ -1,16 +1,18 @@
 """Train the toy task in this process: fast, for everything that needs no second rank."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.launch import settings
 from helpers.toy import ToyData, ToyTask
 from helpers.train_toy import save_export
 
-from trainer.engine.distributed import start
+from trainer.engine.callback import Callback
+from trainer.engine.distributed import Distributed, start
 from trainer.engine.trainer import Trainer
 from trainer.errors import TrainingError
 from trainer.recipes.load import from_settings
@@ -23,6 +25,7 @@ def train(
     make_task: Callable[[], Any] = ToyTask,
     export: Callable[..., object] = save_export,
     validation: Any = None,
+    callbacks: Sequence[Callback] = (),
     **changes: Any,
 ) -> Path:
     """One plain run, settings changed by keyword (``run__max_steps=5``)."""
@@ -30,7 +33,19 @@ def train(
     with start(config) as distributed:
         task = make_task()
         data = data or ToyData(seed=config.run.seed)
-        return Trainer(config, task, data, export, distributed, validation).fit()
+        return Trainer(config, task, data, export, distributed, validation, callbacks).fit()
+
+
+def alone() -> Distributed:
+    """A process without others, that trains nothing."""
+    return Distributed(
+        accelerator=None,  # type: ignore[arg-type]
+        rank=0,
+        world_size=1,
+        device=torch.device("cpu"),
+        accumulation=1,
+        deepspeed=None,
+    )
 
 
 def state(run_dir: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers.inprocess import alone
 from helpers.modes import deepspeed_file
 from helpers.process import torchrun
 from helpers.sets import make_impressions
@@ -188,7 +189,7 @@ def test_a_validation_starts_from_the_column(
         how = {"precision": precision, "batch_tokens": 64}
         found[name] = (
             encode_shared(model, one.texts, one.articles, Ranks(), **how),
-            one.measure(model, Ranks(), device="cpu", on_part=lambda done: None).to_dict(),
+            one.measure(model, alone(), on_part=lambda done: None).values,
         )
     assert model.training
     (expected, numbers), (vectors, ours) = found["whole"], found["column"]

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from trainer.config.schema import RunConfig
 from trainer.engine import loss_scale
 from trainer.engine.backends import StepResult
-from trainer.engine.not_finite import NotFinite, Verdict, spread
+from trainer.engine.not_finite import NotFinite, spread
+from trainer.engine.step import Step
 from trainer.errors import TrainingError
 
 UNITS = 240
@@ -66,17 +67,23 @@ def test_a_finite_loss_and_its_gradient_pass_to_the_bit_and_others_give_no_numbe
 
 def test_an_overflow_of_fp16_is_no_fault_but_a_loss_that_is_not_finite_is():
     faults = NotFinite(RunConfig(global_batch=8), ToyData().order, print)
-    position = ToyData().order.position_at(8)
+
+    def goes_back(bad_rank, result):
+        step = Step(1)
+        step.position, step.result = ToyData().order.position_at(8), result
+        faults.on_flag(0 if bad_rank is None else bad_rank + 1)
+        return faults.goes_back(step)
+
     overflow = StepResult(float("inf"), is_applied=False, loss_scale=1024.0)
-    assert faults.judge(1, None, overflow, position) is Verdict.GO_ON
+    assert not goes_back(None, overflow)
     assert faults.faults == []
     with pytest.raises(TrainingError, match="loss is not finite in step 1 on rank 3"):
-        faults.judge(1, 3, overflow, position)
+        goes_back(3, overflow)
     at_the_floor = StepResult(float("inf"), is_applied=False, loss_scale=None)
     with pytest.raises(TrainingError, match="gradient is not finite in step 1"):
-        faults.judge(1, None, at_the_floor, position)
+        goes_back(None, at_the_floor)
     with pytest.raises(TrainingError, match="and yet the weights were updated"):
-        faults.judge(1, 0, StepResult(1.0, is_applied=True), position)
+        goes_back(0, StepResult(1.0, is_applied=True))
 
 
 @pytest.mark.parametrize("make_task", [ToyTask, Infinite], ids=["loss", "gradient"])

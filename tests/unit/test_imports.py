@@ -96,6 +96,11 @@ def test_deepspeed_is_imported_in_engine_and_checkpoint_alone() -> None:
     assert offenders(paths, ("deepspeed",)) == {}
 
 
+def test_the_engine_knows_no_evaluator() -> None:
+    paths = files("trainer/engine", "trainer/monitor", "trainer/checkpoint")
+    assert offenders(paths, ("trainer.evaluate",)) == {}
+
+
 def test_launchers_import_no_torch() -> None:
     assert offenders(files("launchers"), HEAVY) == {}
 

@@ -6,13 +6,14 @@ import json
 import torch
 
 from trainer.engine.profiling import StepProfiler
+from trainer.engine.step import Step
 
 
 def test_chosen_steps_leave_a_trace_and_a_table_of_operators(tmp_path):
     said = []
-    with StepProfiler((2, 3, 99), tmp_path, rank=1) as profiler:
-        for step in range(1, 6):
-            said += profiler.begin(step)
+    with StepProfiler((2, 3, 99), tmp_path, 1, said.append) as profiler:
+        for number in range(1, 6):
+            profiler.before_step(Step(number))
             torch.ones(8, 8) @ torch.ones(8, 8)
     (line,) = said
     assert line.startswith("profile of steps 2 to 3: ")

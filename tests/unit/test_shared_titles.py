@@ -5,6 +5,7 @@ That losses and gradients over real ranks are the same is in ``numerics/test_equ
 
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +15,8 @@ from helpers.world import TinyWorld, make_world
 
 from shards import sharing
 from shards.stream import Stream
-from trainer.checkpoint.retention import retention_of
-from trainer.checkpoint.store import CheckpointStore
+from trainer.engine.callback import Run
 from trainer.engine.opening import open_run
-from trainer.engine.run_folder import RunFolder
 from trainer.tasks.build import build, open_data
 from trainer.tasks.finetune.clicks import Clicks, score_clicks
 from trainer.tasks.registry import open_sources
@@ -85,9 +84,10 @@ def test_scores_are_those_of_ranks_that_encode_their_own(world, monkeypatch):
             torch.testing.assert_close(found, tensor, rtol=1e-5, atol=1e-6)
 
 
-def start_of(world: TinyWorld, data, folder: RunFolder, ranks: int) -> dict:
+def start_of(world: TinyWorld, data, folder: Path, ranks: int) -> dict:
     """What the first process of a run records when it starts."""
-    config = world.config("finetune", run__global_batch=12, run__micro_batch=2)
+    sizes = {"run__global_batch": 12, "run__micro_batch": 2}
+    config = world.config("finetune", run__dir=str(folder), **sizes)
     processes = SimpleNamespace(
         world_size=ranks,
         zero_stage=None,
@@ -95,11 +95,10 @@ def start_of(world: TinyWorld, data, folder: RunFolder, ranks: int) -> dict:
         accumulation=2,
         device=torch.device("cpu"),
     )
-    store = CheckpointStore(folder.checkpoints, retention_of(config), folder.say)
-    how = {"fingerprint": data.fingerprint, "notes": [], "steps": 5, "copy_steps": []}
-    open_run(config, folder, store, processes, data, **how)
-    folder.close()
-    return json.loads((folder.path / "starts.jsonl").read_text())
+    run = Run(config, processes, 5)
+    open_run(run, data, fingerprint=data.fingerprint, notes=[], copy_steps=[])
+    run.folder.close()
+    return json.loads((folder / "starts.jsonl").read_text())
 
 
 @pytest.mark.parametrize(("worth", "is_shared"), [(1.0, True), (0.05, False)])
@@ -108,14 +107,14 @@ def test_auto_shares_where_few_enough_titles_are_left(
 ):
     monkeypatch.setattr(sharing, "WORTH_SHARING", worth)
     data, rows = batches(world, data__share_titles="auto")
-    recorded = start_of(world, data, RunFolder(tmp_path / "run"), RANKS)["share_titles"]
+    recorded = start_of(world, data, tmp_path / "run", RANKS)["share_titles"]
     said = capsys.readouterr().out
     chosen = "all" if is_shared else "rank"
     assert f"data.share_titles auto is {chosen} (all where at most {100 * worth:.0f}%" in said
     assert (recorded["chosen"], recorded["ranks"]) == (chosen, RANKS)
     kept = recorded["distinct_over_ranks"] / (RANKS * recorded["most_distinct"])
     assert f"would have {100 * kept:.0f}% of them" in said
-    assert "share_titles" not in start_of(world, data, RunFolder(tmp_path / "alone"), 1)
+    assert "share_titles" not in start_of(world, data, tmp_path / "alone", 1)
     kept = data.sharing(2, 12, RANKS).kept_over_ranks
     assert 0.05 < kept < 1.0
     shares = [data.collate(part).batch.news.shared is not None for part in rows]

@@ -4,13 +4,14 @@ import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers.evaluated import evaluated
-from helpers.inprocess import train
+from helpers.inprocess import alone, train
 from helpers.launch import metrics
 from helpers.sets import impression_samples, make_articles, make_impressions
 from helpers.toy import ToyData
@@ -22,12 +23,16 @@ from trainer.cli.main import main
 from trainer.config.clicks import ClickValidationConfig
 from trainer.config.flat import flatten, to_dict
 from trainer.config.validate import validate
-from trainer.engine.distributed import Distributed, start
+from trainer.engine.callback import Run
+from trainer.engine.distributed import start
+from trainer.engine.step import Step
 from trainer.engine.trainer import Trainer
-from trainer.engine.validation import Progress, Validator
+from trainer.engine.validation import Measured, Progress, Validator
+from trainer.engine.watchdog import VALIDATE
 from trainer.errors import CheckpointError, ConfigError, TinyNewsRecError, TrainingError
 from trainer.evaluate.metrics import METRIC_NAMES, ranking_metrics
 from trainer.tasks.build import build
+from trainer.tasks.finetune.task import FinetuneConfig
 
 DAY = "2019-11-14"
 EVERY, STEPS = 2, 12
@@ -340,12 +345,13 @@ class Falling:
     def __init__(self) -> None:
         self.calls = 0
 
-    def measure(self, model, ranks, *, on_part, **_):
+    def measure(self, model, distributed, *, on_part, **_):
         self.calls += 1
         for _ in range(3):
             on_part(1)
         labels = np.eye(self.calls + 1, dtype=np.uint8)[-1]  # the last and worst was clicked
-        return ranking_metrics(-np.arange(self.calls + 1.0), labels, np.array([0, len(labels)]))
+        found = ranking_metrics(-np.arange(self.calls + 1.0), labels, np.array([0, len(labels)]))
+        return Measured(values=found.to_dict(), count=1, unit="impressions")
 
 
 def test_a_run_that_goes_back_counts_no_validation_twice(tmp_path):
@@ -371,23 +377,37 @@ def test_a_run_that_goes_back_counts_no_validation_twice(tmp_path):
 
 def test_a_long_validation_gives_signs_of_life_and_cannot_be_taken_for_a_hang():
     ticks, said = [], []
-    alone = Distributed(
-        accelerator=None,
-        rank=0,
-        world_size=1,
-        device=torch.device("cpu"),
-        accumulation=1,
-        deepspeed=None,
-    )
     settings = ClickValidationConfig(clicks="x", every=3, metric="mrr")
-    validator = Validator(
-        settings, Falling(), alone, 7, tick=lambda: ticks.append(1), say=said.append
-    )
-    model = torch.nn.Linear(1, 1)
-    assert [step for step in range(1, 8) if validator.run(step, lambda: model)] == [3, 6, 7]
-    assert len(ticks) == 3 * 4
+    run = Run(FinetuneConfig(validation=settings), alone(), 7)
+    run.at, run.say = ticks.append, said.append
+    validator = Validator(run, Falling())
+    session = SimpleNamespace(full_model=lambda: torch.nn.Linear(1, 1))
+    steps = [Step(number) for number in range(1, 8)]
+    for step in steps:
+        validator.before_step(step)
+        validator.after_step(session, step)
+    assert [step.number for step in steps if step.values] == [3, 6, 7]
+    assert [step.number for step in steps if step.is_logged] == [3, 6, 7]
+    assert ticks == [VALIDATE] * 3 * 4
     assert "validation of step 3: auc 0.0000  mrr 0.5000" in said[0]
     assert "the best mrr so far" in said[0] and "the best mrr is 0.5000 of step 3" in said[1]
+
+
+def test_any_evaluator_serves_under_the_names_that_it_gives(tmp_path, capsys):
+    class Recall:
+        fingerprint, notes = "recall", ["measured on pairs"]
+
+        def measure(self, model, distributed, **_):
+            return Measured(values={"recall": 0.5, "mrr": 0.25}, count=1200, unit="pairs")
+
+    how = {"validation": Recall(), "run__max_steps": 2, "validation__clicks": "pairs"}
+    how |= {"task": "finetune", "data__clicks": "none"}
+    run = train(tmp_path / "run", validation__metric="mrr", **how)
+    said = capsys.readouterr().out
+    assert "validation of step 2: recall 0.5000  mrr 0.2500  (1,200 pairs, " in said
+    assert aucs(run, "recall") == {2: 0.5} and aucs(run, "best_mrr") == {2: 0.25}
+    with pytest.raises(ConfigError, match=r"metric is 'auc', but .* measures recall, mrr"):
+        train(tmp_path / "other", validation__metric="auc", **how)
 
 
 def test_progress_counts_by_min_delta_but_keeps_whatever_was_best():

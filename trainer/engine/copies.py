@@ -1,12 +1,39 @@
 """Which steps of a run become teachers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.config.schema import CopiesConfig
+from trainer.engine.callback import Callback
 from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.engine.session import Session
+    from trainer.engine.step import Step
+
+Publish = Callable[["Session", Path], None]
 
 MOST = 100_000
 """Copies at most that a run keeps."""
+
+
+class Copies(Callback):
+    """Publishes the model as a teacher after chosen steps.
+
+    Args:
+        steps: Those steps: :func:`copy_steps`.
+        path: Gives the folder of a step's copy.
+        export: Publishes the session's model in a folder.
+    """
+
+    def __init__(self, steps: Sequence[int], path: Callable[[int], Path], export: Publish) -> None:
+        self._steps, self._path, self._export = frozenset(steps), path, export
+
+    def after_step(self, session: "Session", step: "Step") -> None:
+        """Publish a copy where one is wanted."""
+        if step.number in self._steps:
+            self._export(session, self._path(step.number))
 
 
 def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:

@@ -1,85 +1,115 @@
-"""How a run ends: which weights are exported, and what ``state.json`` says then."""
+"""How a run ends: what it exports, and what ``state.json`` of its folder says."""
 
 import contextlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.store import CheckpointStore
-from trainer.config.schema import TrainConfig
-from trainer.engine.distributed import Distributed
-from trainer.engine.run_folder import RunFolder
+from torch import nn
+
+from trainer.engine.callback import Callback, Run
 from trainer.engine.session import Session
+from trainer.engine.step import Step
 from trainer.engine.validation import Validator
+from trainer.engine.watchdog import EXPORT
 from trainer.errors import CheckpointError, StopForRequeue
 
+Export = Callable[[nn.Module, Path, dict[str, Any]], object]
+"""``export(model, folder, info)``: publish the model, with its whole fp32 weights, as a folder."""
 
-def take_chosen(
-    config: TrainConfig,
-    session: Session,
-    store: CheckpointStore,
-    validator: Validator,
-    distributed: Distributed,
-) -> dict[str, Any]:
-    """Give the session the weights that the run exports at its end; called by all ranks.
 
-    Returns:
-        What the export says about them: the step, and by what it was chosen. Empty where nothing
-        was validated: then they are those of the last step.
+class Ending(Callback):
+    """Exports the model at the end, and keeps the run folder's ``state.json``.
 
-    Raises:
-        CheckpointError: The checkpoint of the best step is gone or damaged.
+    Args:
+        run: The run.
+        validator: What chose its best step.
+        export: Called on rank 0.
     """
-    progress = validator.progress
-    if progress.best_step is None:
-        return {}
-    if config.run.export == "last":
-        return {"chosen": "last step", "step": session.step}
-    if progress.best_step != session.step:
-        best_step = progress.best_step
 
-        def verify() -> Any:
-            try:
-                return store.verify(best_step)
-            except CheckpointError as error:
-                raise CheckpointError(
-                    f"the weights of step {best_step}, the best by {validator.metric}, cannot be "
-                    f"exported: {error}. Put a good copy back, or export the last step's with "
-                    "--run.export last"
-                ) from error
+    def __init__(self, run: Run, validator: Validator, export: Export) -> None:
+        self._run, self._validator, self._export = run, validator, export
 
-        session.take_weights(distributed.from_main(verify))
-    return {
-        "chosen": f"best {validator.metric}",
-        "step": progress.best_step,
-        validator.metric: progress.best,
-    }
+    def publish(self, session: Session, folder: Path, said: dict[str, Any] | None = None) -> None:
+        """Export the session's model; called by all ranks.
 
+        Args:
+            session: What is exported.
+            folder: Where to.
+            said: What the export says besides.
+        """
+        self._run.at(EXPORT)
+        model = session.full_model()
+        info = session.info(self._run.folder.path, self._run.steps) | (said or {})
+        self._run.distributed.from_main(lambda: self._export(model, folder, info) and None)
 
-def finished_line(folder: RunFolder, chosen: dict[str, Any], last_step: int) -> str:
-    """What is said of the export of a finished run."""
-    said = f"finished: {folder.export}"
-    if not chosen:
-        return said
-    return f"{said} has the weights of step {chosen['step']} of {last_step}: {chosen['chosen']}"
+    def after_step(self, session: Session, step: Step) -> None:
+        """Save the last step."""
+        step.is_saved |= step.number == self._run.steps
 
+    def after_checkpoint(self, number: int) -> None:
+        """Say how far the run is."""
+        self._run.folder.write_state("running", number, self._run.steps)
 
-def write_finished(folder: RunFolder, validator: Validator, step: int, steps: int) -> None:
-    """Say that a run is finished: at its last step, or before it for want of improvement."""
-    if step < steps:
-        stale = validator.progress.stale
-        folder.write_state("finished", step, steps, validator.ending(), without_improvement=stale)
-    else:
-        folder.write_state("finished", step, steps)
+    def on_end(self, session: Session) -> None:
+        """Export the last weights or the best, and say that the run is finished.
 
+        Raises:
+            CheckpointError: The checkpoint of the best step is gone or damaged.
+        """
+        run, validator, step = self._run, self._validator, session.step
+        run.at(EXPORT)
+        if validator.is_over:
+            run.say(f"ended after step {step} of {run.steps}: {validator.ending()}")
+        chosen = self._take_chosen(session)
+        self.publish(session, run.folder.export, chosen)
+        early: dict[str, Any] = {}
+        if step < run.steps:
+            stale = validator.progress.stale
+            early = {"reason": validator.ending(), "without_improvement": stale}
+        run.distributed.from_main(
+            lambda: run.folder.write_state("finished", step, run.steps, **early)
+        )
+        said = f"finished: {run.folder.export}"
+        if chosen:
+            said += f" has the weights of step {chosen['step']} of {step}: {chosen['chosen']}"
+        run.say(said)
 
-def write_stopped(folder: RunFolder, error: BaseException, steps: int) -> None:
-    """Leave the reason of an early end, with the last checkpoint's step; the disk may refuse."""
-    state = folder.state()
-    if state.get("state") == "running" and folder.is_open:
-        with contextlib.suppress(OSError):
-            folder.write_state(
-                "stopped",
-                int(state["step"]),
-                steps,
-                str(error) or type(error).__name__,
-                is_failed=not isinstance(error, StopForRequeue),
-            )
+    def _take_chosen(self, session: Session) -> dict[str, Any]:
+        """Give the session the weights that are exported; called by all ranks.
+
+        Returns:
+            What the export says about them: the step, and by what it was chosen. Empty where
+            nothing was validated: then they are those of the last step.
+        """
+        metric, progress = self._validator.metric, self._validator.progress
+        if progress.best_step is None:
+            return {}
+        if self._run.config.run.export == "last":
+            return {"chosen": "last step", "step": session.step}
+        if progress.best_step != session.step:
+            best_step = progress.best_step
+
+            def verify() -> Any:
+                try:
+                    return self._run.store.verify(best_step)
+                except CheckpointError as error:
+                    raise CheckpointError(
+                        f"the weights of step {best_step}, the best by {metric}, cannot be "
+                        f"exported: {error}. Put a good copy back, or export the last step's with "
+                        "--run.export last"
+                    ) from error
+
+            session.take_weights(self._run.distributed.from_main(verify))
+        return {"chosen": f"best {metric}", "step": progress.best_step, metric: progress.best}
+
+    def on_stop(self, error: BaseException) -> None:
+        """Leave the reason of an early end, with the last checkpoint's step."""
+        folder = self._run.folder
+        state = folder.state() if folder.is_open else {}
+        if state.get("state") != "running":
+            return
+        step, reason = int(state["step"]), str(error) or type(error).__name__
+        is_failed = not isinstance(error, StopForRequeue)
+        with contextlib.suppress(OSError):  # the disk may refuse
+            folder.write_state("stopped", step, self._run.steps, reason, is_failed=is_failed)

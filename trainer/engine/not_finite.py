@@ -6,9 +6,9 @@ what they were before the step whatever the policy then does. Which steps and ba
 kept in the checkpoints: a resumed run decides as one that was never stopped.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -16,16 +16,12 @@ import torch
 from shards.order import EpochOrder, Position
 from trainer.config.schema import RunConfig
 from trainer.engine.backends import StepResult
+from trainer.engine.callback import Callback
+from trainer.engine.session import Session
+from trainer.engine.step import Step
 from trainer.errors import TrainingError
 
 _ROWS_SHOWN = 16
-
-
-class Verdict(Enum):
-    """What the loop does after a step."""
-
-    GO_ON = auto()
-    GO_BACK = auto()
 
 
 @dataclass(frozen=True)
@@ -59,28 +55,34 @@ def spread(loss: torch.Tensor) -> torch.Tensor:
     return loss * torch.where(is_finite, 1.0, torch.nan).to(loss.dtype)
 
 
-class NotFinite:
+class NotFinite(Callback):
     """Judges steps by ``run.not_finite`` and keeps the record of the bad ones; same on all ranks.
 
     Args:
         run: Policy, budget and global batch.
         order: Order of the data, which names batches and their rows.
         warn: Is told of every step that is left out (rank 0).
+        rank: This process.
     """
 
-    def __init__(self, run: RunConfig, order: EpochOrder, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, run: RunConfig, order: EpochOrder, warn: Callable[[str], None], rank: int = 0
+    ) -> None:
         self._run = run
         self._order = order
         self._warn = warn
+        self._rank = rank
+        self._bad_rank: int | None = None
         self.faults: list[Fault] = []
 
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Take over the record of the checkpoint that a run goes on from."""
-        self.faults = [Fault(**entry) for entry in state.get("not_finite", [])]
+    def state(self) -> dict[str, Any]:
+        """The record."""
+        return {"not_finite": [asdict(fault) for fault in self.faults]}
 
-    def record(self) -> list[dict[str, Any]]:
-        """The record as plain JSON values."""
-        return [asdict(fault) for fault in self.faults]
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take over the record; what made the run go back stays, for it says what to leave out."""
+        known = [Fault(**entry) for entry in state.get("not_finite", [])]
+        self.faults = known + [fault for fault in self.faults if fault not in known]
 
     def leaves_out(self, position: Position) -> bool:
         """Whether the batch that ends at a position was not finite before, and never comes again.
@@ -91,29 +93,31 @@ class NotFinite:
         samples = self._order.total_at(position)
         return any(fault.samples == samples for fault in self.faults)
 
-    def judge(
-        self, step: int, bad_rank: int | None, result: StepResult, position: Position
-    ) -> Verdict:
-        """Say what to do after a step.
+    def flag(self, step: Step) -> int:
+        """This rank and one where its loss is not finite, else 0."""
+        return 0 if math.isfinite(step.loss) else self._rank + 1
 
-        Args:
-            step: The step.
-            bad_rank: A rank whose loss is not finite, None where all are.
-            result: What the backend did with the gradient.
-            position: Place in the data after the step.
+    def on_flag(self, highest: int) -> None:
+        """Remember the highest rank whose loss is not finite, None for none."""
+        self._bad_rank = highest - 1 if highest else None
+
+    def after_step(self, session: Session, step: Step) -> None:
+        """Log how many steps were not finite so far."""
+        if self.faults:
+            step.values["train/skipped_steps"] = float(len(self.faults))
+
+    def goes_back(self, step: Step) -> bool:
+        """Whether the step just taken sends the run back to its newest checkpoint.
 
         Raises:
             TrainingError: The policy is to stop, or the budget is used up.
         """
+        bad_rank, result = self._bad_rank, step.result
         # An overflow of fp16 is no fault as long as its loss scale can be lowered.
         if bad_rank is None and (result.is_applied or result.loss_scale is not None):
-            return Verdict.GO_ON
-        fault = Fault(
-            step,
-            "gradient" if bad_rank is None else "loss",
-            bad_rank,
-            self._order.total_at(position),
-        )
+            return False
+        what = "gradient" if bad_rank is None else "loss"
+        fault = Fault(step.number, what, bad_rank, self._order.total_at(step.position))
         if result.is_applied:
             raise TrainingError(
                 f"{self._said(fault, result)}, and yet the weights were updated; nothing of this "
@@ -139,7 +143,7 @@ class NotFinite:
             + ("going back, without this batch" if goes_back else "left out")
             + f" ({count} of at most {budget}); {self._rows(fault)}"
         )
-        return Verdict.GO_BACK if goes_back else Verdict.GO_ON
+        return goes_back
 
     def _said(self, fault: Fault, result: StepResult) -> str:
         if fault.rank is not None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from shards.mixing import measure_mixing
 from trainer.checkpoint.resume import check_same_run
-from trainer.checkpoint.store import Checkpoint, CheckpointStore
+from trainer.checkpoint.store import Checkpoint
 from trainer.config.flat import to_dict
 from trainer.config.schema import TrainConfig
-from trainer.engine.distributed import Distributed
+from trainer.engine.callback import Run
 from trainer.engine.run_folder import RunFolder
 from trainer.engine.schedule import learning_rate_factor, length_of
 from trainer.errors import CheckpointError, ConfigError
@@ -27,28 +27,15 @@ class Opened:
 
 
 def open_run(
-    config: TrainConfig,
-    folder: RunFolder,
-    store: CheckpointStore,
-    distributed: Distributed,
-    data: TaskData,
-    *,
-    fingerprint: str,
-    notes: Sequence[str],
-    steps: int,
-    copy_steps: list[int],
+    run: Run, data: TaskData, *, fingerprint: str, notes: Sequence[str], copy_steps: list[int]
 ) -> Opened:
     """Lock the folder and choose the checkpoint to go on from.
 
     Args:
-        config: The run.
-        folder: Its folder.
-        store: Its checkpoints.
-        distributed: The processes, for the record.
+        run: The run.
         data: The task's: its order, its notes and what it chose are said and recorded.
         fingerprint: Of the data, those of the validation included.
         notes: What is said about the validation.
-        steps: Steps of the whole run.
         copy_steps: Steps that become teachers.
 
     Raises:
@@ -58,6 +45,7 @@ def open_run(
             exported other weights.
         TrainingError: Another process trains in the folder.
     """
+    config, folder, store, steps = run.config, run.folder, run.store, run.steps
     folder.open()
     settings, state = to_dict(config), folder.state()
     stored = folder.stored_config()
@@ -80,35 +68,28 @@ def open_run(
             "back, or start a new run in another folder"
         )
     step = 0 if checkpoint is None else checkpoint.step
-    _begin(config, folder, distributed, data, notes, step, steps)
+    _begin(run, data, notes, step)
     return Opened(checkpoint, is_finished=False)
 
 
-def _begin(
-    config: TrainConfig,
-    folder: RunFolder,
-    distributed: Distributed,
-    data: TaskData,
-    notes: Sequence[str],
-    step: int,
-    steps: int,
-) -> None:
+def _begin(run: Run, data: TaskData, notes: Sequence[str], step: int) -> None:
     """Record this start, and say what is known of it."""
-    run, ranks = config.run, distributed.world_size
-    mixing = measure_mixing(data.order, run.global_batch)
-    choice = data.sharing_choice(run.micro_batch, run.global_batch, ranks)
+    config, folder, steps = run.config, run.folder, run.steps
+    ranks, batch = run.distributed.world_size, config.run.global_batch
+    mixing = measure_mixing(data.order, batch)
+    choice = data.sharing_choice(config.run.micro_batch, batch, ranks)
     start: dict[str, Any] = {"from_step": step, "steps": steps, "ranks": ranks}
     start["left_out"] = len(data.order.skipped)
     start["order"] = mixing.to_dict()
-    lines = [_headline(config, folder, distributed, step, steps), mixing.line()]
+    lines = [_headline(run, step), mixing.line()]
     if choice is not None:
         start["share_titles"] = choice.to_dict()
         lines.append(choice.line())
-    folder.describe(to_dict(config), distributed.deepspeed, start)
+    folder.describe(to_dict(config), run.distributed.deepspeed, start)
     folder.write_state("running", step, steps)
     for line in (*lines, *data.notes, *notes):
         folder.say(line)
-    warn_if_emulated(run.precision, str(distributed.device), "run.precision", folder.say)
+    warn_if_emulated(config.run.precision, str(run.distributed.device), "run.precision", folder.say)
 
 
 def _is_done(config: TrainConfig, state: Mapping[str, Any], steps: int) -> bool:
@@ -172,13 +153,12 @@ def _check_export(config: TrainConfig, folder: RunFolder, stored: Mapping[str, A
         )
 
 
-def _headline(
-    config: TrainConfig, folder: RunFolder, distributed: Distributed, step: int, steps: int
-) -> str:
-    run, ranks, stage = config.run, distributed.world_size, distributed.zero_stage
+def _headline(run: Run, step: int) -> str:
+    config, here = run.config, run.distributed
+    ranks, stage = here.world_size, here.zero_stage
     how = ("plain" if ranks == 1 else "DDP") if stage is None else f"DeepSpeed ZeRO-{stage}"
     return (
-        f"{config.task} in {folder.path}: step {step} to {steps}, global batch "
-        f"{run.global_batch} = {ranks} ranks x {distributed.accumulation} micro-batches x "
-        f"{run.micro_batch}, {how}, {run.precision}, {distributed.device.type}"
+        f"{config.task} in {run.folder.path}: step {step} to {run.steps}, global batch "
+        f"{config.run.global_batch} = {ranks} ranks x {here.accumulation} micro-batches x "
+        f"{config.run.micro_batch}, {how}, {config.run.precision}, {here.device.type}"
     )

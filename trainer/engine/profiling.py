@@ -1,14 +1,20 @@
 """``run.profile_steps``: traces of chosen steps for TensorBoard's trace viewer, Perfetto or
 ``chrome://tracing``, and a table of where the time went."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from trainer.engine.callback import Callback
+
+if TYPE_CHECKING:
+    from trainer.engine.step import Step
 
 ROWS = 40
 """Operators in the table."""
 
 
-class StepProfiler:
+class StepProfiler(Callback):
     """Records chosen steps with ``torch.profiler``; neighbouring steps share one trace.
 
     A trace is ``profile/rank<R>.<first step>.pt.trace.json.gz`` (the names that TensorBoard's
@@ -18,36 +24,30 @@ class StepProfiler:
         steps: The steps to record; those that never come are no mistake.
         folder: The run folder.
         rank: This process.
+        say: Is told of every trace but one that the end of the run cuts off.
     """
 
-    def __init__(self, steps: tuple[int, ...], folder: Path, rank: int) -> None:
+    def __init__(
+        self, steps: tuple[int, ...], folder: Path, rank: int, say: Callable[[str], None]
+    ) -> None:
         self._steps = frozenset(steps)
-        self._folder, self._rank = folder, rank
+        self._folder, self._rank, self._say = folder, rank, say
         self._running: Any = None
         self._since = 0
         self._last = 0
 
-    def __enter__(self) -> "StepProfiler":
-        """Nothing is recorded yet."""
-        return self
-
     def __exit__(self, *_: object) -> None:
         """Write what is being recorded."""
-        self.stop()
+        if self._running is not None:
+            self._stop()
 
-    def begin(self, step: int) -> list[str]:
-        """A step begins: start or stop recording.
-
-        Returns:
-            A line for the log whenever a trace was written.
-        """
-        said = []
-        if self._running is not None and step not in self._steps:
-            said = self.stop()
-        if self._running is None and step in self._steps:
-            self._start(step)
-        self._last = step
-        return said
+    def before_step(self, step: "Step") -> None:
+        """Start or stop recording."""
+        if self._running is not None and step.number not in self._steps:
+            self._say(self._stop())
+        if self._running is None and step.number in self._steps:
+            self._start(step.number)
+        self._last = step.number
 
     def _start(self, step: int) -> None:
         import torch
@@ -60,10 +60,8 @@ class StepProfiler:
         self._since = step
         self._running.start()
 
-    def stop(self) -> list[str]:
-        """Write what is being recorded, if anything; see :meth:`begin`."""
-        if self._running is None:
-            return []
+    def _stop(self) -> str:
+        """Write what was recorded, and say where."""
         profiler, self._running = self._running, None
         profiler.stop()
         trace = self._folder / "profile" / f"rank{self._rank}.{self._since}.pt.trace.json.gz"
@@ -76,4 +74,4 @@ class StepProfiler:
         if any(getattr(event, "self_device_time_total", 0) for event in averages):
             order = "self_device_time_total"
         table.write_text(averages.table(sort_by=order, row_limit=ROWS), encoding="utf-8")
-        return [f"profile of steps {self._since} to {self._last}: {trace} and {table}"]
+        return f"profile of steps {self._since} to {self._last}: {trace} and {table}"

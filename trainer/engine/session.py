@@ -38,6 +38,8 @@ class Session:
         steps: Steps of the whole run.
 
     Attributes:
+        config: The run.
+        distributed: This process among the others.
         step: Optimizer steps taken.
         position: Place in the data after them; None at the start.
         is_checked: Whether it was seen that every trainable parameter takes part in the loss.
@@ -51,9 +53,9 @@ class Session:
         checkpoint: Checkpoint | None,
         steps: int,
     ) -> None:
-        self._config = config
+        self.config = config
         self._task = task
-        self._distributed = distributed
+        self.distributed = distributed
         self._moments = moments_of(config.optimizer)
         self.step = 0
         self.position: Position | None = None
@@ -106,7 +108,7 @@ class Session:
         Args:
             to_own: Whether they must stay as they are while training goes on.
         """
-        is_main = self._distributed.is_main
+        is_main = self.distributed.is_main
         return gather_tensors(
             self.backend, self._task, self._moments, is_main=is_main, to_own=to_own
         )
@@ -128,9 +130,9 @@ class Session:
         return {
             "position": None if self.position is None else self.position.to_dict(),
             "data": data,
-            "config": to_dict(self._config),
-            "ranks": self._distributed.world_size,
-            "zero_stage": self._distributed.zero_stage,
+            "config": to_dict(self.config),
+            "ranks": self.distributed.world_size,
+            "zero_stage": self.distributed.zero_stage,
             "backend": self.backend.state(),
             "rng": RNG_RULE,
             "versions": versions(),
@@ -139,9 +141,9 @@ class Session:
     def info(self, run: Path, steps: int) -> dict[str, Any]:
         """What an export says about where it comes from."""
         return {
-            "task": self._config.task,
+            "task": self.config.task,
             "run": run.name,
-            "seed": self._config.run.seed,
+            "seed": self.config.run.seed,
             "step": self.step,
             "steps": steps,
         }

@@ -14,17 +14,35 @@ from typing import Any, Protocol
 from torch import nn
 
 from trainer.config.schema import ValidationConfig
+from trainer.engine.callback import Callback, Run
 from trainer.engine.distributed import Distributed
+from trainer.engine.session import Session
+from trainer.engine.step import Step
+from trainer.engine.watchdog import VALIDATE
 from trainer.errors import ConfigError
-from trainer.evaluate.metrics import METRIC_NAMES, Metrics
-from trainer.evaluate.sharded import Ranks
 
 STATE = "validation"
 """Entry of a checkpoint's ``state.json``: :class:`Progress`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What an evaluator says of a model.
+
+    Attributes:
+        values: Metrics by name; ``validation.metric``, of which the highest is the best, is one.
+        count: On how much they were measured.
+        unit: Of what, in words: ``impressions``.
+    """
+
+    values: Mapping[str, float]
+    count: int
+    unit: str
+
+
 class Validation(Protocol):
-    """What a model is measured on: :class:`ClickValidation` is one."""
+    """An evaluator, and what it measures on: MIND's is
+    :class:`trainer.tasks.finetune.validation.ClickValidation`."""
 
     @property
     def fingerprint(self) -> str:
@@ -39,13 +57,19 @@ class Validation(Protocol):
     def measure(
         self,
         model: nn.Module,
-        ranks: Ranks,
+        distributed: Distributed,
         *,
-        device: str,
         on_part: Callable[[int], None],
         progress: bool = False,
-    ) -> Metrics:
-        """Measure a model; called by all ranks."""
+    ) -> Measured:
+        """Measure a model that is whole on this rank's device; called by all ranks.
+
+        Args:
+            model: Its mode and all random numbers stay as they are.
+            distributed: The processes.
+            on_part: Called whenever some of this rank's work is done.
+            progress: Whether progress is shown.
+        """
         ...
 
 
@@ -77,41 +101,24 @@ class Progress:
         return is_best
 
 
-class Validator:
+class Validator(Callback):
     """Validates a run, or none where it has no validation.
 
     Args:
-        config: Its section.
-        validation: What is measured on; None never validates.
-        distributed: The processes.
-        steps: Steps of the whole run.
-        tick: Called whenever some work is done: a long validation is no hang.
-        say: Says a line to people; called on rank 0 alone.
+        run: The run.
+        validation: What it is validated with; None never validates.
 
     Raises:
         ConfigError: The run is too short for its patience ever to run out.
     """
 
-    def __init__(
-        self,
-        config: ValidationConfig,
-        validation: Validation | None,
-        distributed: Distributed,
-        steps: int,
-        *,
-        tick: Callable[[], None],
-        say: Callable[[str], None],
-    ) -> None:
-        self._config = config
+    def __init__(self, run: Run, validation: Validation | None) -> None:
+        self._run, self._config = run, run.config.validates or ValidationConfig()
         self._validation = validation
-        self._distributed = distributed
-        self._steps = steps
-        self._tick = tick
-        self._say = say
         self._is_new_best = False
         self.progress = Progress()
         if validation is not None:
-            check_patience(config, steps)
+            check_patience(self._config, run.steps)
 
     @property
     def metric(self) -> str:
@@ -121,9 +128,8 @@ class Validator:
     @property
     def fingerprint(self) -> str:
         """What follows the fingerprint of the task's data; empty without validation."""
-        if self._validation is None:
-            return ""
-        return f" validation:{self._validation.fingerprint[:16]}"
+        found = self._validation
+        return "" if found is None else f" validation:{found.fingerprint[:16]}"
 
     @property
     def notes(self) -> list[str]:
@@ -136,69 +142,66 @@ class Validator:
         return () if self._validation is None else (f"valid/best_{self._config.metric}",)
 
     @property
-    def wants_checkpoint(self) -> bool:
-        """Whether the step just validated must not be lost: it is the best, or the last."""
-        return self._is_new_best or self.is_over
-
-    @property
     def is_over(self) -> bool:
         """Whether the run ends early."""
         patience = self._config.patience
         is_on = self._validation is not None and patience is not None
         return is_on and self.progress.stale >= (patience or 0)
 
-    def is_due(self, step: int) -> bool:
-        """Whether a step is validated."""
-        if self._validation is None:
-            return False
-        return step == self._steps or step % self._config.every == 0
+    def before_step(self, step: Step) -> None:
+        """Log a step that is validated."""
+        step.is_logged |= self._is_due(step.number)
 
-    def run(self, step: int, whole_model: Callable[[], nn.Module]) -> dict[str, float]:
-        """Validate a step if it is due; called by all ranks.
+    def _is_due(self, step: int) -> bool:
+        is_last = step == self._run.steps
+        return self._validation is not None and (is_last or step % self._config.every == 0)
 
-        Args:
-            step: The step just taken.
-            whole_model: Gives the model with its whole weights on every rank.
+    def after_step(self, session: Session, step: Step) -> None:
+        """Validate the step if it is due; the best must not be lost, nor the last.
 
-        Returns:
-            What is logged; empty where the step is not due.
+        Raises:
+            ConfigError: ``validation.metric`` is not among what is measured.
         """
+        step.values |= self._measure(session, step.number)
+        step.is_saved |= self._is_new_best or self.is_over
+
+    def _measure(self, session: Session, step: int) -> dict[str, float]:
         self._is_new_best = False
-        if self._validation is None or not self.is_due(step):
+        if self._validation is None or not self._is_due(step):
             return {}
-        self._tick()
+        self._run.at(VALIDATE)
         started = time.monotonic()
-        here = self._distributed
-        metrics = self._validation.measure(
-            whole_model().to(here.device),
-            Ranks(here.rank, here.world_size, group=here.control),
-            device=str(here.device),
-            on_part=lambda _: self._tick(),
-            progress=True,
-        )
+        at, here = self._run.at, self._run.distributed
+        model = session.full_model().to(here.device)
+        found = self._validation.measure(model, here, on_part=lambda _: at(VALIDATE), progress=True)
         # Ranks on unlike processors might differ in the last bit of a mean, and then in a decision.
-        found = self._distributed.from_main(metrics.to_dict)
+        values = here.from_main(lambda: dict(found.values))
         seconds = time.monotonic() - started
         config, progress = self._config, self.progress
-        self._is_new_best = progress.add(step, found[config.metric], config.min_delta)
-        if self._distributed.is_main:
-            self._say(self._line(step, found, metrics.num_impressions, seconds))
-        values = {f"valid/{name}": found[name] for name in METRIC_NAMES}
-        values[f"valid/best_{config.metric}"] = progress.best
-        values["valid/without_improvement"] = float(progress.stale)
-        return values | {"speed/validation_s": seconds}
-
-    def _line(self, step: int, found: dict[str, float], impressions: int, seconds: float) -> str:
-        numbers = "  ".join(f"{name} {found[name]:.4f}" for name in METRIC_NAMES)
-        said = (
-            f"validation of step {step}: {numbers}  ({impressions:,} impressions, {seconds:.1f} s)"
+        if config.metric not in values:
+            raise ConfigError(
+                f"validation.metric is {config.metric!r}, but what this run is validated with "
+                f"measures {', '.join(values)}; name one of these"
+            )
+        self._is_new_best = progress.add(step, values[config.metric], config.min_delta)
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self._run.say(
+            f"validation of step {step}: {numbers}  ({found.count:,} {found.unit}, "
+            f"{seconds:.1f} s){self._standing()}"
         )
+        logged = {f"valid/{name}": value for name, value in values.items()}
+        logged[f"valid/best_{config.metric}"] = progress.best
+        logged["valid/without_improvement"] = float(progress.stale)
+        return logged | {"speed/validation_s": seconds}
+
+    def _standing(self) -> str:
         if self._is_new_best:
-            return f"{said}; the best {self._config.metric} so far"
-        said += f"; the best {self._config.metric} is {self.progress.best:.4f} of step "
-        said += str(self.progress.best_step)
+            return f"; the best {self._config.metric} so far"
+        progress = self.progress
+        said = f"; the best {self._config.metric} is {progress.best:.4f} of step "
+        said += str(progress.best_step)
         if self._config.patience is not None:
-            said += f", {self.progress.stale} of {self._config.patience} without improvement"
+            said += f", {progress.stale} of {self._config.patience} without improvement"
         return said
 
     def ending(self) -> str:

@@ -32,11 +32,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from shards.errors import first_line
+from trainer.engine.callback import Callback
 from trainer.engine.heartbeats import DUMP_SIGNAL, Heartbeats, describe, silent, wake
 from trainer.errors import EXIT_FAILED
+
+if TYPE_CHECKING:
+    from trainer.engine.step import Step
 
 START = "start"
 FETCH = "data wait"
@@ -66,8 +70,8 @@ def collective_timeout_s(limit_s: float) -> float:
     return LONG * limit_s + 2 * SLACK_S
 
 
-class Watchdog:
-    """Watches this process; a context manager. See the module.
+class Watchdog(Callback):
+    """Watches this process. See the module.
 
     Args:
         rank: This process.
@@ -95,10 +99,10 @@ class Watchdog:
         self._file: IO[str] | None = None
         self.at(START)
 
-    def begin(self, step: int) -> None:
+    def before_step(self, step: "Step") -> None:
         """Note that a step begins."""
-        self._first = self._first or step
-        self._step = step
+        self._first = self._first or step.number
+        self._step = step.number
         self.at(FETCH)
 
     def at(self, phase: str) -> None:

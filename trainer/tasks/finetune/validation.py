@@ -24,8 +24,9 @@ from shards.ragged import row_of_value
 from shards.reader import ShardSet
 from shards.texts import TextView
 from trainer.config.clicks import ClickConfig
+from trainer.engine.distributed import Distributed
+from trainer.engine.validation import Measured
 from trainer.errors import ConfigError, DataError
-from trainer.evaluate.metrics import Metrics
 from trainer.evaluate.scoring import HistoryGroups, group_by_history
 from trainer.evaluate.sharded import Ranks, encode_shared, measure
 from trainer.frozen.states import StateView
@@ -76,18 +77,16 @@ class ClickValidation:
     def measure(
         self,
         model: Any,
-        ranks: Ranks,
+        distributed: Distributed,
         *,
-        device: str,
         on_part: Callable[[int], None],
         progress: bool = False,
-    ) -> Metrics:
+    ) -> Measured:
         """Measure a model; called by all ranks. Its mode and all random numbers stay as they are.
 
         Args:
-            model: The recommender, whole and the same on every rank, on ``device``.
-            ranks: The processes.
-            device: Where it computes.
+            model: The recommender, whole and the same on every rank, on this rank's device.
+            distributed: The processes.
             on_part: Called whenever some of this rank's work is done.
             progress: Show progress on standard error.
 
@@ -97,6 +96,8 @@ class ClickValidation:
         Raises:
             DataError: Scores are not finite.
         """
+        ranks = Ranks(distributed.rank, distributed.world_size, group=distributed.control)
+        device = str(distributed.device)
         vectors_UE = encode_shared(
             model,
             self.texts,
@@ -112,7 +113,7 @@ class ClickValidation:
         news_NE = np.zeros((self.num_articles, vectors_UE.shape[1]), dtype=np.float32)
         news_NE[self.articles] = vectors_UE
         on_part(0)
-        return measure(
+        found = measure(
             model,
             news_NE,
             self.clicks,
@@ -122,6 +123,8 @@ class ClickValidation:
             history_length=self.history_length,
             device=device,
         )
+        values, count = found.to_dict(), found.num_impressions
+        return Measured(values=values, count=count, unit="impressions")
 
     @cached_property
     def _groups(self) -> HistoryGroups:
