@@ -24,6 +24,7 @@ from launchers.steps import Step, in_order
 from trainer.config.load import flatten, setting_words
 from trainer.config.yaml_files import plain
 from trainer.errors import ConfigError
+from trainer.teacher_server.kinds import LOGITS, stages
 
 __all__ = ["PipelineConfig", "load_pipeline", "options", "pipeline_steps"]
 
@@ -250,8 +251,7 @@ class _Plan:
         words += options(self.config.teachers.cache)
         array = tuple(("--models", model) for model in models)
         folder = Path(self.articles) / "columns"
-        column = {1: "teacher-text-*", 2: "teacher-news-*"}[stage]
-        proof = (folder / column / "column.json",)
+        proof = (folder / f"{stages()[str(stage)][0]}-*" / "column.json",)
         self._add(f"cache-{stage}", words, needs, array=array, proof=proof)
 
     def _split(self) -> dict[str, Any]:
@@ -310,7 +310,7 @@ class _Plan:
         settings |= own
         words = (recipe or stage, *overrides(settings))
         if settings.get("teachers.logits") == "stored":
-            column = Path(self.articles) / "columns" / "teacher-logits-*" / "column.json"
+            column = Path(self.articles) / "columns" / f"{LOGITS}-*" / "column.json"
             self._add(f"logits-{name}", ("teachers", "logits", *words), needs, proof=(column,))
             needs = (f"logits-{name}",)
         self._add(

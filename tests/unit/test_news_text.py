@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.exports import rewrite
 from helpers.rich import joined_ids, make_rich_world, rich_sample
+from helpers.teacher_columns import targets
 from helpers.world import TINY_MODEL, TinyWorld, make_world
 
 from shards.clicks import ClickColumn
@@ -29,10 +30,11 @@ from trainer.plan.compute import longest_work
 from trainer.plan.sizes import bert_size, task_size
 from trainer.tasks.build import build
 from trainer.tasks.clicks import score_clicks
-from trainer.teacher_server import identity
-from trainer.teacher_server.fill import FillRequest, fill, targets
+from trainer.teacher_server.fill import FillRequest, fill
+from trainer.teacher_server.kinds.base import teacher_identity
+from trainer.teacher_server.kinds.clicks import StoredClickSignals
 from trainer.teacher_server.live import LiveClickSignals
-from trainer.teacher_server.signals import ClickRows, StoredClickSignals
+from trainer.teacher_server.signals import ClickRows
 from trainer.teacher_server.teachers import adopt
 
 PARTS = [("title", 10), ("category", 6), ("abstract", 12)]
@@ -248,16 +250,16 @@ def test_an_export_says_what_it_reads_and_an_older_one_reads_the_title(world: Ti
     assert "user_last_k" not in plain.info["model_settings"]
     post_trained = load_export(world.teacher("post_train", 6, **SETTINGS))
     assert post_trained.news_parts == (("title", 10),)
-    new = identity.teacher_identity(plain)
+    new = teacher_identity(plain)
     assert set(new) == {
         "format", "teacher_weights_sha256", "teacher_kind", "model_settings", "tokenizer_sha256",
         "max_title_tokens", "pad_to_max",
     }  # fmt: skip
     rewrite(plain.folder, lambda info: info.pop("news_text"))
     older = load_export(plain.folder)
-    assert older.news_parts == (("title", 10),) and identity.teacher_identity(older) == new
+    assert older.news_parts == (("title", 10),) and teacher_identity(older) == new
     assert older.news_texts(world.tokens).fields == ("title",)
-    assert identity.teacher_identity(export)["news_text"] == [list(part) for part in PARTS]
+    assert teacher_identity(export)["news_text"] == [list(part) for part in PARTS]
 
 
 def test_columns_of_a_teacher_that_reads_otherwise_are_refused(world: TinyWorld) -> None:

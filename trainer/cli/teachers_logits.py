@@ -51,9 +51,8 @@ def run_logits(arguments: argparse.Namespace) -> int:
     from trainer.engine.signals import AFTER_BATCH, stop_on_signals
     from trainer.tasks.sources import open_sources, stored_logits
     from trainer.teacher_server import ranks
-    from trainer.teacher_server.fill_logits import fill_logits
-    from trainer.teacher_server.logits import parse_epochs
-    from trainer.teacher_server.request import parse_part
+    from trainer.teacher_server.cells import parse_part
+    from trainer.teacher_server.kinds.logits import fill_logits, parse_epochs
 
     part, parts = parse_part(arguments.part)
     epochs = None if arguments.epochs is None else parse_epochs(arguments.epochs)

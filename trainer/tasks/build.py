@@ -28,13 +28,11 @@ from trainer.tasks.sources import Sources, open_sources, reads_vectors, stored_l
 from trainer.tasks.texts import grouping_of
 from trainer.tasks.validation import ClickValidation, open_validation
 from trainer.teacher_server.follow import Follower
+from trainer.teacher_server.kinds.clicks import StoredClickSignals
+from trainer.teacher_server.kinds.logits import StoredLogits
+from trainer.teacher_server.kinds.text import StoredTextSignals
 from trainer.teacher_server.live import LiveClickSignals, LiveTextSignals
-from trainer.teacher_server.logits import StoredLogits
-from trainer.teacher_server.signals import (
-    StoredClickSignals,
-    StoredTextSignals,
-    TeacherSignals,
-)
+from trainer.teacher_server.signals import TeacherSignals
 
 __all__ = [
     "BuiltTask",

@@ -19,7 +19,7 @@ from trainer.engine.schedule import epochs_read
 from trainer.errors import ConfigError
 from trainer.export.folder import load_export
 from trainer.tasks.left_out import clicks_left_out
-from trainer.teacher_server.logits import Logits
+from trainer.teacher_server.kinds.logits import Logits
 
 
 @dataclass(frozen=True)

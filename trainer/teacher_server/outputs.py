@@ -16,6 +16,7 @@ from shards.texts import TextView
 from trainer.evaluate.encode import encode_articles, inference
 from trainer.export.folder import Export
 from trainer.models import Recommender
+from trainer.teacher_server.request import FillRequest
 
 Count = Callable[[int], None]
 """Told how many tokens or impressions are done after each batch; what it raises ends the work."""
@@ -45,6 +46,17 @@ class TeacherModel:
         self.device = device
         self.compute = compute
         self.batch_tokens = batch_tokens
+
+    @classmethod
+    def of(cls, teacher: Export, request: FillRequest) -> "TeacherModel":
+        """Load a teacher as a request says."""
+        return cls(
+            teacher,
+            request.articles,
+            device=request.device,
+            compute=request.compute,
+            batch_tokens=request.batch_tokens,
+        )
 
     @property
     def news_dim(self) -> int:
