@@ -32,9 +32,9 @@ from trainer.export.folder import export_model, load_export
 from trainer.models import build_news_encoder
 from trainer.teacher_server.cells import stored_bytes
 from trainer.teacher_server.fill import FillRequest, fill
-from trainer.teacher_server.kinds.base import Source
 from trainer.teacher_server.kinds.text import TextVectors
 from trainer.teacher_server.ranks import resolve_compute
+from trainer.teacher_server.request import Source
 
 TITLE, BODY, BATCH = 24, 512, 32
 TITLE_WORDS, BODY_WORDS, SPREAD = 11.84, 511.43, 0.6

@@ -32,9 +32,9 @@ from trainer.export.folder import load_export
 from trainer.export.info import sealed
 from trainer.tasks.build import build
 from trainer.teacher_server.cells import Target
-from trainer.teacher_server.kinds.base import Source
 from trainer.teacher_server.kinds.logits import SCORES, Logits
 from trainer.teacher_server.kinds.text import TextVectors
+from trainer.teacher_server.request import Source
 
 A_SHARD = 4096
 HEAD = 16_384

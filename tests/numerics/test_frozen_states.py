@@ -28,8 +28,8 @@ from trainer.models import NewsEncoderConfig, Recommender, RecommenderConfig
 from trainer.models.parameters import set_trainable
 from trainer.tasks.build import build, news_texts
 from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
+from trainer.tasks.live import LiveClickSignals
 from trainer.tasks.texts import Grouping
-from trainer.teacher_server.live import LiveClickSignals
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "train_rows.py"
 STILL: dict[str, Any] = {
@@ -109,7 +109,7 @@ def test_losses_and_gradients_are_those_of_the_plain_way(
     model = recommender_of(family, bias, world.tokens.pad_id)
     task: nn.Module = FinetuneTask(model)
     if signals is not None:
-        task = FinetuneDistillTask(model, signals.dims, LossConfig())
+        task = FinetuneDistillTask(model, signals.dims, LossConfig(), None, signals.say)
     changes = {"model__frozen_states": "float32", "model__trainable_layers": 2}
     config = world.config("finetune", **settings(**changes))
     texts = news_texts(config, world.tokens)

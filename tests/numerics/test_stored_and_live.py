@@ -29,7 +29,9 @@ class LiveAsFilled:
     columns = ()
 
     def __init__(self, world: TinyWorld, teachers: list[str]) -> None:
-        self.models = [TeacherModel(load_export(one), world.articles) for one in teachers]
+        self.models = [
+            TeacherModel(load_export(one), FillRequest(world.articles)) for one in teachers
+        ]
         self.articles, self.impressions = world.articles, world.impressions
         self.clicks = ClickColumn.open(world.impressions)
 
@@ -50,7 +52,9 @@ class LiveAsFilled:
         users, scores = [], []
         for shard in range(len(self.impressions.shards)):
             of_shard = np.array(self.impressions.rows_of(shard))
-            some, values, offsets = model.impressions(news_NE, self.clicks, of_shard)
+            some, values, offsets = model.impressions(
+                lambda rows: news_NE[rows], self.clicks, of_shard
+            )
             users.append(some)
             scores += [values[a:b] for a, b in itertools.pairwise(offsets)]
         both = zip(rows.impressions, rows.positions, strict=True)

@@ -16,10 +16,10 @@ from shards.order import EpochOrder
 from trainer.errors import ModelError
 from trainer.frozen.identity import frozen_identity
 from trainer.models.backbone import Backbone
-from trainer.teacher_server.kinds.base import Source
 from trainer.teacher_server.kinds.clicks import ClickScores, NewsVectors
 from trainer.teacher_server.kinds.logits import Logits
 from trainer.teacher_server.kinds.text import TextVectors
+from trainer.teacher_server.request import Source
 
 INFO = {
     "kind": "recommender",

@@ -30,10 +30,10 @@ from trainer.plan.compute import longest_work
 from trainer.plan.sizes import bert_size, task_size
 from trainer.tasks.build import build
 from trainer.tasks.clicks import score_clicks
+from trainer.tasks.live import LiveClickSignals
 from trainer.teacher_server.fill import FillRequest, fill
 from trainer.teacher_server.kinds.base import teacher_identity
 from trainer.teacher_server.kinds.clicks import StoredClickSignals
-from trainer.teacher_server.live import LiveClickSignals
 from trainer.teacher_server.signals import ClickRows
 from trainer.teacher_server.teachers import adopt
 
@@ -132,7 +132,7 @@ def test_training_evaluation_prediction_and_teachers_say_the_same(
         LiveClickSignals(world.articles, world.impressions, [export.folder]),
     ]
     for source in sources:
-        said = source.read(asked)
+        said = source.say(source.read(asked))
         np.testing.assert_allclose(said.news[0], news, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(said.users[0], users, rtol=1e-4, atol=1e-5)
         of_places = expected[offsets[:-1, None] + places]
@@ -189,7 +189,8 @@ def test_a_learned_vector_is_read_as_the_released_code_reads_it(world: TinyWorld
     assert not scored.scores[is_cold].any() and (scored.scores[~is_cold] != 0).all()
     live = LiveClickSignals(world.articles, world.impressions, [export.folder])
     places = np.zeros((int(cold.sum()), 1), np.int64)
-    said = live.read(ClickRows(np.arange(3), np.flatnonzero(cold), places))
+    asked = ClickRows(np.arange(3), np.flatnonzero(cold), places)
+    said = live.say(live.read(asked))
     pad_doc = ready.model.user_encoder.pad_doc.detach().numpy()
     np.testing.assert_allclose(said.users[0], np.tile(pad_doc, (cold.sum(), 1)), rtol=1e-6)
 

@@ -33,11 +33,11 @@ from shards.histories import distinct, holders
 from trainer.cli.main import main
 from trainer.errors import ColumnError, DamageError, UsageError
 from trainer.export.folder import load_export
+from trainer.tasks.live import LiveClickSignals
 from trainer.teacher_server.cells import cells_of_part, parse_part
 from trainer.teacher_server.fill import fill
 from trainer.teacher_server.kinds.clicks import ExactNews, StoredClickSignals
 from trainer.teacher_server.kinds.text import StoredTextSignals
-from trainer.teacher_server.live import LiveClickSignals
 from trainer.teacher_server.outputs import TeacherModel
 from trainer.teacher_server.signals import ClickRows
 from trainer.teacher_server.status import status_lines
@@ -205,7 +205,7 @@ def test_impressions_with_one_history_share_one_stored_user_vector(world: TinyWo
     stored = StoredClickSignals(world.articles, world.impressions, teacher, "float32", "fp32")
     live = LiveClickSignals(world.articles, world.impressions, teacher)
     asked_rows = ClickRows(news, rows, positions)
-    found, oracle = (flat(source.read(asked_rows)) for source in (stored, live))
+    found, oracle = (flat(source.say(source.read(asked_rows))) for source in (stored, live))
     assert found.keys() == oracle.keys()
     for name, values in found.items():
         np.testing.assert_allclose(values, oracle[name], rtol=1e-5, atol=1e-6)
@@ -222,7 +222,7 @@ def test_stage_2_in_fewer_bytes_says_nearly_the_same(
     rows = ClickRows(np.array([3, -1, 5, 3]), np.arange(4), np.zeros((4, 2), dtype=np.int64))
     stored = StoredClickSignals(world.articles, world.impressions, teacher, dtype, "fp32")
     live = LiveClickSignals(world.articles, world.impressions, teacher)
-    found, oracle = (flat(source.read(rows)) for source in (stored, live))
+    found, oracle = (flat(source.say(source.read(rows))) for source in (stored, live))
     assert found.keys() == oracle.keys()
     for name, values in found.items():
         scale = np.abs(oracle[name]).max()

@@ -6,7 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from trainer.errors import ColumnError
 from trainer.export.folder import load_export
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.kinds import KINDS, Kind, stages
-from trainer.teacher_server.kinds.base import Signal, Source, article_identity
-from trainer.teacher_server.outputs import Count, TeacherModel
-from trainer.teacher_server.request import FillRequest
+from trainer.teacher_server.kinds.base import Count, Said, Signal, article_identity
+from trainer.teacher_server.outputs import TeacherModel
+from trainer.teacher_server.request import FillRequest, Source
 from trainer.teacher_server.storage import Ragged
 
 STATES = "teacher-states"
@@ -61,9 +61,7 @@ class TokenStates(Signal):
         rows = np.diff(self.shard_set.shard_starts)
         return np.array(self.work) * width * 4 + (rows + 1) * 8
 
-    def encode(
-        self, model: TeacherModel, rows: np.ndarray, count: Count | None = None
-    ) -> Mapping[str, Ragged]:
+    def encode(self, model: TeacherModel, rows: np.ndarray, count: Count = None) -> Said:
         """Compute the last layer's states."""
         (texts,) = self.texts()
         lengths = texts.lengths(rows)
@@ -138,7 +136,7 @@ def test_a_kind_of_its_own_is_planned_filled_resumed_shown_verified_read_and_pru
         reader = column.open()
         assert column.sizes.sum() >= sum(path.stat().st_size for path in reader.folder.iterdir())
         stored = column.read(reader, rows)["states"]
-        live = column.encode(TeacherModel(teacher, world.articles), rows)["states"]
+        live = column.encode(TeacherModel(teacher, FillRequest(world.articles)), rows)["states"]
         assert isinstance(stored, Ragged) and stored.values.shape == live.values.shape
         np.testing.assert_array_equal(stored.offsets, live.offsets)
         np.testing.assert_allclose(stored.values, live.values, atol=1e-5)

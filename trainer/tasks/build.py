@@ -23,6 +23,7 @@ from trainer.models.probe import freeze_idle
 from trainer.tasks.base import TaskData
 from trainer.tasks.clicks import ClickData, FinetuneDistillTask, FinetuneTask
 from trainer.tasks.distill import teacher_names
+from trainer.tasks.live import LiveClickSignals, LiveTextSignals
 from trainer.tasks.post_train import PostTrainData, PostTrainDistillTask, PostTrainTask
 from trainer.tasks.sources import Sources, open_sources, reads_vectors, stored_logits
 from trainer.tasks.texts import grouping_of
@@ -31,7 +32,6 @@ from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.kinds.clicks import StoredClickSignals
 from trainer.teacher_server.kinds.logits import StoredLogits
 from trainer.teacher_server.kinds.text import StoredTextSignals
-from trainer.teacher_server.live import LiveClickSignals, LiveTextSignals
 from trainer.teacher_server.signals import TeacherSignals
 
 __all__ = [
@@ -95,7 +95,7 @@ def build(
         if signals is None:
             module = PostTrainTask(encoder, in_batch_negatives=config.data.in_batch_negatives)
         else:
-            module = PostTrainDistillTask(encoder, signals.dims, config.loss, names)
+            module = PostTrainDistillTask(encoder, signals.dims, config.loss, names, signals.say)
     else:
         recommender = build_recommender(config.model, **sizes)
         backbone = recommender.news_encoder.backbone
@@ -108,7 +108,7 @@ def build(
         if signals is None:
             module = FinetuneTask(recommender)
         else:
-            module = FinetuneDistillTask(recommender, signals.dims, config.loss, names)
+            module = FinetuneDistillTask(recommender, signals.dims, config.loss, names, signals.say)
     task_data = open_data(config, opened, signals, states)
     task_data.notes += [idle] if idle else []
     validation = open_validation(config, opened, task_data)

@@ -25,16 +25,15 @@ from trainer.engine.signals import StopRequest
 from trainer.errors import ColumnError, DamageError, ModelError, StopForRequeue
 from trainer.export.folder import Export
 from trainer.teacher_server.cells import Cell, cells_of_part, check_room
-from trainer.teacher_server.kinds.base import Signal
+from trainer.teacher_server.kinds.base import Count, Signal, Tensors
 from trainer.teacher_server.request import FillRequest, bytes_to_write, list_cells, signals_of
 from trainer.teacher_server.teachers import open_teachers
 from trainer.teacher_server.watch import CellWork, FillProgress
 
 if TYPE_CHECKING:
-    from trainer.teacher_server.outputs import Count, TeacherModel
+    from trainer.teacher_server.outputs import TeacherModel
 
 Report = Callable[[str], None]
-Tensors = dict[str, np.ndarray]
 ShowProgress = Callable[[int, int, int], FillProgress]
 
 
@@ -198,7 +197,7 @@ class Filler:
 
         request = self.request
         try:
-            self._model = outputs.TeacherModel.of(self.teacher, request)
+            self._model = outputs.TeacherModel(self.teacher, request)
             with torch.inference_mode():
                 self._fill(cells)
         except torch.OutOfMemoryError as error:
@@ -225,14 +224,14 @@ class Filler:
             size = data_path(writer.folder, info).stat().st_size
             work.done(info.samples if signal.over == "articles" else 0, size)
 
-    def _counter(self, work: Pace) -> "Count":
+    def _counter(self, work: Pace) -> Count:
         def count(units: int) -> None:
             work.add(units)
             self.todo.stop.check(work.left_s)
 
         return count
 
-    def cell_of(self, signal: Signal, shard: int, count: "Count | None") -> Tensors:
+    def cell_of(self, signal: Signal, shard: int, count: Count) -> Tensors:
         """Return a cell of a working column, read or else computed and committed."""
         writer = self.writer(signal)
         info = writer.shard_set.manifest.shards[shard]

@@ -142,7 +142,7 @@ def _trial(
 ) -> tuple[float, int, float]:
     """(tokens/s, articles, seconds) of encoding rows drawn evenly over the set, the first batch
     not counted."""
-    model = TeacherModel.of(teacher, request)
+    model = TeacherModel(teacher, request)
     encoders = [signal for signal in signals if signal.texts()]
     order = np.random.default_rng(0).permutation(request.articles.num_rows)
     tokens = 0

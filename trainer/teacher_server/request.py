@@ -2,12 +2,55 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from shards.clicks import ClickColumn
+from shards.histories import holders
+from shards.reader import ShardSet
 from trainer.export.folder import Export
 from trainer.teacher_server.cells import Cell, Need, Target, missing_cells
 from trainer.teacher_server.kinds import KINDS, find, kinds_of, stages
-from trainer.teacher_server.kinds.base import Signal, Source
+
+if TYPE_CHECKING:
+    from trainer.teacher_server.kinds.base import Signal
+
+
+@dataclass(frozen=True)
+class Source:
+    """What signals lie over, and how they are stored and computed: the same for every teacher."""
+
+    articles: ShardSet
+    impressions: ShardSet | None = None
+    """None where no signal lies over impressions."""
+    dtype: str = "float16"
+    """One of :data:`trainer.teacher_server.storage.DTYPES`."""
+    compute: str = "fp32"
+    """``fp32`` or ``bf16``: precision of the teacher's forward pass."""
+
+    def over(self, kind: str) -> ShardSet:
+        """Return the shard set of a kind, ``articles`` or ``impressions``."""
+        found: ShardSet | None = getattr(self, kind)
+        assert found is not None
+        return found
+
+    @cached_property
+    def clicks(self) -> ClickColumn:
+        """Clicks of the impression set."""
+        return ClickColumn.open(self.over("impressions"), self.articles.num_rows)
+
+    def holders(self, history_length: int) -> np.ndarray:
+        """Return which impression holds each one's user vector, int64[impressions]; found once."""
+        if history_length not in self._holders:
+            self._holders[history_length] = holders(self.clicks, history_length)
+        return self._holders[history_length]
+
+    @cached_property
+    def _holders(self) -> dict[int, np.ndarray]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -25,7 +68,7 @@ class FillRequest(Source):
     the sets that are given."""
 
     @property
-    def kinds(self) -> list[type[Signal]]:
+    def kinds(self) -> "list[type[Signal]]":
         """The kinds to fill, in this order."""
         if self.stage:
             return kinds_of(self.stage)
@@ -38,12 +81,12 @@ def reads_impressions(stage: str) -> bool:
     return any(kind.over == "impressions" for kind in kinds_of(stage))
 
 
-def signals_of(teacher: Export, request: FillRequest) -> list[Signal]:
+def signals_of(teacher: Export, request: FillRequest) -> "list[Signal]":
     """The signals of a teacher, in the order in which they are filled."""
     return [kind(teacher, request) for kind in request.kinds]
 
 
-def made_of(signal: Signal) -> list[tuple[Target, str]]:
+def made_of(signal: "Signal") -> list[tuple[Target, str]]:
     """The columns on disk, of any kind, that were made from a signal's column, each with which of
     them it is, in words."""
     found = []
@@ -52,7 +95,7 @@ def made_of(signal: Signal) -> list[tuple[Target, str]]:
     return found
 
 
-def list_cells(signals: Sequence[Signal]) -> list[Cell]:
+def list_cells(signals: "Sequence[Signal]") -> list[Cell]:
     """Every cell of every signal, filled or not."""
     return [
         Cell(number, shard, work)
@@ -61,7 +104,7 @@ def list_cells(signals: Sequence[Signal]) -> list[Cell]:
     ]
 
 
-def bytes_to_write(signals: Sequence[Signal]) -> list[Need]:
+def bytes_to_write(signals: "Sequence[Signal]") -> list[Need]:
     """Bytes of the cells that are not committed, by the folder they go to.
 
     Of all parts: the tasks of an array share one disk. What a signal keeps while its cells are

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class ClicksSaid(Batch):
 
 Rows = TypeVar("Rows", contravariant=True)
 Said = TypeVar("Said", covariant=True)
+Told = TypeVar("Told")
 
 
 class TeacherSignals(Protocol[Rows, Said]):
@@ -86,9 +87,21 @@ class TeacherSignals(Protocol[Rows, Said]):
         teachers."""
         ...
 
-    def read(self, rows: Rows) -> Said:
-        """The teachers' side of a micro-batch."""
+    def read(self, rows: Rows) -> Batch:
+        """The teachers' side of a micro-batch: what they say, or what live ones read."""
         ...
+
+    def say(self, read: Any) -> Said:
+        """What the teachers say, in the module half, from what :meth:`read` put into the batch."""
+        ...
+
+
+class Stored(Generic[Told]):
+    """Signals that are stored: what is read is what the teachers say."""
+
+    def say(self, read: Told) -> Told:
+        """See :meth:`TeacherSignals.say`."""
+        return read
 
 
 TextSignals = TeacherSignals[TextRows, TextsSaid]

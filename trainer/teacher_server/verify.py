@@ -31,7 +31,7 @@ def verify_lines(teachers: Sequence[str], request: FillRequest, rows: int) -> It
     for teacher in open_teachers(teachers):
         signals = signals_of(teacher, request)
         readers = [_intact(signal.target) for signal in signals]
-        model = TeacherModel.of(teacher, request)
+        model = TeacherModel(teacher, request)
         for signal, reader in zip(signals, readers, strict=True):
             most = reader.num_rows
             sample = np.unique(np.linspace(0, most - 1, min(rows, most)).astype(np.int64))

@@ -9,8 +9,7 @@ Shapes: N rows, D vectors of a ragged tensor, E news width.
 
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from shards.clicks import ClickColumn
 from shards.column_kinds import ColumnKind, Types
 from shards.columns import ColumnReader, describe
 from shards.files import fingerprint
-from shards.histories import holders
 from shards.reader import ShardSet
 from shards.texts import TextView
 from trainer.errors import ColumnError
@@ -30,50 +27,23 @@ from trainer.export.folder import Export
 from trainer.teacher_server.cells import CELL_BYTES, Target
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.kinds import kinds_of, stages
+from trainer.teacher_server.request import Source
 from trainer.teacher_server.storage import DTYPES, Ragged, Values, gather_values, store_values
 from trainer.teacher_server.storage import vector_bytes as bytes_of_vector
 
 if TYPE_CHECKING:
     from trainer.teacher_server.fill import Filler
-    from trainer.teacher_server.outputs import Count, TeacherModel
+    from trainer.teacher_server.outputs import TeacherModel
 
+Count = Callable[[int], None] | None
+"""Told of the work of every batch; what it raises ends the work."""
+Said = Mapping[str, Values]
+"""Name of a tensor to what it holds of some rows."""
+Tensors = dict[str, np.ndarray]
+"""A cell's tensors, as they are stored."""
 FORMAT = 1
 _SETS = {"articles": "--articles", "impressions": "--clicks"}
 """Kinds of shard sets, and the option of ``tnr teachers`` that names one."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What signals lie over, and how they are stored and computed: the same for every teacher."""
-
-    articles: ShardSet
-    impressions: ShardSet | None = None
-    """None where no signal lies over impressions."""
-    dtype: str = "float16"
-    """One of :data:`trainer.teacher_server.storage.DTYPES`."""
-    compute: str = "fp32"
-    """``fp32`` or ``bf16``: precision of the teacher's forward pass."""
-
-    def over(self, kind: str) -> ShardSet:
-        """Return the shard set of a kind, ``articles`` or ``impressions``."""
-        found: ShardSet | None = getattr(self, kind)
-        assert found is not None
-        return found
-
-    @cached_property
-    def clicks(self) -> ClickColumn:
-        """Clicks of the impression set."""
-        return ClickColumn.open(self.over("impressions"), self.articles.num_rows)
-
-    def holders(self, history_length: int) -> np.ndarray:
-        """Return which impression holds each one's user vector, int64[impressions]; found once."""
-        if history_length not in self._holders:
-            self._holders[history_length] = holders(self.clicks, history_length)
-        return self._holders[history_length]
-
-    @cached_property
-    def _holders(self) -> dict[int, np.ndarray]:
-        return {}
 
 
 class Errors(NamedTuple):
@@ -219,9 +189,7 @@ class Signal(ColumnKind, ABC):
     # Values
 
     @abstractmethod
-    def encode(
-        self, model: "TeacherModel", rows: np.ndarray, count: "Count | None" = None
-    ) -> Mapping[str, Values]:
+    def encode(self, model: "TeacherModel", rows: np.ndarray, count: Count = None) -> Said:
         """Compute what the teacher says about rows, in float32.
 
         Args:
@@ -233,13 +201,11 @@ class Signal(ColumnKind, ABC):
             Name of a tensor to [N, ...], or to ragged values with their offsets.
         """
 
-    def read(self, reader: ColumnReader, rows: np.ndarray) -> Mapping[str, Values]:
+    def read(self, reader: ColumnReader, rows: np.ndarray) -> Said:
         """Return what is stored of rows, int64[N], as :meth:`encode` names it."""
         return gather_values(reader, rows)
 
-    def cell(
-        self, filler: "Filler", shard: int, count: "Count | None"
-    ) -> dict[str, np.ndarray] | None:
+    def cell(self, filler: "Filler", shard: int, count: Count) -> Tensors | None:
         """Compute the tensors of a cell, as they are stored.
 
         Args:

@@ -24,11 +24,11 @@ from shards.texts import TextView
 from trainer.errors import DamageError, ModelError
 from trainer.export.folder import load_export
 from trainer.teacher_server.follow import Follower
-from trainer.teacher_server.kinds.base import Errors, Signal, Source, article_identity
-from trainer.teacher_server.signals import ClickRows, ClicksSaid, tensors
+from trainer.teacher_server.kinds.base import Count, Errors, Said, Signal, Tensors, article_identity
+from trainer.teacher_server.request import Source
+from trainer.teacher_server.signals import ClickRows, ClicksSaid, Stored, tensors
 from trainer.teacher_server.storage import (
     Ragged,
-    Values,
     gather_ragged_vectors,
     gather_vectors,
     store_plain,
@@ -39,7 +39,7 @@ from trainer.teacher_server.storage import (
 
 if TYPE_CHECKING:
     from trainer.teacher_server.fill import Filler
-    from trainer.teacher_server.outputs import Count, TeacherModel
+    from trainer.teacher_server.outputs import TeacherModel
 
 FORMAT = 2
 """Of columns over impressions: since 2, impressions with one history share its user vector."""
@@ -76,9 +76,7 @@ class NewsVectors(Signal):
         """Return what the teacher reads of an article."""
         return (self.teacher.news_texts(self.teacher.tokens(self.source.articles)),)
 
-    def encode(
-        self, model: "TeacherModel", rows: np.ndarray, count: "Count | None" = None
-    ) -> Mapping[str, np.ndarray]:
+    def encode(self, model: "TeacherModel", rows: np.ndarray, count: Count = None) -> Tensors:
         """Compute vectors of articles."""
         return {"news": model.titles(rows, count)}
 
@@ -87,9 +85,7 @@ class NewsVectors(Signal):
         """The same vectors in float32: this column itself, or the working column."""
         return self if self.dtype == "float32" else ExactNews(self.teacher, self.source)
 
-    def cell(
-        self, filler: "Filler", shard: int, count: "Count | None"
-    ) -> dict[str, np.ndarray] | None:
+    def cell(self, filler: "Filler", shard: int, count: Count) -> Tensors | None:
         """Compute the tensors of a cell; those in float32 stay for the impressions."""
         if self.exact is self:
             return super().cell(filler, shard, count)
@@ -195,28 +191,22 @@ class ClickScores(Signal):
         users = rows["impressions"] * (vector_bytes(width, dtype) + ROW_BYTES)
         return users + rows["candidates"] * value_bytes(dtype)
 
-    def encode(
-        self, model: "TeacherModel", rows: np.ndarray, count: "Count | None" = None
-    ) -> Mapping[str, Values]:
+    def encode(self, model: "TeacherModel", rows: np.ndarray, count: Count = None) -> Said:
         """Compute the user vector of each impression, and its scores."""
-        users, scores, offsets = model.impressions_from(
-            model.titles, self.source.clicks, rows, count
-        )
+        users, scores, offsets = model.impressions(model.titles, self.source.clicks, rows, count)
         return {"user": users, "scores": Ragged(scores, offsets)}
 
-    def read(self, reader: ColumnReader, rows: np.ndarray) -> Mapping[str, Values]:
+    def read(self, reader: ColumnReader, rows: np.ndarray) -> Said:
         """Return the user vector of each impression, and its scores."""
         scores = Ragged(*reader.gather_ragged("scores", rows))
         return {"user": user_vectors(reader, rows), "scores": scores}
 
-    def cell(
-        self, filler: "Filler", shard: int, count: "Count | None"
-    ) -> dict[str, np.ndarray] | None:
+    def cell(self, filler: "Filler", shard: int, count: Count) -> Tensors | None:
         """Compute the tensors of a cell from the news vectors of all articles in float32."""
         news, rows = filler.complete(self.news.exact, unless=self), self.rows(shard)
         if news is None:
             return None
-        users, scores, offsets = filler.model.impressions_from(
+        users, scores, offsets = filler.model.impressions(
             lambda articles: news.gather("news", articles), self.source.clicks, rows, count
         )
         holder = self._holders[rows]
@@ -226,7 +216,7 @@ class ClickScores(Signal):
         return store_values(said, self.dtype)
 
 
-class StoredClickSignals:
+class StoredClickSignals(Stored[ClicksSaid]):
     """Stage II signals from stored vectors and scores.
 
     Arguments and errors as of :class:`trainer.teacher_server.kinds.text.StoredTextSignals`, with

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,14 +28,12 @@ from trainer.teacher_server.cells import Target, mb
 from trainer.teacher_server.fill import Filler, Report, Todo
 from trainer.teacher_server.follow import Follower
 from trainer.teacher_server.kinds import LOGITS
-from trainer.teacher_server.kinds.base import Signal, Source
+from trainer.teacher_server.kinds.base import Count, Signal, Tensors
 from trainer.teacher_server.kinds.text import StoredTextSignals, TextVectors
-from trainer.teacher_server.signals import TextRows, TextsSaid, tensors
+from trainer.teacher_server.request import Source
+from trainer.teacher_server.signals import Stored, TextRows, TextsSaid, tensors
 from trainer.teacher_server.storage import gather_vectors, store_plain, value_bytes
 from trainer.teacher_server.watch import FillProgress
-
-if TYPE_CHECKING:
-    from trainer.teacher_server.outputs import Count, TeacherModel
 
 SCORES = "body.scores"
 """Tensor with the logits, [rows, C]. Of a set at a URL, what begins with ``body`` is brought over
@@ -148,9 +146,7 @@ class DrawnLogits(Signal):
         """Return the bytes of the logits of each cell."""
         return np.array(self.work) * value_bytes(self.dtype)
 
-    def encode(
-        self, model: "TeacherModel | None", rows: np.ndarray, count: "Count | None" = None
-    ) -> Mapping[str, np.ndarray]:
+    def encode(self, model: object, rows: np.ndarray, count: Count = None) -> Tensors:
         """Compute dot products of bodies with their own titles and their negatives', in float32.
 
         Returns:
@@ -170,7 +166,7 @@ class DrawnLogits(Signal):
             scores_NC[places_K] = np.einsum("ke,kce->kc", bodies_KE, titles_KCE)
         return {SCORES: scores_NC}
 
-    def cell(self, filler: Filler, shard: int, count: "Count | None") -> dict[str, np.ndarray]:
+    def cell(self, filler: Filler, shard: int, count: Count) -> Tensors:
         """Compute the tensors of a cell, without a teacher in memory."""
         scores_NC = self.encode(None, self.rows(shard))[SCORES]
         return {SCORES: store_plain(scores_NC, self.dtype)}
@@ -220,7 +216,7 @@ def parse_epochs(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(map(int, epochs))))
 
 
-class StoredLogits:
+class StoredLogits(Stored[TextsSaid]):
     """Stage I signals with stored logits, and with vectors only where they are asked for.
 
     Args:

@@ -3,7 +3,7 @@
 Shapes: U distinct titles, B bodies, E news width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,13 @@ from shards.texts import TextView
 from trainer.errors import ModelError
 from trainer.export.folder import load_export
 from trainer.teacher_server.follow import Follower
-from trainer.teacher_server.kinds.base import Signal, Source, article_identity
-from trainer.teacher_server.signals import TextRows, TextsSaid, tensors
+from trainer.teacher_server.kinds.base import Count, Signal, Tensors, article_identity
+from trainer.teacher_server.request import Source
+from trainer.teacher_server.signals import Stored, TextRows, TextsSaid, tensors
 from trainer.teacher_server.storage import gather_vectors
 
 if TYPE_CHECKING:
-    from trainer.teacher_server.outputs import Count, TeacherModel
+    from trainer.teacher_server.outputs import TeacherModel
 
 
 class TextVectors(Signal):
@@ -48,15 +49,13 @@ class TextVectors(Signal):
         tokens = self.teacher.tokens(self.source.articles)
         return self.teacher.news_texts(tokens), self.teacher.body_texts(tokens)
 
-    def encode(
-        self, model: "TeacherModel", rows: np.ndarray, count: "Count | None" = None
-    ) -> Mapping[str, np.ndarray]:
+    def encode(self, model: "TeacherModel", rows: np.ndarray, count: Count = None) -> Tensors:
         """Compute vectors of articles; bodies first: a batch that does not fit is among them."""
         body = model.bodies(rows, count)
         return {"title": model.titles(rows, count), "body": body}
 
 
-class StoredTextSignals:
+class StoredTextSignals(Stored[TextsSaid]):
     """Stage I signals from stored vectors.
 
     Args:
