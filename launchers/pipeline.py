@@ -33,6 +33,7 @@ from trainer.config.flat import flatten
 from trainer.config.yaml_files import plain
 from trainer.errors import ConfigError
 from trainer.recipes.load import setting_words
+from trainer.teacher_server.kinds import LOGITS, stages
 
 __all__ = ["PipelineConfig", "load_pipeline", "options", "pipeline_steps"]
 
@@ -259,8 +260,7 @@ class _Plan:
         words += options(self.config.teachers.cache)
         array = tuple(("--models", model) for model in models)
         folder = Path(self.articles) / "columns"
-        column = {1: "teacher-text-*", 2: "teacher-news-*"}[stage]
-        proof = (folder / column / "column.json",)
+        proof = (folder / f"{stages()[str(stage)][0]}-*" / "column.json",)
         self._add(f"cache-{stage}", words, needs, array=array, proof=proof)
 
     def _split(self) -> dict[str, Any]:
@@ -319,7 +319,7 @@ class _Plan:
         settings |= own
         words = (recipe, *overrides(settings))
         if settings.get("teachers.logits") == "stored":
-            column = Path(self.articles) / "columns" / "teacher-logits-*" / "column.json"
+            column = Path(self.articles) / "columns" / f"{LOGITS}-*" / "column.json"
             self._add(f"logits-{name}", ("teachers", "logits", *words), needs, proof=(column,))
             needs = (f"logits-{name}",)
         self._add(

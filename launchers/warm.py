@@ -16,6 +16,7 @@ MODULES = (
     "trainer.engine.trainer",
     "trainer.tasks.build",
     "trainer.teacher_server.fill",
+    "trainer.teacher_server.outputs",
     "trainer.evaluate.evaluate",
     "trainer.evaluate.encode",
     "trainer.evaluate.scoring",

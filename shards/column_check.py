@@ -13,7 +13,7 @@ import numpy as np
 from shards.cell_tensors import OFFSETS, VALUES, CellTensors, unlike
 from shards.cells import Cell, check_record, open_cell, record_path
 from shards.click_cells import CLICKS, UserNumbers, shard_tensors
-from shards.column_extras import read_vector, tokenizer_problem
+from shards.column_extras import tokenizer_problem
 from shards.column_info import (
     COLUMN_FILE,
     TOKENIZER_FOLDER,
@@ -22,10 +22,9 @@ from shards.column_info import (
     differing_fields,
     read_info,
     removal_command,
-    repair_command,
 )
+from shards.column_kinds import kind_of
 from shards.column_reader import ColumnReader
-from shards.column_types import wrong_tensor
 from shards.errors import DamageError, DataError
 from shards.manifest import ShardInfo
 from shards.ragged import row_of_value
@@ -33,8 +32,6 @@ from shards.reader import ShardSet
 from shards.tokenize import SKIPPED, made_from
 from shards.tokenizer import load_tokenizer, tokenizer_facts
 from shards.tokens import TokenSource, tokenizer_remedy
-
-_NEWS = "teacher-news"
 
 
 def verify_columns(reader: ColumnReader) -> list[str]:
@@ -91,15 +88,16 @@ def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:
 
 
 def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
-    repair = repair_command(shard_set, info.name, info.made_from)
+    kind = kind_of(info.name)
+    repair = kind.repair(shard_set, info.made_from)
     source = None
     try:
         if info.name == TOKENS:
             source = TokenSource.read(info.made_from, info.folder)
             yield from _tokenizer_problems(shard_set, info, source)
         shards = shard_set.manifest.shards
-        if info.name == _NEWS and any(record_path(info.folder, one).exists() for one in shards):
-            read_vector(info.folder)  # it is written before the first cell
+        if any(record_path(info.folder, one).exists() for one in shards):
+            kind.check_folder(info.folder)
     except DamageError as error:
         yield f"{error}; run `{repair}`"
     users: UserNumbers | None = UserNumbers()
@@ -114,7 +112,7 @@ def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
                 raise DamageError(f"{cell.path}: {problem}; {cell.remedy}")
             alike |= {name: (place.dtype, place.shape[1:]) for name, place in cell.places.items()}
             _check_values(cell)
-            if (problem := wrong_tensor(info.name, info.made_from, alike)) is not None:
+            if (problem := kind.wrong_tensor(info.made_from, alike)) is not None:
                 raise DamageError(f"{cell.path}: {problem}; {cell.remedy}")
             if source is not None:
                 _check_tokens(cell, source)

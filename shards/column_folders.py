@@ -11,14 +11,11 @@ from pathlib import Path
 
 from shards.cells import read_record
 from shards.column_info import ColumnInfo, read_info
+from shards.column_kinds import kind_of
 from shards.errors import ColumnError, DataError, UsageError
 from shards.files import fsync_folder, remove
 from shards.reader import ShardSet
 
-_WORKING = ("teacher-news-exact",)
-"""Columns that others are filled from, even when they are complete."""
-_BY_FULL_NAME = ("tokens", "clicks")
-"""Columns that nothing can be trained without, and that are made from the shards themselves."""
 _LEAVING = ".removing-"
 """How the name of a folder begins that is being removed."""
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -53,8 +50,9 @@ class ColumnFolder:
     def may_be_filled(self) -> bool:
         """Whether a process may be filling it, or others from it. Nothing holds a column while it
         is filled, so that any process may be killed, and times of files decide nothing."""
-        is_part = self.cells < self.shard_set.num_shards or self.kind in _WORKING
-        return self.is_current and is_part
+        if self.info is None or not self.is_current:
+            return False
+        return self.cells < self.shard_set.num_shards or kind_of(self.info.name).is_working
 
     def state(self) -> str:
         """How full it is, in words."""
@@ -93,7 +91,7 @@ def choose(columns: Sequence[ColumnFolder], names: Sequence[str]) -> list[Column
     """
     chosen: dict[Path, ColumnFolder] = {}
     for name in names:
-        if name in _BY_FULL_NAME:
+        if kind_of(name).is_removed_by_folder:
             raise UsageError(
                 f"--remove {name}: name one by its folder, such as {name}-0123456789ab"
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.column_kinds import ColumnKind, register
 from shards.errors import ColumnError, DamageError, DataError
 from shards.files import fingerprint, read_json
 from shards.manifest import Sha256
@@ -99,19 +100,16 @@ def list_columns(shard_set: ShardSet, name: str | None = None) -> list[ColumnInf
     return infos
 
 
-def repair_command(
-    shard_set: ShardSet, name: str, made_from: Mapping[str, Any] | None = None
-) -> str:
-    """The command that makes, completes or replaces a column set of this name, and nothing else.
+class _Tokens(ColumnKind):
+    """Token ids of an article set."""
 
-    Args:
-        shard_set: the set it belongs to.
-        name: what it is called.
-        made_from: what it was, or is to be, made from, where that is known.
-    """
-    made_from, location = made_from or {}, shlex.quote(shard_set.location)
-    if name == TOKENS:
-        own = describe(shard_set, name, made_from).folder / TOKENIZER_FOLDER
+    name = TOKENS
+    is_removed_by_folder = True
+
+    @classmethod
+    def repair(cls, shard_set: ShardSet, made_from: Mapping[str, Any]) -> str:
+        """Return the command that tokenizes the set in the same way."""
+        own = describe(shard_set, cls.name, made_from).folder / TOKENIZER_FOLDER
         stored = made_from.get("fields")
         fields = stored if isinstance(stored, list) else []
         limits = {
@@ -120,19 +118,22 @@ def repair_command(
             if field in fields and f"{field}_tokens" in made_from
         }
         return tokenize_command(shard_set.location, own if own.is_dir() else "TOKENIZER", limits)
-    if name == "clicks":  # a set that is there already gets the column that it lacks
+
+
+class _Clicks(ColumnKind):
+    """Histories and candidates of an impression set."""
+
+    name = "clicks"
+    is_removed_by_folder = True
+
+    @classmethod
+    def repair(cls, shard_set: ShardSet, made_from: Mapping[str, Any]) -> str:
+        """Return the command that builds the set: one that is there gets the column it lacks."""
+        location = shlex.quote(shard_set.location)
         return f"tnr shards build --clicks LOG --article-set SET --out {location}"
-    if name == "frozen-states":
-        return "tnr train RECIPE --model.frozen_states TYPE"
-    if name == "teacher-logits":
-        return "tnr teachers logits RECIPE"
-    sets = f"--stage 1 --articles {location}"
-    if name == "teacher-clicks":
-        sets = f"--stage 2 --articles SET --clicks {location}"
-    elif name.startswith("teacher-news"):
-        sets = f"--stage 2 --articles {location} --clicks SET"
-    options = [f"--{key} {made_from[key]}" for key in ("dtype", "compute") if key in made_from]
-    return " ".join(["tnr teachers cache", sets, "--models MODELS", *options])
+
+
+register({kind.name: kind for kind in (_Tokens, _Clicks)}.get)
 
 
 def removal_command(shard_set: ShardSet, folder: Path) -> str:

@@ -19,9 +19,8 @@ from shards.column_info import (
     differing_fields,
     list_columns,
     read_info,
-    repair_command,
 )
-from shards.column_types import wrong_tensor
+from shards.column_kinds import kind_of, repair_command
 from shards.errors import ColumnError, DamageError
 from shards.manifest import ShardInfo
 from shards.ragged import offsets_from_lengths, ranges
@@ -88,7 +87,8 @@ class ColumnReader:
         # Any cell tells the tensors; while the column is being filled, one that is there already.
         first = self._cell(min(self._names, default=0)).places if self._shards else {}
         self.tensors = {name: (place.dtype, place.shape[1:]) for name, place in first.items()}
-        problem = wrong_tensor(info.name, info.made_from, self.tensors) if self.tensors else None
+        wrong_tensor = kind_of(info.name).wrong_tensor
+        problem = wrong_tensor(info.made_from, self.tensors) if self.tensors else None
         if problem is not None:
             raise DamageError(
                 f"{info.folder} was edited: {problem}; delete its commit records and run `{repair}`"

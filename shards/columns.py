@@ -25,8 +25,8 @@ from shards.column_info import (
     list_columns,
     read_info,
     removal_command,
-    repair_command,
 )
+from shards.column_kinds import repair_command
 from shards.column_reader import ColumnReader
 from shards.errors import ColumnError, DamageError
 from shards.files import clear_leftovers, write_json_atomic

@@ -30,11 +30,11 @@ from shards.writer import ShardWriter
 from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.export.folder import export_model, load_export
 from trainer.models import build_news_encoder
+from trainer.teacher_server.cells import stored_bytes
 from trainer.teacher_server.fill import FillRequest, fill
-from trainer.teacher_server.identity import text_identity
+from trainer.teacher_server.kinds.text import TextVectors
 from trainer.teacher_server.ranks import resolve_compute
-from trainer.teacher_server.request import targets
-from trainer.teacher_server.sizes import stored_bytes
+from trainer.teacher_server.request import Source
 
 TITLE, BODY, BATCH = 24, 512, 32
 TITLE_WORDS, BODY_WORDS, SPREAD = 11.84, 511.43, 0.6
@@ -84,8 +84,8 @@ def padded_loop(teacher: str, articles: ShardSet) -> None:
     way."""
     export = load_export(teacher)
     tokens, model = export.tokens(articles), export.load_model().eval()
-    identity = text_identity(export, articles, "float16", "fp32") | {"way": "padded loop"}
-    writer = ColumnWriter(articles, "teacher-text", identity)
+    identity = TextVectors(export, Source(articles)).made_from | {"way": "padded loop"}
+    writer = ColumnWriter(articles, TextVectors.name, identity)
     for shard in range(articles.num_shards):
         rows = np.array(articles.rows_of(shard))
         cell: dict[str, list[np.ndarray]] = {"title": [], "body": []}
@@ -163,7 +163,7 @@ def stored(folder: Path, options: argparse.Namespace) -> None:
     names = [make_teacher(folder / f"t{m}", tokens, tiny, m) for m in range(teachers)]
     request = FillRequest(articles, None)
     fill(names, request, lambda line: None)
-    all_targets = [targets(load_export(name), request)[0] for name in names]
+    all_targets = [TextVectors(load_export(name), request).target for name in names]
     data = sum(map(stored_bytes, all_targets))
     everything = sum(
         file.stat().st_size for target in all_targets for file in describe(*target).folder.iterdir()

@@ -31,9 +31,10 @@ from trainer.export.folder import load_export
 from trainer.export.info import sealed
 from trainer.recipes.load import load_config
 from trainer.tasks.build import build
-from trainer.teacher_server.identity import TEXT, text_identity
-from trainer.teacher_server.logits import SCORES, Logits
-from trainer.teacher_server.request import Target
+from trainer.teacher_server.cells import Target
+from trainer.teacher_server.kinds.logits import SCORES, Logits
+from trainer.teacher_server.kinds.text import TextVectors
+from trainer.teacher_server.request import Source
 
 A_SHARD = 4096
 HEAD = 16_384
@@ -83,9 +84,9 @@ def other_identity(teacher: str, folder: Path, number: int) -> str:
 def copy_columns(articles: ShardSet, filled: str, others: Sequence[str]) -> None:
     """Give other teachers' columns what one was filled with, and a little noise."""
     rng = np.random.default_rng(0)
-    reader = ColumnReader.open(articles, TEXT, identity_of(filled, articles))
+    reader = ColumnReader.open(articles, TextVectors.name, identity_of(filled, articles))
     for other in others:
-        writer = ColumnWriter(articles, TEXT, identity_of(other, articles))
+        writer = ColumnWriter(articles, TextVectors.name, identity_of(other, articles))
         for shard in writer.missing():
             cell = reader.cell(shard)
             writer.write(
@@ -99,7 +100,7 @@ def copy_columns(articles: ShardSet, filled: str, others: Sequence[str]) -> None
 
 def identity_of(teacher: str, articles: ShardSet) -> dict[str, object]:
     """What a teacher's column of the defaults is made from."""
-    return text_identity(load_export(teacher), articles, "float16", "fp32")
+    return TextVectors(load_export(teacher), Source(articles)).made_from
 
 
 def large_set(folder: Path, rows: int, teachers: Sequence[str], width: int) -> ShardSet:
@@ -113,7 +114,7 @@ def large_set(folder: Path, rows: int, teachers: Sequence[str], width: int) -> S
     write_manifest(folder, Manifest("articles", tuple(shards), ("body", "id", "title")))
     articles = ShardSet.open(folder, check_files=False)
     for teacher in teachers:
-        target = Target(articles, TEXT, identity_of(teacher, articles))
+        target = Target(articles, TextVectors.name, identity_of(teacher, articles))
         hollow_column(target, {"title": width, "body": width})
     return articles
 
@@ -132,7 +133,7 @@ def large_logits(articles: ShardSet, teachers: Sequence[str], num_negatives: int
     )
     for epoch in logits.epochs:
         for teacher in logits.teachers:
-            hollow_column(logits.target(teacher, epoch), {SCORES: 1 + num_negatives})
+            hollow_column(logits.column(teacher, epoch).target, {SCORES: 1 + num_negatives})
     return logits
 
 

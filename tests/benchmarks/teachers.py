@@ -40,19 +40,16 @@ from teacher_sets import (
     teacher_config,
 )
 
-from shards.columns import ColumnReader
 from shards.reader import ShardSet
 from shards.stream import Stream
 from trainer.engine.optimizer import build_optimizer
 from trainer.recipes.load import load_config
 from trainer.tasks.build import build
+from trainer.teacher_server.cells import Target, stored_bytes
 from trainer.teacher_server.fill import FillRequest, fill
-from trainer.teacher_server.fill_logits import compute_logits
-from trainer.teacher_server.identity import TEXT
-from trainer.teacher_server.logits import StoredLogits
-from trainer.teacher_server.request import Target
-from trainer.teacher_server.signals import StoredTextSignals, TextRows
-from trainer.teacher_server.sizes import stored_bytes
+from trainer.teacher_server.kinds.logits import StoredLogits
+from trainer.teacher_server.kinds.text import StoredTextSignals, TextVectors
+from trainer.teacher_server.signals import TextRows
 
 BATCH, NEGATIVES, WIDTH = 32, 9, 256
 PARTS = ("steps", "reading", "memory")
@@ -172,13 +169,11 @@ def reading_logits(
             if number:  # the first touches the pages
                 times.append(1e6 * took / len(asked))
     ratios = [both / own for both, own in zip(vectors, scores, strict=True)]
-    text = Target(articles, TEXT, identity_of(teachers[0], articles))
-    target = logits.target(logits.teachers[0], 0)
-    column = ColumnReader.open(*text)
-    compute_logits(logits, column, 0, 0)
-    filled = [
-        seconds(lambda s=shard: compute_logits(logits, column, 0, s)) for shard in range(1, 6)
-    ]
+    text = Target(articles, TextVectors.name, identity_of(teachers[0], articles))
+    drawn = logits.column(logits.teachers[0], 0)
+    target = drawn.target
+    drawn.encode(None, drawn.rows(0))
+    filled = [seconds(lambda s=shard: drawn.encode(None, drawn.rows(s))) for shard in range(1, 6)]
     epoch_s = [each * articles.num_shards for each in filled]
     print(
         f"stored logits: {spread(scores, '.0f')} microseconds a batch of {BATCH}, M = "

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel
 
 from trainer.cli.main import main
 from trainer.monitor.board import Board
-from trainer.teacher_server import sizes
+from trainer.teacher_server import cells
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sizes, "free_bytes", lambda _: 1 << 40)  # it would not even begin
+    monkeypatch.setattr(cells, "free_bytes", lambda _: 1 << 40)  # it would not even begin
     if command.startswith(("shards tokenize", "teachers", "train on")) and "adopt" not in command:
         columns = shutil.ignore_patterns("columns") if "tokenize" in command else None
         shutil.copytree(inputs.world.articles.path, disk.path / "articles", ignore=columns)

@@ -18,6 +18,7 @@ from helpers.batches import flat
 from helpers.exports import rewrite
 from helpers.process import one_thread
 from helpers.sets import article_texts, make_articles
+from helpers.teacher_columns import targets
 from helpers.tnr import ROOT
 from helpers.world import TINY_MODEL, make_world
 
@@ -30,7 +31,7 @@ from trainer.cli.main import main
 from trainer.errors import DamageError
 from trainer.export.folder import export_model, load_export
 from trainer.tasks.build import build
-from trainer.teacher_server.fill import FillRequest, targets
+from trainer.teacher_server.fill import FillRequest
 from trainer.teacher_server.storage import DTYPES
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from helpers.sets import impression_samples, make_impressions
 from helpers.world import TinyWorld, make_world
 
-from trainer.teacher_server.request import (
-    FillRequest,
-)
+from trainer.export.folder import Export
+from trainer.teacher_server.cells import Cell, Target
+from trainer.teacher_server.request import FillRequest, list_cells, signals_of
+from trainer.teacher_server.teachers import open_teachers
 
 
 def silent(line: str) -> None:
@@ -58,3 +59,14 @@ def words(world: TinyWorld, action: str, stage: int, teachers: list[str]) -> lis
     clicks = ["--clicks", str(world.impressions.path)] if stage == 2 else []
     sets = ["--articles", str(world.articles.path), *clicks]
     return ["teachers", action, "--stage", str(stage), *sets, "--models", *teachers]
+
+
+def targets(teacher: Export, asked: FillRequest) -> list[Target]:
+    """The columns of a teacher, in the order in which they are filled."""
+    return [signal.target for signal in signals_of(teacher, asked)]
+
+
+def cells_of(teachers: list[str], asked: FillRequest) -> list[Cell]:
+    """The cells of all columns of teachers."""
+    opened = open_teachers(teachers)
+    return list_cells([signal for teacher in opened for signal in signals_of(teacher, asked)])

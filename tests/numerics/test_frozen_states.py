@@ -34,8 +34,8 @@ from trainer.tasks.finetune.clicks import (
 )
 from trainer.tasks.finetune.sources import open_clicks
 from trainer.tasks.finetune.task import ClickLossConfig
+from trainer.tasks.live import LiveClickSignals
 from trainer.tasks.texts import Grouping
-from trainer.teacher_server.live import LiveClickSignals
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "train_rows.py"
 STILL: dict[str, Any] = {
@@ -115,7 +115,7 @@ def test_losses_and_gradients_are_those_of_the_plain_way(
     model = recommender_of(family, bias, world.tokens.pad_id)
     task: nn.Module = FinetuneModule(model)
     if signals is not None:
-        task = FinetuneDistillModule(model, signals.dims, ClickLossConfig())
+        task = FinetuneDistillModule(model, signals.dims, ClickLossConfig(), None, signals.say)
     changes = {"model__frozen_states": "float32", "model__trainable_layers": 2}
     config = world.config("finetune", **settings(**changes))
     texts = news_texts(config, world.tokens)

@@ -65,7 +65,7 @@ def plain_losses(built: BuiltTask, batch: BatchRows) -> dict[str, torch.Tensor]:
     if data.signals is None:
         return losses
     asked = ClickRows(rows.ravel(), clicks.impression_B, clicks.positions_BC)
-    told = data.signals.read(asked).map(lambda tensor: tensor.float())
+    told = data.signals.say(data.signals.read(asked)).map(lambda tensor: tensor.float())
     teachers = torch.stack(told.scores)
     beta = torch.stack(
         [-F.cross_entropy(scores_m, first, reduction="none") for scores_m in teachers]

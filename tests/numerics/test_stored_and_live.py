@@ -11,7 +11,7 @@ from shards.clicks import ClickColumn
 from shards.stream import Stream
 from trainer.export.folder import load_export
 from trainer.tasks.build import build
-from trainer.teacher_server.fill import FillRequest, fill, shard_rows
+from trainer.teacher_server.fill import FillRequest, fill
 from trainer.teacher_server.outputs import TeacherModel
 from trainer.teacher_server.signals import ClickRows, ClicksSaid, TextRows, TextsSaid, tensors
 
@@ -29,7 +29,9 @@ class LiveAsFilled:
     columns = ()
 
     def __init__(self, world: TinyWorld, teachers: list[str]) -> None:
-        self.models = [TeacherModel(load_export(one), world.articles) for one in teachers]
+        self.models = [
+            TeacherModel(load_export(one), FillRequest(world.articles)) for one in teachers
+        ]
         self.articles, self.impressions = world.articles, world.impressions
         self.clicks = ClickColumn.open(world.impressions)
 
@@ -49,8 +51,10 @@ class LiveAsFilled:
         news_NE = by_shard(self.articles, np.arange(self.articles.num_rows), model.titles)
         users, scores = [], []
         for shard in range(len(self.impressions.shards)):
-            of_shard = shard_rows(self.impressions, shard)
-            some, values, offsets = model.impressions(news_NE, self.clicks, of_shard)
+            of_shard = np.array(self.impressions.rows_of(shard))
+            some, values, offsets = model.impressions(
+                lambda rows: news_NE[rows], self.clicks, of_shard
+            )
             users.append(some)
             scores += [values[a:b] for a, b in itertools.pairwise(offsets)]
         both = zip(rows.impressions, rows.positions, strict=True)
@@ -63,7 +67,7 @@ def by_shard(articles, rows, encode):
     shards = np.searchsorted(articles.shard_starts, rows, side="right") - 1
     out = None
     for shard in np.unique(shards):
-        of_shard = encode(shard_rows(articles, shard))
+        of_shard = encode(np.array(articles.rows_of(shard)))
         out = np.empty((len(rows), of_shard.shape[1]), np.float32) if out is None else out
         here = shards == shard
         out[here] = of_shard[rows[here] - articles.shard_starts[shard]]

@@ -11,8 +11,10 @@ from shards.columns import ColumnWriter
 from shards.errors import ColumnError, UsageError
 from shards.reader import ShardSet
 from trainer.cli.main import main
-from trainer.frozen.identity import FROZEN
-from trainer.teacher_server.identity import EXACT
+from trainer.frozen.column import FROZEN
+from trainer.teacher_server.kinds.clicks import ExactNews
+
+EXACT = ExactNews.name
 
 
 def write(articles: ShardSet, name: str, cells: int, seed: int = 0) -> Path:

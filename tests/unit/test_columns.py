@@ -171,11 +171,13 @@ def test_missing_column_names_the_command(articles):
 
 def test_difference_is_named_field_by_field(articles):
     stored = {"weights": "abc", "pooling": {"kind": "mean", "mask": True}, "lengths": (24, 512)}
-    fill(articles, "teacher-x", stored)
-    assert ColumnReader.open(articles, "teacher-x", {**stored, "lengths": [24, 512]}).num_rows == 23
+    fill(articles, "teacher-text", stored)
+    assert (
+        ColumnReader.open(articles, "teacher-text", {**stored, "lengths": [24, 512]}).num_rows == 23
+    )
     asked = {"weights": "abd", "pooling": {"kind": "mean", "mask": False}, "lengths": [24, 512]}
     with pytest.raises(ColumnError) as caught:
-        ColumnReader.open(articles, "teacher-x", {**asked, "dtype": "float16"})
+        ColumnReader.open(articles, "teacher-text", {**asked, "dtype": "float16"})
     message = str(caught.value)
     assert "weights is 'abc' in the column, asked for 'abd'" in message
     assert "pooling.mask is True in the column, asked for False" in message

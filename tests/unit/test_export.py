@@ -19,7 +19,7 @@ from trainer.export.folder import export_model, load_export
 from trainer.export.info import sealed
 from trainer.models import NewsEncoder, build_news_encoder
 from trainer.recipes.init import settings_of_export
-from trainer.teacher_server.identity import teacher_identity
+from trainer.teacher_server.kinds.base import teacher_identity
 
 
 @pytest.fixture

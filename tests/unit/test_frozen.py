@@ -17,14 +17,14 @@ from trainer.config.validate import validate
 from trainer.engine.signals import StopRequest
 from trainer.errors import ColumnError, ConfigError, DataError, ModelError, StopForRequeue
 from trainer.frozen import fill, texts
-from trainer.frozen.identity import FROZEN
+from trainer.frozen.column import FROZEN
 from trainer.frozen.states import StateView
 from trainer.plan.data import told
 from trainer.plan.frozen import frozen_column
 from trainer.tasks.build import BuiltTask, build
 from trainer.tasks.finetune.clicks import news_texts
 from trainer.tasks.registry import open_sources
-from trainer.teacher_server import sizes
+from trainer.teacher_server import cells
 
 TEXTS, SHARDS = 40, 3
 SETTINGS: dict[str, Any] = {
@@ -199,7 +199,7 @@ def test_a_fill_that_was_stopped_goes_on_where_it_was(
 def test_a_full_disk_is_seen_before_anything_is_computed(
     world: TinyWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sizes, "free_bytes", lambda folder: 10)
+    monkeypatch.setattr(cells, "free_bytes", lambda folder: 10)
     with pytest.raises(DataError, match=r"still to be written .* 0\.0 MB are free; make room"):
         built(world)
     assert columns(world) == []

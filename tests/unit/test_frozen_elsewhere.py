@@ -21,8 +21,8 @@ from shards.tokens import TokenColumn
 from trainer.config.schema import TrainConfig
 from trainer.engine.distributed import start
 from trainer.engine.trainer import Trainer
+from trainer.frozen.column import FROZEN
 from trainer.frozen.fill import StateFiller
-from trainer.frozen.identity import FROZEN
 from trainer.tasks.build import build
 
 SETTINGS: dict[str, Any] = {

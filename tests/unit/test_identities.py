@@ -16,12 +16,10 @@ from shards.order import EpochOrder
 from trainer.errors import ModelError
 from trainer.frozen.identity import frozen_identity
 from trainer.models.backbone import Backbone
-from trainer.teacher_server.identity import (
-    clicks_identity,
-    logits_identity,
-    news_identity,
-    text_identity,
-)
+from trainer.teacher_server.kinds.clicks import ClickScores, NewsVectors
+from trainer.teacher_server.kinds.logits import Logits
+from trainer.teacher_server.kinds.text import TextVectors
+from trainer.teacher_server.request import Source
 
 INFO = {
     "kind": "recommender",
@@ -45,6 +43,20 @@ def teacher(damaged: tuple[int, ...] = (), **changes: Any) -> Any:
         is_recommender=info["kind"] == "recommender",
         damaged_rows=lambda articles: list(damaged),
     )
+
+
+def text_identity(one: Any, articles: Any, dtype: str, compute: str) -> dict[str, Any]:
+    return TextVectors(one, Source(articles, None, dtype, compute)).made_from
+
+
+def news_identity(one: Any, articles: Any, dtype: str, compute: str) -> dict[str, Any]:
+    return NewsVectors(one, Source(articles, None, dtype, compute)).made_from
+
+
+def clicks_identity(
+    one: Any, articles: Any, impressions: Any, dtype: str, compute: str
+) -> dict[str, Any]:
+    return ClickScores(one, Source(articles, impressions, dtype, compute)).made_from
 
 
 ARTICLES, OTHERS = SimpleNamespace(fingerprint="a" * 64), SimpleNamespace(fingerprint="b" * 64)
@@ -111,8 +123,16 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
 
 
 def logits(order: EpochOrder, epoch: int = 0, count: int = 2, source: str = "corpus") -> Any:
-    negatives = Negatives(order, count, source)
-    return logits_identity(teacher(), ARTICLES, "float16", "fp32", negatives, epoch)
+    asked = Logits(
+        articles=ARTICLES,  # type: ignore[arg-type]
+        teachers=[teacher()],
+        negatives=Negatives(order, count, source),
+        epochs=(epoch,),
+        dtype="float16",
+        compute="fp32",
+        settings="",
+    )
+    return asked.column(asked.teachers[0], epoch).made_from
 
 
 def test_whatever_changes_the_drawn_negatives_makes_another_column():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.exports import rewrite
 from helpers.rich import joined_ids, make_rich_world, rich_sample
+from helpers.teacher_columns import targets
 from helpers.world import TINY_MODEL, TinyWorld, make_world
 
 from shards.clicks import ClickColumn
@@ -29,10 +30,11 @@ from trainer.plan.sizes import bert_size, task_size
 from trainer.recipes.load import from_settings, load_config
 from trainer.tasks.build import build
 from trainer.tasks.finetune.clicks import score_clicks
-from trainer.teacher_server import identity
-from trainer.teacher_server.fill import FillRequest, fill, targets
-from trainer.teacher_server.live import LiveClickSignals
-from trainer.teacher_server.signals import ClickRows, StoredClickSignals
+from trainer.tasks.live import LiveClickSignals
+from trainer.teacher_server.fill import FillRequest, fill
+from trainer.teacher_server.kinds.base import teacher_identity
+from trainer.teacher_server.kinds.clicks import StoredClickSignals
+from trainer.teacher_server.signals import ClickRows
 from trainer.teacher_server.teachers import adopt
 
 PARTS = [("title", 10), ("category", 6), ("abstract", 12)]
@@ -130,7 +132,7 @@ def test_training_evaluation_prediction_and_teachers_say_the_same(
         LiveClickSignals(world.articles, world.impressions, [export.folder]),
     ]
     for source in sources:
-        said = source.read(asked)
+        said = source.say(source.read(asked))
         np.testing.assert_allclose(said.news[0], news, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(said.users[0], users, rtol=1e-4, atol=1e-5)
         of_places = expected[offsets[:-1, None] + places]
@@ -187,7 +189,8 @@ def test_a_learned_vector_is_read_as_the_released_code_reads_it(world: TinyWorld
     assert not scored.scores[is_cold].any() and (scored.scores[~is_cold] != 0).all()
     live = LiveClickSignals(world.articles, world.impressions, [export.folder])
     places = np.zeros((int(cold.sum()), 1), np.int64)
-    said = live.read(ClickRows(np.arange(3), np.flatnonzero(cold), places))
+    asked = ClickRows(np.arange(3), np.flatnonzero(cold), places)
+    said = live.say(live.read(asked))
     pad_doc = ready.model.user_encoder.pad_doc.detach().numpy()
     np.testing.assert_allclose(said.users[0], np.tile(pad_doc, (cold.sum(), 1)), rtol=1e-6)
 
@@ -248,16 +251,16 @@ def test_an_export_says_what_it_reads_and_an_older_one_reads_the_title(world: Ti
     assert "user_last_k" not in plain.info["model_settings"]
     post_trained = load_export(world.teacher("post_train", 6))
     assert post_trained.news_parts == (("title", 10),)
-    new = identity.teacher_identity(plain)
+    new = teacher_identity(plain)
     assert set(new) == {
         "format", "teacher_weights_sha256", "teacher_kind", "model_settings", "tokenizer_sha256",
         "max_title_tokens", "pad_to_max",
     }  # fmt: skip
     rewrite(plain.folder, lambda info: info.pop("news_text"))
     older = load_export(plain.folder)
-    assert older.news_parts == (("title", 10),) and identity.teacher_identity(older) == new
+    assert older.news_parts == (("title", 10),) and teacher_identity(older) == new
     assert older.news_texts(world.tokens).fields == ("title",)
-    assert identity.teacher_identity(export)["news_text"] == [list(part) for part in PARTS]
+    assert teacher_identity(export)["news_text"] == [list(part) for part in PARTS]
 
 
 def test_columns_of_a_teacher_that_reads_otherwise_are_refused(world: TinyWorld) -> None:

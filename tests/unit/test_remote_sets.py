@@ -29,8 +29,8 @@ from trainer.tasks.build import build
 from trainer.tasks.post_train.teachers import stored_logits
 from trainer.tasks.registry import open_sources
 from trainer.teacher_server.fill import FillRequest, fill
-from trainer.teacher_server.fill_logits import fill_logits
-from trainer.teacher_server.identity import TEXT
+from trainer.teacher_server.kinds.logits import fill_logits
+from trainer.teacher_server.kinds.text import TextVectors
 
 
 @pytest.fixture(scope="module")
@@ -352,4 +352,4 @@ def test_stored_logits_come_with_the_shards_of_their_bodies(world, server, tmp_p
     np.testing.assert_array_equal(scores, wanted)
     came = {path.name.rpartition("@")[2] for path in tmp_path.rglob("body.scores@*")}
     assert came == {f"news-{data.order.shards_of_window(0, 0)[0]:06d}"}
-    assert not list(tmp_path.rglob(f"{TEXT}-*/*/title@*"))
+    assert not list(tmp_path.rglob(f"{TextVectors.name}-*/*/title@*"))

@@ -13,10 +13,12 @@ import pytest
 from helpers.batches import flat
 from helpers.process import one_thread
 from helpers.teacher_columns import (
+    cells_of,
     columns_of,
     forget,
     request,
     silent,
+    targets,
     teachers_of,
     words,
     world_of_returning_users,
@@ -25,25 +27,20 @@ from helpers.tnr import ROOT, tnr
 from helpers.world import TinyWorld, make_world
 
 from shards.clicks import ClickColumn
+from shards.column_extras import EMPTY, read_vector, write_vector
 from shards.columns import ColumnReader
 from shards.histories import distinct, holders
 from trainer.cli.main import main
 from trainer.errors import ColumnError, DamageError, UsageError
 from trainer.export.folder import load_export
-from trainer.teacher_server.empty import EMPTY, read_empty, write_empty
+from trainer.tasks.live import LiveClickSignals
+from trainer.teacher_server.cells import cells_of_part, parse_part
 from trainer.teacher_server.fill import fill
-from trainer.teacher_server.identity import EXACT
-from trainer.teacher_server.live import LiveClickSignals
+from trainer.teacher_server.kinds.clicks import ExactNews, StoredClickSignals
+from trainer.teacher_server.kinds.text import StoredTextSignals
 from trainer.teacher_server.outputs import TeacherModel
-from trainer.teacher_server.request import (
-    cells_of_part,
-    list_cells,
-    parse_part,
-    targets,
-)
-from trainer.teacher_server.signals import ClickRows, StoredClickSignals, StoredTextSignals
+from trainer.teacher_server.signals import ClickRows
 from trainer.teacher_server.status import status_lines
-from trainer.teacher_server.teachers import open_teachers
 from trainer.teacher_server.verify import verify_lines
 
 
@@ -55,7 +52,7 @@ def world(tmp_path: Path) -> TinyWorld:
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_parts_are_disjoint_complete_and_of_about_equal_work(world: TinyWorld, stage: int) -> None:
-    cells = list_cells(open_teachers(teachers_of(world, stage, 3)), request(world, stage))
+    cells = cells_of(teachers_of(world, stage, 3), request(world, stage))
     total, largest = sum(cell.work for cell in cells), max(cell.work for cell in cells)
     for parts in (1, 2, 3, 5, len(cells), 40):
         found = [cells_of_part(cells, part, parts) for part in range(parts)]
@@ -91,10 +88,10 @@ def test_parts_in_any_order_store_the_same_bytes_and_encode_no_article_twice(
     monkeypatch.setattr(TeacherModel, "titles", counted)
     asked = [request(world, stage, part=(part, 3)) for part in (2, 0, 1)]
     cells = [fill(teachers, one, silent) for one in asked]
-    assert all(cells) and sum(cells) == len(list_cells(open_teachers(teachers), asked[0]))
+    assert all(cells) and sum(cells) == len(cells_of(teachers, asked[0]))
     assert columns_of(world) == at_once
     assert sum(map(len, encoded)) == len(teachers) * world.articles.num_rows
-    assert not list(world.articles.columns_dir.glob(f"*{EXACT}*"))
+    assert not list(world.articles.columns_dir.glob(f"*{ExactNews.name}*"))
 
 
 def test_another_process_may_finish_the_teacher_while_this_one_encodes(
@@ -108,7 +105,7 @@ def test_another_process_may_finish_the_teacher_while_this_one_encodes(
 
     def late(self, rows, count=None):
         monkeypatch.setattr(TeacherModel, "titles", titles)
-        assert fill(teacher, asked, silent) == len(list_cells(open_teachers(teacher), asked))
+        assert fill(teacher, asked, silent) == len(cells_of(teacher, asked))
         return titles(self, rows, count)
 
     monkeypatch.setattr(TeacherModel, "titles", late)
@@ -122,12 +119,12 @@ def test_a_working_column_that_cannot_be_written_is_an_error(
     titles = TeacherModel.titles
 
     def remove_first(self, rows, count=None):
-        for folder in world.articles.columns_dir.glob(f"{EXACT}-*"):
+        for folder in world.articles.columns_dir.glob(f"{ExactNews.name}-*"):
             shutil.rmtree(folder)
         return titles(self, rows, count)
 
     monkeypatch.setattr(TeacherModel, "titles", remove_first)
-    with pytest.raises(ColumnError, match=rf"cannot write .*{EXACT}"):
+    with pytest.raises(ColumnError, match=rf"cannot write .*{ExactNews.name}"):
         fill(teachers_of(world, 2, 1), request(world, 2), silent)
 
 
@@ -181,7 +178,7 @@ def test_a_damaged_vector_of_the_empty_title_is_found_and_mended_alone(
     assert columns_of(world) == before
     student()
     monkeypatch.undo()
-    write_empty(path.parent, read_empty(world.articles, path.parent) + np.float16(1))
+    write_vector(path.parent, read_vector(path.parent) + np.float16(1))
     with pytest.raises(ColumnError, match=f"empty title differs .*; delete {EMPTY} and fill it"):
         list(verify_lines(teacher, asked, rows=4))
 
@@ -208,7 +205,7 @@ def test_impressions_with_one_history_share_one_stored_user_vector(world: TinyWo
     stored = StoredClickSignals(world.articles, world.impressions, teacher, "float32", "fp32")
     live = LiveClickSignals(world.articles, world.impressions, teacher)
     asked_rows = ClickRows(news, rows, positions)
-    found, oracle = (flat(source.read(asked_rows)) for source in (stored, live))
+    found, oracle = (flat(source.say(source.read(asked_rows))) for source in (stored, live))
     assert found.keys() == oracle.keys()
     for name, values in found.items():
         np.testing.assert_allclose(values, oracle[name], rtol=1e-5, atol=1e-6)
@@ -225,7 +222,7 @@ def test_stage_2_in_fewer_bytes_says_nearly_the_same(
     rows = ClickRows(np.array([3, -1, 5, 3]), np.arange(4), np.zeros((4, 2), dtype=np.int64))
     stored = StoredClickSignals(world.articles, world.impressions, teacher, dtype, "fp32")
     live = LiveClickSignals(world.articles, world.impressions, teacher)
-    found, oracle = (flat(source.read(rows)) for source in (stored, live))
+    found, oracle = (flat(source.say(source.read(rows))) for source in (stored, live))
     assert found.keys() == oracle.keys()
     for name, values in found.items():
         scale = np.abs(oracle[name]).max()
@@ -251,7 +248,7 @@ def test_a_signal_ends_with_75_between_batches_and_the_same_command_goes_on(
 
     monkeypatch.setattr(TeacherModel, "titles", interrupted)
     assert main(words(world, "cache", stage, teachers)) == 75
-    total = len(list_cells(open_teachers(teachers), request(world, stage)))
+    total = len(cells_of(teachers, request(world, stage)))
     told = capsys.readouterr().err
     assert f"stopped by SIGUSR2: {total - 2} of {total} cells are left" in told
     assert len(calls) == 2
@@ -275,12 +272,12 @@ def test_processes_beside_each_other_leave_one_valid_file_a_cell(world: TinyWorl
         out, _ = process.communicate(timeout=240)
         assert process.returncode == 0, out
     assert len(list(verify_lines(second, request(world, 2), 8))) == 4
-    assert not list(world.articles.columns_dir.glob(f"*{EXACT}*"))
+    assert not list(world.articles.columns_dir.glob(f"*{ExactNews.name}*"))
     for shard_set in (world.articles, world.impressions):
         assert not list(shard_set.columns_dir.glob("**/.*tmp-*"))
     done = tnr(*words(world, "cache", 1, first), processes=2)
     assert done.returncode == 0, done.stderr
-    total = len(list_cells(open_teachers(first), request(world, 1)))
+    total = len(cells_of(first, request(world, 1)))
     filled = [line for line in done.stdout.splitlines() if "cells filled" in line]
     assert len(filled) == 2 and all(f"[{rank}] " in done.stdout for rank in (0, 1))
     assert sum(int(line.split("done: ")[1].split()[0]) for line in filled) == total

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.launch import metrics
+from helpers.teacher_columns import targets
 from helpers.tnr import tnr
 from helpers.world import TINY_MODEL, make_world
 
@@ -18,7 +19,7 @@ from trainer.config.validate import validate
 from trainer.errors import ColumnError, ConfigError
 from trainer.export.folder import load_export
 from trainer.tasks.build import build
-from trainer.teacher_server.fill import FillRequest, fill, targets
+from trainer.teacher_server.fill import FillRequest, fill
 from trainer.teacher_server.follow import Follower
 
 FILLER = """

@@ -17,7 +17,7 @@ import torch
 from helpers.batches import flat
 from helpers.launch import metrics
 from helpers.process import one_thread
-from helpers.teacher_columns import request, silent, teachers_of
+from helpers.teacher_columns import request, silent, targets, teachers_of
 from helpers.tnr import ROOT
 from helpers.world import TINY_MODEL, TinyWorld, make_world
 
@@ -33,15 +33,16 @@ from trainer.export.folder import load_export
 from trainer.tasks.build import build
 from trainer.tasks.post_train.teachers import stored_logits
 from trainer.tasks.registry import open_sources
-from trainer.teacher_server import fill_logits as fill_module
-from trainer.teacher_server import sizes as sizes_module
+from trainer.teacher_server import cells as cells_module
 from trainer.teacher_server.fill import fill
-from trainer.teacher_server.identity import LOGITS, TEXT
-from trainer.teacher_server.logits import SCORES, Logits, parse_epochs
-from trainer.teacher_server.request import targets
+from trainer.teacher_server.kinds import LOGITS
+from trainer.teacher_server.kinds import logits as logits_module
+from trainer.teacher_server.kinds.logits import SCORES, DrawnLogits, Logits, parse_epochs
+from trainer.teacher_server.kinds.text import TextVectors
 from trainer.teacher_server.status import status
 
 BATCH = 12
+TEXT = TextVectors.name
 """Four global batches are an epoch of 40 articles and 8 of the next one."""
 WINDOW = {"data__negatives_from": "window", "data__window_shards": 2}
 
@@ -88,7 +89,7 @@ def steps(world: TinyWorld, teachers: list[str], count: int = 4, **settings: obj
 
 
 def fill_logits(logits: Logits, part: tuple[int, int] = (0, 1)) -> int:
-    return fill_module.fill_logits(logits, part, silent, StopRequest())
+    return logits_module.fill_logits(logits, part, silent, StopRequest())
 
 
 def columns_of(world: TinyWorld) -> dict[str, bytes]:
@@ -107,7 +108,7 @@ def test_the_columns_hold_each_body_times_its_titles(
     world: TinyWorld, teachers: list[str], source: str, dtype: str, monkeypatch
 ) -> None:
     """Against a loop over the draws and the stored vectors; two articles are damaged."""
-    monkeypatch.setattr(fill_module, "_CHUNK", 7)
+    monkeypatch.setattr(logits_module, "_CHUNK", 7)
     fill(teachers, request(world, 1, dtype=dtype), silent)
     skipped = np.array([3, 20])
     counts = np.diff(world.articles.shard_starts).tolist()
@@ -123,7 +124,7 @@ def test_the_columns_hold_each_body_times_its_titles(
     )
     assert fill_logits(asked) == 2 * 2 * 3
     whole = Negatives(EpochOrder(counts, world.articles.fingerprint, 5, 2), 4, source)
-    others = replace(asked, negatives=whole).target(asked.teachers[0], 0)
+    others = replace(asked, negatives=whole).column(asked.teachers[0], 0).target
     with pytest.raises(ColumnError, match=r"order_without_damaged is .* not asked for"):
         ColumnReader.open(*others)
     rows = np.setdiff1d(np.arange(40), skipped)
@@ -139,7 +140,7 @@ def test_the_columns_hold_each_body_times_its_titles(
             if dtype == "int8":
                 vectors[name] *= text.gather(f"{name}.scale", np.arange(40))[:, None]
         for epoch in (0, 2):
-            column = ColumnReader.open(*asked.target(teacher, epoch))
+            column = ColumnReader.open(*asked.column(teacher, epoch).target)
             stored = column.gather(SCORES, np.arange(40))
             assert stored.dtype == ("float32" if dtype == "float32" else "float16")
             assert not stored[skipped].any()
@@ -267,15 +268,15 @@ def test_stopped_and_run_again_and_in_parts_the_same_bytes(
             (world.articles.columns_dir / name).unlink()
 
     forget()
-    compute, calls = fill_module.compute_logits, []
+    encode, calls = DrawnLogits.encode, []
 
     def interrupted(*given):
         calls.append(given)
         if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGUSR2)
-        return compute(*given)
+        return encode(*given)
 
-    monkeypatch.setattr(fill_module, "compute_logits", interrupted)
+    monkeypatch.setattr(DrawnLogits, "encode", interrupted)
     capsys.readouterr()
     assert main(words) == 75
     assert "stopped by SIGUSR2: 8 of 12 cells are left" in capsys.readouterr().err
@@ -299,7 +300,7 @@ def test_too_little_room_and_what_does_not_fit_are_refused(
 ) -> None:
     logits = logits_of(world, teachers)
     with monkeypatch.context() as patched:
-        patched.setattr(sizes_module, "free_bytes", lambda folder: 1_000_000)
+        patched.setattr(cells_module, "free_bytes", lambda folder: 1_000_000)
         with pytest.raises(DataError, match="name fewer epochs"):
             fill_logits(logits)
     assert not columns_of(world)
@@ -379,7 +380,12 @@ def test_status_tells_of_them_and_prune_keeps_those_of_kept_teachers(
     assert main(command) == 0
     assert "3 columns" in capsys.readouterr().out
     left = status(teachers, request(world, 1, dtype="float32"))
-    assert [column.column for column in left] == [TEXT, LOGITS, LOGITS, TEXT]
+    assert [column.column for column in left] == [
+        TEXT,
+        LOGITS,
+        LOGITS,
+        TEXT,
+    ]
 
 
 def test_where_logits_cannot_be_stored(world: TinyWorld) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.exports import rewrite
 from helpers.sets import make_articles
+from helpers.teacher_columns import targets
 from helpers.world import TinyWorld, make_world
 
 from shards.columns import describe, list_columns
@@ -20,9 +21,9 @@ from shards.tokenizer import train_tokenizer
 from trainer.errors import ColumnError, ModelError
 from trainer.export.folder import Export, load_export
 from trainer.tasks.build import build
-from trainer.teacher_server import fill as fill_module
-from trainer.teacher_server.fill import FillRequest, fill, targets
-from trainer.teacher_server.identity import clicks_identity, news_identity
+from trainer.teacher_server import outputs
+from trainer.teacher_server.fill import FillRequest, fill
+from trainer.teacher_server.request import signals_of
 from trainer.teacher_server.status import status_lines
 from trainer.teacher_server.verify import verify_lines
 
@@ -102,7 +103,7 @@ def test_filling_again_does_only_what_is_missing(world: TinyWorld, stage: int) -
     assert fill(teachers, asked, silent) == 0
     lines, complete = status_lines(teachers, asked)
     assert complete and len(lines) == 1 + 2 * stage
-    info = describe(*targets(fill_module.load_export(teachers[0]), asked)[0])
+    info = describe(*targets(load_export(teachers[0]), asked)[0])
     for file in info.folder.glob("*000001*"):
         file.unlink()
     assert not status_lines(teachers, asked)[1]
@@ -129,7 +130,7 @@ def test_teachers_of_other_widths_backbones_and_tokenizers_mix(
     task = "post_train" if stage == 1 else "finetune"
     wide = {"model__news_dim": 20, "model__backbone__hidden_size": 24, "data__tokens": other}
     teachers = [world.teacher(task, 0, **own), world.teacher(task, 1, **wide)]
-    shas = {fill_module.load_export(one).info["tokenizer_sha256"] for one in teachers}
+    shas = {load_export(one).info["tokenizer_sha256"] for one in teachers}
     assert len(shas) == 2
     fill(teachers, request(world, stage, dtype="float32"), silent)
     stored = losses(world, stage, teachers, "stored", "float32", **own)
@@ -152,7 +153,7 @@ def test_only_one_teacher_is_in_memory_at_a_time(
 
     alive: list[weakref.ref] = []
 
-    class Counted(fill_module.TeacherModel):
+    class Counted(outputs.TeacherModel):
         def __init__(self, *words, **options):
             gc.collect()
             assert not [ref for ref in alive if ref() is not None], (
@@ -161,7 +162,7 @@ def test_only_one_teacher_is_in_memory_at_a_time(
             super().__init__(*words, **options)
             alive.append(weakref.ref(self.model))
 
-    monkeypatch.setattr(fill_module, "TeacherModel", Counted)
+    monkeypatch.setattr(outputs, "TeacherModel", Counted)
     fill(teachers_of(world, 1, count=3), request(world, 1), silent)
     assert len(alive) == 3
 
@@ -175,7 +176,7 @@ def test_vectors_of_damaged_articles_do_not_outlive_the_repair(
         np.testing.assert_allclose(stored, live, rtol=2e-6)
 
     def asked_for() -> list[dict]:
-        found = targets(fill_module.load_export(teachers[0]), asked)
+        found = targets(load_export(teachers[0]), asked)
         return [target.made_from for target in found]
 
     teachers, lengths = teachers_of(world, stage, 1), {"title_tokens": 12, "body_tokens": 40}
@@ -287,7 +288,7 @@ def test_verify_recomputes_rows_with_the_live_teacher(world: TinyWorld, stage: i
 
 def test_what_does_not_fit_float16_is_refused_with_its_rows(world: TinyWorld) -> None:
     teacher = teachers_of(world, 1, count=1)[0]
-    model = fill_module.load_export(teacher).load_model()
+    model = load_export(teacher).load_model()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1e4)
@@ -304,11 +305,10 @@ def test_the_history_length_is_part_of_what_a_column_over_impressions_is(world: 
     teacher = load_export(teachers_of(world, 2, 1)[0])
     longer = replace(teacher, info=teacher.info | {"history_length": 6})
     assert teacher.info["history_length"] == 5
-    sets = (world.articles, world.impressions, "float16", "fp32")
-    (first, second) = (clicks_identity(one, *sets) for one in (teacher, longer))
+    found = [signals_of(one, request(world, 2)) for one in (teacher, longer)]
+    news, (first, second) = zip(*([s.made_from for s in signals] for signals in found), strict=True)
     assert {key for key in first if first[key] != second[key]} == {"history_length"}
-    news = (news_identity(one, world.articles, "float16", "fp32") for one in (teacher, longer))
-    assert len({repr(one) for one in news}) == 1
+    assert news[0] == news[1]
     fill([str(teacher.folder)], request(world, 2), silent)
     (column,) = list_columns(world.impressions, "teacher-clicks")
     assert column.made_from["history_length"] == 5

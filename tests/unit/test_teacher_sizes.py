@@ -11,6 +11,7 @@ from helpers.teacher_columns import (
     columns_of,
     request,
     silent,
+    targets,
     teachers_of,
     world_of_returning_users,
 )
@@ -22,16 +23,13 @@ from trainer import hardware
 from trainer.cli.main import main
 from trainer.errors import ColumnError, DataError, ModelError, UsageError
 from trainer.export.folder import load_export
-from trainer.teacher_server import fill as fill_module
-from trainer.teacher_server import ranks
-from trainer.teacher_server import sizes as sizes_module
+from trainer.teacher_server import cells as cells_module
+from trainer.teacher_server import outputs, ranks
+from trainer.teacher_server.cells import stored_bytes
 from trainer.teacher_server.fill import fill
 from trainer.teacher_server.planning import plan
 from trainer.teacher_server.prune import unnamed_columns
-from trainer.teacher_server.request import (
-    targets,
-)
-from trainer.teacher_server.sizes import Sizes, bytes_to_write, stored_bytes
+from trainer.teacher_server.request import bytes_to_write, signals_of
 from trainer.teacher_server.status import status
 from trainer.teacher_server.teachers import adopt, open_teachers
 from trainer.teacher_server.verify import verify_lines
@@ -47,7 +45,7 @@ def world(tmp_path: Path) -> TinyWorld:
 def test_too_little_room_is_refused_before_anything_is_made(
     world: TinyWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sizes_module, "free_bytes", lambda folder: 1_500_000)
+    monkeypatch.setattr(cells_module, "free_bytes", lambda folder: 1_500_000)
     with pytest.raises(DataError, match=r"0\.\d MB are still to be written .* 1\.5 MB are free"):
         fill(teachers_of(world, 1), request(world, 1), silent)
     assert not list(world.articles.columns_dir.glob("teacher-*"))
@@ -56,13 +54,13 @@ def test_too_little_room_is_refused_before_anything_is_made(
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_size_formula_is_what_is_stored(world: TinyWorld, stage: int) -> None:
     teachers, asked = teachers_of(world, stage), request(world, stage)
-    sizes = Sizes(asked)
-    needed = sum(need.bytes for need in bytes_to_write(open_teachers(teachers), asked, sizes))
-    assert needed > 0
+    opened = open_teachers(teachers)
+    signals = [signal for teacher in opened for signal in signals_of(teacher, asked)]
+    assert sum(need.bytes for need in bytes_to_write(signals)) > 0
     fill(teachers, asked, silent)
-    assert sum(need.bytes for need in bytes_to_write(open_teachers(teachers), asked)) == 0
-    for target in targets(load_export(teachers[0]), asked):
-        by_formula = sizes.of_cells(load_export(teachers[0]), target)
+    assert sum(need.bytes for need in bytes_to_write(signals)) == 0
+    for signal in signals_of(opened[0], asked):
+        by_formula, target = signal.sizes, signal.target
         spare = 2048 * len(by_formula)
         assert 0 <= by_formula.sum() - stored_bytes(target) <= spare
         # Without the allowance for headers and records: the tensors to the byte.
@@ -194,7 +192,7 @@ def test_out_of_memory_names_the_option(world: TinyWorld, monkeypatch: pytest.Mo
     def too_much(self, rows, count=None):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(fill_module.TeacherModel, "bodies", too_much)
+    monkeypatch.setattr(outputs.TeacherModel, "bodies", too_much)
     with pytest.raises(ModelError, match="--batch-tokens 16384; try 8192"):
         fill(teachers_of(world, 1, 1), request(world, 1), silent)
 

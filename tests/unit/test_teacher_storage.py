@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 from helpers.sets import make_articles
 
+from shards.column_extras import EMPTY, write_vector
 from shards.columns import ColumnReader, ColumnWriter
 from shards.errors import ColumnError, DamageError
-from trainer.teacher_server.empty import EMPTY, read_empty, write_empty
+from trainer.teacher_server.kinds.clicks import read_empty
 from trainer.teacher_server.storage import (
     DTYPES,
     gather_ragged_vectors,
     gather_vectors,
     quantise,
+    ragged,
     restore,
     store,
     store_plain,
-    store_ragged,
     vector_bytes,
 )
 
@@ -91,7 +92,8 @@ def test_rows_with_none_or_several_vectors(articles, dtype):
     def made(rows):
         rows = np.asarray(rows)
         begin, end = starts[rows[0]], starts[rows[-1] + 1]
-        return store_ragged("v", exact[begin:end], starts[rows[0] : rows[-1] + 2] - begin, dtype)
+        offsets = starts[rows[0] : rows[-1] + 2] - begin
+        return ragged(store("v", exact[begin:end], dtype), offsets)
 
     reader = write(articles, made)
     rows = np.array([16, 1, 3, 4])
@@ -111,7 +113,7 @@ def test_scores_stay_in_float16_under_int8():
 def test_an_empty_titles_vector_is_read_as_written_or_refused(tmp_path):
     articles = make_articles(tmp_path / "set", 4)
     vector_E = vectors(rows=1)[0, :6].astype(np.float16)
-    write_empty(tmp_path, vector_E)
+    write_vector(tmp_path, vector_E)
     path = tmp_path / EMPTY
     intact = path.read_bytes()
     read = read_empty(articles, tmp_path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shards.numbers import real, whole
 from trainer.cli import teachers_logits
 from trainer.cli.settings import add_device
+from trainer.teacher_server.kinds import KINDS, stages
 
 if TYPE_CHECKING:
     from shards.reader import ShardSet
@@ -168,13 +169,14 @@ def _add_adopt(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    held = {
+        stage: ", ".join(KINDS[name].about for name in names) for stage, names in stages().items()
+    }
     parser.add_argument(
         "--stage",
-        type=whole(),
-        choices=(1, 2),
+        choices=list(held),
         required=True,
-        help="1: title and body vectors of post-trained teachers; "
-        "2: news vectors, user vectors and candidate scores of finetuned ones",
+        help="; ".join(f"{stage}: {about}" for stage, about in held.items()),
     )
     parser.add_argument("--articles", required=True, metavar="SET", help="article shard set")
     parser.add_argument("--clicks", metavar="SET", help="impression shard set (stage 2)")
@@ -214,10 +216,12 @@ def _request(arguments: argparse.Namespace) -> "FillRequest":
     from trainer.errors import UsageError
     from trainer.hardware import pick_device, warn_if_emulated
     from trainer.teacher_server import ranks
-    from trainer.teacher_server.request import FillRequest, parse_part
+    from trainer.teacher_server.cells import parse_part
+    from trainer.teacher_server.request import FillRequest, reads_impressions
 
-    if (arguments.clicks is None) == (arguments.stage == 2):
-        raise UsageError("--clicks goes with --stage 2, and --stage 2 needs it")
+    if (arguments.clicks is None) == reads_impressions(arguments.stage):
+        named = " or ".join(f"--stage {one}" for one in stages() if reads_impressions(one))
+        raise UsageError(f"--clicks goes with {named}, and {named} needs it")
     here = ranks.place()
     ranks.share_cores(here)
     device = pick_device(getattr(arguments, "device", "auto"), here.local_rank)
@@ -240,6 +244,7 @@ def _request(arguments: argparse.Namespace) -> "FillRequest":
         batch_tokens=batch_tokens,
         device=device,
         part=here.share(part, parts),
+        stage=arguments.stage,
     )
 
 
@@ -319,8 +324,8 @@ def run_prune(arguments: argparse.Namespace) -> int:
     from shards.column_folders import remove_folder
     from shards.reader import ShardSet
     from trainer.errors import UsageError
+    from trainer.teacher_server.cells import mb
     from trainer.teacher_server.prune import teachers_of_recipe, unnamed_columns
-    from trainer.teacher_server.sizes import mb
     from trainer.teacher_server.teachers import open_teachers
 
     named = list(arguments.keep_models)

@@ -53,9 +53,8 @@ def run_logits(arguments: argparse.Namespace) -> int:
     from trainer.tasks.post_train.teachers import stored_logits
     from trainer.tasks.registry import open_sources
     from trainer.teacher_server import ranks
-    from trainer.teacher_server.fill_logits import fill_logits
-    from trainer.teacher_server.logits import parse_epochs
-    from trainer.teacher_server.request import parse_part
+    from trainer.teacher_server.cells import parse_part
+    from trainer.teacher_server.kinds.logits import fill_logits, parse_epochs
 
     part, parts = parse_part(arguments.part)
     epochs = None if arguments.epochs is None else parse_epochs(arguments.epochs)

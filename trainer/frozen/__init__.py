@@ -5,3 +5,15 @@ and stored token by token; training reads them and runs the layers above alone. 
 ``identity`` (what a column is made from), ``fill`` (computing what is missing), ``states`` (reading
 a batch), ``texts`` (all of it for a run).
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shards.column_kinds import ColumnKind
+
+
+def find(name: str) -> "type[ColumnKind] | None":
+    """Return the kind of its columns, for :func:`shards.column_kinds.register`."""
+    from trainer.frozen.column import FROZEN, FrozenStates
+
+    return FrozenStates if name == FROZEN else None

@@ -29,13 +29,18 @@ from trainer.errors import ModelError, StopForRequeue
 from trainer.evaluate.encode import autocast, inference
 from trainer.frozen.states import STATES
 from trainer.models.news_encoder import NewsEncoder
+from trainer.teacher_server.cells import (
+    CELL_BYTES,
+    Cell,
+    Need,
+    Target,
+    cells_of_part,
+    check_room,
+    mb,
+    missing_cells,
+)
 from trainer.teacher_server.ranks import Place
-from trainer.teacher_server.request import Cell, Target, cells_of_part
-from trainer.teacher_server.sizes import Need, check_room, mb, missing_cells
 from trainer.teacher_server.watch import CellWork, FillProgress
-
-_CELL_BYTES = 2048
-"""Header and commit record of a cell, rounded up."""
 
 
 def column_bytes(tokens: int, texts: int, width: int, dtype: str) -> int:
@@ -123,12 +128,12 @@ class StateFiller:
         tokens = (
             int(self.texts.lengths(np.arange(begin, end)).sum()) for begin, end in pairwise(starts)
         )
-        return [Cell(0, self.target.name, shard, work) for shard, work in enumerate(tokens)]
+        return [Cell(0, shard, work) for shard, work in enumerate(tokens)]
 
     def _bytes(self, cell: Cell) -> int:
         rows = self.target.shard_set.manifest.shards[cell.shard].samples
         width = self.encoder.config.language_model.hidden_size
-        return column_bytes(cell.work, rows, width, self.dtype) + _CELL_BYTES
+        return column_bytes(cell.work, rows, width, self.dtype) + CELL_BYTES
 
     def _announce(self, cells: int, size: int) -> None:
         asked = describe(*self.target)

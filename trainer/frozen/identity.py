@@ -16,8 +16,6 @@ from trainer.models.backbone import Backbone
 from trainer.models.layers import find_layers
 
 FORMAT = 1
-FROZEN = "frozen-states"
-"""Name of the column."""
 
 # Settings of a language model that change no state below the cut.
 _NO_PART = {

@@ -12,14 +12,15 @@ from trainer.config.clicks import ClickConfig
 from trainer.engine.signals import AFTER_BATCH, stop_on_signals
 from trainer.errors import ConfigError, ModelError
 from trainer.evaluate.encode import autocast, inference
+from trainer.frozen.column import FROZEN
 from trainer.frozen.fill import StateFiller
-from trainer.frozen.identity import FROZEN, frozen_identity
+from trainer.frozen.identity import frozen_identity
 from trainer.frozen.states import StateView
 from trainer.hardware import pick_device
 from trainer.models.layers import find_layers
 from trainer.models.news_encoder import NewsEncoder
+from trainer.teacher_server.cells import Target
 from trainer.teacher_server.ranks import place
-from trainer.teacher_server.request import Target
 
 _COMPARED = 8
 """Texts that are computed both ways."""

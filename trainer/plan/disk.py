@@ -9,8 +9,7 @@ from trainer.config.schema import TrainConfig
 from trainer.plan.batches import StepPlan
 from trainer.plan.memory import FP32, checkpoint_bytes
 from trainer.plan.sizes import TaskSize
-from trainer.teacher_server.sizes import ROW_BYTES
-from trainer.teacher_server.storage import value_bytes, vector_bytes
+from trainer.teacher_server.kinds import kinds_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +84,8 @@ def teacher_columns(
     stage: int, *, teachers: int, articles: int, impressions: int, candidates: int, width: int,
     dtype: str,
 ) -> int:  # fmt: skip
-    """Bytes of the columns that M teachers fill for a stage, at most.
-
-    Stage I: a title and a body vector an article. Stage II: a title vector an article, a user
-    vector an impression (fewer where histories come again) and where it is, and a score for each
-    candidate.
+    """Bytes of the columns that M teachers fill for a stage, at most: user vectors are fewer where
+    histories come again.
 
     Args:
         stage: 1 or 2.
@@ -100,11 +96,9 @@ def teacher_columns(
         width: Width of the teachers' vectors.
         dtype: How they are stored.
     """
-    vector = vector_bytes(width, dtype)
-    if stage == 1:
-        return teachers * 2 * articles * vector
-    clicks = impressions * (vector + ROW_BYTES) + candidates * value_bytes(dtype)
-    return teachers * (articles * vector + clicks)
+    rows = {"articles": articles, "impressions": impressions, "candidates": candidates}
+    kinds = kinds_of(str(stage))
+    return teachers * sum(kind.most_bytes(rows, width, dtype) for kind in kinds)
 
 
 def token_column(articles: int, tokens_each: float, fields: int = 2, value_bytes: int = 2) -> int:

@@ -11,14 +11,12 @@ from torch import nn
 
 from shards.clicks import ClickColumn
 from shards.histories import distinct
-from shards.reader import ShardSet
 from shards.texts import TextView
 from trainer.evaluate.encode import encode_articles, inference
 from trainer.export.folder import Export
 from trainer.models import Recommender
-
-Count = Callable[[int], None]
-"""Told how many tokens or impressions are done after each batch; what it raises ends the work."""
+from trainer.teacher_server.kinds.base import Count
+from trainer.teacher_server.request import FillRequest
 
 NewsVectors = Callable[[np.ndarray], np.ndarray]
 """float32[k, E] vectors of article rows int64[k]."""
@@ -29,34 +27,22 @@ _BATCH_IMPRESSIONS = 512
 class TeacherModel:
     """A loaded teacher with the token column and the text lengths that it was trained with."""
 
-    def __init__(
-        self,
-        teacher: Export,
-        articles: ShardSet,
-        *,
-        device: str = "cpu",
-        compute: str = "fp32",
-        batch_tokens: int = 16384,
-    ) -> None:
+    def __init__(self, teacher: Export, request: FillRequest) -> None:
+        """Load the teacher to where the request wants it."""
         self.export = teacher
-        self.tokens = teacher.tokens(articles)
+        self.tokens = teacher.tokens(request.articles)
         self.model = teacher.load_model()
-        nn.Module.to(self.model, device)
-        self.device = device
-        self.compute = compute
-        self.batch_tokens = batch_tokens
+        nn.Module.to(self.model, request.device)
+        self.device = request.device
+        self.compute = request.compute
+        self.batch_tokens = request.batch_tokens
 
-    @property
-    def news_dim(self) -> int:
-        """Width of its vectors."""
-        return int(self.model.config.news_dim)
-
-    def titles(self, rows: np.ndarray, count: Count | None = None) -> np.ndarray:
+    def titles(self, rows: np.ndarray, count: Count = None) -> np.ndarray:
         """Vectors, float32 [n, E], of article rows: of their titles, or of what else this teacher
         reads of an article (``data.news_text`` of its run)."""
         return self._encode(rows, self.export.news_texts(self.tokens), count)
 
-    def bodies(self, rows: np.ndarray, count: Count | None = None) -> np.ndarray:
+    def bodies(self, rows: np.ndarray, count: Count = None) -> np.ndarray:
         """Body vectors, float32 [n, E], of article rows."""
         return self._encode(rows, self.export.body_texts(self.tokens), count)
 
@@ -69,18 +55,11 @@ class TeacherModel:
             return encode(ids, torch.ones_like(ids))[0].float().cpu().numpy()
 
     def impressions(
-        self, news_NE: np.ndarray, clicks: ClickColumn, rows: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """User vectors [B, E], scores of all candidates [K] and their offsets [B + 1] of
-        impressions, from an array with the vectors of all articles."""
-        return self.impressions_from(lambda articles: news_NE[articles], clicks, rows)
-
-    def impressions_from(
         self,
         news: NewsVectors,
         clicks: ClickColumn,
         rows: np.ndarray,
-        count: Count | None = None,
+        count: Count = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """User vectors and scores of impressions; every distinct history among them is encoded
         once.
@@ -141,7 +120,7 @@ class TeacherModel:
         assert isinstance(self.model, Recommender)
         return self.model
 
-    def _encode(self, rows: np.ndarray, texts: TextView, count: Count | None) -> np.ndarray:
+    def _encode(self, rows: np.ndarray, texts: TextView, count: Count) -> np.ndarray:
         return encode_articles(
             self.model,
             texts,

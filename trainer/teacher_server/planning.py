@@ -11,16 +11,10 @@ import torch
 
 from shards.progress import format_duration
 from trainer.export.folder import Export
-from trainer.teacher_server.identity import CLICKS, TEXT
+from trainer.teacher_server.cells import cells_of_part, free_bytes, mb, missing_cells
+from trainer.teacher_server.kinds.base import Signal
 from trainer.teacher_server.outputs import TeacherModel
-from trainer.teacher_server.request import Cell, FillRequest, cells_of_part, list_cells, targets
-from trainer.teacher_server.sizes import (
-    Sizes,
-    bytes_to_write,
-    free_bytes,
-    mb,
-    missing_cells,
-)
+from trainer.teacher_server.request import FillRequest, bytes_to_write, list_cells, signals_of
 from trainer.teacher_server.teachers import open_teachers
 
 _TRIAL_ROWS = 64
@@ -99,45 +93,42 @@ def plan(
         trial_s: Seconds of encoding a teacher, beyond a first batch that warms up.
     """
     opened = open_teachers(teachers)
-    cells = list_cells(opened, request)
-    sizes = Sizes(request)
-    missing = {
-        (number, target.name): set(missing_cells(target))
-        for number, teacher in enumerate(opened)
-        for target in targets(teacher, request)
-    }
-    plans, rates = [], []
-    for number, teacher in enumerate(opened):
-        of_one = [cell for cell in cells if cell.teacher == number]
-        todo = [cell for cell in of_one if cell.shard in missing[number, cell.name]]
-        size = sum(
-            int(sizes.of_cells(teacher, target)[sorted(missing[number, target.name])].sum())
-            for target in targets(teacher, request)
-        )
-        rate, articles, elapsed = _trial(teacher, request, trial_s) if todo else (0.0, 0, 0.0)
-        work = sum(cell.work for cell in todo)
-        hours = work / rate / 3600 if todo else 0.0
-        rates.append(rate)
+    groups = [signals_of(teacher, request) for teacher in opened]
+    signals = [signal for group in groups for signal in group]
+    missing = {signal: set(missing_cells(signal.target)) for signal in signals}
+    plans = []
+    rates: dict[Signal, float] = {}
+    for teacher, group in zip(opened, groups, strict=True):
+        todo = [(signal, shard) for signal in group for shard in sorted(missing[signal])]
+        tried = _trial(teacher, group, request, trial_s) if todo else (0.0, 0, 0.0)
+        rate, articles, elapsed = tried
+        rates |= dict.fromkeys(group, rate)
+        work = sum(signal.work[shard] for signal, shard in todo)
         plans.append(
             TeacherPlan(
                 str(teacher.folder),
-                len(of_one),
+                sum(len(signal.work) for signal in group),
                 len(todo),
-                size,
-                sum(cell.work for cell in todo if cell.name != CLICKS),
+                sum(int(signal.sizes[shard]) for signal, shard in todo),
+                sum(signal.work[shard] for signal, shard in todo if signal.texts()),
                 rate,
                 elapsed,
                 articles,
-                hours,
+                work / rate / 3600 if todo else 0.0,
             )
         )
+    cells = list_cells(signals)
+    task_hours = [0.0] * tasks
+    for part in range(tasks):
+        for cell in cells_of_part(cells, part, tasks):
+            signal = signals[cell.column]
+            if cell.shard in missing[signal]:
+                task_hours[part] += cell.work / rates[signal] / 3600
     return FillPlan(
         teachers=plans,
         tasks=tasks,
-        task_hours=[
-            _hours(cells_of_part(cells, part, tasks), missing, rates) for part in range(tasks)
-        ],
-        bytes_to_write=sum(need.bytes for need in bytes_to_write(opened, request, sizes)),
+        task_hours=task_hours,
+        bytes_to_write=sum(need.bytes for need in bytes_to_write(signals)),
         free_bytes=free_bytes(request.articles.columns_dir),
         device=request.device,
         compute=request.compute,
@@ -145,25 +136,14 @@ def plan(
     )
 
 
-def _hours(
-    cells: list[Cell], missing: dict[tuple[int, str], set[int]], rates: list[float]
-) -> float:
-    todo = (cell for cell in cells if cell.shard in missing[cell.teacher, cell.name])
-    return sum(cell.work / rates[cell.teacher] / 3600 for cell in todo)
-
-
 @torch.inference_mode()
-def _trial(teacher: Export, request: FillRequest, seconds: float) -> tuple[float, int, float]:
+def _trial(
+    teacher: Export, signals: Sequence[Signal], request: FillRequest, seconds: float
+) -> tuple[float, int, float]:
     """(tokens/s, articles, seconds) of encoding rows drawn evenly over the set, the first batch
     not counted."""
-    model = TeacherModel(
-        teacher,
-        request.articles,
-        device=request.device,
-        compute=request.compute,
-        batch_tokens=request.batch_tokens,
-    )
-    with_bodies = targets(teacher, request)[0].name == TEXT
+    model = TeacherModel(teacher, request)
+    encoders = [signal for signal in signals if signal.texts()]
     order = np.random.default_rng(0).permutation(request.articles.num_rows)
     tokens = 0
 
@@ -174,9 +154,8 @@ def _trial(teacher: Export, request: FillRequest, seconds: float) -> tuple[float
     start, articles, place = 0.0, 0, 0
     while place == 0 or time.perf_counter() - start < seconds:
         rows = np.take(order, np.arange(place, place + _TRIAL_ROWS), mode="wrap")
-        model.titles(rows, count)
-        if with_bodies:
-            model.bodies(rows, count)
+        for signal in encoders:
+            signal.encode(model, rows, count)
         if place == 0:
             start, tokens = time.perf_counter(), 0
         else:

@@ -6,9 +6,7 @@ from shards.column_folders import ColumnFolder, column_folders
 from shards.files import read_json
 from shards.reader import ShardSet
 from trainer.recipes.load import read_recipe
-from trainer.teacher_server.identity import CLICKS, EXACT, LOGITS, NEWS, TEXT
-
-TEACHER_COLUMNS = (TEXT, LOGITS, NEWS, CLICKS, EXACT)
+from trainer.teacher_server.kinds import KINDS
 
 
 def unnamed_columns(
@@ -28,7 +26,7 @@ def unnamed_columns(
         for shard_set in shard_sets
         for column in column_folders(shard_set)
         if column.info is not None
-        and column.kind in TEACHER_COLUMNS
+        and column.kind in KINDS
         and not column.folder.is_symlink()
         and column.info.made_from.get("teacher_weights_sha256") not in kept
     ]

@@ -1,162 +1,122 @@
-"""What is to be filled, and its cells: the same list for every process, whatever is there already.
-
-A cell is one shard of one column set of one teacher. Cells are listed teacher by teacher and column
-by column, and cut into parts of about equal work; a part is a pure function of its number and of
-how many there are, so any task of a job array can be killed and run again.
-"""
+"""What is asked to be filled, as signals and their cells: the same for every process."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, NamedTuple
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shards.columns import describe, list_columns
+from shards.clicks import ClickColumn
+from shards.histories import holders
 from shards.reader import ShardSet
-from trainer.errors import UsageError
 from trainer.export.folder import Export
-from trainer.teacher_server import identity
+from trainer.teacher_server.cells import Cell, Need, Target, missing_cells
+from trainer.teacher_server.kinds import KINDS, find, kinds_of, stages
+
+if TYPE_CHECKING:
+    from trainer.teacher_server.kinds.base import Signal
 
 
 @dataclass(frozen=True)
-class FillRequest:
-    """What to fill: the same for every teacher."""
+class Source:
+    """What signals lie over, and how they are stored and computed: the same for every teacher."""
 
     articles: ShardSet
-    impressions: ShardSet | None
-    """Impression set of stage II; None for stage I."""
+    impressions: ShardSet | None = None
+    """None where no signal lies over impressions."""
     dtype: str = "float16"
-    """``float16`` or ``float32``: how vectors and scores are stored."""
+    """One of :data:`trainer.teacher_server.storage.DTYPES`."""
     compute: str = "fp32"
     """``fp32`` or ``bf16``: precision of the teacher's forward pass."""
+
+    def over(self, kind: str) -> ShardSet:
+        """Return the shard set of a kind, ``articles`` or ``impressions``."""
+        found: ShardSet | None = getattr(self, kind)
+        assert found is not None
+        return found
+
+    @cached_property
+    def clicks(self) -> ClickColumn:
+        """Clicks of the impression set."""
+        return ClickColumn.open(self.over("impressions"), self.articles.num_rows)
+
+    def holders(self, history_length: int) -> np.ndarray:
+        """Return which impression holds each one's user vector, int64[impressions]; found once."""
+        if history_length not in self._holders:
+            self._holders[history_length] = holders(self.clicks, history_length)
+        return self._holders[history_length]
+
+    @cached_property
+    def _holders(self) -> dict[int, np.ndarray]:
+        return {}
+
+
+@dataclass(frozen=True)
+class FillRequest(Source):
+    """What to fill: the same for every teacher."""
+
     batch_tokens: int = 16384
     """Tokens of a forward pass, padding included."""
     device: str = "cpu"
     """Where the teacher runs."""
     part: tuple[int, int] = (0, 1)
     """(I, N): the I-th of N parts of the cells, counted from 0."""
+    stage: str = ""
+    """A stage of :mod:`trainer.teacher_server.kinds`; empty for the first one whose kinds lie over
+    the sets that are given."""
 
     @property
-    def stage(self) -> int:
-        """1 or 2."""
-        return 1 if self.impressions is None else 2
+    def kinds(self) -> "list[type[Signal]]":
+        """The kinds to fill, in this order."""
+        if self.stage:
+            return kinds_of(self.stage)
+        with_impressions = self.impressions is not None
+        return kinds_of(next(one for one in stages() if reads_impressions(one) == with_impressions))
 
 
-class Target(NamedTuple):
-    """A column set that a teacher's outputs go to; nothing is made on disk by naming it."""
-
-    shard_set: ShardSet
-    name: str
-    made_from: dict[str, Any]
+def reads_impressions(stage: str) -> bool:
+    """Whether a kind of a stage lies over impressions."""
+    return any(kind.over == "impressions" for kind in kinds_of(stage))
 
 
-def targets(teacher: Export, request: FillRequest) -> list[Target]:
-    """The column sets of a teacher's outputs, in the order in which they are filled."""
-    articles, impressions = request.articles, request.impressions
-    dtype, compute = request.dtype, request.compute
-    if impressions is None:
-        made_from = identity.text_identity(teacher, articles, dtype, compute)
-        return [Target(articles, identity.TEXT, made_from)]
-    news = identity.news_identity(teacher, articles, dtype, compute)
-    clicks = identity.clicks_identity(teacher, articles, impressions, dtype, compute)
+def signals_of(teacher: Export, request: FillRequest) -> "list[Signal]":
+    """The signals of a teacher, in the order in which they are filled."""
+    return [kind(teacher, request) for kind in request.kinds]
+
+
+def made_of(signal: "Signal") -> list[tuple[Target, str]]:
+    """The columns on disk, of any kind, that were made from a signal's column, each with which of
+    them it is, in words."""
+    found = []
+    for kind in map(find, KINDS):
+        found += [] if kind is None else kind.made_of(signal)
+    return found
+
+
+def list_cells(signals: "Sequence[Signal]") -> list[Cell]:
+    """Every cell of every signal, filled or not."""
     return [
-        Target(articles, identity.NEWS, news),
-        Target(impressions, identity.CLICKS, clicks),
+        Cell(number, shard, work)
+        for number, signal in enumerate(signals)
+        for shard, work in enumerate(signal.work)
     ]
 
 
-def logits_from(vectors: Target) -> list[Target]:
-    """The columns of logits beside the set that are made from a column of stage I vectors, by seed
-    and epoch; none of stage II."""
-    if vectors.name != identity.TEXT:
-        return []
-    made_from = describe(*vectors).made_from
-    found = [
-        Target(vectors.shard_set, info.name, info.made_from)
-        for info in list_columns(vectors.shard_set, identity.LOGITS)
-        if made_from.items() <= info.made_from.items()
-        and made_from.get("damaged_rows") == info.made_from.get("damaged_rows")
-    ]
-    return sorted(found, key=lambda one: (one.made_from["seed"], one.made_from["epoch"]))
+def bytes_to_write(signals: "Sequence[Signal]") -> list[Need]:
+    """Bytes of the cells that are not committed, by the folder they go to.
 
-
-def drawn(logits: Target) -> str:
-    """Which negatives the logits of a column are of, in words."""
-    return (
-        "epoch {epoch} of seed {seed}, {num_negatives} negatives from the {negatives_from}"
-    ).format(**logits.made_from)
-
-
-class Cell(NamedTuple):
-    """One shard of one column set of one teacher."""
-
-    teacher: int
-    """Its place in the list of teachers."""
-    name: str
-    """Of the column."""
-    shard: int
-    work: int
-    """Tokens to encode, or impressions to score: see :func:`list_cells`."""
-
-
-def list_cells(teachers: Sequence[Export], request: FillRequest) -> list[Cell]:
-    """Every cell of every teacher, filled or not.
-
-    The work of a cell over articles is the number of tokens that its teacher reads; of one over
-    impressions it is the number of impressions, as a user vector and its scores cost a small part
-    of a token.
+    Of all parts: the tasks of an array share one disk. What a signal keeps while its cells are
+    filled counts too.
     """
-    cells = []
-    for number, teacher in enumerate(teachers):
-        for target in targets(teacher, request):
-            for shard, work in enumerate(_work(teacher, target)):
-                cells.append(Cell(number, target.name, shard, work))
-    return cells
-
-
-def _work(teacher: Export, target: Target) -> list[int]:
-    starts = target.shard_set.shard_starts
-    if target.name == identity.CLICKS:
-        return [max(int(rows), 1) for rows in np.diff(starts)]
-    tokens = teacher.tokens(target.shard_set)
-    texts = [teacher.news_texts(tokens)]
-    if target.name == identity.TEXT:
-        texts.append(teacher.body_texts(tokens))
-    work = []
-    for begin, end in pairwise(starts.tolist()):
-        rows = np.arange(begin, end)
-        work.append(max(int(sum(view.lengths(rows).sum() for view in texts)), 1))
-    return work
-
-
-def cells_of_part(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
-    """The part of the list whose middles lie in the ``part``-th of ``parts`` equal spans of work.
-
-    Every cell is in exactly one part. With more parts than cells, some are empty.
-    """
-    ends = np.cumsum([cell.work for cell in cells], dtype=np.int64).tolist()
-    total = ends[-1] if ends else 1
-    return [
-        cell
-        for cell, end in zip(cells, ends, strict=True)
-        if (2 * end - cell.work) * parts // (2 * total) == part
-    ]
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """``I/N`` as (I, N).
-
-    Raises:
-        UsageError: It is none, or I is not from 0 to N - 1.
-    """
-    first, slash, second = text.partition("/")
-    if not slash or not first.isdecimal() or not second.isdecimal():
-        raise UsageError(f"--part {text!r}: expected I/N, such as 0/8")
-    part, parts = int(first), int(second)
-    if part >= parts:
-        raise UsageError(
-            f"--part {text}: parts are counted from 0, so of {parts} the last is "
-            f"{parts - 1}/{parts} (sbatch --array=0-{max(parts - 1, 0)})"
-        )
-    return part, parts
+    needs: dict[Path, int] = {}
+    for signal in signals:
+        missing = missing_cells(signal.target)
+        sizes = {signal: int(signal.sizes[missing].sum())}
+        if missing and signal.working is not None:
+            sizes[signal.working] = int(signal.working.sizes.sum())
+        for one, size in sizes.items():
+            folder = one.shard_set.columns_dir
+            needs[folder] = needs.get(folder, 0) + size
+    return [Need(folder, size) for folder, size in needs.items()]

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from shards.cells import data_path, record_path
 from shards.columns import (
     ColumnInfo,
     describe,
     differing_fields,
     list_columns,
+    read_info,
     repair_command,
 )
 from trainer.errors import ColumnError, DamageError
-from trainer.export.folder import Export
-from trainer.teacher_server.empty import read_empty
-from trainer.teacher_server.identity import LOGITS, NEWS
-from trainer.teacher_server.request import FillRequest, Target, drawn, logits_from, targets
-from trainer.teacher_server.sizes import mb, missing_cells, stored_bytes
+from trainer.teacher_server.cells import Target, mb, missing_cells, stored_bytes
+from trainer.teacher_server.kinds.base import Signal
+from trainer.teacher_server.request import FillRequest, made_of, signals_of
 from trainer.teacher_server.teachers import open_teachers
 
 
@@ -34,7 +34,7 @@ class ColumnState:
     bytes: int
     dtype: str
     detail: str
-    """What differs, or what is damaged, or of logits which they are; empty where nothing is."""
+    """What differs, or what is damaged, or which of several it is; empty where nothing is."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -52,13 +52,16 @@ class ColumnState:
 
 
 def status(teachers: Sequence[str], request: FillRequest) -> list[ColumnState]:
-    """The state of every column of every teacher, with the logits that there are of its vectors;
+    """The state of every column of every teacher, with the columns that there are of its values;
     nothing is made on disk."""
     return [
-        _state(teacher, target)
+        state
         for teacher in open_teachers(teachers)
-        for wanted in targets(teacher, request)
-        for target in (wanted, *logits_from(wanted))
+        for signal in signals_of(teacher, request)
+        for state in (
+            _state(signal, signal.target),
+            *(_state(signal, made, which) for made, which in made_of(signal)),
+        )
     ]
 
 
@@ -69,23 +72,27 @@ def status_lines(teachers: Sequence[str], request: FillRequest) -> tuple[list[st
     return [header, *map(str, found)], all(column.state == "complete" for column in found)
 
 
-def _state(teacher: Export, target: Target) -> ColumnState:
+def _state(signal: Signal, target: Target, which: str = "") -> ColumnState:
+    """The state of a signal's column; or of one made from it, and then which of them it is."""
     info = describe(*target)
     total = target.shard_set.num_shards
     missing = missing_cells(target)
-    there, detail = total - len(missing), ""
-    state = "complete" if not missing else "partial"
-    if missing and there == 0:
+    there, detail = total - len(missing), which
+    state = "complete" if not missing else "partial" if there else "empty"
+    if state == "empty" and not which:  # those that are made of it are listed by themselves
         detail = _other_settings(info, target)
-        state = "other settings" if detail else "empty"
-    if target.name == LOGITS:  # those of other settings are listed by themselves
-        detail, state = drawn(target), "empty" if there == 0 else state
+        state = "other settings" if detail else state
     damaged = _damage(info, target, missing)
+    if not damaged and there and not which:
+        try:
+            signal.check_extra()
+        except DamageError as error:
+            damaged = str(error)
     if damaged:
         state, detail = "damaged", damaged
     sizes = [shard.samples for shard in target.shard_set.manifest.shards]
     return ColumnState(
-        teacher=str(teacher.folder),
+        teacher=str(signal.teacher.folder),
         column=target.name,
         state=state,
         cells=there,
@@ -112,9 +119,6 @@ def _other_settings(asked: ColumnInfo, target: Target) -> str:
 
 def _damage(info: ColumnInfo, target: Target, missing: list[int]) -> str:
     """A cell whose files are there but do not fit, or a column.json that was changed."""
-    from shards.cells import data_path, record_path
-    from shards.column_info import read_info
-
     if not info.folder.is_dir():
         return ""
     try:
@@ -128,9 +132,4 @@ def _damage(info: ColumnInfo, target: Target, missing: list[int]) -> str:
                 f"{data_path(info.folder, shard).name} is not what its commit record says "
                 f"({repair_command(target.shard_set, target.name)} fills it again)"
             )
-    if target.name == NEWS and len(missing) < len(shards):
-        try:
-            read_empty(target.shard_set, info.folder)
-        except DamageError as error:
-            return str(error)
     return ""

@@ -6,9 +6,12 @@ that case: a teacher's weight on a sample follows from them, and they are two by
 Only NumPy here. Shapes: N vectors or impressions, E width, D vectors of a ragged tensor.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from shards.cell_tensors import OFFSETS, VALUES
 
 if TYPE_CHECKING:
     from shards.columns import ColumnReader
@@ -18,6 +21,52 @@ DTYPES = ("float16", "float32", "int8")
 SCALE = ".scale"
 """Ends the name of the tensor that holds the scales of an int8 one."""
 _MOST = 127
+
+
+class Ragged(NamedTuple):
+    """Values of rows end to end; row ``i`` has those from ``offsets[i]`` to ``offsets[i + 1]``."""
+
+    values: np.ndarray
+    """[D, ...]."""
+    offsets: np.ndarray
+    """int64[N + 1], from 0."""
+
+
+Values = np.ndarray | Ragged
+"""What a tensor holds of N rows: vectors [N, E] or scores, one a row or ragged."""
+
+
+def store_values(tensors: Mapping[str, Values], dtype: str) -> dict[str, np.ndarray]:
+    """A cell's tensors: vectors as :func:`store` stores them, scores as :func:`store_plain`, and
+    whole numbers as they are."""
+    stored: dict[str, np.ndarray] = {}
+    for name, given in tensors.items():
+        values = given.values if isinstance(given, Ragged) else given
+        if values.dtype.kind != "f":
+            made = {name: values}
+        elif values.ndim == 1:
+            made = {name: store_plain(values, dtype)}
+        else:
+            made = store(name, values, dtype)
+        if isinstance(given, Ragged):
+            made = ragged(made, given.offsets)
+        stored |= made
+    return stored
+
+
+def gather_values(column: "ColumnReader", rows: np.ndarray) -> dict[str, Values]:
+    """All tensors of rows of a column, by the names that :func:`store_values` was given."""
+    found: dict[str, Values] = {}
+    for tensor in column.tensors:
+        name = tensor.removesuffix(VALUES)
+        if name.endswith(SCALE) or tensor.endswith(OFFSETS):
+            continue
+        if name == tensor:
+            found[name] = gather_vectors(column, name, rows)
+            continue
+        _, offsets = column.gather_ragged(name, rows)
+        found[name] = Ragged(gather_ragged_vectors(column, name, rows), offsets)
+    return found
 
 
 def store(name: str, vectors_NE: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
@@ -37,21 +86,12 @@ def store(name: str, vectors_NE: np.ndarray, dtype: str) -> dict[str, np.ndarray
     return {name: integers_NE, name + SCALE: scale_N}
 
 
-def store_ragged(
-    name: str, vectors_DE: np.ndarray, offsets: np.ndarray, dtype: str
-) -> dict[str, np.ndarray]:
-    """A cell's tensors for vectors of which a row has none, one or several.
-
-    Args:
-        name: of the ragged tensor; in int8 the scales are a ragged tensor ``<name>.scale``.
-        vectors_DE: float32[D, E].
-        offsets: int64[N + 1], where the vectors of each row begin.
-        dtype: one of ``DTYPES``.
-    """
-    tensors: dict[str, np.ndarray] = {}
-    for tensor, values in store(name, vectors_DE, dtype).items():
-        tensors |= {f"{tensor}.values": values, f"{tensor}.offsets": offsets}
-    return tensors
+def ragged(tensors: Mapping[str, np.ndarray], offsets: np.ndarray) -> dict[str, np.ndarray]:
+    """Tensors of which a row has no value, one or several: each with where its rows begin."""
+    made: dict[str, np.ndarray] = {}
+    for name, values in tensors.items():
+        made |= {name + VALUES: values, name + OFFSETS: offsets}
+    return made
 
 
 def store_plain(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
 from shards.files import did_you_mean
 from trainer.errors import ModelError, UsageError
 from trainer.export.folder import INFO, Export, export_model, load_export
@@ -144,6 +141,9 @@ def adopt(
 
 def _pooled_states(name: str, config: "PreTrainedConfig", pooling: str) -> "NewsEncoder":
     """A news encoder whose Linear is the identity."""
+    import torch
+    from torch import nn
+
     from trainer.models.configuration import NewsEncoderConfig
     from trainer.models.loading import load_language_model
     from trainer.models.news_encoder import NewsEncoder

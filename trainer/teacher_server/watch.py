@@ -5,7 +5,7 @@ from typing import Any, TextIO
 
 from shards.progress import Progress, format_duration
 from shards.stopping import Pace
-from trainer.teacher_server.sizes import mb
+from trainer.teacher_server.cells import mb
 
 
 class FillProgress(Progress):

@@ -66,7 +66,8 @@ class Clicks(Batch):
     """bool [B, H], true in slots that hold a click."""
     candidate_index: Tensor
     """int64 [B, C] into U, the clicked one first."""
-    teachers: ClicksSaid | None = None
+    teachers: Batch | None = None
+    """What they say, or what live ones read; see :meth:`TeacherSignals.say`."""
 
 
 class ClickData(TaskData):
@@ -237,8 +238,17 @@ class FinetuneDistillModule(nn.Module):
         teacher_dims: list[int],
         loss: ClickLossConfig,
         teachers: Sequence[str] | None = None,
+        say: Callable[[Batch], ClicksSaid] | None = None,
     ) -> None:
-        """Make the projections; ``teachers`` are names for what is reported."""
+        """Make the projections.
+
+        Args:
+            model: The student.
+            teacher_dims: Widths of the teachers' vectors.
+            loss: Weights and temperature.
+            teachers: Names for what is reported.
+            say: Makes of the batch's part what the teachers say; None where that is in the batch.
+        """
         super().__init__()
         self.model = model
         width = model.config.news_dim
@@ -250,11 +260,13 @@ class FinetuneDistillModule(nn.Module):
         )
         self.loss = loss
         self.teachers = unnamed(teacher_dims) if teachers is None else list(teachers)
+        self.say = say
 
     def forward(self, batch: Clicks) -> StepOutput:
         """Losses of one micro-batch with what the teachers say."""
         assert batch.teachers is not None
-        said = batch.teachers
+        said = batch.teachers if self.say is None else self.say(batch.teachers)
+        assert isinstance(said, ClicksSaid)
         news_UE, users_BE, scores_BC = score_clicks(self.model, batch)
         teacher_scores_MBC = torch.stack([stored_BC.float() for stored_BC in said.scores])
         weights_MB, terms = label_terms(scores_BC, teacher_scores_MBC, self.loss)

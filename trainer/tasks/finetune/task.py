@@ -132,7 +132,7 @@ class FinetuneDistill(_Clicks[FinetuneDistillConfig]):
         recommender, notes = new_recommender(config, clicks.tokens)
         states = new_states(config, recommender, clicks.tokens, tick)
         names = teacher_names(config.teachers.models)
-        module = FinetuneDistillModule(recommender, signals.dims, config.loss, names)
+        module = FinetuneDistillModule(recommender, signals.dims, config.loss, names, signals.say)
         return module, ClickData(config, clicks, signals, states, notes=notes)
 
     def beside(self, config: FinetuneDistillConfig, teacher_dims: Sequence[int]) -> int:

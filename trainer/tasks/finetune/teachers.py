@@ -3,7 +3,8 @@
 from trainer.tasks.finetune.sources import ClickSources
 from trainer.tasks.finetune.task import FinetuneDistillConfig
 from trainer.tasks.teachers import check_texts, follower_of
-from trainer.teacher_server.signals import ClickSignals, StoredClickSignals
+from trainer.teacher_server.kinds.clicks import StoredClickSignals
+from trainer.teacher_server.signals import ClickSignals
 
 
 def open_signals(config: FinetuneDistillConfig, sources: ClickSources) -> ClickSignals:
@@ -16,7 +17,7 @@ def open_signals(config: FinetuneDistillConfig, sources: ClickSources) -> ClickS
     teachers, articles, impressions = config.teachers, sources.articles, sources.impressions
     check_texts(teachers.models, sources)
     if teachers.source == "live":
-        from trainer.teacher_server.live import LiveClickSignals
+        from trainer.tasks.live import LiveClickSignals
 
         return LiveClickSignals(articles, impressions, teachers.models)
     follower = follower_of(config, waits_for_all=True)

@@ -4,7 +4,7 @@ Shapes: B samples, C = 1 + N titles a sample (its own first), U distinct titles 
 L tokens, E news width, M teachers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,7 +62,8 @@ class Pairs(Batch):
     title_index: Tensor
     """int64 [B, C] into U, the own title first; [B, 1] where the others of the batch are the
     negatives."""
-    teachers: TextsSaid | None = None
+    teachers: Batch | None = None
+    """What they say, or what live ones read; see :meth:`TeacherSignals.say`."""
 
 
 class PostTrainData(TaskData):
@@ -155,18 +156,30 @@ class PostTrainDistillModule(nn.Module):
         teacher_dims: list[int],
         loss: LossConfig,
         teachers: Sequence[str] | None = None,
+        say: Callable[[Batch], TextsSaid] | None = None,
     ) -> None:
-        """Make the projections; ``teachers`` are names for what is reported."""
+        """Make the projections.
+
+        Args:
+            model: The student.
+            teacher_dims: Widths of the teachers' vectors.
+            loss: Weights and temperature.
+            teachers: Names for what is reported.
+            say: Makes of the batch's part what the teachers say; None where that is in the batch.
+        """
         super().__init__()
         self.model = model
         self.projections = TeacherProjections(teacher_dims, model.config.news_dim)
         self.loss = loss
         self.teachers = unnamed(teacher_dims) if teachers is None else list(teachers)
+        self.say = say
 
     def forward(self, batch: Pairs) -> StepOutput:
         """Losses of one micro-batch with what the teachers say."""
         assert batch.teachers is not None
-        said, index_BC = batch.teachers, batch.title_index
+        said = batch.teachers if self.say is None else self.say(batch.teachers)
+        assert isinstance(said, TextsSaid)
+        index_BC = batch.title_index
         titles_UE, bodies_BE = encode_pairs(self.model, batch)
         scores_BC = pair_scores(bodies_BE, titles_UE, index_BC)
         title_teachers = [vectors_UE.float() for vectors_UE in said.titles]

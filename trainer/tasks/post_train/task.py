@@ -189,7 +189,7 @@ class PostTrainDistill(Task[PostTrainDistillConfig]):
         signals = open_signals(config, sources)
         encoder, notes = new_encoder(config, sources.tokens)
         names = teacher_names(config.teachers.models)
-        module = PostTrainDistillModule(encoder, signals.dims, config.loss, names)
+        module = PostTrainDistillModule(encoder, signals.dims, config.loss, names, signals.say)
         return module, PostTrainData(config, sources, signals, notes=notes)
 
     def says(self, config: PostTrainDistillConfig) -> dict[str, Any]:

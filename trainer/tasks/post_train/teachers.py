@@ -15,8 +15,9 @@ from trainer.export.folder import load_export
 from trainer.tasks.post_train.task import PairDataConfig, PostTrainDistillConfig
 from trainer.tasks.sources import Sources
 from trainer.tasks.teachers import check_texts, follower_of
-from trainer.teacher_server.logits import Logits, StoredLogits
-from trainer.teacher_server.signals import StoredTextSignals, TextSignals
+from trainer.teacher_server.kinds.logits import Logits, StoredLogits
+from trainer.teacher_server.kinds.text import StoredTextSignals
+from trainer.teacher_server.signals import TextSignals
 
 
 def article_negatives(
@@ -44,7 +45,7 @@ def open_signals(config: PostTrainDistillConfig, sources: Sources) -> TextSignal
     teachers, articles = config.teachers, sources.articles
     check_texts(teachers.models, sources)
     if teachers.source == "live":
-        from trainer.teacher_server.live import LiveTextSignals
+        from trainer.tasks.live import LiveTextSignals
 
         return LiveTextSignals(articles, teachers.models)
     is_windowed = config.data.negatives_from == "window" or not config.reads_vectors
