@@ -19,7 +19,7 @@ setup(
     package_data={
         "": ["py.typed"],
         "shards": ["README.md"],
-        "trainer": ["recipes/*.yaml"],
+        "trainer": ["README.md", "recipes/*.yaml"],
         "launchers": ["templates/*"],
         "ds_configs": ["*.json", "README.md"],
     },

@@ -325,12 +325,12 @@ def run_prune(arguments: argparse.Namespace) -> int:
     from shards.reader import ShardSet
     from trainer.errors import UsageError
     from trainer.teacher_server.cells import mb
-    from trainer.teacher_server.prune import teachers_of_recipe, unnamed_columns
+    from trainer.teacher_server.prune import unnamed_columns
     from trainer.teacher_server.teachers import open_teachers
 
     named = list(arguments.keep_models)
     for recipe in arguments.recipes:
-        named += teachers_of_recipe(recipe)
+        named += _teachers_of_recipe(recipe)
     if not named and (arguments.yes or not (arguments.keep_models or arguments.recipes)):
         raise UsageError(
             "nothing is named that should stay: give --keep-models or --recipes with teachers"
@@ -374,3 +374,19 @@ def run_adopt(arguments: argparse.Namespace) -> int:
         f"tnr shards tokenize SET --tokenizer {made.folder}{more}"
     )
     return 0
+
+
+def _teachers_of_recipe(recipe: str) -> list[str]:
+    """The teachers that a recipe (by name or path) or the ``config.json`` of a run names.
+
+    Raises:
+        ConfigError: It is no recipe.
+        DataError: It is no JSON file of a run.
+    """
+    from shards.files import read_json
+    from trainer.recipes.load import read_recipe
+
+    if recipe.endswith(".json"):
+        section = read_json(recipe).get("teachers") or {}
+        return [str(model) for model in section.get("models") or ()]
+    return [str(model) for model in read_recipe(recipe).get("teachers.models") or ()]

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from shards.cache import GIB, CacheSettings
+from shards.order import EpochOrder
 from shards.reader import ShardSet
 from shards.remote import Patience
 from shards.tokens import TokenColumn
@@ -46,6 +49,27 @@ def open_articles(config: TrainConfig) -> Sources:
     )
     check_kind(articles, "articles", "data.articles")
     return Sources(articles, TokenColumn.open(articles, data.tokens))
+
+
+def article_order(
+    config: TrainConfig, sources: Sources, left_out: np.ndarray | None = None
+) -> EpochOrder:
+    """Make the order in which a run reads articles.
+
+    Args:
+        config: The run.
+        sources: Its data.
+        left_out: Articles that never come, int64[k]; None are the damaged ones.
+
+    Raises:
+        DataError: No article is left.
+    """
+    articles = sources.articles
+    skipped = sources.tokens.skipped_rows if left_out is None else left_out
+    counts = np.diff(articles.shard_starts).tolist()
+    return EpochOrder(
+        counts, articles.fingerprint, config.run.seed, config.data.window_shards, skipped
+    )
 
 
 def cache_settings(config: TrainConfig) -> CacheSettings:

@@ -3,9 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from shards.column_folders import ColumnFolder, column_folders
-from shards.files import read_json
 from shards.reader import ShardSet
-from trainer.recipes.load import read_recipe
 from trainer.teacher_server.kinds import KINDS
 
 
@@ -30,16 +28,3 @@ def unnamed_columns(
         and not column.folder.is_symlink()
         and column.info.made_from.get("teacher_weights_sha256") not in kept
     ]
-
-
-def teachers_of_recipe(recipe: str) -> list[str]:
-    """The teachers that a recipe (by name or path) or the ``config.json`` of a run names.
-
-    Raises:
-        ConfigError: It is no recipe.
-        DataError: It is no JSON file of a run.
-    """
-    if recipe.endswith(".json"):
-        section = read_json(recipe).get("teachers") or {}
-        return [str(model) for model in section.get("models") or ()]
-    return [str(model) for model in read_recipe(recipe).get("teachers.models") or ()]

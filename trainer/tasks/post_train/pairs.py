@@ -85,7 +85,7 @@ class PostTrainData(TaskData):
         self.in_batch = config.takes_whole_batch
         self.signals = signals
         self.notes = [*damaged(tokens.skipped_rows).notes, *notes]
-        self.negatives = article_negatives(articles, tokens, data, config.run.seed)
+        self.negatives = article_negatives(config, sources)
         self.order = self.negatives.order
         if not self.in_batch and data.negatives_from == "corpus":
             tokens.reader.keep("title")

@@ -3,33 +3,26 @@
 import shlex
 from collections.abc import Sequence
 
-import numpy as np
-
 from shards.negatives import Negatives
-from shards.order import EpochOrder
-from shards.reader import ShardSet
-from shards.tokens import TokenColumn
 from trainer.config.flat import flatten, to_dict
 from trainer.engine.schedule import epochs_read
 from trainer.export.folder import load_export
-from trainer.tasks.post_train.task import PairDataConfig, PostTrainDistillConfig
-from trainer.tasks.sources import Sources
+from trainer.tasks.post_train.task import PairConfig, PostTrainDistillConfig
+from trainer.tasks.sources import Sources, article_order
 from trainer.tasks.teachers import check_texts, follower_of
 from trainer.teacher_server.kinds.logits import Logits, StoredLogits
 from trainer.teacher_server.kinds.text import StoredTextSignals
 from trainer.teacher_server.signals import TextSignals
 
 
-def article_negatives(
-    articles: ShardSet, tokens: TokenColumn, data: PairDataConfig, seed: int
-) -> Negatives:
-    """The order of a post-training run's articles, and their negatives.
+def article_negatives(config: PairConfig, sources: Sources) -> Negatives:
+    """Make the order of a run's articles, and their negatives.
 
     Raises:
         DataError: There is no article, or a window may be too small for the negatives.
     """
-    counts = np.diff(articles.shard_starts).tolist()
-    order = EpochOrder(counts, articles.fingerprint, seed, data.window_shards, tokens.skipped_rows)
+    data = config.data
+    order = article_order(config, sources)
     return Negatives(
         order, data.num_negatives, data.negatives_from, is_static=data.static_negatives
     )
@@ -72,7 +65,7 @@ def stored_logits(
         DataError: A window may be too small for the negatives.
     """
     articles, teachers = sources.articles, config.teachers
-    negatives = article_negatives(articles, sources.tokens, config.data, config.run.seed)
+    negatives = article_negatives(config, sources)
     if epochs is None:
         epochs = range(epochs_read(config.run, negatives.order.num_units))
     given, defaults = (flatten(to_dict(c)) for c in (config, PostTrainDistillConfig()))
