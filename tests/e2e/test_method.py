@@ -13,7 +13,7 @@ import yaml
 from helpers.launch import metrics
 from helpers.process import one_thread
 from helpers.tnr import ROOT, tnr
-from helpers.world import TINY_MODEL, TinyWorld, make_world
+from helpers.world import TINY_CLICKS, TinyWorld, make_world
 
 TEMPLATE = ROOT / "launchers" / "templates" / "demo.yaml"
 SMALL_WORLD = {
@@ -130,7 +130,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 
 
 def finetune(world: TinyWorld, name: str) -> list[str]:
-    settings = TINY_MODEL | {
+    settings = TINY_CLICKS | {
         "data.articles": world.articles.path,
         "data.clicks": world.impressions.path,
         "run.dir": world.folder / name,

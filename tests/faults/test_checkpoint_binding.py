@@ -12,7 +12,7 @@ from helpers.launch import metrics
 from safetensors.torch import load_file, save_file
 
 from shards.files import read_json, sha256_file
-from trainer.checkpoint.binding import BOUND, bind, binding_of, check_bound, read_header
+from trainer.checkpoint.binding import BOUND, bind, binding_of, check_bound, read_metadata
 from trainer.errors import CheckpointError, DataError
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -268,4 +268,13 @@ def test_a_file_that_the_manifest_lacks_is_named(tmp_path: Path) -> None:
 def test_a_header_beyond_the_end_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
     with pytest.raises(DataError, match=r"a\.safetensors has 10 bytes, too few for its own header"):
-        read_header(tmp_path / "a.safetensors")
+        read_metadata(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("metadata", [True, None, "a", [1], {"step": 3}])
+def test_metadata_of_another_type_are_one_line(tmp_path: Path, metadata: object) -> None:
+    header = json.dumps({"__metadata__": metadata}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(DataError, match=r"^a\.safetensors is damaged or was edited: Expected `"):
+        read_metadata(path)

@@ -236,7 +236,7 @@ def test_missing_file_of_a_cell(articles, name):
     """E5."""
     writer = fill(articles)
     (writer.folder / name).unlink()
-    with pytest.raises(ColumnError, match=r"1 of 4 shards .*news-000001.*run `tnr teachers cache"):
+    with pytest.raises(ColumnError, match=r"1 of 4 shards .*news-000001.*run `the command"):
         ColumnReader.open(articles, "teacher-v")
     assert writer.missing() == [1]
 
@@ -278,7 +278,7 @@ def test_set_that_was_built_again_does_not_get_the_old_column(articles, tmp_path
     old.folder.rename(rebuilt.columns_dir / old.folder.name)
     for made_from in (None, MADE_FROM):
         with pytest.raises(
-            ColumnError, match=r"shard_set is .*; run `tnr teachers cache"
+            ColumnError, match=r"shard_set is .*; run `the command that filled it"
         ) as caught:
             ColumnReader.open(rebuilt, "teacher-v", made_from)
         assert articles.fingerprint in str(caught.value)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.dying import die, run_child
-from helpers.world import TINY_MODEL, TinyWorld, make_world
+from helpers.world import TINY_CLICKS, TinyWorld, make_world
 
 from shards.column_check import verify_column_folders
 from shards.columns import list_columns
 from shards.files import read_json
 from trainer.cli.main import main
 from trainer.errors import EXIT_REQUEUE
-from trainer.frozen import identity
+from trainer.frozen import column, identity
 from trainer.frozen.fill import StateFiller
 
 
@@ -35,13 +35,13 @@ def words(world: TinyWorld, run: str) -> list[str]:
         "model.frozen_states": "float16",
         "model.trainable_layers": 1,
     }
-    given = TINY_MODEL | changes
+    given = TINY_CLICKS | changes
     return ["train", "finetune", *(str(w) for k, v in given.items() for w in (f"--{k}", v))]
 
 
 def files(world: TinyWorld) -> dict[str, bytes]:
     """The files of the only column of frozen states."""
-    (info,) = list_columns(world.articles, identity.FROZEN)
+    (info,) = list_columns(world.articles, column.FROZEN)
     return {path.name: path.read_bytes() for path in info.folder.iterdir()}
 
 

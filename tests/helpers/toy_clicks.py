@@ -7,7 +7,8 @@ from torch import nn
 
 from shards.order import BatchRows, EpochOrder
 from trainer.batch import as_tensor
-from trainer.config.schema import BackboneConfig, ModelConfig
+from trainer.config.clicks import ClickModelConfig
+from trainer.config.schema import BackboneConfig
 from trainer.models import build_recommender
 from trainer.models.parameters import set_trainable
 from trainer.tasks.base import MicroBatch
@@ -28,7 +29,7 @@ def make_task() -> nn.Module:
         hidden_dropout=0.0,
         attention_dropout=0.0,
     )
-    config = ModelConfig(
+    config = ClickModelConfig(
         backbone=backbone,
         query_dim=10,
         news_dim=12,

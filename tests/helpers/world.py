@@ -33,6 +33,10 @@ TINY_MODEL: dict[str, Any] = {
 """Settings of a model that trains in milliseconds."""
 
 
+TINY_CLICKS = TINY_MODEL | {"data.history_length": 5}
+"""The same for tasks that read clicks."""
+
+
 def read_by(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of many settings, with dotted keys, that a task reads."""
     read = setting_types(task_named(task).config)
@@ -55,10 +59,10 @@ class TinyWorld:
             "task": task,
             "data.articles": str(self.articles.path),
             "run.dir": str(self.folder / "run"),
-            **read_by(task, TINY_MODEL),
+            **read_by(task, TINY_CLICKS),
         }
         if task_named(task).config.reads_clicks:
-            given |= {"data.clicks": str(self.impressions.path), "data.history_length": 5}
+            given["data.clicks"] = str(self.impressions.path)
         given |= dotted
         return from_settings(given, where="test")
 

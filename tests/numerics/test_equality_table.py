@@ -24,7 +24,7 @@ import pytest
 import torch
 from helpers.modes import MODES, deepspeed_file
 from helpers.process import torchrun
-from helpers.world import TINY_MODEL, TinyWorld, make_world, read_by
+from helpers.world import TINY_CLICKS, TinyWorld, make_world, read_by
 from safetensors.torch import load_file
 
 from trainer.teacher_server.fill import FillRequest, fill
@@ -161,7 +161,7 @@ def settings_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], dic
         given = {
             "task": row.task,
             "data.articles": str(world.articles.path),
-            **TINY_MODEL,
+            **TINY_CLICKS,
             "data.batch_tokens": 128 if row.sub_batches else 0,
             "data.in_batch_negatives": row.in_batch,
             "data.share_titles": "all" if row.shared else "rank",

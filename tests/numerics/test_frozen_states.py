@@ -14,7 +14,7 @@ from helpers.inprocess import alone
 from helpers.modes import deepspeed_file
 from helpers.process import torchrun
 from helpers.sets import make_impressions
-from helpers.world import TINY_MODEL, TinyWorld, make_world
+from helpers.world import TINY_CLICKS, TinyWorld, make_world
 from safetensors.torch import load_file
 from torch import nn
 
@@ -234,7 +234,7 @@ def spread(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def row(world: TinyWorld, out: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
     return {
-        **TINY_MODEL,
+        **TINY_CLICKS,
         "task": "finetune",
         "data.articles": str(world.articles.path),
         "data.clicks": str(world.impressions.path),

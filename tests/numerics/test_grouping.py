@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.launch import metrics
 from helpers.tnr import tnr
-from helpers.world import TINY_MODEL, TinyWorld, make_world
+from helpers.world import TINY_CLICKS, TinyWorld, make_world, read_by
 
 from shards.length_groups import length_groups, most_groups
 from shards.stream import Stream
@@ -146,7 +146,8 @@ def test_grouping_is_fixed_under_zero_3_alone(world):
 
 
 def train(world: TinyWorld, name: str, task: str, processes: int, *more: object):
-    settings = [word for key, value in TINY_MODEL.items() for word in (f"--{key}", value)]
+    tiny = read_by(task, TINY_CLICKS)
+    settings = [word for key, value in tiny.items() for word in (f"--{key}", value)]
     where = ["--data.articles", world.articles.path, "--run.dir", world.folder / "runs" / name]
     if task == "finetune":
         where += ["--data.clicks", world.impressions.path]

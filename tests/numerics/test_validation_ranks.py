@@ -10,7 +10,7 @@ import pytest
 from helpers.evaluated import evaluated
 from helpers.modes import deepspeed_file
 from helpers.process import torchrun
-from helpers.world import TINY_MODEL, make_world
+from helpers.world import TINY_CLICKS, make_world
 
 from trainer.evaluate.metrics import METRIC_NAMES
 
@@ -33,7 +33,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path, Path]:
             "task": "finetune",
             "data.articles": str(world.articles.path),
             "data.clicks": str(world.impressions.path),
-            **TINY_MODEL,
+            **TINY_CLICKS,
             "model.trainable_layers": 1,
             "model.frozen_states": "float32" if mode.endswith("_frozen") else "off",
             "optimizer.lr": 0.02,

@@ -10,7 +10,7 @@ import torch
 from helpers.exports import rewrite
 from helpers.rich import joined_ids, make_rich_world, rich_sample
 from helpers.teacher_columns import targets
-from helpers.world import TINY_MODEL, TinyWorld, make_world
+from helpers.world import TINY_CLICKS, TinyWorld, make_world
 
 from shards.clicks import ClickColumn
 from shards.columns import ColumnReader
@@ -351,8 +351,7 @@ def test_a_plan_counts_texts_and_parameters(kind: str) -> None:
 
     settings = {key.replace("__", "."): value for key, value in (SETTINGS | KINDS[kind]).items()}
     given = {"task": "finetune", "data.articles": "a", "data.clicks": "c", "run.dir": "r"}
-    given["data.history_length"] = 5
-    config = from_settings(TINY_MODEL | given | settings, where="test")
+    config = from_settings(TINY_CLICKS | given | settings, where="test")
     clicks = 3 if kind == "last_k_mean" else 5
     longest = 10 + 6 + 12 - 2
     work = longest_work(config).mean

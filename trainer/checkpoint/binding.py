@@ -92,7 +92,7 @@ def check_bound(folder: Path, state: Mapping[str, Any], listed: Iterable[str]) -
         for name in sorted({*bound.files, *tensors}):
             if name not in listed or Path(name).name != name:
                 raise DataError(f"its manifest does not list {name}")
-            found = read_header(folder / name).get("__metadata__") or {}
+            found = read_metadata(folder / name)
             for key, what in _PARTS.items():
                 if found.get(key) != expected[key]:
                     raise CheckpointError(
@@ -111,7 +111,7 @@ def _check_unbound(folder: Path, tensors: Iterable[str]) -> None:
         DataError: A file cannot be read.
     """
     for name in tensors:
-        metadata = read_header(folder / name).get("__metadata__") or {}
+        metadata = read_metadata(folder / name)
         if metadata.keys() & _PARTS.keys():
             raise CheckpointError(
                 f"{folder} is mixed: {name} belongs to another state.json, for this one has no "
@@ -119,8 +119,8 @@ def _check_unbound(folder: Path, tensors: Iterable[str]) -> None:
             )
 
 
-def read_header(path: Path) -> Header:
-    """Read the header of a safetensors file, and see that the file is as long as that says.
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file, and see that the file is as long as its header says.
 
     Raises:
         DataError: It cannot be read, or is cut or damaged.
@@ -132,12 +132,12 @@ def read_header(path: Path) -> Header:
             raise DataError(f"{path.name} has {size} bytes, too few for its own header")
         content = file.read(length)
     header = parse_json(content, Header, where=path.name)
-    tensors = {name: value for name, value in header.items() if name != "__metadata__"}
     try:
-        known = msgspec.convert(tensors, dict[str, _Tensor])
+        metadata = msgspec.convert(header.pop("__metadata__", {}), dict[str, str])
+        known = msgspec.convert(header, dict[str, _Tensor])
     except msgspec.ValidationError as error:
         raise DataError(f"{path.name} is damaged or was edited: {error}") from error
     end = 8 + length + max((tensor.data_offsets[1] for tensor in known.values()), default=0)
     if end != size:
         raise DataError(f"{path.name} has {size} bytes, but its header makes it {end}")
-    return header
+    return metadata
