@@ -20,6 +20,12 @@ from trainer.teacher_server.signals import ClickRows
 
 BATCH, HISTORY, LONGEST = 8, 5, 10
 T, TARGET, DISTILL, EMBEDDING = 2.0, 0.2, 1.5, 0.7
+LOSS = {
+    "loss__temperature": T,
+    "loss__target": TARGET,
+    "loss__distill": DISTILL,
+    "loss__embedding": EMBEDDING,
+}
 STILL = {"model__backbone__hidden_dropout": 0.0, "model__backbone__attention_dropout": 0.0}
 
 
@@ -36,10 +42,7 @@ def built_task(world: TinyWorld, task: str, **more) -> BuiltTask:
     built = build(
         world.config(
             task,
-            loss__temperature=T,
-            loss__target=TARGET,
-            loss__distill=DISTILL,
-            loss__embedding=EMBEDDING,
+            **(LOSS if task.endswith("distill") else {}),
             **STILL,
             **more,
         )
