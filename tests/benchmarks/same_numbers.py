@@ -36,7 +36,6 @@ TINY = {
     "model.query_dim": 16,
     "data.max_title_tokens": 12,
     "data.max_body_tokens": 24,
-    "data.history_length": 8,
     "run.global_batch": 16,
     "run.micro_batch": 4,
     "run.log_every": 1,
@@ -101,7 +100,7 @@ class Commit:
         dotted = {**TINY, **places, **given, **settings, **changes}
         words = [word for name, value in dotted.items() for word in (f"--{name}", value)]
         if task.startswith("finetune"):
-            words += ["--data.clicks", data / "clicks"]
+            words += ["--data.clicks", data / "clicks", "--data.history_length", 8]
         if task.endswith("distill"):
             words += ["--teachers.models", *teachers(data, task.removesuffix("_distill"))]
         self.tnr("train", task, *words, processes=processes)
