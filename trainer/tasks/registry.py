@@ -15,6 +15,7 @@ TASKS = {
     "post_train_distill": "trainer.tasks.post_train.task:PostTrainDistill",
     "finetune": "trainer.tasks.finetune.task:Finetune",
     "finetune_distill": "trainer.tasks.finetune.task:FinetuneDistill",
+    "mlm": "trainer.tasks.mlm.task:Mlm",
 }
 """Where each task is: a module and a class in it, imported when the task is asked for."""
 

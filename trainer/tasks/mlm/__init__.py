@@ -1,0 +1,1 @@
+"""Masked language modelling: a backbone is pre-trained further (DAPT, TAPT)."""
