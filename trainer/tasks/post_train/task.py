@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from trainer.config.distill import DistillConfig, TeachersConfig
 from trainer.config.ranges import Count, Length
@@ -130,6 +130,9 @@ class PostTrainDistillConfig(PairConfig, DistillConfig):
         super().check()
 
 
+C = TypeVar("C", bound=PairConfig)
+
+
 def _apart(name: str) -> ConfigError:
     return ConfigError(
         f"data.negatives_from window and {name} contradict each other: windows change with the "
@@ -137,17 +140,29 @@ def _apart(name: str) -> ConfigError:
     )
 
 
-class PostTrain(Task[PostTrainConfig]):
-    """Which title belongs to this body?"""
+class _Pairs(Task[C]):
+    """What both have in common."""
 
-    config = PostTrainConfig
     stage = 1
 
-    def data(self, config: PostTrainConfig, sources: Sources) -> TaskData:
+    def data(self, config: C, sources: Sources) -> TaskData:
         """See :meth:`Task.data`."""
         from trainer.tasks.post_train.pairs import PostTrainData
 
         return PostTrainData(config, sources)
+
+    def says(self, config: C) -> dict[str, Any]:
+        """See :meth:`Task.says`."""
+        return encoder_says(config) | {
+            "news_text": [["title", config.data.max_title_tokens]],
+            "max_body_tokens": config.data.max_body_tokens,
+        }
+
+
+class PostTrain(_Pairs[PostTrainConfig]):
+    """Which title belongs to this body?"""
+
+    config = PostTrainConfig
 
     def build(
         self, config: PostTrainConfig, sources: Sources, tick: Callable[[], object]
@@ -160,22 +175,11 @@ class PostTrain(Task[PostTrainConfig]):
         module = PostTrainModule(encoder, in_batch_negatives=config.data.in_batch_negatives)
         return module, PostTrainData(config, sources, notes=notes)
 
-    def says(self, config: PostTrainConfig) -> dict[str, Any]:
-        """See :meth:`Task.says`."""
-        return _says(config)
 
-
-class PostTrainDistill(Task[PostTrainDistillConfig]):
+class PostTrainDistill(_Pairs[PostTrainDistillConfig]):
     """Stage I of the distillation."""
 
     config = PostTrainDistillConfig
-    stage = 1
-
-    def data(self, config: PostTrainDistillConfig, sources: Sources) -> TaskData:
-        """See :meth:`Task.data`."""
-        from trainer.tasks.post_train.pairs import PostTrainData
-
-        return PostTrainData(config, sources)
 
     def build(
         self, config: PostTrainDistillConfig, sources: Sources, tick: Callable[[], object]
@@ -191,10 +195,6 @@ class PostTrainDistill(Task[PostTrainDistillConfig]):
         names = teacher_names(config.teachers.models)
         module = PostTrainDistillModule(encoder, signals.dims, config.loss, names, signals.say)
         return module, PostTrainData(config, sources, signals, notes=notes)
-
-    def says(self, config: PostTrainDistillConfig) -> dict[str, Any]:
-        """See :meth:`Task.says`."""
-        return _says(config)
 
     def beside(self, config: PostTrainDistillConfig, teacher_dims: Sequence[int]) -> int:
         """See :meth:`Task.beside`."""
@@ -212,11 +212,3 @@ class PostTrainDistill(Task[PostTrainDistillConfig]):
         epochs = 1 if config.data.static_negatives else epochs_read(config.run, units)
         values = epochs * articles * (1 + config.data.num_negatives)
         return f"logits of {len(config.teachers.models)} teachers in {epochs} epochs", values
-
-
-def _says(config: PairConfig) -> dict[str, Any]:
-    data = config.data
-    return encoder_says(config) | {
-        "news_text": [["title", data.max_title_tokens]],
-        "max_body_tokens": data.max_body_tokens,
-    }
