@@ -56,7 +56,7 @@ class ClickDataConfig(DataConfig):
     """Which shard sets are read, and how texts and impressions are cut."""
 
     clicks: str | None = None
-    """Impression shard set to train on (click tasks)."""
+    """Impression shard set to train on."""
     clicks_since: str | None = None
     """Train on the clicks from this date or time on (``2019-11-09``, ``2019-11-09T06:00:00``); None
     begins with the log. UTC: MIND's times have no zone, and are taken as UTC."""
@@ -68,7 +68,7 @@ class ClickDataConfig(DataConfig):
     """What the encoder reads of an article, joined into one text in this order, each
     field cut to its own length (``max_..._tokens``); one that an article lacks is left out. The
     token column must store them (``tnr shards tokenize --fields``). ``category`` is the words of
-    category and subcategory. Post-training matches titles with bodies whatever is set here."""
+    category and subcategory."""
     max_abstract_tokens: Length = 64
     """Longest abstract in tokens, special tokens included."""
     max_body_tokens: Length = 512
@@ -76,9 +76,8 @@ class ClickDataConfig(DataConfig):
     max_category_tokens: Length = 10
     """Longest category in tokens, special tokens included."""
     num_negatives: Count = 9
-    """Negatives a sample: titles of the whole corpus in post-training, in finetuning candidates of
-    the same impression whose article was not clicked in it. Each click of an impression is a sample
-    with negatives of its own."""
+    """Negatives a sample: candidates of the same impression whose article was not clicked in it.
+    Each click of an impression is a sample with negatives of its own."""
     static_negatives: bool = False
     """Draw a sample's negatives once for all epochs (released code) instead of anew in every
     epoch."""
