@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from trainer.models.backbone import Backbone
 from trainer.models.configuration import NewsEncoderConfig
-from trainer.models.pooling import make_pooling
 from trainer.models.strict import StrictModel
 
 
@@ -55,7 +54,7 @@ class NewsEncoder(StrictModel):
         # transformers may copy a configuration on its way; the export must hold the one in use.
         config.backbone = self.backbone.language_model.config
         width = config.language_model.hidden_size
-        self.pooling = make_pooling(config.pooling, width, config.query_dim)
+        self.pooling = config.pooling_part.build(width, config.query_dim)
         self.dense = nn.Linear(width, config.news_dim)
         self.post_init()
 

@@ -5,6 +5,7 @@ import importlib
 from typing import Any
 
 from trainer.config.flat import setting_types
+from trainer.config.parts import settings_of_parts, with_parts
 from trainer.config.schema import TrainConfig
 from trainer.errors import ConfigError
 from trainer.tasks.sources import Sources
@@ -49,5 +50,13 @@ def all_settings() -> dict[str, Any]:
     """Name the type of every setting of all tasks, by its dotted name."""
     found: dict[str, Any] = {}
     for name in TASKS:
-        found |= setting_types(task_named(name).config)
+        found |= settings_read(task_named(name).config)
     return found | {"task": str}
+
+
+def settings_read(config: type[TrainConfig]) -> dict[str, Any]:
+    """Name the type of every setting that a task may read, whatever parts its model has."""
+    found = setting_types(with_parts(config, {}))
+    for choice, part in settings_of_parts(config).values():
+        found |= setting_types(with_parts(config, {choice: part}))
+    return found
