@@ -100,7 +100,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return {key: _typed(hints[key], value) for key, value in found.items()}
 
 
-def task_of_recipe(recipe: str, overrides: Sequence[str] = ()) -> Task:
+def task_of_recipe(recipe: str, overrides: Sequence[str] = ()) -> Task[Any]:
     """Return the task of a recipe, or the one that overrides name instead.
 
     Raises:
@@ -196,7 +196,7 @@ def from_settings(settings: Mapping[str, Any], *, where: str) -> TrainConfig:
     return _parse(layers, _task(layers))
 
 
-def _task(layers: Sequence[Layer]) -> Task:
+def _task(layers: Sequence[Layer]) -> Task[Any]:
     """The task that settings are of."""
     name = _typed(str, _merge(layers).get("task"))
     if name is None:
@@ -207,7 +207,7 @@ def _task(layers: Sequence[Layer]) -> Task:
         raise ConfigError(f"{_source('task', layers)}: {error}") from error
 
 
-def _with_parts(layers: Sequence[Layer], task: Task) -> type[TrainConfig]:
+def _with_parts(layers: Sequence[Layer], task: Task[Any]) -> type[TrainConfig]:
     """The task's configuration with the settings of the parts that its model is made of."""
     settings = {key: _typed(str, value) for key, value in _merge(layers).items()}
     try:
@@ -217,7 +217,7 @@ def _with_parts(layers: Sequence[Layer], task: Task) -> type[TrainConfig]:
     return cls
 
 
-def _parse(layers: Sequence[Layer], task: Task) -> TrainConfig:
+def _parse(layers: Sequence[Layer], task: Task[Any]) -> TrainConfig:
     cls = _with_parts(layers, task)
     settings, hints = _merge(layers), setting_types(cls)
     _check_apply(layers, hints, task)
@@ -373,7 +373,7 @@ def _is_section(key: str, known: Iterable[str]) -> bool:
     return any(name.startswith(f"{key}.") for name in known)
 
 
-def _check_apply(layers: Sequence[Layer], hints: Mapping[str, Any], task: Task) -> None:
+def _check_apply(layers: Sequence[Layer], hints: Mapping[str, Any], task: Task[Any]) -> None:
     """Refuse settings that the task, or the parts of its model, do not read."""
     settings, of_parts = _merge(layers), settings_of_parts(task.config)
     for where, found in layers:

@@ -22,7 +22,7 @@ TASKS = {
 
 
 @functools.cache
-def task_named(name: str) -> Task:
+def task_named(name: str) -> Task[Any]:
     """Return a task.
 
     Raises:
@@ -31,11 +31,11 @@ def task_named(name: str) -> Task:
     if name not in TASKS:
         raise ConfigError(f"task is {name!r}; expected one of {', '.join(map(repr, TASKS))}")
     module, _, attribute = TASKS[name].partition(":")
-    task: Task = getattr(importlib.import_module(module), attribute)()
+    task: Task[Any] = getattr(importlib.import_module(module), attribute)()
     return task
 
 
-def task_of(config: TrainConfig) -> Task:
+def task_of(config: TrainConfig) -> Task[Any]:
     """Return the task of a run."""
     return task_named(config.task)
 
