@@ -8,6 +8,7 @@ from typing import Any
 from launchers.config import PipelineConfig, StudentSection
 from launchers.steps import FINETUNE, PLAIN
 from trainer.config.flat import flatten, to_dict
+from trainer.config.parts import settings_of_parts
 from trainer.config.yaml_files import plain
 from trainer.errors import ConfigError
 from trainer.recipes.load import read_recipe, setting_words, task_of_recipe
@@ -40,12 +41,14 @@ def levels(
 
 
 def settings_of(recipe: str) -> dict[str, Any]:
-    """Return the settings that the task of a recipe reads, with their defaults; none of a recipe
-    that is wrong, which is told when its command is checked."""
+    """Return the settings that the task of a recipe may read, with their defaults (None where a
+    part of the model that is not the default brings the setting); none of a recipe that is wrong,
+    which is told when its command is checked."""
     try:
-        return flatten(to_dict(task_of_recipe(recipe).config()))
+        config = task_of_recipe(recipe).config
     except ConfigError:
         return {}
+    return dict.fromkeys(settings_of_parts(config)) | flatten(to_dict(config()))
 
 
 def lengths(recipe: str, stored: Mapping[str, int], *, clicks: bool) -> dict[str, Any]:

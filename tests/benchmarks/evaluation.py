@@ -191,7 +191,7 @@ def make_model() -> Any:
     import torch
 
     from trainer.config.schema import BackboneConfig, ModelConfig
-    from trainer.models import build_recommender
+    from trainer.models.build import build_recommender
 
     torch.manual_seed(0)
     backbone = BackboneConfig(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=16)

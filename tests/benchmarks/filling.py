@@ -29,7 +29,7 @@ from shards.tokens import TokenColumn
 from shards.writer import ShardWriter
 from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.export.folder import export_model, load_export
-from trainer.models import build_news_encoder
+from trainer.models.build import build_news_encoder
 from trainer.teacher_server.cells import stored_bytes
 from trainer.teacher_server.fill import FillRequest, fill
 from trainer.teacher_server.kinds.text import TextVectors

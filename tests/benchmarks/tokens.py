@@ -122,7 +122,7 @@ def steps(articles: ShardSet, tokens: TokenColumn, options: argparse.Namespace) 
     grouping."""
 
     from trainer.config.schema import BackboneConfig, ModelConfig
-    from trainer.models import build_news_encoder
+    from trainer.models.build import build_news_encoder
     from trainer.tasks.post_train.pairs import PostTrainData, PostTrainModule
     from trainer.tasks.post_train.task import PostTrainConfig, PostTrainDataConfig
     from trainer.tasks.sources import Sources

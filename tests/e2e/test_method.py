@@ -110,7 +110,7 @@ def test_stored_teachers_are_complete_and_say_what_the_live_ones_say(
 def test_an_exported_student_loads_anywhere(finished: tuple[Path, Path], tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from trainer.models import Recommender
+    from trainer.models.recommender import Recommender
 
     _, run = finished
     moved = tmp_path / "student"

@@ -33,7 +33,7 @@ from trainer.evaluate.compare import compare, comparison_text, per_impression_mo
 from trainer.evaluate.prediction import score_prediction, write_prediction
 from trainer.evaluate.report import make_rows, read_ceilings, read_evaluations, table
 from trainer.export.folder import export_model, load_export
-from trainer.models import build_news_encoder
+from trainer.models.build import build_news_encoder
 from trainer.monitor.runs import find_runs
 from trainer.monitor.runs import table as runs_table
 from trainer.recipes.load import load_config

@@ -20,7 +20,7 @@ from trainer.engine.backends import build_backend
 from trainer.engine.distributed import Distributed, leave, start
 from trainer.engine.optimizer import build_optimizer
 from trainer.engine.step_module import StepModule
-from trainer.models import build_news_encoder
+from trainer.models.build import build_news_encoder
 from trainer.recipes.load import from_settings
 from trainer.tasks.post_train.pairs import PostTrainModule
 

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from trainer.config.clicks import ClickModelConfig
+from trainer.config.parts import with_parts
 from trainer.config.schema import BackboneConfig
+from trainer.tasks.finetune.task import FinetuneConfig
 
 VOCAB_SIZE = 100
 PAD_ID = 0
@@ -28,11 +30,13 @@ def tiny_backbone(**changes: Any) -> BackboneConfig:
 
 
 def tiny_model(backbone: dict[str, Any] | None = None, **changes: Any) -> ClickModelConfig:
-    """A small model section, with changes by field."""
-    model = ClickModelConfig(
-        backbone=tiny_backbone(**(backbone or {})), query_dim=8, news_dim=16, user_heads=4
-    )
-    return replace(model, **changes)
+    """A small model section, with changes by field; the heads of NRMS are 4."""
+    if changes.get("user_encoder") == "nrms":
+        changes = {"user_heads": 4} | changes
+    chosen = {f"model.{name}": value for name, value in changes.items()}
+    section = type(with_parts(FinetuneConfig, chosen)().model)
+    sizes = {"query_dim": 8, "news_dim": 16} | changes
+    return section(backbone=tiny_backbone(**(backbone or {})), **sizes)
 
 
 def texts(lengths: list[int], padded_to: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,16 @@
 """The real recommender at toy size under the real finetuning task, on made-up clicks."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from helpers.tiny_models import tiny_model
 from torch import nn
 
 from shards.order import BatchRows, EpochOrder
 from trainer.batch import as_tensor
-from trainer.config.clicks import ClickModelConfig
 from trainer.config.schema import BackboneConfig
-from trainer.models import build_recommender
+from trainer.models.build import build_recommender
 from trainer.models.parameters import set_trainable
 from trainer.tasks.base import MicroBatch
 from trainer.tasks.finetune.clicks import Clicks, FinetuneModule
@@ -29,14 +30,10 @@ def make_task() -> nn.Module:
         hidden_dropout=0.0,
         attention_dropout=0.0,
     )
-    config = ClickModelConfig(
-        backbone=backbone,
-        query_dim=10,
-        news_dim=12,
-        user_encoder="nrms",
-        user_heads=2,
-        trainable_layers=1,
+    config = tiny_model(
+        query_dim=10, news_dim=12, user_encoder="nrms", user_heads=2, trainable_layers=1
     )
+    config = replace(config, backbone=backbone)
     model = build_recommender(config, vocab_size=VOCABULARY, pad_id=0)
     set_trainable(model, config.trainable_layers)
     return FinetuneModule(model)

@@ -11,6 +11,7 @@ from helpers.sets import make_articles, make_impressions, make_tokens
 from shards.reader import ShardSet
 from shards.tokens import TokenColumn
 from trainer.config.flat import setting_types
+from trainer.config.parts import with_parts
 from trainer.config.schema import TrainConfig
 from trainer.recipes.load import from_settings
 from trainer.tasks.build import build
@@ -39,7 +40,7 @@ TINY_CLICKS = TINY_MODEL | {"data.history_length": 5}
 
 def read_by(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of many settings, with dotted keys, that a task reads."""
-    read = setting_types(task_named(task).config)
+    read = setting_types(with_parts(task_named(task).config, settings))
     return {key: value for key, value in settings.items() if key in read}
 
 

@@ -23,8 +23,9 @@ from shards.stream import Stream
 from shards.tokenize import tokenize_set
 from trainer.evaluate.sharded import Ranks, encode_shared
 from trainer.frozen.texts import frozen_texts
-from trainer.models import NewsEncoderConfig, Recommender, RecommenderConfig
+from trainer.models.configuration import NewsEncoderConfig, RecommenderConfig
 from trainer.models.parameters import set_trainable
+from trainer.models.recommender import Recommender
 from trainer.tasks.build import build
 from trainer.tasks.finetune.clicks import (
     ClickData,

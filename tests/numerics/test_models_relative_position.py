@@ -8,7 +8,7 @@ import torch
 from helpers.tiny_models import PAD_ID, VOCAB_SIZE, texts, tiny_model
 
 from trainer.errors import ModelError
-from trainer.models import build_news_encoder
+from trainer.models.build import build_news_encoder
 from trainer.models.relative_position import RelativePositionBias, relative_position_bucket
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.models import build_news_encoder
+from trainer.models.build import build_news_encoder
 from trainer.plan.activations import Settings, activation_bytes
 from trainer.plan.sizes import bert_size, task_size
 from trainer.recipes.load import from_settings

@@ -7,13 +7,14 @@ import pytest
 
 from trainer.cli.main import main
 from trainer.config.flat import flatten, setting_types, to_dict
+from trainer.config.parts import settings_of_parts
 from trainer.config.ranges import numbers
 from trainer.config.schema import CopiesConfig, TrainConfig
 from trainer.config.validate import check_memory, validate
 from trainer.engine.copies import copy_steps
 from trainer.errors import ConfigError
 from trainer.recipes.load import from_settings
-from trainer.tasks.registry import TASKS, task_named
+from trainer.tasks.registry import TASKS, settings_read, task_named
 
 GIB = 2**30
 
@@ -22,7 +23,7 @@ def numeric(wanted: type) -> list[tuple[str, str]]:
     """Tasks and settings of theirs that take an int or a float, alone or among others."""
     found: dict[str, str] = {}
     for task in TASKS:
-        for name, kind in setting_types(task_named(task).config).items():
+        for name, kind in settings_read(task_named(task).config).items():
             parts = {kind, *typing.get_args(kind)}
             is_float = float in parts
             if is_float if wanted is float else (int in parts and not is_float):
@@ -35,7 +36,10 @@ def config(task: str = "post_train", **dotted: object) -> TrainConfig:
     types = setting_types(task_named(task).config)
     needed = {"data.clicks": "c", "teachers.models": ["t"]}
     given |= {key: value for key, value in needed.items() if key in types}
-    return from_settings(given | {k.replace("__", "."): v for k, v in dotted.items()}, where="test")
+    settings = {key.replace("__", "."): value for key, value in dotted.items()}
+    parts = settings_of_parts(task_named(task).config)
+    given |= dict(parts[key] for key in settings if key in parts)
+    return from_settings(given | settings, where="test")
 
 
 @pytest.mark.parametrize("task", TASKS)

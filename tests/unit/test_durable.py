@@ -32,7 +32,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.tensors import write_tensors
 from trainer.cli.writing import new_folder
 from trainer.export.folder import export_model
-from trainer.models import build_news_encoder
+from trainer.models.build import build_news_encoder
 from trainer.monitor.metrics import MetricsFile, cut_back
 
 Event = tuple[str, str]

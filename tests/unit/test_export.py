@@ -17,7 +17,8 @@ from trainer.cli.main import main
 from trainer.errors import ModelError
 from trainer.export.folder import export_model, load_export
 from trainer.export.info import sealed
-from trainer.models import NewsEncoder, build_news_encoder
+from trainer.models.build import build_news_encoder
+from trainer.models.news_encoder import NewsEncoder
 from trainer.recipes.init import settings_of_export
 from trainer.teacher_server.kinds.base import teacher_identity
 
@@ -92,6 +93,7 @@ def test_an_export_in_the_hugging_face_cache_is_links_to_its_blobs(
     assert copied == dict.fromkeys((path.name for path in blobs.iterdir()), False)
 
 
+LAST_K = {"news_dim": 16, "user_encoder": "last_k_mean"}
 SAID = {
     "tokenizer_sha256": "a" * 64, "news_text": [["title", 10]], "max_title_tokens": 10,
     "max_body_tokens": 20, "history_length": 5, "pad_to_max": False,
@@ -170,7 +172,8 @@ def test_an_older_export_is_read_and_keeps_its_identity(exported: Path) -> None:
         ({"model_settings": {"news_dim": 16, "pooling": "max"}}, "pooling"),
         ({"model_settings": {"news_dim": 10**9}}, "news_dim"),
         ({"model_settings": {"pooling": "mean"}}, "news_dim"),
-        ({"model_settings": {"news_dim": 16, "user_last_k": 0}}, "user_last_k"),
+        ({"model_settings": LAST_K | {"user_last_k": 0}}, "user_last_k"),
+        ({"model_settings": LAST_K | {"user_encoder": "gru"}}, "user_encoder"),
     ],
 )
 def test_values_that_no_export_has_are_refused_by_place(

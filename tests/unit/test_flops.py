@@ -6,7 +6,7 @@ import torch
 from helpers.tiny_models import PAD_ID, VOCAB_SIZE, texts, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.models import build_news_encoder
+from trainer.models.build import build_news_encoder
 from trainer.monitor.flops import peak_of, text_flops
 from trainer.tasks.texts import SubBatch, Texts, count_texts
 

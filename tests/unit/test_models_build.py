@@ -18,13 +18,10 @@ from transformers import (
 from trainer.config.clicks import ClickModelConfig
 from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.errors import ModelError
-from trainer.models import (
-    NewsEncoder,
-    build_news_encoder,
-    build_recommender,
-    count_parameters,
-    load_model,
-)
+from trainer.models.build import build_news_encoder, build_recommender
+from trainer.models.loading import load_model
+from trainer.models.news_encoder import NewsEncoder
+from trainer.models.parameters import count_parameters
 
 # Counted by the paper, used by nothing: BERT's pooler, and a classifier with two labels.
 UNUSED_POOLER = 768 * 768 + 768

@@ -8,7 +8,7 @@ from torch import nn
 
 from trainer.config.schema import BackboneConfig, ModelConfig
 from trainer.errors import ModelError
-from trainer.models import build_news_encoder
+from trainer.models.build import build_news_encoder
 from trainer.models.execution import VARIANTS, prepare_layers
 from trainer.models.layers import find_layers
 

@@ -9,13 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from trainer.errors import ModelError
-from trainer.models import (
-    NewsEncoder,
-    Recommender,
-    build_news_encoder,
-    build_recommender,
-    load_model,
-)
+from trainer.models.build import build_news_encoder, build_recommender
+from trainer.models.loading import load_model
+from trainer.models.news_encoder import NewsEncoder
+from trainer.models.recommender import Recommender
 
 
 def build(**changes):

@@ -6,7 +6,7 @@ import torch
 from helpers.tiny_models import PAD_ID, VOCAB_SIZE, texts, tiny_model
 
 from trainer.errors import ModelError
-from trainer.models import build_news_encoder
+from trainer.models.build import build_news_encoder
 from trainer.models.pooling import AttentionPooling, MeanPooling, masked_softmax, weighted_sum
 
 LENGTHS = [9, 3, 1, 6]

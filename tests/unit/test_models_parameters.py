@@ -7,13 +7,9 @@ from torch import nn
 
 from trainer.config.schema import OptimizerConfig
 from trainer.errors import ModelError
-from trainer.models import (
-    TeacherProjections,
-    build_recommender,
-    count_parameters,
-    parameter_groups,
-    set_trainable,
-)
+from trainer.models.build import build_recommender
+from trainer.models.parameters import count_parameters, parameter_groups, set_trainable
+from trainer.models.projection import TeacherProjections
 
 LANGUAGE_MODEL = "news_encoder.backbone.language_model."
 

@@ -10,15 +10,13 @@ from helpers.world import make_world
 from transformers import CONFIG_MAPPING
 
 from trainer.errors import ModelError
-from trainer.models import (
-    NewsEncoder,
-    NewsEncoderConfig,
-    build_news_encoder,
-    load_model,
-    set_trainable,
-)
 from trainer.models.backbone import Backbone
+from trainer.models.build import build_news_encoder
+from trainer.models.configuration import NewsEncoderConfig
 from trainer.models.layers import new_language_model
+from trainer.models.loading import load_model
+from trainer.models.news_encoder import NewsEncoder
+from trainer.models.parameters import set_trainable
 from trainer.models.probe import check_padding, freeze_idle
 from trainer.tasks.build import build
 

@@ -10,7 +10,7 @@ from helpers.tiny_models import released_unilmv2, tiny_model
 from shards.tokenizer import load_tokenizer
 from trainer.cli.main import main
 from trainer.errors import ConfigError, ModelError
-from trainer.models import build_news_encoder
+from trainer.models.build import build_news_encoder
 from trainer.models.unilmv2 import convert_unilmv2, save_unilmv2
 from trainer.recipes.load import load_config
 

@@ -6,7 +6,9 @@ import torch
 from helpers.tiny_models import PAD_ID, VOCAB_SIZE, texts, tiny_model
 
 from trainer.errors import ModelError
-from trainer.models import RecommenderConfig, build_recommender, load_model
+from trainer.models.build import build_recommender
+from trainer.models.configuration import RecommenderConfig
+from trainer.models.loading import load_model
 
 KINDS = ["additive", "nrms", "last_k_mean"]
 
@@ -158,7 +160,7 @@ def test_the_mean_has_no_parameters_and_survives_a_round_trip(tmp_path):
 
 
 def test_nrms_needs_heads_that_divide_the_width():
-    with pytest.raises(ModelError, match="news_dim 16 is not a multiple of user_heads 3"):
+    with pytest.raises(ModelError, match=r"news_dim 16 is not a multiple of model\.user_heads 3"):
         config = tiny_model(user_encoder="nrms", user_heads=3)
         build_recommender(config, vocab_size=VOCAB_SIZE, pad_id=PAD_ID)
 
@@ -169,7 +171,8 @@ def test_nrms_needs_heads_that_divide_the_width():
         {"user_encoder": "gru"},
         {"history_padding": "none"},
         {"query_dim": 0},
-        {"user_last_k": 0},
+        {"user_encoder": "last_k_mean", "user_last_k": 0},
+        {"user_encoder": "last_k_mean", "user_last_k": "ten"},
     ],
 )
 def test_unknown_settings_are_refused(field):

@@ -1,4 +1,5 @@
-"""Names of tasks stand in their own rooms alone, so that a new one is one file and a line."""
+"""Names of tasks and of user encoders stand in their own rooms alone, so that a new one is one file
+and a line."""
 
 import ast
 from collections.abc import Iterator
@@ -6,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from trainer.models.user_encoders import USER_ENCODERS
 from trainer.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[2]
 HOMES = ("trainer/tasks/", "trainer/recipes/presets.py", "launchers/steps.py")
+DEFAULTS = ("trainer/config/clicks.py", "trainer/models/configuration.py")
+"""Name the user encoder that is taken where none is chosen."""
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
@@ -55,3 +59,17 @@ def test_no_other_module_names_a_task() -> None:
 )
 def test_a_planted_name_is_found(planted: str) -> None:
     assert task_names(ast.parse(planted))
+
+
+def user_encoders(tree: ast.AST) -> list[int]:
+    """Lines with a string that is the name of a user encoder."""
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return [node.lineno for node in constants if node.value in USER_ENCODERS]
+
+
+def test_no_other_module_names_a_user_encoder() -> None:
+    homes = ("trainer/models/user_encoders/", *DEFAULTS)
+    found = {name: lines for name, tree in sources() if (lines := user_encoders(tree))}
+    assert {name: lines for name, lines in found.items() if not name.startswith(homes)} == {}
+    assert [len(found[name]) for name in DEFAULTS] == [1, 1]
+    assert user_encoders(ast.parse('if model.user_encoder == "nrms": pass'))

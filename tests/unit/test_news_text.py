@@ -312,7 +312,10 @@ def test_an_unfinished_column_beside_the_right_one_is_no_hindrance(tmp_path: Pat
         (["--data.news_text"], "data.news_text is empty"),
         (["--data.max_abstract_tokens", "2"], "data.max_abstract_tokens is 2"),
         (["--data.max_category_tokens", "0"], "data.max_category_tokens is 0"),
-        (["--model.user_last_k", "0"], "model.user_last_k is 0"),
+        (
+            ["--model.user_encoder", "last_k_mean", "--model.user_last_k", "0"],
+            "model.user_last_k is 0",
+        ),
         (
             ["--model.user_encoder", "last_k_mean", "--data.history_length", "9"],
             "model.user_last_k 10 is more than data.history_length 9",
@@ -347,7 +350,7 @@ def test_texts_longer_than_a_given_backbone_end_before_training(world: TinyWorld
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plan_counts_texts_and_parameters(kind: str) -> None:
-    from trainer.models import build_recommender
+    from trainer.models.build import build_recommender
 
     settings = {key.replace("__", "."): value for key, value in (SETTINGS | KINDS[kind]).items()}
     given = {"task": "finetune", "data.articles": "a", "data.clicks": "c", "run.dir": "r"}

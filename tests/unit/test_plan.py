@@ -117,7 +117,7 @@ def test_parameters_of_bert_base_and_large() -> None:
 @pytest.mark.parametrize("trained", [None, 1])
 def test_parameters_are_those_of_the_task_that_is_built(task: str, trained: int | None) -> None:
     from trainer.engine.optimizer import build_optimizer
-    from trainer.models import build_news_encoder, build_recommender
+    from trainer.models.build import build_news_encoder, build_recommender
 
     config = config_of(
         task=task,

@@ -33,8 +33,8 @@ from shards import pretrained
 from shards.errors import DamageError, DataError, first_line
 from shards.tokenizer import load_tokenizer
 from trainer.errors import ModelError
-from trainer.models import build_recommender, load_model
-from trainer.models.loading import load_language_model, load_language_model_config
+from trainer.models.build import build_recommender
+from trainer.models.loading import load_language_model, load_language_model_config, load_model
 
 SIZES = {
     "vocab_size": VOCAB_SIZE, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -144,16 +144,19 @@ def _print_settings(recipe: str | None, overrides: list[str]) -> int:
     """Print what the task of a recipe reads; of every task where there is no recipe."""
     import tyro
 
-    from trainer.recipes.load import task_of_recipe
+    from trainer.config.parts import with_parts
+    from trainer.recipes.load import configuration_of
     from trainer.tasks.registry import TASKS, task_named
 
-    tasks = list(map(task_named, TASKS)) if recipe is None else [task_of_recipe(recipe, overrides)]
-    for task in tasks:
+    read = {f"tnr train {name}": with_parts(task_named(name).config, {}) for name in TASKS}
+    if recipe is not None:
+        read = {f"tnr train {recipe}": configuration_of(recipe, overrides)}
+    for command, config in read.items():
         try:
             tyro.cli(
-                task.config,
+                config,
                 args=["--help"],
-                prog=f"tnr train {recipe or task.name}",
+                prog=command,
                 config=(tyro.conf.FlagConversionOff,),
                 use_underscores=True,
             )

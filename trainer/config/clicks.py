@@ -1,10 +1,11 @@
 """What tasks that read a click log are told beside the rest: histories, candidates, users."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from shards.periods import parse_period
+from trainer.config.parts import Registry, part_of
 from trainer.config.ranges import Count, Length
 from trainer.config.schema import (
     DataConfig,
@@ -15,9 +16,10 @@ from trainer.config.schema import (
     ValidationConfig,
 )
 from trainer.errors import ConfigError, UsageError
+from trainer.models.user_encoders import USER_ENCODERS
+from trainer.models.user_encoders.base import UserEncoder
 
 TextField = Literal["title", "abstract", "body", "category"]
-UserEncoder = Literal["additive", "nrms", "last_k_mean"]
 HistoryPadding = Literal["mask", "learned"]
 
 
@@ -25,15 +27,10 @@ HistoryPadding = Literal["mask", "learned"]
 class ClickModelConfig(ModelConfig):
     """The news encoder and the user encoder."""
 
-    user_encoder: UserEncoder = "additive"
+    user_encoder: str = "additive"
     """How clicked articles become a user: additive attention over the history (the paper's), the
     same after self-attention among the articles (NRMS), or the mean of the last ``user_last_k``
     clicked articles, which learns nothing but the vector of a user without any."""
-    user_heads: Count = 16
-    """Self-attention heads of the NRMS user encoder; each is ``news_dim / user_heads`` wide."""
-    user_last_k: Count = 10
-    """Most recent clicks that ``last_k_mean`` takes the mean of, at most ``data.history_length``.
-    Earlier ones are not read, nor encoded."""
     history_padding: HistoryPadding = "mask"
     """Empty history slots: left out, or a learned vector that takes part while training (released
     code). A user without any history is the learned vector with ``mask``, in training and in use
@@ -49,6 +46,11 @@ class ClickModelConfig(ModelConfig):
     counted in ``data.cache_gib``.
     Frozen layers are then without dropout; without the column they have it. float32 gives the same
     losses and gradients otherwise; float16 halves the column and rounds states to 11 bits."""
+
+    choices: ClassVar[Mapping[str, Registry]] = {
+        **ModelConfig.choices,
+        "user_encoder": USER_ENCODERS,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +158,13 @@ class ClickConfig(EncoderConfig):
     @property
     def clicks_read(self) -> int:
         """Most recent clicks of a user that the user encoder reads."""
-        if self.model.user_encoder == "last_k_mean":
-            return min(self.model.user_last_k, self.data.history_length)
-        return self.data.history_length
+        return self.user_encoder.clicks_read(self.data.history_length)
+
+    @property
+    def user_encoder(self) -> UserEncoder:
+        """The user encoder that is chosen, with its settings."""
+        part: UserEncoder = part_of(self.model, "user_encoder")
+        return part
 
     @property
     def locations(self) -> tuple[str, ...]:
@@ -190,17 +196,7 @@ class ClickConfig(EncoderConfig):
             raise ConfigError("data.news_text is empty: name at least one field, such as title")
         if len(set(data.news_text)) < len(data.news_text):
             raise ConfigError(f"data.news_text {' '.join(data.news_text)} names a field twice")
-        if model.user_encoder == "last_k_mean" and model.user_last_k > data.history_length:
-            raise ConfigError(
-                f"model.user_last_k {model.user_last_k} is more than data.history_length "
-                f"{data.history_length}, the clicks that are read at all: raise the one or lower "
-                "the other"
-            )
-        if model.user_encoder == "nrms" and model.news_dim % model.user_heads:
-            raise ConfigError(
-                f"model.news_dim {model.news_dim} is not a multiple of model.user_heads "
-                f"{model.user_heads}, which the NRMS user encoder needs"
-            )
+        self.user_encoder.check(model.news_dim, data.history_length)
         if data.share_titles != "rank":
             _check_shared_titles(self)
         if model.frozen_states != "off":

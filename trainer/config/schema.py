@@ -7,13 +7,14 @@ those that several tasks share, and the task's own file the rest.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
+from trainer.config.parts import Registry
 from trainer.config.ranges import Count, Length, Limits, NotNegative, Positive, Share, Whole
+from trainer.models.poolings import POOLINGS
 
-Pooling = Literal["attention", "mean", "cls"]
 Width = Annotated[int, Limits(least=1, most=1 << 20)]
 Parts = tuple[tuple[str, int], ...]
 """Fields that are joined into one text, each with its longest length in tokens."""
@@ -52,6 +53,9 @@ class BackboneConfig:
 class LanguageModelConfig:
     """The language model."""
 
+    choices: ClassVar[Mapping[str, Registry]] = {}
+    """Settings that choose a part of the model, and among which parts."""
+
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The language model inside the news encoder."""
     init: str | None = None
@@ -66,14 +70,17 @@ class LanguageModelConfig:
 class ModelConfig(LanguageModelConfig):
     """The news encoder."""
 
-    pooling: Pooling = "attention"
-    """How token states become one text vector."""
+    pooling: str = "attention"
+    """How token states become one text vector: additive attention (the paper's), the mean of the
+    tokens, or the state of the first one."""
     pooling_mask: bool = True
     """Leave padding out of the pooling. The released code does not (method preset ``released``)."""
     query_dim: Width = 200
     """Width of the queries of additive attention, in the news and the user encoder."""
     news_dim: Width = 256
     """Width of news and user vectors."""
+
+    choices: ClassVar[Mapping[str, Registry]] = {"pooling": POOLINGS}
 
 
 @dataclass(frozen=True, kw_only=True)

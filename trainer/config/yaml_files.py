@@ -99,11 +99,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-class _Refused(yaml.YAMLError):
+class _Refused(yaml.YAMLError):  # type: ignore[misc]  # PyYAML has no types
     """What is YAML, but is not taken."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """PyYAML's safe loader with limits, without tags of other types, without keys given twice."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012

@@ -32,7 +32,7 @@ def build_optimizer(task: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         own: Any = task
         groups = own.parameter_groups(config)
     else:
-        from trainer.models import parameter_groups
+        from trainer.models.parameters import parameter_groups
 
         groups = parameter_groups(task, config)
     groups = [group for group in groups if group["params"]]

@@ -65,7 +65,7 @@ class Export:
         Raises:
             ModelError: The weights are not the ones that were exported.
         """
-        from trainer.models import load_model
+        from trainer.models.loading import load_model
 
         found = sha256_file(self.folder / WEIGHTS)
         if found != self.weights_sha256:

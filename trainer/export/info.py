@@ -9,9 +9,11 @@ from msgspec import Meta
 from shards.errors import DamageError
 from shards.files import fingerprint, read_json, sha256_file
 from shards.manifest import Sha256
-from trainer.config.clicks import HistoryPadding, TextField, UserEncoder
-from trainer.config.schema import Pooling
-from trainer.errors import ModelError
+from trainer.config.clicks import HistoryPadding, TextField
+from trainer.config.parts import make_part
+from trainer.errors import ConfigError, ModelError
+from trainer.models.poolings import POOLINGS
+from trainer.models.user_encoders import USER_ENCODERS
 
 FORMAT = 1
 INFO = "tnr.json"
@@ -24,15 +26,15 @@ _Clicks = Annotated[int, Meta(ge=1, lt=1 << 31)]
 
 @dataclass(frozen=True)
 class Settings:
-    """Of ``model_settings``, what is known; a news encoder has no user encoder."""
+    """Of ``model_settings``, what every export has; parts of the model bring settings of their own.
+    A news encoder has no user encoder."""
 
     news_dim: _Width
-    pooling: Pooling = "attention"
+    pooling: str = "attention"
     pooling_mask: bool = True
     query_dim: _Width | None = None
-    user_encoder: UserEncoder | None = None
+    user_encoder: str | None = None
     history_padding: HistoryPadding | None = None
-    user_last_k: _Clicks | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,22 @@ def read_info(folder: Path) -> dict[str, Any]:
     info = read_json(path, Info)
     if info.kind == "recommender" and entries.get("history_length", 1) is None:
         raise DamageError(f"{path} is damaged or was edited: history_length is null")
+    if info.model_settings is not None:
+        _check_parts(path, info.model_settings, entries["model_settings"])
     if info.fingerprint is not None:
         _check_seal(folder, entries)
     return entries
+
+
+def _check_parts(path: Path, known: Settings, settings: dict[str, Any]) -> None:
+    """Refuse a pooling or a user encoder that this version cannot make."""
+    for registry, choice in ((POOLINGS, "pooling"), (USER_ENCODERS, "user_encoder")):
+        name = getattr(known, choice)
+        try:
+            if name is not None:
+                make_part(registry, name, settings)
+        except ConfigError as error:
+            raise DamageError(f"{path} is damaged or was edited: {choice}: {error}") from error
 
 
 def _check_seal(folder: Path, entries: dict[str, Any]) -> None:

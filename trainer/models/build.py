@@ -1,5 +1,7 @@
 """Models from a run's configuration: where weights start, which layers stay, what is trained."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedMode
 
 from trainer.config.bias import BIAS_KEY, settle_bias
 from trainer.config.clicks import ClickModelConfig
+from trainer.config.parts import part_of
 from trainer.config.schema import BackboneConfig, LanguageModelConfig, ModelConfig
 from trainer.errors import ModelError
 from trainer.models.backbone import Backbone
@@ -23,6 +26,7 @@ from trainer.models.news_encoder import NewsEncoder
 from trainer.models.parameters import set_trainable
 from trainer.models.probe import check_padding
 from trainer.models.recommender import Recommender
+from trainer.models.user_encoders.base import UserEncoder
 
 RANDOM = "random"
 _HIDDEN_DROPOUTS = (
@@ -94,20 +98,19 @@ def build_recommender(config: ClickModelConfig, *, vocab_size: int, pad_id: int)
         ModelError: Something cannot be loaded, or does not fit the tokens or the configuration.
     """
     encoder, exported = _news_encoder(config, vocab_size, pad_id)
+    part: UserEncoder = part_of(config, "user_encoder")
     recommender = Recommender(
         RecommenderConfig(
             news_encoder=encoder.config,
             user_encoder=config.user_encoder,
-            user_heads=config.user_heads,
-            user_last_k=config.user_last_k,
             query_dim=config.query_dim,
             history_padding=config.history_padding,
+            **asdict(part),
         ),
         encoder,
     )
     if isinstance(exported, Recommender):
-        sizes = {"additive": ["query_dim"], "nrms": ["query_dim", "user_heads"], "last_k_mean": []}
-        _check_same(config, exported.config, ["user_encoder", *sizes[config.user_encoder]])
+        _check_same(config, exported.config, ["user_encoder", *part.fixed])
         recommender.user_encoder.load_state_dict(exported.user_encoder.state_dict())
     return recommender
 
@@ -139,6 +142,7 @@ def _encoder_of_backbone(config: ModelConfig, vocab_size: int, pad_id: int) -> N
             query_dim=config.query_dim,
             news_dim=config.news_dim,
             relative_position_bias=bool(backbone.relative_position_bias),
+            **asdict(part_of(config, "pooling")),
         ),
         language_model,
     )
@@ -197,8 +201,7 @@ def _random_config(backbone: BackboneConfig, vocab_size: int, pad_id: int) -> Be
 def _adapt_exported(encoder: NewsEncoder, config: ModelConfig) -> None:
     """Apply the recipe to an exported encoder, as far as its weights allow."""
     _check_same(config, encoder.config, ["news_dim", "pooling"])
-    if config.pooling == "attention":
-        _check_same(config, encoder.config, ["query_dim"])
+    _check_same(config, encoder.config, part_of(config, "pooling").fixed)
     encoder.config.pooling_mask = config.pooling_mask
     _adapt_backbone(encoder, config)
 
@@ -243,7 +246,7 @@ def _override_dropout(lm_config: PreTrainedConfig, backbone: BackboneConfig) -> 
     return written
 
 
-def _check_same(config: ModelConfig, exported: Any, fields: list[str]) -> None:
+def _check_same(config: ModelConfig, exported: Any, fields: Sequence[str]) -> None:
     for field in fields:
         asked, found = getattr(config, field), getattr(exported, field)
         if asked != found:

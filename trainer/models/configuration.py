@@ -10,10 +10,12 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from trainer.errors import ModelError
+from trainer.config.parts import Registry, make_part
+from trainer.errors import ConfigError, ModelError
+from trainer.models.poolings import POOLINGS, Pooling
+from trainer.models.user_encoders import USER_ENCODERS
+from trainer.models.user_encoders.base import UserEncoder
 
-POOLINGS = ("attention", "mean", "cls")
-USER_ENCODERS = ("additive", "nrms", "last_k_mean")
 HISTORY_PADDINGS = ("mask", "learned")
 
 
@@ -22,7 +24,7 @@ class NewsEncoderConfig(PreTrainedConfig):
 
     Attributes:
         backbone: Configuration of the language model (any encoder of transformers).
-        pooling: ``attention``, ``mean`` or ``cls``.
+        pooling: Name of a pooling, whose own settings are further attributes.
         pooling_mask: Leave padding out of the pooling.
         query_dim: Width of the queries of attention pooling.
         news_dim: Width of a news vector.
@@ -49,8 +51,8 @@ class NewsEncoderConfig(PreTrainedConfig):
         """
         self.backbone = _own_copy(self.backbone)
         super().__post_init__(**kwargs)
-        _check_choice("pooling", self.pooling, POOLINGS)
         _check_positive(self, "query_dim", "news_dim")
+        self.pooling_part  # noqa: B018  # refuses what it does not know
 
     @property
     def language_model(self) -> PreTrainedConfig:
@@ -59,6 +61,12 @@ class NewsEncoderConfig(PreTrainedConfig):
         if not isinstance(nested, PreTrainedConfig):
             raise ModelError(f"backbone is {type(nested).__name__}, not a configuration")
         return nested
+
+    @property
+    def pooling_part(self) -> Pooling:
+        """The pooling that ``pooling`` names, with its settings."""
+        part: Pooling = _part(self, "pooling", POOLINGS)
+        return part
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What ``config.json`` holds: everything, since another version may have other defaults."""
@@ -70,12 +78,10 @@ class RecommenderConfig(PreTrainedConfig):
 
     Attributes:
         news_encoder: Configuration of the news encoder.
-        user_encoder: ``additive`` (the paper's), ``nrms`` or ``last_k_mean``.
-        user_heads: Self-attention heads of ``nrms``.
-        user_last_k: Most recent clicks that ``last_k_mean`` takes the mean of.
+        user_encoder: Name of a user encoder, whose own settings are further attributes.
         query_dim: Width of the queries of additive attention over the history.
         history_padding: ``mask`` or ``learned``, see
-            :class:`trainer.models.user_encoder.UserEncoder`.
+            :class:`trainer.models.user_model.UserModel`.
     """
 
     model_type = "tnr-recommender"
@@ -85,8 +91,6 @@ class RecommenderConfig(PreTrainedConfig):
 
     news_encoder: NewsEncoderConfig | dict | None = None
     user_encoder: str = "additive"
-    user_heads: int = 16
-    user_last_k: int = 10
     query_dim: int = 200
     history_padding: str = "mask"
 
@@ -94,19 +98,16 @@ class RecommenderConfig(PreTrainedConfig):
         """Fill in the nested configuration and check the values.
 
         Raises:
-            ModelError: A value is not one that this version knows, or the heads do not divide the
-                width.
+            ModelError: A value is not one that this version knows, or values do not fit each other.
         """
         self.news_encoder = _own_copy(self.news_encoder)
         super().__post_init__(**kwargs)
-        _check_choice("user_encoder", self.user_encoder, USER_ENCODERS)
         _check_choice("history_padding", self.history_padding, HISTORY_PADDINGS)
-        _check_positive(self, "user_heads", "user_last_k", "query_dim")
-        if self.user_encoder == "nrms" and self.news_dim % self.user_heads:
-            raise ModelError(
-                f"news_dim {self.news_dim} is not a multiple of user_heads {self.user_heads}: "
-                "each self-attention head of the NRMS user encoder is news_dim / user_heads wide"
-            )
+        _check_positive(self, "query_dim")
+        try:
+            self.user_part.check(self.news_dim)
+        except ConfigError as error:
+            raise ModelError(str(error)) from error
 
     @property
     def news_config(self) -> NewsEncoderConfig:
@@ -120,6 +121,12 @@ class RecommenderConfig(PreTrainedConfig):
     def news_dim(self) -> int:
         """Width of news and user vectors."""
         return self.news_config.news_dim
+
+    @property
+    def user_part(self) -> UserEncoder:
+        """The user encoder that ``user_encoder`` names, with its settings."""
+        part: UserEncoder = _part(self, "user_encoder", USER_ENCODERS)
+        return part
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What ``config.json`` holds: everything, since another version may have other defaults."""
@@ -138,6 +145,13 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
         for key, value in config.items()
         if key != "_name_or_path"
     }
+
+
+def _part(config: PreTrainedConfig, choice: str, registry: Registry) -> Any:
+    try:
+        return make_part(registry, getattr(config, choice), vars(config))
+    except ConfigError as error:
+        raise ModelError(f"{choice}: {error}") from error
 
 
 def _check_choice(field: str, value: str, known: tuple[str, ...]) -> None:

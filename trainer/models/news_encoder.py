@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from trainer.models.backbone import Backbone
 from trainer.models.configuration import NewsEncoderConfig
-from trainer.models.pooling import make_pooling
 from trainer.models.strict import StrictModel
 
 
@@ -55,9 +54,9 @@ class NewsEncoder(StrictModel):
         # transformers may copy a configuration on its way; the export must hold the one in use.
         config.backbone = self.backbone.language_model.config
         width = config.language_model.hidden_size
-        self.pooling = make_pooling(config.pooling, width, config.query_dim)
+        self.pooling = config.pooling_part.build(width, config.query_dim)
         self.dense = nn.Linear(width, config.news_dim)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, input_ids_UL: Tensor, attention_mask_UL: Tensor) -> Tensor:
         """Encode texts.
@@ -130,7 +129,7 @@ class NewsEncoder(StrictModel):
         return mask_UL | empty_U1
 
     def _pooled(self, states_ULD: Tensor, mask_UL: Tensor) -> Tensor:
-        pooled_UD = self.pooling(states_ULD, mask_UL if self.config.pooling_mask else None)
+        pooled_UD: Tensor = self.pooling(states_ULD, mask_UL if self.config.pooling_mask else None)
         with torch.autocast(device_type=pooled_UD.device.type, enabled=False):
-            vectors_UE = self.dense(pooled_UD.to(self.dense.weight.dtype))
+            vectors_UE: Tensor = self.dense(pooled_UD.to(self.dense.weight.dtype))
         return vectors_UE.to(pooled_UD.dtype)

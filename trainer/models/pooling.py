@@ -93,19 +93,3 @@ class FirstTokenPooling(nn.Module):
     def forward(self, vectors_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
         """Pool ``[B, S, D]`` to ``[B, D]``; the mask plays no part."""
         return _widen(vectors_BSD[:, 0])
-
-
-def make_pooling(kind: str, width: int, query_dim: int) -> nn.Module:
-    """The pooling of a news encoder by its name in the configuration.
-
-    Args:
-        kind: ``attention``, ``mean`` or ``cls``.
-        width: D, width of the token states.
-        query_dim: Q, width of the query of attention pooling.
-
-    Returns:
-        A module ``(vectors_BSD, mask_BS) -> BD``.
-    """
-    if kind == "attention":
-        return AttentionPooling(width, query_dim)
-    return MeanPooling() if kind == "mean" else FirstTokenPooling()

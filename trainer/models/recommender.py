@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trainer.models.configuration import RecommenderConfig
 from trainer.models.news_encoder import NewsEncoder
 from trainer.models.strict import StrictModel
-from trainer.models.user_encoder import UserEncoder
+from trainer.models.user_model import UserModel
 
 
 class Recommender(StrictModel):
@@ -32,13 +32,13 @@ class Recommender(StrictModel):
             news_encoder = NewsEncoder(config.news_config)
         self.news_encoder = news_encoder
         config.news_encoder = news_encoder.config
-        self.user_encoder = UserEncoder(config)
+        self.user_encoder = UserModel(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """As its parent, and ``pad_doc`` uniform in (-1, 1) as in the released code."""
         super()._init_weights(module)
-        if isinstance(module, UserEncoder):
+        if isinstance(module, UserModel):
             nn.init.uniform_(module.pad_doc, -1.0, 1.0)
 
     def encode_news(self, input_ids_UL: Tensor, attention_mask_UL: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Recommender(StrictModel):
     def encode_users(
         self, history_BHE: Tensor, mask_BH: Tensor, mask_history: bool | None = None
     ) -> Tensor:
-        """Vectors ``[B, E]`` of users; see :meth:`UserEncoder.forward`."""
+        """Vectors ``[B, E]`` of users; see :meth:`UserModel.forward`."""
         return self.user_encoder(history_BHE, mask_BH, mask_history)
 
     def score(self, candidates_BCE: Tensor, user_BE: Tensor) -> Tensor:

@@ -6,12 +6,21 @@ D x F, two norms; embeddings of V tokens, P positions and 2 segments. Any other 
 Q query width.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from __future__ import annotations
 
-from trainer.config.clicks import ClickModelConfig
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trainer.config.clicks import ClickConfig
+from trainer.config.parts import part_of
 from trainer.config.schema import BackboneConfig, ModelConfig, TrainConfig
 from trainer.tasks.registry import task_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainer.models.poolings import Pooling
 
 RELATIVE_BUCKETS = 32
 
@@ -112,11 +121,11 @@ def task_size(
     model, head, E, Q = config.model, 0, 0, 0
     if isinstance(model, ModelConfig):
         E, Q = model.news_dim, model.query_dim
-        head = backbone.width * E + E
-        if model.pooling == "attention":
-            head += _additive(backbone.width, Q)
-    if isinstance(model, ClickModelConfig):
-        head += _user_encoder(model)
+        pooling: Pooling = part_of(model, "pooling")
+        head = backbone.width * E + E + _count(lambda: [pooling.build(backbone.width, Q)])
+    if isinstance(config, ClickConfig):
+        user = config.user_encoder
+        head += E + _count(lambda: user.layers(E, Q).values())  # E: a user without clicks
     trained = model.trainable_layers
     return TaskSize(
         backbone=backbone,
@@ -129,13 +138,9 @@ def task_size(
     )
 
 
-def _additive(width: int, query_dim: int) -> int:
-    """Additive attention: Linear(width, Q), Linear(Q, 1)."""
-    return width * query_dim + query_dim + query_dim + 1
+def _count(layers: Callable[[], Iterable[nn.Module]]) -> int:
+    """Parameters of layers, which take no memory."""
+    import torch
 
-
-def _user_encoder(model: ClickModelConfig) -> int:
-    if model.user_encoder == "last_k_mean":
-        return model.news_dim  # of a user without clicks
-    attention = 3 * (model.news_dim**2 + model.news_dim) if model.user_encoder == "nrms" else 0
-    return model.news_dim + attention + _additive(model.news_dim, model.query_dim)
+    with torch.device("meta"):
+        return sum(p.numel() for layer in layers() for p in layer.parameters())

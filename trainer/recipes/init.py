@@ -6,12 +6,16 @@ recipes that come with the project, under everything that is set by hand. A widt
 set by hand to something else is refused when the model is built; lengths may be chosen anew.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.files import read_json
+from trainer.config.parts import part_class
 from trainer.export.info import INFO, read_info
+from trainer.models.poolings import POOLINGS
+from trainer.models.user_encoders import USER_ENCODERS
 
 _CONFIG = "config.json"
 
@@ -30,8 +34,6 @@ class _Recommender:
 
     news_encoder: _NewsEncoder | None = None
     user_encoder: str | None = None
-    user_heads: int | None = None
-    user_last_k: int | None = None
     history_padding: str | None = None
     query_dim: int | None = None
 
@@ -77,7 +79,7 @@ def _of_export(folder: Path, reads_clicks: bool) -> dict[str, Any]:
         "model.pooling_mask": encoder.pooling_mask,
         "model.news_dim": encoder.news_dim,
         # An adopted encoder has no queries: its width of them is nothing but the schema's default.
-        "model.query_dim": encoder.query_dim if encoder.pooling == "attention" else None,
+        "model.query_dim": encoder.query_dim if _has_queries(encoder.pooling) else None,
         "data.pad_to_max": info.get("pad_to_max"),
         "data.max_title_tokens": info.get("max_title_tokens"),
         "data.max_body_tokens": info.get("max_body_tokens"),
@@ -89,10 +91,24 @@ def _of_export(folder: Path, reads_clicks: bool) -> dict[str, Any]:
     if reads_clicks and recommender.news_encoder is not None:
         known |= {
             "model.user_encoder": recommender.user_encoder,
-            "model.user_heads": recommender.user_heads,
-            "model.user_last_k": recommender.user_last_k,
             "model.history_padding": recommender.history_padding,
             "model.query_dim": recommender.query_dim,
             "data.history_length": info.get("history_length"),
         }
+    written = read_json(folder / _CONFIG, dict[str, Any])
+    for registry, name, settings in (
+        (POOLINGS, encoder.pooling, written.get("news_encoder", written)),
+        (USER_ENCODERS, recommender.user_encoder, written),
+    ):
+        if name is not None and name in registry:
+            own = dataclasses.fields(part_class(registry, name))
+            known |= {f"model.{field.name}": settings.get(field.name) for field in own}
     return {key: value for key, value in known.items() if value is not None}
+
+
+def _has_queries(pooling: str | None) -> bool:
+    return (
+        pooling is not None
+        and pooling in POOLINGS
+        and "query_dim" in part_class(POOLINGS, pooling).fixed
+    )

@@ -20,6 +20,7 @@ import msgspec
 
 from trainer.config.bias import settle_bias
 from trainer.config.flat import flatten, setting_types
+from trainer.config.parts import settings_of_parts, with_parts
 from trainer.config.schema import TrainConfig
 from trainer.config.text import refuse_control, shown
 from trainer.config.validate import validate
@@ -27,7 +28,7 @@ from trainer.config.yaml_files import Scalar, read_yaml, truth
 from trainer.errors import ConfigError
 from trainer.recipes.init import settings_of_export
 from trainer.recipes.presets import preset as preset_settings
-from trainer.tasks.registry import TASKS, all_settings, task_named
+from trainer.tasks.registry import TASKS, all_settings, settings_read, task_named
 from trainer.tasks.task import Task
 
 RECIPES = Path(__file__).parent
@@ -70,9 +71,10 @@ def load_config(
     init = _typed(str, _merge(layers).get("model.init"))
     if isinstance(init, str):
         decided = settings_of_export(init, reads_clicks=task.config.reads_clicks)
-        own = {key: value for key, value in decided.items() if key in setting_types(task.config)}
-        layers.insert(shipped, (f"model.init {init}", own))
-    config = _parse(layers, task.config)
+        layers.insert(shipped, (f"model.init {init}", decided))
+        read = setting_types(_with_parts(layers, task))
+        layers[shipped] = (layers[shipped][0], {k: v for k, v in decided.items() if k in read})
+    config = _parse(layers, task)
     try:
         validate(config, given)
     except ConfigError as error:
@@ -98,14 +100,27 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return {key: _typed(hints[key], value) for key, value in found.items()}
 
 
-def task_of_recipe(recipe: str, overrides: Sequence[str] = ()) -> Task:
+def task_of_recipe(recipe: str, overrides: Sequence[str] = ()) -> Task[Any]:
     """Return the task of a recipe, or the one that overrides name instead.
 
     Raises:
         ConfigError: The recipe or an override is wrong, or neither names a task.
     """
-    words = ("command line", parse_overrides(overrides))
-    return _task([*_read_layers(recipe), words])
+    return _task(_all_layers(recipe, overrides))
+
+
+def configuration_of(recipe: str, overrides: Sequence[str] = ()) -> type[TrainConfig]:
+    """Return the class that holds the settings of a recipe's task and of the parts of its model.
+
+    Raises:
+        ConfigError: The recipe or an override is wrong, or neither names a task.
+    """
+    layers = _all_layers(recipe, overrides)
+    return _with_parts(layers, _task(layers))
+
+
+def _all_layers(recipe: str, overrides: Sequence[str]) -> list[Layer]:
+    return [*_read_layers(recipe), ("command line", parse_overrides(overrides))]
 
 
 def is_yaml(name: str) -> bool:
@@ -178,10 +193,10 @@ def from_settings(settings: Mapping[str, Any], *, where: str) -> TrainConfig:
     """
     _check_keys(settings, where=where)
     layers = [(where, dict(settings))]
-    return _parse(layers, _task(layers).config)
+    return _parse(layers, _task(layers))
 
 
-def _task(layers: Sequence[Layer]) -> Task:
+def _task(layers: Sequence[Layer]) -> Task[Any]:
     """The task that settings are of."""
     name = _typed(str, _merge(layers).get("task"))
     if name is None:
@@ -192,9 +207,20 @@ def _task(layers: Sequence[Layer]) -> Task:
         raise ConfigError(f"{_source('task', layers)}: {error}") from error
 
 
-def _parse(layers: Sequence[Layer], cls: type[TrainConfig]) -> TrainConfig:
+def _with_parts(layers: Sequence[Layer], task: Task[Any]) -> type[TrainConfig]:
+    """The task's configuration with the settings of the parts that its model is made of."""
+    settings = {key: _typed(str, value) for key, value in _merge(layers).items()}
+    try:
+        cls: type[TrainConfig] = with_parts(task.config, settings)
+    except ConfigError as error:
+        raise ConfigError(_with_source(str(error), layers)) from error
+    return cls
+
+
+def _parse(layers: Sequence[Layer], task: Task[Any]) -> TrainConfig:
+    cls = _with_parts(layers, task)
     settings, hints = _merge(layers), setting_types(cls)
-    _check_apply(layers, hints)
+    _check_apply(layers, hints, task)
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         *sections, name = key.split(".")
@@ -347,18 +373,23 @@ def _is_section(key: str, known: Iterable[str]) -> bool:
     return any(name.startswith(f"{key}.") for name in known)
 
 
-def _check_apply(layers: Sequence[Layer], hints: Mapping[str, Any]) -> None:
-    """Refuse settings that the task does not read."""
-    task = _merge(layers)["task"]
-    name = task[0] if isinstance(task, list) else str(task)
+def _check_apply(layers: Sequence[Layer], hints: Mapping[str, Any], task: Task[Any]) -> None:
+    """Refuse settings that the task, or the parts of its model, do not read."""
+    settings, of_parts = _merge(layers), settings_of_parts(task.config)
     for where, found in layers:
         for key in found:
-            if key not in hints:
-                others = [n for n in TASKS if key in setting_types(task_named(n).config)]
-                raise ConfigError(
-                    f"{where}: task {name} does not read {key}, a setting of "
-                    f"{' and '.join(others)}: leave it out"
-                )
+            if key in hints:
+                continue
+            reader = f"task {task.name}"
+            others = [n for n in TASKS if key in settings_read(task_named(n).config)]
+            if key in of_parts:
+                choice, part = of_parts[key]
+                default = getattr(task.config().model, choice.rpartition(".")[2])
+                reader, others = f"{choice} {_typed(str, settings.get(choice, default))}", [part]
+            raise ConfigError(
+                f"{where}: {reader} does not read {key}, a setting of {' and '.join(others)}: "
+                "leave it out"
+            )
 
 
 def _check_keys(keys: Iterable[str], *, where: str) -> None:

@@ -24,7 +24,7 @@ from shards.texts import TextView
 from trainer.batch import Batch, as_tensor
 from trainer.evaluate.encode import autocast, inference
 from trainer.export.folder import Export, load_export
-from trainer.models import Recommender
+from trainer.models.recommender import Recommender
 from trainer.tasks.texts import (
     NO_GROUPING,
     Grouping,

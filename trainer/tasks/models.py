@@ -4,8 +4,10 @@ from shards.tokens import TokenColumn
 from trainer.config.clicks import ClickConfig
 from trainer.config.schema import EncoderConfig
 from trainer.config.validate import check_positions
-from trainer.models import NewsEncoder, Recommender, build_news_encoder, build_recommender
+from trainer.models.build import build_news_encoder, build_recommender
+from trainer.models.news_encoder import NewsEncoder
 from trainer.models.probe import freeze_idle
+from trainer.models.recommender import Recommender
 
 
 def new_encoder(config: EncoderConfig, tokens: TokenColumn) -> tuple[NewsEncoder, list[str]]:

@@ -5,6 +5,7 @@ import importlib
 from typing import Any
 
 from trainer.config.flat import setting_types
+from trainer.config.parts import settings_of_parts, with_parts
 from trainer.config.schema import TrainConfig
 from trainer.errors import ConfigError
 from trainer.tasks.sources import Sources
@@ -21,7 +22,7 @@ TASKS = {
 
 
 @functools.cache
-def task_named(name: str) -> Task:
+def task_named(name: str) -> Task[Any]:
     """Return a task.
 
     Raises:
@@ -30,11 +31,11 @@ def task_named(name: str) -> Task:
     if name not in TASKS:
         raise ConfigError(f"task is {name!r}; expected one of {', '.join(map(repr, TASKS))}")
     module, _, attribute = TASKS[name].partition(":")
-    task: Task = getattr(importlib.import_module(module), attribute)()
+    task: Task[Any] = getattr(importlib.import_module(module), attribute)()
     return task
 
 
-def task_of(config: TrainConfig) -> Task:
+def task_of(config: TrainConfig) -> Task[Any]:
     """Return the task of a run."""
     return task_named(config.task)
 
@@ -49,5 +50,13 @@ def all_settings() -> dict[str, Any]:
     """Name the type of every setting of all tasks, by its dotted name."""
     found: dict[str, Any] = {}
     for name in TASKS:
-        found |= setting_types(task_named(name).config)
+        found |= settings_read(task_named(name).config)
     return found | {"task": str}
+
+
+def settings_read(config: type[TrainConfig]) -> dict[str, Any]:
+    """Name the type of every setting that a task may read, whatever parts its model has."""
+    found = setting_types(with_parts(config, {}))
+    for choice, part in settings_of_parts(config).values():
+        found |= setting_types(with_parts(config, {choice: part}))
+    return found

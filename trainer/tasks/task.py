@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from trainer.config.parts import part_of
 from trainer.config.schema import EncoderConfig, TrainConfig
 from trainer.tasks.sources import Sources, open_articles
 
@@ -121,5 +123,6 @@ def encoder_says(config: EncoderConfig) -> dict[str, Any]:
             "news_dim": model.news_dim,
             "user_encoder": None,
             "history_padding": None,
+            **asdict(part_of(model, "pooling")),
         },
     }

@@ -14,7 +14,7 @@ from shards.histories import distinct
 from shards.texts import TextView
 from trainer.evaluate.encode import encode_articles, inference
 from trainer.export.folder import Export
-from trainer.models import Recommender
+from trainer.models.recommender import Recommender
 from trainer.teacher_server.kinds.base import Count
 from trainer.teacher_server.request import FillRequest
 

@@ -23,8 +23,8 @@ from trainer.frozen.states import StateView
 from trainer.frozen.texts import frozen_texts
 from trainer.losses.contrastive import contrastive
 from trainer.losses.embedding import weighted_distance
-from trainer.models import Recommender
 from trainer.models.projection import TeacherProjections
+from trainer.models.recommender import Recommender
 from trainer.tasks.base import (
     MicroBatch,
     StepOutput,

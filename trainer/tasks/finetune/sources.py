@@ -7,7 +7,8 @@ from shards.reader import ShardSet
 from trainer.config.clicks import ClickConfig
 from trainer.config.schema import TrainConfig
 from trainer.errors import ConfigError
-from trainer.tasks.finetune.left_out import LeftOut, clicks_left_out
+from trainer.tasks.finetune.left_out import clicks_left_out
+from trainer.tasks.left_out import LeftOut
 from trainer.tasks.sources import Sources, cache_settings, check_kind, open_articles
 
 

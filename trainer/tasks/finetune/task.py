@@ -4,7 +4,7 @@ of them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from trainer.config.clicks import ClickConfig
@@ -88,9 +88,8 @@ class _Clicks(Task[C]):
         said["model_settings"] |= {
             "user_encoder": model.user_encoder,
             "history_padding": model.history_padding,
+            **asdict(config.user_encoder),
         }
-        if model.user_encoder == "last_k_mean":
-            said["model_settings"]["user_last_k"] = model.user_last_k
         return said
 
 

@@ -188,7 +188,8 @@ class MaskedLanguageModel(nn.Module):
 
     def forward(self, states_KD: Tensor) -> Tensor:
         """Scores [K, V] of the states of masked tokens."""
-        return self.head(inputs_embeds=states_KD[None]).logits[0]
+        scores_KV: Tensor = self.head(inputs_embeds=states_KD[None]).logits[0]
+        return scores_KV
 
     def save_pretrained(self, folder: Path) -> None:
         """Write a folder of transformers' layout, head included."""

@@ -19,7 +19,7 @@ from trainer.batch import Batch, as_tensor
 from trainer.config.distill import LossConfig
 from trainer.losses.contrastive import contrastive, in_batch_scores, in_batch_targets
 from trainer.losses.embedding import weighted_distance
-from trainer.models import NewsEncoder
+from trainer.models.news_encoder import NewsEncoder
 from trainer.models.projection import TeacherProjections
 from trainer.tasks.base import (
     MicroBatch,

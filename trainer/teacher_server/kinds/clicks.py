@@ -183,7 +183,10 @@ class ClickScores(Signal):
         own = np.concatenate([[0], np.cumsum(holder == np.arange(len(holder)))])
         held = own[starts[1:]] - own[starts[:-1]]
         rows = np.diff(starts)
-        return held * self.vector_bytes + shown * value_bytes(self.dtype) + rows * ROW_BYTES
+        found: np.ndarray = (
+            held * self.vector_bytes + shown * value_bytes(self.dtype) + rows * ROW_BYTES
+        )
+        return found
 
     @classmethod
     def most_bytes(cls, rows: Mapping[str, int], width: int, dtype: str) -> int:

@@ -1,0 +1,212 @@
+"""Poolings and user encoders: a new one is a class and a line of its registry."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.world import TinyWorld, make_world
+from torch import Tensor, nn
+
+from trainer.cli.main import main
+from trainer.config.parts import make_part, with_parts
+from trainer.config.ranges import Count, Positive
+from trainer.errors import ConfigError, DamageError, ModelError
+from trainer.evaluate.evaluate import EvaluateOptions, make_ready
+from trainer.evaluate.pairs import open_click_log
+from trainer.evaluate.scoring import score_impressions
+from trainer.evaluate.sharded import Ranks
+from trainer.export.folder import load_export
+from trainer.models.poolings import POOLINGS, Pooling
+from trainer.models.user_encoders import USER_ENCODERS
+from trainer.models.user_encoders.base import UserEncoder
+from trainer.plan.sizes import bert_size, task_size
+from trainer.recipes.load import from_settings, load_config
+from trainer.tasks.build import build
+from trainer.tasks.finetune.task import FinetuneConfig
+from trainer.tasks.registry import all_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decayed(UserEncoder):
+    """A learned map of the history's mean, in which a click weighs less the older it is."""
+
+    decay_half: Positive = 2.0
+    """Clicks after which a weight is half."""
+
+    def layers(self, news_dim: int, query_dim: int) -> Mapping[str, nn.Module]:
+        return {"map": nn.Linear(news_dim, news_dim, bias=False)}
+
+    def pool(self, layers: Mapping[str, nn.Module], history_BHE: Tensor, mask_BH: Tensor) -> Tensor:
+        age_BH = mask_BH.flip(1).cumsum(1).flip(1) - 1
+        weight_BH = mask_BH * 0.5 ** (age_BH / self.decay_half)
+        weight_BH = weight_BH / weight_BH.sum(1, keepdim=True)
+        mapped: Tensor = layers["map"]((weight_BH.unsqueeze(-1) * history_BHE).sum(1))
+        return mapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstFew(Pooling):
+    """Mean of the first tokens, whatever they are."""
+
+    few_tokens: Count = 2
+    """How many."""
+    fixed = ("few_tokens",)
+
+    def build(self, width: int, query_dim: int) -> nn.Module:
+        return _FirstFew(self.few_tokens)
+
+
+class _FirstFew(nn.Module):
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, states_ULD: Tensor, mask_UL: Tensor | None = None) -> Tensor:
+        return states_ULD[:, : self.tokens].float().mean(1)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(USER_ENCODERS, "decayed", f"{__name__}:Decayed")
+    monkeypatch.setitem(POOLINGS, "first_few", f"{__name__}:FirstFew")
+    all_settings.cache_clear()
+    yield
+    all_settings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    return make_world(tmp_path_factory.mktemp("parts"))
+
+
+CHOSEN = {
+    "model__user_encoder": "decayed", "model__decay_half": 3.0,
+    "model__pooling": "first_few", "model__few_tokens": 3,
+}  # fmt: skip
+
+
+@pytest.fixture
+def exported(world: TinyWorld) -> str:
+    return world.teacher("finetune", 5, **CHOSEN)
+
+
+def test_it_is_trained_exported_and_evaluated_as_its_formula_says(
+    world: TinyWorld, exported: str
+) -> None:
+    export = load_export(exported)
+    assert export.info["model_settings"]["decay_half"] == 3.0
+    log = open_click_log(world.articles.path, world.impressions.path)
+    ready = make_ready(export, log, EvaluateOptions(device="cpu"), Ranks())
+    length = ready.history_length
+    scored = score_impressions(ready.model, ready.news_NE, log.clicks, history_length=length)
+    model = export.load_model()
+    news_NE = ready.news_NE.astype(np.float32)
+    weight_EE = model.user_encoder.map.weight.detach().numpy()
+    cold_E = model.user_encoder.pad_doc.detach().numpy()
+    expected = []
+    for sample in world.impressions:
+        clicked = [news_NE[row] for row in sample["history"][-length:]] or [cold_E]
+        weights = 0.5 ** (np.arange(len(clicked))[::-1] / 3.0)
+        user_E = weight_EE @ np.average(clicked, axis=0, weights=weights)
+        expected.append(news_NE[sample["candidates"]] @ user_E)
+    np.testing.assert_allclose(scored.scores, np.concatenate(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_the_pooling_takes_part(world: TinyWorld, exported: str) -> None:
+    encoder = load_export(exported).load_model().news_encoder
+    ids_UL = torch.tensor([[2, 7, 8, 9, 3]])
+    with torch.no_grad():
+        states_ULD = encoder.backbone(ids_UL, torch.ones_like(ids_UL).bool())
+        expected = encoder.dense(states_ULD[:, :3].mean(1))
+        torch.testing.assert_close(encoder(ids_UL, torch.ones_like(ids_UL)), expected)
+
+
+def test_plans_count_its_parameters(world: TinyWorld) -> None:
+    config = world.config("finetune", **CHOSEN)
+    built = build(config)
+    vocabulary = built.module.model.config.news_config.language_model.vocab_size
+    size = task_size(config, bert_size(config.model.backbone, vocabulary))
+    assert size.parameters == sum(p.numel() for p in built.module.parameters())
+
+
+def test_a_run_from_its_export_takes_its_settings(world: TinyWorld, exported: str) -> None:
+    needed = ["--data.articles", str(world.articles.path), "--run.dir", str(world.folder / "r")]
+    needed += ["--data.clicks", str(world.impressions.path), "--model.init", exported]
+    config = load_config("finetune", needed)
+    assert (config.model.user_encoder, config.model.decay_half) == ("decayed", 3.0)
+    assert (config.model.pooling, config.model.few_tokens) == ("first_few", 3)
+    # Of these, the pooling alone says that weights hang on it.
+    assert build(load_config("finetune", [*needed, "--model.decay_half", "1"])) is not None
+    with pytest.raises(ModelError, match=r"model\.few_tokens is 2, but .* was made with 3"):
+        build(load_config("finetune", [*needed, "--model.few_tokens", "2"]))
+
+
+NEEDED = ["--data.articles", "a", "--data.clicks", "c", "--run.dir", "r"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model.decay_half", "1"],
+         "model.user_encoder additive does not read model.decay_half, a setting of decayed"),
+        (["--model.user_encoder", "decayed", "--model.user_heads", "2"],
+         "model.user_encoder decayed does not read model.user_heads, a setting of nrms"),
+        (["--model.user_encoder", "decayed", "--model.decay_half", "0"],
+         "model.decay_half is 0.0; expected more than 0"),
+        (["--model.user_encoder", "decayed", "--model.decay_half", "long"],
+         "model.decay_half is 'long'; expected a number"),
+        (["--model.user_encoder", "decay"],
+         "model.user_encoder is 'decay'; expected one of 'additive', 'nrms', 'last_k_mean', "
+         "'decayed'"),
+        (["--model.pooling", "max"],
+         "model.pooling is 'max'; expected one of 'attention', 'mean', 'cls', 'first_few'"),
+    ],
+)  # fmt: skip
+def test_settings_of_other_parts_are_refused(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("finetune", [*NEEDED, *words])
+    assert said in str(error.value)
+    assert "command line" in str(error.value)
+
+
+def test_a_task_without_users_reads_no_user_encoder() -> None:
+    settings = {"task": "post_train", "model.user_encoder": "nrms"}
+    with pytest.raises(ConfigError, match=r"task post_train does not read model\.user_encoder"):
+        from_settings(settings, where="here")
+
+
+def test_the_help_lists_what_the_choice_brings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "finetune", "--help"]) == 0
+    plain = " ".join(capsys.readouterr().out.split())
+    assert "{additive,nrms,last_k_mean,decayed}" in plain
+    assert "--model.decay_half" not in plain and "--model.user_heads" not in plain
+    assert main(["train", "finetune", "--model.user_encoder", "decayed", "--help"]) == 0
+    chosen = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "--model.decay_half FLOAT Clicks after which a weight is half. (default: 2.0)" in chosen
+
+
+def test_a_choice_of_one_run_is_not_one_of_the_next() -> None:
+    with_parts(FinetuneConfig, {"model.user_encoder": "decayed"})
+    assert not hasattr(with_parts(FinetuneConfig, {})().model, "decay_half")
+    assert FinetuneConfig().model.user_encoder == "additive"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"decay_half": -1.0}, "decay_half is -1.0; expected more than 0"),
+     ({"decay_half": "x"}, "settings of decayed: Expected `float`, got `str`")],
+)  # fmt: skip
+def test_wrong_settings_of_a_part_are_named(settings: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_part(USER_ENCODERS, "decayed", settings)
+
+
+def test_an_export_of_a_part_that_nobody_registered_is_refused(
+    exported: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(USER_ENCODERS, "decayed")
+    with pytest.raises(DamageError, match="user_encoder: 'decayed' is unknown; known are additive"):
+        load_export(Path(exported))

@@ -1,0 +1,147 @@
+"""Settings that choose a part of the model, and the settings that come with the part.
+
+``model.user_encoder nrms`` takes the class of that name from a registry; the class is a frozen
+dataclass, and its settings stand beside the choice (``model.user_heads``). Settings of parts that
+are not chosen cannot be written.
+"""
+
+import dataclasses
+import functools
+import importlib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
+
+import msgspec
+
+from trainer.config.ranges import check_ranges
+from trainer.errors import ConfigError
+
+Registry = Mapping[str, str]
+"""Where each part is, by name: a module and a class in it, imported when it is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the model with its own settings. No torch at import: commands read it first."""
+
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Settings that give the weights their shapes: a run that starts from an export keeps them."""
+
+
+C = TypeVar("C")
+
+
+def part_class(registry: Registry, name: str) -> type[Any]:
+    """Return the class of a part.
+
+    Raises:
+        ConfigError: The registry has no such name.
+    """
+    if name not in registry:
+        raise ConfigError(f"{name!r} is unknown; known are {', '.join(registry)}")
+    module, _, attribute = registry[name].partition(":")
+    cls: type[Part] = getattr(importlib.import_module(module), attribute)
+    return cls
+
+
+def make_part(registry: Registry, name: str, settings: Mapping[str, Any]) -> Any:
+    """Make a part from what settings say of it; what they leave out has its default.
+
+    Args:
+        registry: Of its kind.
+        name: Which part.
+        settings: By name; those of other parts may be among them.
+
+    Raises:
+        ConfigError: There is no such part, or one of its settings has a wrong type or size.
+    """
+    cls = part_class(registry, name)
+    own = {f.name: settings[f.name] for f in dataclasses.fields(cls) if f.name in settings}
+    try:
+        part = msgspec.convert(own, cls)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"settings of {name}: {error}") from error
+    check_ranges(part)
+    return part
+
+
+def part_of(section: Any, choice: str) -> Any:
+    """Return the part that a section of a configuration chooses.
+
+    Args:
+        section: Such as the model section.
+        choice: The setting that names the part.
+
+    Raises:
+        ConfigError: There is no such part.
+    """
+    return make_part(section.choices[choice], getattr(section, choice), vars(section))
+
+
+def with_parts(cls: type[C], settings: Mapping[str, Any]) -> type[C]:
+    """Return the configuration with the settings of the parts that are chosen.
+
+    Args:
+        cls: Configuration of a run.
+        settings: Dotted settings; what they do not choose has its default.
+
+    Raises:
+        ConfigError: A choice names no part; the message begins with the setting.
+    """
+    chosen = []
+    for key, registry, default in _choices(cls):
+        name = str(settings.get(key, default))
+        if name not in registry:
+            known = ", ".join(map(repr, registry))
+            raise ConfigError(f"{key} is {name!r}; expected one of {known}")
+        chosen.append((key, name))
+    made: type[C] = _with_parts(typing.cast(Any, cls), tuple(chosen))
+    return made
+
+
+def settings_of_parts(cls: type) -> dict[str, tuple[str, str]]:
+    """Name what chooses each setting of a part: by dotted name, the choice and the part's name."""
+    found = {}
+    for key, registry, _ in _choices(cls):
+        section = key.rpartition(".")[0]
+        for name in registry:
+            for field in dataclasses.fields(part_class(registry, name)):
+                found[f"{section}.{field.name}"] = (key, name)
+    return found
+
+
+def _choices(cls: type) -> list[tuple[str, Registry, str]]:
+    """Of every choice in a configuration: its dotted name, its registry, its default."""
+    section = typing.get_type_hints(cls)["model"]
+    default: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(section)}
+    return [(f"model.{name}", parts, default[name]) for name, parts in section.choices.items()]
+
+
+@functools.lru_cache(maxsize=64)
+def _with_parts(cls: Any, chosen: tuple[tuple[str, str], ...]) -> Any:
+    section: Any = typing.get_type_hints(cls)["model"]
+    fields: list[tuple[str, Any, Any]] = []
+    bases: list[type] = []
+    for key, name in chosen:
+        choice = key.rpartition(".")[2]
+        registry = section.choices[choice]
+        fields.append((choice, Literal[tuple(registry)], dataclasses.field(default=name)))
+        bases.append(part_class(registry, name))
+    if not chosen:
+        return cls
+    frozen: dict[str, Any] = {"frozen": True, "kw_only": True}
+    model: Any = dataclasses.make_dataclass(
+        section.__name__, fields, bases=(*bases, section), **frozen
+    )
+    model.__abstractmethods__ = frozenset()  # it is read for its settings alone
+    model.__doc__ = section.__doc__
+    whole = dataclasses.make_dataclass(
+        cls.__name__,
+        [("model", model, dataclasses.field(default_factory=model))],
+        bases=(cls,),
+        **frozen,
+    )
+    whole.__doc__ = cls.__doc__
+    return whole

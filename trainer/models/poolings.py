@@ -1,0 +1,67 @@
+"""Poolings by name: how token states become one text vector. A new one is a class and a line."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trainer.config.parts import Part, Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+POOLINGS: Registry = {
+    "attention": "trainer.models.poolings:Attention",
+    "mean": "trainer.models.poolings:Mean",
+    "cls": "trainer.models.poolings:FirstToken",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling(Part, ABC):
+    """How token states become one text vector."""
+
+    @abstractmethod
+    def build(self, width: int, query_dim: int) -> nn.Module:
+        """Make the module ``(states_ULD, mask_UL | None) -> vectors_UD``, fp32 or wider.
+
+        Args:
+            width: D, width of the states.
+            query_dim: ``model.query_dim``.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Pooling):
+    """Additive attention with one learned query (the paper's)."""
+
+    fixed = ("query_dim",)
+
+    def build(self, width: int, query_dim: int) -> nn.Module:
+        """See :meth:`Pooling.build`."""
+        from trainer.models.pooling import AttentionPooling
+
+        return AttentionPooling(width, query_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean(Pooling):
+    """Mean of the tokens that count."""
+
+    def build(self, width: int, query_dim: int) -> nn.Module:
+        """See :meth:`Pooling.build`."""
+        from trainer.models.pooling import MeanPooling
+
+        return MeanPooling()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstToken(Pooling):
+    """State of the first token ([CLS])."""
+
+    def build(self, width: int, query_dim: int) -> nn.Module:
+        """See :meth:`Pooling.build`."""
+        from trainer.models.pooling import FirstTokenPooling
+
+        return FirstTokenPooling()
