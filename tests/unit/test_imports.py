@@ -105,7 +105,10 @@ def test_launchers_import_no_torch() -> None:
     assert offenders(files("launchers"), HEAVY) == {}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["shards", "build", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["train", "--help"], ["shards", "build", "--help"], ["export", "--help"]],
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     program = (
         "import sys\n"

@@ -1,1 +1,1 @@
-"""Models as Hugging Face folders."""
+"""Exported models: their folder, and the formats that they are written in."""

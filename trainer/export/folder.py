@@ -1,4 +1,7 @@
-"""An exported model: a Hugging Face folder that says what texts it was made for.
+"""An exported model: a folder of Hugging Face's layout that says what texts it was made for.
+
+This project's classes open it; ``AutoModel`` knows only that of a language model
+(:mod:`trainer.export.formats` writes other folders).
 
 Beside ``config.json``, ``model.safetensors`` and the tokenizer's files there is ``tnr.json``: what
 kind of model it is, its text lengths, the sha256 of its weights and tokenizer, by which columns
@@ -59,6 +62,24 @@ class Export:
         """Whether it has a user encoder beside its news encoder."""
         return bool(self.info["kind"] == "recommender")
 
+    @property
+    def is_language_model(self) -> bool:
+        """Whether it is a backbone with its head, without a news encoder."""
+        return bool(self.info["kind"] == "language_model")
+
+    def check_weights(self) -> None:
+        """Compare the weights with their sha256.
+
+        Raises:
+            ModelError: The weights are not the ones that were exported.
+        """
+        found = sha256_file(self.folder / WEIGHTS)
+        if found != self.weights_sha256:
+            raise ModelError(
+                f"{self.folder / WEIGHTS} has sha256 {found[:12]}…, but {INFO} says "
+                f"{self.weights_sha256[:12]}…: the folder is damaged or was edited; export it again"
+            )
+
     def load_model(self) -> "PreTrainedModel":
         """Load the model: a ``NewsEncoder`` or a ``Recommender``, in eval mode, fp32.
 
@@ -67,12 +88,7 @@ class Export:
         """
         from trainer.models.loading import load_model
 
-        found = sha256_file(self.folder / WEIGHTS)
-        if found != self.weights_sha256:
-            raise ModelError(
-                f"{self.folder / WEIGHTS} has sha256 {found[:12]}…, but {INFO} says "
-                f"{self.weights_sha256[:12]}…: the folder is damaged or was edited; export it again"
-            )
+        self.check_weights()
         return load_model(self.folder).eval()
 
     def tokens(self, articles: "ShardSet") -> "TokenColumn":
@@ -150,12 +166,23 @@ class Export:
 
 
 def load_export(folder: str | Path) -> Export:
-    """Open an exported model without loading it.
+    """Open an exported model with a news encoder without loading it.
 
     Raises:
-        ModelError: The folder is no export, or of a newer format.
+        ModelError: The folder is no export, of a newer format, or holds a language model alone.
         DamageError: A file was edited after the export.
     """
+    export = open_export(folder)
+    if export.is_language_model:
+        raise ModelError(
+            f"{export.folder} holds a language model without a news encoder: train one from it "
+            f"with --model.backbone.name {export.folder}"
+        )
+    return export
+
+
+def open_export(folder: str | Path) -> Export:
+    """Open an exported model of any kind without loading it; errors as of :func:`load_export`."""
     path = Path(folder)
     if not (path / INFO).is_file():
         if not path.is_dir():
@@ -166,11 +193,6 @@ def load_export(folder: str | Path) -> Export:
         hint = did_you_mean_inside(path, *(f"{place}/{INFO}" for place in places))
         raise ModelError(f"{path} is not an exported model: it has no {INFO}{hint}")
     info = read_info(path)
-    if info["kind"] == "language_model":
-        raise ModelError(
-            f"{path} holds a language model without a news encoder: train one from it with "
-            f"--model.backbone.name {path}"
-        )
     if not (path / WEIGHTS).is_file():
         raise ModelError(f"{path} has no {WEIGHTS}; weights are read from safetensors only")
     return Export(path, _Facts(info))
