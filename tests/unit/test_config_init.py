@@ -87,6 +87,13 @@ def test_a_shape_that_is_set_by_hand_to_something_else_is_refused(
         build(config)
 
 
+def test_heads_of_an_export_cannot_be_changed(world: TinyWorld, finetuned: str) -> None:
+    """They change no shape: the weights would load, and mean something else."""
+    config = load(world, "finetune", finetuned, "--model.user_heads", "5")
+    with pytest.raises(ModelError, match=r"model\.user_heads is 5, but .* was made with 4"):
+        build(config)
+
+
 def test_an_export_that_is_not_there_yet_decides_nothing(world: TinyWorld) -> None:
     config = load(world, "finetune", str(world.folder / "later"))
     assert (config.model.news_dim, config.data.max_title_tokens) == (256, 30)

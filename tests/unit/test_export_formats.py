@@ -20,9 +20,8 @@ from trainer.config.schema import BackboneConfig, LanguageModelConfig
 from trainer.export.folder import Export, export_model, open_export
 from trainer.export.formats import FORMATS
 from trainer.export.formats.base import ExportFormat
-from trainer.models import build_news_encoder, build_recommender
 from trainer.models.backbone import Backbone
-from trainer.models.build import build_backbone
+from trainer.models.build import build_backbone, build_news_encoder, build_recommender
 from trainer.tasks.mlm.masked import MaskedLanguageModel, new_head
 
 FAMILIES = ("bert", "roberta", "distilbert", "mpnet", "electra", "albert")
@@ -220,7 +219,7 @@ def test_weights_that_transformers_reads_otherwise_are_refused(
 ) -> None:
     export, out = make_export(world, tmp_path, "news_encoder"), tmp_path / "outs" / "out"
     out.parent.mkdir()
-    from trainer.models import loading
+    import trainer.models.loading as loading
 
     inner = loading.load_language_model
 

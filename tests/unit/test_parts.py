@@ -186,6 +186,7 @@ def test_the_help_lists_what_the_choice_brings(capsys: pytest.CaptureFixture[str
     assert main(["train", "finetune", "--model.user_encoder", "decayed", "--help"]) == 0
     chosen = " ".join(capsys.readouterr().out.replace("│", "").split())
     assert "--model.decay_half FLOAT Clicks after which a weight is half. (default: 2.0)" in chosen
+    assert "(default: decayed)" in chosen
 
 
 def test_a_choice_of_one_run_is_not_one_of_the_next() -> None:
