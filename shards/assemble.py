@@ -52,7 +52,7 @@ def plan_shards(
         kept: bool ``[n]``: the rows of the spools that become samples.
         samples_per_shard: Samples in every shard but the last.
         folder: Where the shards go.
-        kind: ``articles`` or ``impressions``.
+        kind: A name in :data:`shards.set_kinds.KINDS`.
     """
 
     def task() -> ShardTask:

@@ -18,12 +18,14 @@ from shards.intake import (
     failures_explained,
     same_set,
 )
-from shards.manifest import ARTICLES, DEFAULT_SAMPLES_PER_SHARD, IMPRESSIONS
+from shards.manifest import DEFAULT_SAMPLES_PER_SHARD
 from shards.mind import BEHAVIORS_NAME, NEWS_NAME, find_member
 from shards.normalise import VERSION
 from shards.pool import Workers
 from shards.publish import SetPublisher
 from shards.reader import ShardSet
+from shards.set_kinds.articles import Articles
+from shards.set_kinds.impressions import Impressions
 from shards.sources import (
     DEFAULT_MAX_REFUSED,
     FORMATS,
@@ -114,7 +116,7 @@ def build_articles(
     }
     everything = [file for file, _ in files + ([body_file] if body_file else [])]
     check_options(everything, samples_per_shard, max_refused, processes)
-    source = describe(ARTICLES, everything, request)
+    source = describe(Articles.name, everything, request)
     if former := same_set(Path(out), source, force):
         return BuildResult(former, already_built=True)
     options = ArticleOptions(
@@ -125,7 +127,7 @@ def build_articles(
         near_duplicates=near_duplicates,
     )
     publisher = SetPublisher(
-        out, ARTICLES, source=source, force=force, work=work_name(source["request"])
+        out, Articles.name, source=source, force=force, work=work_name(source["request"])
     )
     with (
         failures_explained(Path(out)),
@@ -179,7 +181,7 @@ def build_impressions(
     from shards.clicks import write_click_column
 
     if not isinstance(article_set, ShardSet):
-        article_set = ShardSet.open(article_set, kind=ARTICLES)
+        article_set = ShardSet.open(article_set, kind=Articles.name)
     files = [_click_input(Path(path)) for path in clicks]
     if history_order not in HISTORY_ORDERS:
         raise UsageError(
@@ -189,13 +191,13 @@ def build_impressions(
     if history_order != OLDEST_FIRST:  # sets of MIND's order are what they were before the option
         options["history_order"] = history_order
     check_options(files, samples_per_shard, max_refused, processes)
-    source = describe(IMPRESSIONS, files, options)
+    source = describe(Impressions.name, files, options)
     former = same_set(Path(out), source, force)
     with failures_explained(Path(out)), Workers(processes) as workers:
         if former is None:
             publisher = SetPublisher(
                 out,
-                IMPRESSIONS,
+                Impressions.name,
                 source=source,
                 articles_fingerprint=article_set.fingerprint,
                 force=force,

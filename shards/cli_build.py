@@ -6,9 +6,10 @@ from typing import Any
 
 from shards.errors import UsageError
 from shards.fields import FIELD_NAMES, ArticleFields
-from shards.manifest import DEFAULT_SAMPLES_PER_SHARD, IMPRESSIONS
+from shards.manifest import DEFAULT_SAMPLES_PER_SHARD
 from shards.numbers import real, whole
 from shards.remote import set_argument
+from shards.set_kinds import kind_named
 from shards.sources import DEFAULT_MAX_REFUSED, FORMATS
 
 _BUILD_EPILOG = """\
@@ -180,10 +181,8 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _print_result(result: Any) -> None:
-    from shards.click_cells import EXPECTED_TIMES
     from shards.publish import NOTED_NAME
     from shards.sources import UTF8_REMEDY
-    from shards.tables import TSV_REMEDY, shown_names
 
     shard_set, manifest = result.shard_set, result.shard_set.manifest
     if result.already_built:
@@ -194,29 +193,8 @@ def _print_result(result: Any) -> None:
     )
     counts = {name: count for name, count in manifest.counts.items() if name != "written" and count}
     print("  " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
-    if "rows_in_quotes" in counts:
-        print(
-            f"  note: {counts['rows_in_quotes']:,} rows have fields in quotes, which stay in the"
-            f" texts; {TSV_REMEDY}"
-        )
-    if counts.get("body_empty") == manifest.num_rows:
-        unused = f" (unused: {shown_names(result.unused_fields)})" if result.unused_fields else ""
-        print(
-            "  note: no article has a body; say which field to use with --body-field, or give"
-            f" --bodies FILE{unused}"
-        )
-    if counts.get("unknown_time"):
-        print(f"  note: times are read as {EXPECTED_TIMES}; unknown ones lie in no period")
-    if shard_set.kind == IMPRESSIONS and not manifest.labelled:
-        print(
-            "  note: the log has no labels (-1 clicked, -0 not): tnr predict can score it, but"
-            " nothing can be trained or measured on it"
-        )
-    if counts.get("unknown_history") and counts.get("empty_history") == manifest.num_rows:
-        print(
-            "  note: no history names an article of the set: are the ids those of"
-            " --article-set, separated by spaces?"
-        )
+    for note in kind_named(shard_set.kind).notes(result):
+        print(f"  note: {note}")
     if (shard_set.path / NOTED_NAME).exists():
         print(f"  what is odd about rows that were kept is listed in {shard_set.path / NOTED_NAME}")
     if manifest.refused:

@@ -160,7 +160,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     damaged = 0
     articles: dict[str, int] = {}
-    impressions = []
+    verified = []
     for folder in arguments.sets:
         try:
             found = verify_set(folder)
@@ -169,7 +169,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             damaged += 1
             continue
         articles[found.manifest.fingerprint] = found.manifest.num_rows
-        impressions.append((folder, found))
+        verified.append((folder, found))
         for problem in found.problems:
             print(f"{folder}: {problem}", file=sys.stderr)
         damaged += not found.ok
@@ -184,12 +184,12 @@ def _verify(arguments: argparse.Namespace) -> int:
                 print(f"{folder}: columns intact: {', '.join(intact)}")
         else:
             print(f"{folder}: {len(found.problems)} problems", file=sys.stderr)
-    for folder, found in impressions:
+    for folder, found in verified:
         rows = articles.get(found.manifest.articles_fingerprint or "", found.largest_row + 1)
         if found.largest_row >= rows:
             print(
-                f"{folder}: an impression names row {found.largest_row} of the article set, which "
-                f"has {rows} rows; build the log again",
+                f"{folder}: its {found.manifest.kind} name row {found.largest_row} of the article "
+                f"set, which has {rows} rows; build it again",
                 file=sys.stderr,
             )
             damaged += 1

@@ -4,15 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shards.errors import UsageError
-from shards.manifest import ARTICLES
 from shards.numbers import seed, whole
 from shards.remote import set_argument
-
-if TYPE_CHECKING:
-    from shards.reader import ShardSet
+from shards.set_kinds import all_kinds, kind_named
 
 _AT_LEAST_ONE = (
     "window_shards",
@@ -22,8 +19,6 @@ _AT_LEAST_ONE = (
     "num_negatives",
     "ranks",
 )
-_BLOCK = 8
-"""Clicks of a user in a block, where none is asked for: what is shown beside a plain shuffle."""
 
 
 def register(verbs: Any) -> None:
@@ -124,8 +119,6 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 
 def _order(arguments: argparse.Namespace) -> int:
-    from shards.mixing import measure_mixing, mixing_table
-    from shards.order import EpochOrder
     from shards.reader import ShardSet
 
     for option in _AT_LEAST_ONE:
@@ -136,65 +129,8 @@ def _order(arguments: argparse.Namespace) -> int:
     windows = [arguments.window_shards] if arguments.window_shards else [1, 2, 4, 8, 16, 32]
     if not arguments.window_shards:
         windows = [n for n in windows if n < shard_set.num_shards] + [shard_set.num_shards]
-    if shard_set.kind != ARTICLES:
-        return _order_of_clicks(arguments, shard_set, windows)
-    if arguments.user_block is not None:
-        raise UsageError(f"--user-block is for click logs; {arguments.set} holds articles")
-    counts = [shard.samples for shard in shard_set.shards]
-    sizes = [shard.bytes for shard in shard_set.shards]
-    measured = [
-        measure_mixing(
-            EpochOrder(counts, shard_set.fingerprint, arguments.seed, window),
-            arguments.global_batch,
-            sizes,
-        )
-        for window in windows
-    ]
-    if arguments.json:
-        print(json.dumps([each.to_dict() for each in measured], indent=2))
-    else:
-        print(mixing_table(measured, str(shard_set.path), "articles"))
-    return 0
-
-
-def _order_of_clicks(
-    arguments: argparse.Namespace, shard_set: "ShardSet", windows: list[int]
-) -> int:
-    """Orders of a click log: shuffled click by click, and in blocks of a user's clicks."""
-    from shards.click_batch import ClickRule, click_order
-    from shards.clicks import ClickColumn
-    from shards.mixing import measure_mixing, mixing_table
-    from shards.sharing import measure_sharing, sharing_table
-
-    clicks = ClickColumn.open(shard_set)
-    rule = ClickRule(arguments.seed, arguments.num_negatives, arguments.history_length)
-    batch, ranks = arguments.global_batch, arguments.ranks
-    if batch % ranks:
-        raise UsageError(f"--global-batch {batch} cannot be shared by --ranks {ranks}")
-    sizes = [shard.bytes for shard in shard_set.shards]
-    blocks = [1, _BLOCK] if arguments.user_block is None else [arguments.user_block]
-    mixing, sharing = [], []
-    for window in windows:
-        for block in blocks:
-            order = click_order(clicks, arguments.seed, window, block)
-            mixing.append(measure_mixing(order, batch, sizes))
-            sharing.append(measure_sharing(order, clicks, rule, batch // ranks, batch, ranks))
-    numbers = [(window, block) for window in windows for block in blocks]
-    if arguments.json:
-        both = zip(numbers, mixing, sharing, strict=True)
-        print(
-            json.dumps(
-                [
-                    {**mixed.to_dict(), "user_block": block, "titles": shared.to_dict()}
-                    for (_, block), mixed, shared in both
-                ],
-                indent=2,
-            )
-        )
-    else:
-        print(mixing_table(mixing[:: len(blocks)], str(shard_set.path), "clicks"))
-        print()
-        print(sharing_table(numbers, mixing, sharing))
+    values, table = kind_named(shard_set.kind).orders(shard_set, windows, arguments)
+    print(json.dumps(values, indent=2) if arguments.json else table)
     return 0
 
 
@@ -218,7 +154,7 @@ def _register_show(verbs: Any) -> None:
         "--articles",
         type=set_argument,
         metavar="D",
-        help="with an impression: the article set, to print titles instead of row numbers",
+        help="with a click log: the article set, to print titles instead of row numbers",
     )
     parser.add_argument("--no-tokens", action="store_true", help="print the JSON alone")
     parser.set_defaults(run=_show)
@@ -238,16 +174,18 @@ def _show(arguments: argparse.Namespace) -> int:
         )
     sample = shard_set.sample(row)
     if arguments.articles is not None:
-        if shard_set.kind == ARTICLES:
-            raise UsageError(f"--articles is for impressions; {arguments.set} holds articles")
-        articles = ShardSet.open(arguments.articles, kind=ARTICLES)
+        kind = kind_named(shard_set.kind)
+        if not kind.row_fields:
+            fit = " and ".join(each.name for each in all_kinds() if each.row_fields)
+            raise UsageError(f"--articles is for {fit}; {arguments.set} holds {shard_set.kind}")
+        articles = ShardSet.open(arguments.articles, kind=kind.rows_of)
         if articles.fingerprint != shard_set.manifest.articles_fingerprint:
             raise UsageError(
                 f"{arguments.articles} is not the article set that {arguments.set} was built with"
             )
-        sample = with_titles(sample, articles)
+        sample = with_titles(sample, kind.row_fields, articles)
     print(json.dumps(sample, ensure_ascii=False, indent=2))
-    if shard_set.kind == ARTICLES and not arguments.no_tokens:
+    if not arguments.no_tokens:
         for line in token_lines(shard_set, row):
             print(line)
     return 0

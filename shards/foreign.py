@@ -21,7 +21,6 @@ from shards.heads import HEAD_BYTES, packing
 from shards.index import MEMBER_INDEX_MAGIC
 from shards.layout_guess import guess_layout, guessed_parts
 from shards.manifest import (
-    ARTICLES,
     FOREIGN_FORMAT_VERSION,
     MANIFEST_NAME,
     Manifest,
@@ -32,6 +31,7 @@ from shards.manifest import (
 )
 from shards.progress import Progress
 from shards.reader import ShardSet
+from shards.set_kinds.articles import Articles
 from shards.sources import DEFAULT_MAX_REFUSED, check_is_file
 
 REFUSED_NAME = "refused.jsonl"
@@ -215,7 +215,7 @@ def _publish(
     tally = scanner.tally
     _write_report(folder, tally)
     manifest = Manifest(
-        kind=ARTICLES,
+        kind=Articles.name,
         shards=tuple(shard.info for shard in shards),
         fields=tuple(sorted(tally.fields)),
         source={"indexed": True, "guessed": sorted(scanner.guessed)},

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -23,6 +23,7 @@ from shards.files import (
     write_json_atomic,
 )
 from shards.layout import Layout
+from shards.set_kinds import check_kind, kind_named
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -30,12 +31,7 @@ FORMAT_VERSION = 1
 FOREIGN_FORMAT_VERSION = 2
 """Of tars made elsewhere: with a layout, names of any kind, and indexes of several members."""
 DEFAULT_SAMPLES_PER_SHARD = 4096
-ARTICLES = "articles"
-IMPRESSIONS = "impressions"
 INDEX_RECORD_BYTES = 16
-KINDS = (ARTICLES, IMPRESSIONS)
-# What the shards of a kind are called: news-000000.tar, impressions-000000.tar.
-SHARD_PREFIX = {ARTICLES: "news", IMPRESSIONS: "impressions"}
 
 _SHARD_NAME = re.compile(r"[a-z][a-z0-9]*-[0-9]{6,9}\.tar")
 # A bare file name that is not hidden.
@@ -49,7 +45,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 def shard_name(kind: str, number: int) -> str:
     """Return the file name of shard ``number`` of a set of this kind."""
-    return f"{SHARD_PREFIX[kind]}-{number:06d}.tar"
+    return f"{kind_named(kind).prefix}-{number:06d}.tar"
 
 
 def is_foreign_name(name: str) -> bool:
@@ -115,12 +111,12 @@ class Manifest:
     """A shard set's manifest.
 
     The fingerprint covers the format, the kind, every shard's samples and sha256 (with a layout
-    also that and the sha256 of the indexes), and the fingerprint of the article set that
-    impressions refer to: the data, and not where they came from.
+    also that and the sha256 of the indexes), and the fingerprint of the article set whose rows the
+    samples name: the data, and not where they came from.
     """
 
     kind: str
-    """``articles`` or ``impressions``."""
+    """A name in :data:`shards.set_kinds.KINDS`."""
     shards: tuple[ShardInfo, ...]
     fields: tuple[str, ...]
     """The fields that occur in the samples, sorted."""
@@ -216,7 +212,7 @@ class _Stored:
     """``manifest.json`` as it is read; layouts are read by their own class."""
 
     format_version: int
-    kind: Literal["articles", "impressions"]
+    kind: str
     fingerprint: Sha256
     shards: tuple[ShardInfo, ...]
     fields: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...]
@@ -290,6 +286,7 @@ def _checked(stored: _Stored, path: Path) -> Manifest:
     if len(set(names)) != len(names):
         raise DamageError(f"{path}: the same shard is listed twice")
     try:
+        check_kind(stored.kind)
         layout = Layout.from_dict(stored.layout) if foreign else None
     except ValueError as error:
         raise DamageError(f"{path}: {error}") from error

@@ -57,7 +57,7 @@ def plot_stats(stats: Stats, path: str | Path) -> None:
         axes = figure.add_subplot(rows, columns, number)
         handles |= _draw_lengths(axes, name, lengths, stats.limits.get(name))
     if stats.categories:
-        _draw_categories(figure.add_subplot(rows, columns, panels), stats.categories)
+        _draw_categories(figure.add_subplot(rows, columns, panels), stats.categories, stats.kind)
     if handles:
         figure.legend(
             list(handles.values()),
@@ -130,7 +130,7 @@ def _clip_tallest(axes: Any, edges: np.ndarray, shares_pct: np.ndarray) -> None:
         )
 
 
-def _draw_categories(axes: Any, categories: dict[str, int]) -> None:
+def _draw_categories(axes: Any, categories: dict[str, int], kind: str) -> None:
     shown = list(categories.items())[:_CATEGORIES]
     names = [name if len(name) <= _NAME else name[: _NAME - 1] + "…" for name, _ in shown]
     places = range(len(shown))
@@ -144,6 +144,6 @@ def _draw_categories(axes: Any, categories: dict[str, int]) -> None:
         color=_INK,
         loc="left",
     )
-    axes.set_xlabel("articles")
+    axes.set_xlabel(kind)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

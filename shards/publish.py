@@ -21,7 +21,6 @@ from shards.errors import DataError, TinyNewsRecError
 from shards.files import clear_leftovers, fsync_folder, remove
 from shards.manifest import (
     MANIFEST_NAME,
-    SHARD_PREFIX,
     Manifest,
     ShardInfo,
     check_not_foreign,
@@ -29,6 +28,7 @@ from shards.manifest import (
     write_manifest,
 )
 from shards.reader import ShardSet
+from shards.set_kinds import all_kinds, check_kind
 
 REFUSED_NAME = "refused.jsonl"
 FAILED_REPORT_NAME = "refused-by-failed-build.jsonl"
@@ -47,7 +47,7 @@ class SetPublisher:
     Attributes:
         folder: The set's folder.
         staging: The folder in it that files are written to until they are published.
-        kind: ``articles`` or ``impressions``.
+        kind: A name in :data:`shards.set_kinds.KINDS`.
         source: What the manifest says about inputs and options.
         counts: The manifest's counts.
         refused: Refused rows by reason.
@@ -67,9 +67,9 @@ class SetPublisher:
 
         Args:
             folder: The set's folder; made if it is missing.
-            kind: ``articles`` or ``impressions``.
+            kind: A name in :data:`shards.set_kinds.KINDS`.
             source: What the manifest says about inputs and options.
-            articles_fingerprint: Fingerprint of the article set that impressions refer to.
+            articles_fingerprint: Fingerprint of the article set whose rows the samples name.
             force: Replace a shard set that is already there, and its columns.
             work: A name for work that can be gone on with: the staging folder then outlives a
                 kill, an interrupt and a full disk, and is found again by the next build that
@@ -78,8 +78,7 @@ class SetPublisher:
         Raises:
             ValueError: If the kind is unknown.
         """
-        if kind not in SHARD_PREFIX:
-            raise ValueError(f"kind {kind!r}")
+        check_kind(kind)
         self.folder = Path(folder)
         self.kind = kind
         self.source = dict(source or {})
@@ -249,8 +248,7 @@ class SetPublisher:
             (self.staging / name).unlink(missing_ok=True)
 
     def _shard_files(self) -> list[Path]:
-        prefixes, suffixes = SHARD_PREFIX.values(), (".tar", ".idx")
-        patterns = [f"{prefix}-[0-9]*{suffix}" for prefix in prefixes for suffix in suffixes]
+        patterns = [f"{kind.prefix}-[0-9]*{s}" for kind in all_kinds() for s in (".tar", ".idx")]
         return sorted(path for pattern in patterns for path in self.folder.glob(pattern))
 
     def _clear_former(self) -> None:

@@ -61,7 +61,7 @@ class ShardSet:
         path: The set's folder; of a set elsewhere, that of its mirror.
         mirror: The mirror of a set elsewhere, else None.
         manifest: Its manifest.
-        kind: ``articles`` or ``impressions``.
+        kind: A name in :data:`shards.set_kinds.KINDS`.
         fingerprint: sha256 (hex) of what the samples are.
         num_rows: Number of samples N.
         shard_starts: int64 ``[S + 1]``; shard s holds the rows from ``shard_starts[s]`` up to,
@@ -110,14 +110,14 @@ class ShardSet:
         Args:
             path: The set's folder, or the URL of a set elsewhere, whose files are brought over and
                 checked when they are needed.
-            kind: The kind that the caller needs (``articles`` or ``impressions``), if it matters.
+            kind: The kind that the caller needs, if it matters.
             cache: Where to keep the files of a set elsewhere; None takes the defaults.
             check_files: Without it, damage of shards is found by the reads that meet it, for
                 callers that read columns alone, or that may skip damaged samples.
             check_columns: See the attribute.
 
         Raises:
-            DataError: If there is no shard set at ``path``, or it is of the other kind.
+            DataError: If there is no shard set at ``path``, or it is of another kind.
             DamageError: If the manifest is damaged, or a shard or an index is missing or has
                 another size.
         """

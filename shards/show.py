@@ -40,17 +40,17 @@ def find_row(shard_set: ShardSet, sample_id: str) -> int:
     )
 
 
-def with_titles(sample: dict[str, Any], articles: ShardSet) -> dict[str, Any]:
-    """An impression with titles in the place of row numbers."""
-    titles = {
-        name: [articles.sample(row)["title"] for row in sample[name]]
-        for name in ("history", "candidates")
+def with_titles(
+    sample: dict[str, Any], row_fields: Iterable[str], articles: ShardSet
+) -> dict[str, Any]:
+    """A sample with titles in the place of the row numbers that some of its fields hold."""
+    return sample | {
+        name: [articles.sample(row)["title"] for row in sample[name]] for name in row_fields
     }
-    return sample | titles
 
 
 def token_lines(shard_set: ShardSet, row: int) -> Iterator[str]:
-    """What every token column of the set holds of an article, line by line."""
+    """What every token column of the set holds of a sample, line by line."""
     for info in list_columns(shard_set, TOKENS):
         yield ""
         yield info.folder.name

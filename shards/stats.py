@@ -1,10 +1,7 @@
 """What a shard set holds, in numbers: counts, lengths in words, categories, clicks."""
 
-from abc import ABC, abstractmethod
-from array import array
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +9,12 @@ import numpy as np
 
 from shards.errors import ColumnError, one_line
 from shards.lengths import KEPT, WHOLE, Lengths
-from shards.manifest import ARTICLES
 from shards.progress import progress
 from shards.reader import ShardSet
+from shards.set_kinds import kind_named
 from shards.text_fields import TEXT_FIELDS
 
 _CATEGORIES_SHOWN = 10
-_NOT_DRAWN = ("clicks",)
 
 
 @dataclass(frozen=True)
@@ -38,12 +34,12 @@ class Stats:
     facts: dict[str, Any] = field(default_factory=dict)
     """Single values: users, clicks, first and last time, …"""
     categories: dict[str, int] = field(default_factory=dict)
-    """Articles by category, the most frequent first."""
+    """Samples by category, the most frequent first."""
 
     fields: dict[str, int] = field(default_factory=dict)
     """In how many samples each field is there and not empty."""
     duplicates: dict[str, int] = field(default_factory=dict)
-    """Articles that repeat an earlier one, by what is the same."""
+    """Samples that repeat an earlier one, by what is the same."""
     limits: dict[str, int] = field(default_factory=dict)
     """At what length the texts of a token column were cut: longer ones are not known."""
     untold: str = ""
@@ -55,6 +51,7 @@ class Stats:
 
     def table(self) -> str:
         """Return everything as text for a terminal."""
+        counter = kind_named(self.kind).counter
         lines = [
             f"{self.path}: {self.samples:,} {self.kind} in {self.shards:,} shards,"
             f" {self.bytes / 1e6:,.1f} MB, fingerprint {self.fingerprint[:12]}",
@@ -71,7 +68,7 @@ class Stats:
             "build": self.counts,
             "refused": self.refused,
             "fields": {name: _share(n, self.samples) for name, n in self.fields.items()},
-            "repeats of an earlier article": {
+            f"{self.kind} that repeat an earlier one": {
                 name: _share(n, self.samples) for name, n in self.duplicates.items()
             },
         }
@@ -84,9 +81,10 @@ class Stats:
             lines += ["", f"categories ({len(self.categories):,})", *_rows(shown)]
             lines += [f"  … and {rest:,} more"] if rest else []
         for name, value in self.lengths.items():
-            if name not in _NOT_DRAWN:
+            if name not in counter.not_drawn:
                 lines += ["", name, *value.bars()]
-        return "\n".join([*lines, *suggestions(self.lengths, self.limits, self.untold)])
+        lines += suggestions(self.lengths, self.limits, self.untold, counter.settings)
+        return "\n".join(lines)
 
 
 def compute_stats(shard_set: ShardSet | str | Path) -> Stats:
@@ -98,7 +96,7 @@ def compute_stats(shard_set: ShardSet | str | Path) -> Stats:
     """
     if not isinstance(shard_set, ShardSet):
         shard_set = ShardSet.open(shard_set)
-    counter: _Counter = _ArticleCounter() if shard_set.kind == ARTICLES else _ImpressionCounter()
+    counter = kind_named(shard_set.kind).counter()
     tokens, limits, untold = token_lengths(shard_set)
     for sample in progress(shard_set, shard_set.num_rows, "count", shard_set.kind):
         counter.add(sample)
@@ -126,93 +124,6 @@ def compute_stats(shard_set: ShardSet | str | Path) -> Stats:
     )
 
 
-class _Counter(ABC):
-    """Takes one sample after the other; four bytes a sample and length are kept, and eight a
-    hash."""
-
-    names: tuple[str, ...] = ()
-
-    def __init__(self) -> None:
-        self.lengths = {name: array("I") for name in self.names}
-        self.categories: Counter[str] = Counter()
-        self.fields: Counter[str] = Counter()
-
-    def add(self, sample: dict[str, Any]) -> None:
-        self.fields.update(name for name, value in sample.items() if value not in ("", [], None))
-        self.measure(sample)
-
-    @abstractmethod
-    def measure(self, sample: dict[str, Any]) -> None: ...
-
-    def duplicates(self) -> dict[str, int]:
-        return {}
-
-    @abstractmethod
-    def facts(self) -> dict[str, Any]: ...
-
-
-class _ArticleCounter(_Counter):
-    names = ("title words", "body words", "abstract words")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._hashes = {name: array("Q") for name in ("title and body", "title", "body")}
-
-    def measure(self, sample: dict[str, Any]) -> None:
-        self.lengths["title words"].append(len(sample["title"].split()))
-        self.lengths["body words"].append(len(sample["body"].split()))
-        if "abstract" in sample:
-            self.lengths["abstract words"].append(len(sample["abstract"].split()))
-        if "category" in sample:
-            self.categories[sample["category"]] += 1
-        title, body = sample["title"].encode(), sample["body"].encode()
-        self._hashes["title"].append(_hash(title))
-        if body:
-            self._hashes["body"].append(_hash(body))
-            self._hashes["title and body"].append(_hash(title + b"\0" + body))
-
-    def facts(self) -> dict[str, Any]:
-        return {"empty bodies": sum(not words for words in self.lengths["body words"])}
-
-    def duplicates(self) -> dict[str, int]:
-        return {
-            f"same {name}": len(hashes) - len(np.unique(np.frombuffer(hashes, dtype=np.uint64)))
-            for name, hashes in self._hashes.items()
-            if hashes
-        }
-
-
-class _ImpressionCounter(_Counter):
-    names = ("history", "candidates", "clicks")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._users: set[str] = set()
-        self._times: list[str] = []
-
-    def measure(self, sample: dict[str, Any]) -> None:
-        self.lengths["history"].append(len(sample["history"]))
-        self.lengths["candidates"].append(len(sample["candidates"]))
-        if "clicks" in sample:
-            self.lengths["clicks"].append(sum(sample["clicks"]))
-        self._users.add(sample["user"])
-        if time := sample["time"]:
-            times = [*self._times, time]
-            self._times = [min(times), max(times)]
-
-    def facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {
-            "users": len(self._users),
-            "empty histories": sum(not length for length in self.lengths["history"]),
-            "labelled": "yes" if self.lengths["clicks"] else "no",
-        }
-        if self.lengths["clicks"]:
-            facts["clicks"] = sum(self.lengths["clicks"])
-        if self._times:
-            facts["first time"], facts["last time"] = self._times
-        return facts
-
-
 def token_lengths(shard_set: ShardSet) -> tuple[dict[str, Lengths], dict[str, int], str]:
     """Lengths in tokens, special tokens included, by what is counted, and where each was cut; both
     empty where the set has no complete token column, or more than one, and then why."""
@@ -231,12 +142,14 @@ def token_lengths(shard_set: ShardSet) -> tuple[dict[str, Lengths], dict[str, in
     return lengths, limits, ""
 
 
-def suggestions(lengths: dict[str, Lengths], limits: dict[str, int], untold: str) -> list[str]:
-    """Lines that say how much text maximum lengths would keep."""
+def suggestions(
+    lengths: dict[str, Lengths], limits: dict[str, int], untold: str, settings: Mapping[str, str]
+) -> list[str]:
+    """Lines that say how much maximum lengths of texts, and other ``settings``, would keep."""
     unit = "tokens" if limits else "words"
     lines: list[str] = []
-    settings = {f"{field} {unit}": f"data.max_{field}_tokens" for field in TEXT_FIELDS}
-    for name, setting in {**settings, "history": "data.history_length"}.items():
+    texts = {f"{field} {unit}": f"data.max_{field}_tokens" for field in TEXT_FIELDS}
+    for name, setting in {**texts, **settings}.items():
         if name not in lengths:
             continue
         counted = lengths[name]
@@ -257,7 +170,7 @@ def suggestions(lengths: dict[str, Lengths], limits: dict[str, int], untold: str
                 f"    {100 * at_cut:.1f}% have the {cut:,} at which the column cuts: what was"
                 " beyond is not counted"
             )
-    if lines and unit == "words" and "history" not in lengths:
+    if unit == "words" and texts.keys() & lengths.keys():
         lines.append(f"  in words: {untold}")
     return ["", "maximum lengths to", *lines] if lines else []
 
@@ -267,11 +180,6 @@ def _rows(entries: dict[str, Any]) -> list[str]:
     shown = [(one_line(name), _show(value)) for name, value in entries.items()]
     width = max(23, *(len(name) for name, _ in shown))
     return [f"  {name:<{width}} {value}" for name, value in shown]
-
-
-def _hash(text: bytes) -> int:
-    """64 bits of a text: two of two million differ by chance with 1 - 1e-7."""
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
 def _share(number: int, samples: int) -> str:

@@ -40,7 +40,7 @@ class Verification:
     manifest: Manifest
     problems: tuple[Problem, ...]
     largest_row: int = -1
-    """The largest row of the article set that impressions name; -1 where none is named."""
+    """The largest row of the article set that samples name; -1 where none is named."""
 
     @property
     def ok(self) -> bool:

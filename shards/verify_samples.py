@@ -4,31 +4,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from shards.errors import DamageError, DataError
 from shards.files import open_regular, parse_json
-from shards.manifest import ARTICLES, Manifest
+from shards.manifest import Manifest
 from shards.publish import REFUSED_NAME
+from shards.set_kinds import kind_named
 
-_Row = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 _MAX_LINE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Article:
-    id: str
-    title: str
-    body: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Impression:
-    history: list[_Row]
-    candidates: list[_Row]
-    clicks: list[Annotated[int, msgspec.Meta(ge=0, le=1)]] | None = None
 
 
 class SampleFacts:
@@ -37,7 +23,7 @@ class SampleFacts:
     Attributes:
         fields: Names that occur.
         samples: How many were looked at.
-        largest_row: The largest row of an article that impressions name; -1 where there is none.
+        largest_row: The largest row of the article set that samples name; -1 where none is named.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -47,8 +33,8 @@ class SampleFacts:
         self.largest_row = -1
         self._manifest = manifest
         self._keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
-        kind: Any = _Article if manifest.kind == ARTICLES else _Impression
-        self._decoder = msgspec.json.Decoder(kind)
+        self._kind = kind_named(manifest.kind)
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self._kind.sample)
 
     def add(self, data: bytes) -> str | None:
         """Look at the JSON of one sample; return what is wrong with it, or None."""
@@ -57,17 +43,10 @@ class SampleFacts:
             self.fields.update(self._keys.decode(data))
             sample = self._decoder.decode(data)
         except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
-            return f"is not one of a set of {self._manifest.kind}: {error}"
-        if isinstance(sample, _Article):
-            return None
-        for rows in (sample.history, sample.candidates):
-            self.largest_row = max(self.largest_row, max(rows, default=-1))
-        if (sample.clicks is not None) != self._manifest.labelled:
-            said = "with" if self._manifest.labelled else "without"
-            return f"has clicks: {sample.clicks is not None}; the manifest says a log {said} labels"
-        if sample.clicks is not None and len(sample.clicks) != len(sample.candidates):
-            return f"has {len(sample.candidates)} candidates and {len(sample.clicks)} clicks"
-        return None
+            return f"is not one of a set of {self._kind.name}: {error}"
+        for name in self._kind.row_fields:
+            self.largest_row = max(self.largest_row, max(getattr(sample, name), default=-1))
+        return self._kind.problem(sample, self._manifest)
 
     def add_article(self, article: dict[str, str]) -> None:
         """Look at an article of tars made elsewhere, which its decoder has checked."""

@@ -17,12 +17,7 @@ import orjson
 
 from shards.files import atomic_file, sha256_file
 from shards.index import TAR_BLOCK, IndexBuilder
-from shards.manifest import (
-    ARTICLES,
-    DEFAULT_SAMPLES_PER_SHARD,
-    ShardInfo,
-    shard_name,
-)
+from shards.manifest import DEFAULT_SAMPLES_PER_SHARD, ShardInfo, shard_name
 from shards.publish import FAILED_REPORT_NAME, REFUSED_NAME, SetPublisher
 from shards.reader import ShardSet, member_name, sample_key
 
@@ -129,7 +124,7 @@ class ShardWriter(SetPublisher):
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        kind: str = ARTICLES,
+        kind: str,
         *,
         samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD,
         source: Mapping[str, Any] | None = None,
@@ -140,10 +135,10 @@ class ShardWriter(SetPublisher):
 
         Args:
             folder: The set's folder; made if it is missing.
-            kind: ``articles`` or ``impressions``.
+            kind: A name in :data:`shards.set_kinds.KINDS`.
             samples_per_shard: Samples in every shard but the last.
             source: What the manifest says about inputs and options.
-            articles_fingerprint: Fingerprint of the article set that impressions refer to.
+            articles_fingerprint: Fingerprint of the article set whose rows the samples name.
             force: Replace a shard set that is already there, and its columns.
 
         Raises:

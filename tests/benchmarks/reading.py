@@ -74,7 +74,7 @@ def stored_articles(folder: Path) -> Iterator[bytes]:
 def prepare_ours(folder: Path) -> None:
     from shards.writer import ShardWriter
 
-    with ShardWriter(folder / "ours") as writer:
+    with ShardWriter(folder / "ours", "articles") as writer:
         for line in stored_articles(folder):
             writer.add(json.loads(line))
         writer.finish()

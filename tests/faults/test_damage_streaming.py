@@ -36,7 +36,7 @@ SHARD_ROWS = [4, 5, 6, 7]
 
 
 def own(folder):
-    with ShardWriter(folder, samples_per_shard=4) as writer:
+    with ShardWriter(folder, "articles", samples_per_shard=4) as writer:
         for row in ROWS:
             writer.add(row)
         return writer.finish()

@@ -26,7 +26,7 @@ SECOND = "news-000001.tar"
 @pytest.fixture
 def made(tmp_path):
     """Three shards of four samples; the tests damage the second."""
-    with ShardWriter(tmp_path / "set", samples_per_shard=4) as writer:
+    with ShardWriter(tmp_path / "set", "articles", samples_per_shard=4) as writer:
         for row in ROWS:
             writer.add(row)
         return writer.finish()
@@ -177,7 +177,7 @@ def test_a_renamed_and_an_extra_shard(made):
 @pytest.mark.parametrize("with_index", [True, False])
 def test_swapped_shards_of_one_size(tmp_path, with_index):
     same = [{"id": f"{n}", "title": "t", "body": f"{n}" * 50} for n in range(8)]
-    with ShardWriter(tmp_path / "set", samples_per_shard=4) as writer:
+    with ShardWriter(tmp_path / "set", "articles", samples_per_shard=4) as writer:
         for row in same:
             writer.add(row)
         made = writer.finish()
@@ -206,7 +206,7 @@ def test_a_shard_replaced_by_another_of_the_same_size(made):
 
 
 def test_a_shard_of_another_build_with_its_index(tmp_path, made):
-    with ShardWriter(tmp_path / "other", samples_per_shard=4) as writer:
+    with ShardWriter(tmp_path / "other", "articles", samples_per_shard=4) as writer:
         for row in articles(12, first=20):
             writer.add(row)
         other = writer.finish()

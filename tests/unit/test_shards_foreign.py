@@ -218,7 +218,7 @@ def test_a_forced_build_does_not_delete_them(tmp_path):
     index_tars([tmp_path])
     with (
         pytest.raises(DataError, match="holds tars made elsewhere"),
-        ShardWriter(tmp_path, force=True),
+        ShardWriter(tmp_path, "articles", force=True),
     ):
         pass
     assert all(tar.exists() for tar in tars)

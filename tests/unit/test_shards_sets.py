@@ -21,7 +21,7 @@ from shards.writer import ShardWriter, encode_sample
 
 
 def write_set(folder: Path, rows: list[dict], samples_per_shard: int = 4, **options) -> ShardSet:
-    with ShardWriter(folder, samples_per_shard=samples_per_shard, **options) as writer:
+    with ShardWriter(folder, "articles", samples_per_shard=samples_per_shard, **options) as writer:
         for number, row in enumerate(rows):
             assert writer.add(row) == number
         return writer.finish()
@@ -164,7 +164,7 @@ def test_an_unfinished_write_leaves_nothing(tmp_path, end):
     folder = tmp_path / "deep" / "set"
     expected = {"error": RuntimeError, "nothing written": DataError}.get(end)
     try:
-        with ShardWriter(folder, samples_per_shard=2) as writer:
+        with ShardWriter(folder, "articles", samples_per_shard=2) as writer:
             if end != "nothing written":
                 for row in articles(5):
                     writer.add(row)
@@ -188,7 +188,7 @@ def test_a_set_is_not_overwritten_without_force(tmp_path):
         write_set(former.path, articles(3))
     with (
         pytest.raises(RuntimeError),
-        ShardWriter(former.path, samples_per_shard=2, force=True) as writer,
+        ShardWriter(former.path, "articles", samples_per_shard=2, force=True) as writer,
     ):
         writer.add(articles(1)[0])
         raise RuntimeError("stop")
@@ -240,11 +240,11 @@ def test_shards_of_unknown_origin_are_left_alone(tmp_path):
 
 
 def test_two_builds_of_one_set_do_not_meet(tmp_path):
-    with ShardWriter(tmp_path / "set") as writer:
+    with ShardWriter(tmp_path / "set", "articles") as writer:
         writer.add(articles(1)[0])
         with (
             pytest.raises(DataError, match="another build is writing"),
-            ShardWriter(tmp_path / "set"),
+            ShardWriter(tmp_path / "set", "articles"),
         ):
             pass
         assert writer.finish().num_rows == 1
@@ -265,7 +265,7 @@ def test_the_manifest_cannot_name_a_file_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "pictures"}, r"Invalid enum value 'pictures' - at `\$\.kind`"),
+        ({"kind": "pictures"}, "kind 'pictures' is unknown; known are articles, impressions"),
         ({"format_version": 3}, "format_version is 3"),
         ({"shards": {}}, r"Expected `array`, got `object` - at `\$\.shards`"),
         ({"articles_fingerprint": "0" * 64}, "fingerprint does not fit"),

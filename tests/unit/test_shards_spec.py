@@ -84,7 +84,7 @@ def read_foreign(tar, index, row, shard, layout):
 
 
 def test_a_set_of_our_own(tmp_path):
-    with ShardWriter(tmp_path / "set", samples_per_shard=4) as writer:
+    with ShardWriter(tmp_path / "set", "articles", samples_per_shard=4) as writer:
         for article in articles(11):
             writer.add(article)
         made = writer.finish()

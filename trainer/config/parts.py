@@ -96,7 +96,7 @@ def with_parts(cls: type[C], settings: Mapping[str, Any]) -> type[C]:
         if name not in registry:
             known = ", ".join(map(repr, registry))
             raise ConfigError(f"{key} is {name!r}; expected one of {known}")
-        chosen.append((key, name))
+        chosen.append((key, name, tuple(registry)))
     made: type[C] = _with_parts(typing.cast(Any, cls), tuple(chosen))
     return made
 
@@ -120,15 +120,14 @@ def _choices(cls: type) -> list[tuple[str, Registry, str]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _with_parts(cls: Any, chosen: tuple[tuple[str, str], ...]) -> Any:
+def _with_parts(cls: Any, chosen: tuple[tuple[str, str, tuple[str, ...]], ...]) -> Any:
     section: Any = typing.get_type_hints(cls)["model"]
     fields: list[tuple[str, Any, Any]] = []
     bases: list[type] = []
-    for key, name in chosen:
+    for key, name, known in chosen:
         choice = key.rpartition(".")[2]
-        registry = section.choices[choice]
-        fields.append((choice, Literal[tuple(registry)], dataclasses.field(default=name)))
-        bases.append(part_class(registry, name))
+        fields.append((choice, Literal[known], dataclasses.field(default=name)))
+        bases.append(part_class(section.choices[choice], name))
     if not chosen:
         return cls
     frozen: dict[str, Any] = {"frozen": True, "kw_only": True}
