@@ -189,6 +189,19 @@ def test_the_help_lists_what_the_choice_brings(capsys: pytest.CaptureFixture[str
     assert "(default: decayed)" in chosen
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wide(FirstFew):
+    """A setting that the model section has too."""
+
+    news_dim: Count = 3
+
+
+def test_a_setting_of_two_classes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POOLINGS, "wide", f"{__name__}:Wide")
+    with pytest.raises(TypeError, match="news_dim is a setting of two classes"):
+        with_parts(FinetuneConfig, {"model.pooling": "wide"})
+
+
 def test_a_choice_of_one_run_is_not_one_of_the_next() -> None:
     with_parts(FinetuneConfig, {"model.user_encoder": "decayed"})
     assert not hasattr(with_parts(FinetuneConfig, {})().model, "decay_half")

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
@@ -130,6 +131,9 @@ def _with_parts(cls: Any, chosen: tuple[tuple[str, str, tuple[str, ...]], ...]) 
         bases.append(part_class(section.choices[choice], name))
     if not chosen:
         return cls
+    named = Counter(f.name for base in (*bases, section) for f in dataclasses.fields(base))
+    if twice := [name for name, count in named.items() if count > 1]:
+        raise TypeError(f"{twice[0]} is a setting of two classes of {bases}, {section}: rename one")
     frozen: dict[str, Any] = {"frozen": True, "kw_only": True}
     model: Any = dataclasses.make_dataclass(
         section.__name__, fields, bases=(*bases, section), **frozen
