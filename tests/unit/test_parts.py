@@ -1,5 +1,6 @@
 """Poolings and user encoders: a new one is a class and a line of its registry."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,13 @@ from trainer.evaluate.pairs import open_click_log
 from trainer.evaluate.scoring import score_impressions
 from trainer.evaluate.sharded import Ranks
 from trainer.export.folder import load_export
+from trainer.export.info import sealed
+from trainer.models.loading import load_model
 from trainer.models.poolings import POOLINGS, Pooling
 from trainer.models.user_encoders import USER_ENCODERS
 from trainer.models.user_encoders.base import UserEncoder
 from trainer.plan.sizes import bert_size, task_size
+from trainer.recipes.init import settings_of_export
 from trainer.recipes.load import from_settings, load_config
 from trainer.tasks.build import build
 from trainer.tasks.finetune.task import FinetuneConfig
@@ -216,6 +220,20 @@ def test_a_choice_of_one_run_is_not_one_of_the_next() -> None:
 def test_wrong_settings_of_a_part_are_named(settings: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_part(USER_ENCODERS, "decayed", settings)
+
+
+def test_older_exports_name_the_settings_of_every_user_encoder(world: TinyWorld) -> None:
+    folder = Path(world.teacher("finetune", 6))
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    assert not {"user_heads", "user_last_k"} & written.keys()
+    path.write_text(json.dumps(written | {"user_heads": 16, "user_last_k": 10}))
+    assert load_model(folder).config.user_encoder == "additive"
+    info = json.loads((folder / "tnr.json").read_text())
+    (folder / "tnr.json").write_text(json.dumps(sealed(info, folder)))
+    decided = settings_of_export(str(folder), reads_clicks=True)
+    assert decided["model.user_encoder"] == "additive"
+    assert not {"model.user_heads", "model.user_last_k"} & decided.keys()
 
 
 def test_an_export_of_a_part_that_nobody_registered_is_refused(
