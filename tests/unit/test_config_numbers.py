@@ -38,7 +38,7 @@ def config(task: str = "post_train", **dotted: object) -> TrainConfig:
     given |= {key: value for key, value in needed.items() if key in types}
     settings = {key.replace("__", "."): value for key, value in dotted.items()}
     parts = settings_of_parts(task_named(task).config)
-    given |= dict(parts[key] for key in settings if key in parts)
+    given |= {parts[key][0]: parts[key][1][0] for key in settings if key in parts}
     return from_settings(given | settings, where="test")
 
 

@@ -28,7 +28,8 @@ class Part:
     """A part of the model with its own settings. No torch at import: commands read it first."""
 
     fixed: ClassVar[tuple[str, ...]] = ()
-    """Settings that give the weights their shapes: a run that starts from an export keeps them."""
+    """Settings of the model section, its own or others, that trained weights depend on: a run that
+    starts from an export must keep them."""
 
 
 C = TypeVar("C")
@@ -38,12 +39,20 @@ def part_class(registry: Registry, name: str) -> type[Any]:
     """Return the class of a part.
 
     Raises:
-        ConfigError: The registry has no such name.
+        ConfigError: The registry has no such name, or its line names no class of this kind.
     """
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ConfigError(f"{name!r} is unknown; known are {', '.join(registry)}")
     module, _, attribute = registry[name].partition(":")
-    cls: type[Part] = getattr(importlib.import_module(module), attribute)
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"the registry's line {name!r}: {registry[name]!r}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Part) and dataclasses.is_dataclass(cls)):
+        raise ConfigError(
+            f"the registry's line {name!r}: {registry[name]!r} is not a dataclass that derives "
+            "from Part"
+        )
     return cls
 
 
@@ -102,14 +111,14 @@ def with_parts(cls: type[C], settings: Mapping[str, Any]) -> type[C]:
     return made
 
 
-def settings_of_parts(cls: type) -> dict[str, tuple[str, str]]:
-    """Name what chooses each setting of a part: by dotted name, the choice and the part's name."""
-    found = {}
+def settings_of_parts(cls: type) -> dict[str, tuple[str, list[str]]]:
+    """Name what brings each setting of a part: by dotted name, the choice and the parts' names."""
+    found: dict[str, tuple[str, list[str]]] = {}
     for key, registry, _ in _choices(cls):
         section = key.rpartition(".")[0]
         for name in registry:
             for field in dataclasses.fields(part_class(registry, name)):
-                found[f"{section}.{field.name}"] = (key, name)
+                found.setdefault(f"{section}.{field.name}", (key, []))[1].append(name)
     return found
 
 

@@ -6,6 +6,7 @@ Shape legend: B users, H history slots, E news width.
 import torch
 from torch import Tensor, nn
 
+from trainer.errors import ModelError
 from trainer.models.configuration import RecommenderConfig
 
 
@@ -22,13 +23,23 @@ class UserModel(nn.Module):
     """
 
     def __init__(self, config: RecommenderConfig):
-        """Make the model from its configuration."""
+        """Make the model from its configuration.
+
+        Raises:
+            ModelError: A layer of the user encoder has a name that is taken.
+        """
         super().__init__()
         self.history_padding = config.history_padding
         width = config.news_dim
         self.pad_doc = nn.Parameter(torch.empty(width))
         self.encoder = config.user_part
-        for name, layer in self.encoder.layers(width, config.query_dim).items():
+        layers = self.encoder.layers(width, config.query_dim)
+        self.layer_names = tuple(layers)
+        for name, layer in layers.items():
+            if hasattr(self, name) or not name.isidentifier():
+                raise ModelError(
+                    f"user_encoder {config.user_encoder}: a layer cannot be called {name!r}"
+                )
             self.add_module(name, layer)
 
     def forward(
@@ -61,7 +72,8 @@ class UserModel(nn.Module):
         attended_BH = filled_BH | (empty_B1 & last_H)
         if not mask_history:
             attended_BH = torch.ones_like(filled_BH)
-        users_BE = self.encoder.pool(dict(self.named_children()), history_BHE, attended_BH)
+        layers = {name: self.get_submodule(name) for name in self.layer_names}
+        users_BE = self.encoder.pool(layers, history_BHE, attended_BH)
         if mask_history and self.history_padding == "learned":
             users_BE = users_BE.masked_fill(empty_B1, 0.0)
         return users_BE

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class UserEncoder(Part, ABC):
     """How clicked articles become a user; its fields are settings of the model section.
 
-    Empty history slots are settled before it (:class:`trainer.models.user_encoder.UserTower`): at
+    Empty history slots are settled before it (:class:`trainer.models.user_model.UserModel`): at
     least one slot a user counts.
     """
 
@@ -40,6 +40,10 @@ class UserEncoder(Part, ABC):
     @abstractmethod
     def layers(self, news_dim: int, query_dim: int) -> Mapping[str, nn.Module]:
         """Make the layers, by the names that they have in the export's weights.
+
+        Layers start with torch's own values, ``nn.Linear`` with those of the rest of the model; set
+        a raw ``nn.Parameter`` to its first value here. Layers are also made on torch's meta device
+        (for plans and exports), where a value cannot be read. Buffers must be persistent.
 
         Args:
             news_dim: E, width of news and user vectors.
