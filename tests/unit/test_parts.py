@@ -274,15 +274,14 @@ def test_a_setting_that_a_configuration_has_already_is_refused(
         build(world.config("finetune", model__user_encoder="reserved"))
 
 
-def test_tied_layers_are_two_names_of_one(world: TinyWorld, monkeypatch) -> None:
+def test_a_parameter_of_two_names_is_refused(world: TinyWorld, monkeypatch) -> None:
     def tied(self: Decayed, news_dim: int, query_dim: int) -> Mapping[str, nn.Module]:
         layer = nn.Linear(news_dim, news_dim, bias=False)
-        return {"map": layer, "again": layer}
+        return {"again": layer, "map": layer}
 
     monkeypatch.setattr(Decayed, "layers", tied)
-    model = build(world.config("finetune", **CHOSEN)).module.model
-    assert model.user_encoder.again is model.user_encoder.map
-    model.encode_users(torch.ones(1, 2, model.config.news_dim), torch.ones(1, 2))
+    with pytest.raises(ModelError, match=r"again\.weight and map\.weight are one parameter"):
+        build(world.config("finetune", **CHOSEN))
 
 
 @pytest.mark.parametrize(

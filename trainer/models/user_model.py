@@ -33,9 +33,7 @@ class UserModel(nn.Module):
         width = config.news_dim
         self.pad_doc = nn.Parameter(torch.empty(width))
         self.encoder = config.user_part
-        layers = self.encoder.layers(width, config.query_dim)
-        self.layer_names = tuple(layers)
-        for name, layer in layers.items():
+        for name, layer in self.encoder.layers(width, config.query_dim).items():
             if hasattr(self, name) or not name.isidentifier():
                 raise ModelError(
                     f"user_encoder {config.user_encoder}: a layer cannot be called {name!r}"
@@ -72,8 +70,7 @@ class UserModel(nn.Module):
         attended_BH = filled_BH | (empty_B1 & last_H)
         if not mask_history:
             attended_BH = torch.ones_like(filled_BH)
-        layers = {name: self.get_submodule(name) for name in self.layer_names}
-        users_BE = self.encoder.pool(layers, history_BHE, attended_BH)
+        users_BE = self.encoder.pool(dict(self.named_children()), history_BHE, attended_BH)
         if mask_history and self.history_padding == "learned":
             users_BE = users_BE.masked_fill(empty_B1, 0.0)
         return users_BE
