@@ -232,9 +232,9 @@ def test_a_build_does_not_replace_a_set_of_an_unknown_kind(
 ) -> None:
     before = sorted(path.name for path in baskets.path.iterdir())
     monkeypatch.delitem(set_kinds.KINDS, "baskets")
-    with pytest.raises(DataError, match="holds a set of kind 'baskets', which is unknown"):
-        with ShardWriter(baskets.path, "articles", force=True):
-            pass
+    said = "holds a set of kind 'baskets', which is unknown"
+    with pytest.raises(DataError, match=said), ShardWriter(baskets.path, "articles", force=True):
+        pass
     assert sorted(path.name for path in baskets.path.iterdir()) == before
 
 

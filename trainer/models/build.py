@@ -280,8 +280,8 @@ def _check_part(choice: str, part: nn.Module, make: Callable[[], nn.Module]) -> 
     for name, parameter in part.named_parameters(remove_duplicate=False):
         if (other := names.setdefault(parameter, name)) != name:
             raise ModelError(
-                f"{choice}: {other} and {name} are one parameter, which an export would hold twice; "
-                "name its layer once, and use it where it is needed"
+                f"{choice}: {other} and {name} are one parameter, which no export can hold; name "
+                "its layer once, and use it where it is needed"
             )
     try:
         with torch.device("meta"):

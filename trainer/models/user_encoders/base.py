@@ -43,8 +43,8 @@ class UserEncoder(Part, ABC):
 
         Layers start with torch's own values, ``nn.Linear`` with those of the rest of the model; set
         a raw ``nn.Parameter`` to its first value here. Layers are also made on torch's meta device
-        (for plans and exports), where a value cannot be read. Buffers must be persistent, and a layer has one
-        name.
+        (for plans and exports), where a value cannot be read. Buffers must be persistent. A layer
+        has one name.
 
         Args:
             news_dim: E, width of news and user vectors.
