@@ -225,7 +225,7 @@ def test_students_with_stored_teachers_never_load_one(
         raise AssertionError("a teacher was loaded")
 
     monkeypatch.setattr("trainer.export.folder.Export.load_model", refuse)
-    monkeypatch.setattr("trainer.models.load_model", refuse)
+    monkeypatch.setattr("trainer.models.loading.load_model", refuse)
     losses(world, stage, teachers, "stored", "float32")
     with pytest.raises(AssertionError, match="a teacher was loaded"):
         losses(world, stage, teachers, "live", "float32")
