@@ -141,7 +141,10 @@ def test_the_command_line_takes_no_line_break(words: list[str], said: str, capsy
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ('run: "a\\nb"\ndata: {synthesize: {}}\n', "line 1: a value is 'a\\nb'; it holds a line"),
+        (
+            'run: "a\\nb"\ndata: {synthesize: {}}\n',
+            "line 1: a value is 'a\\nb', which holds a line",
+        ),
         ('run: r\ndata: {synthesize: {"a\\nb": 1}}\n', "line 2: a value is"),
         ('run: r\ndata: {synthesize: {}}\ncluster: {setup: ["a\\nb"]}\n', "line 3: a value is"),
         ("run: r\ndata: {synthesize: {}}\ncluster: {env: {é: x}}\n", "not the name of a variable"),

@@ -203,7 +203,7 @@ def test_one_user_is_no_sample_of_users(tmp_path: Path, capsys):
     ]
     assert command(paths) == 0
     said = capsys.readouterr()
-    assert "all impressions are of one user" in said.err
+    assert "all impressions belong to one user" in said.err
     assert "interval" not in said.out
     with pytest.raises(DataError, match="are of one user"):
         command([*paths, "--compare"])

@@ -225,7 +225,7 @@ def test_negatives_from_the_window_are_for_post_training_alone(task, more, said)
         (
             "finetune",
             ["--data.share-titles", "all", "--model.history-padding", "learned"],
-            "data.share_titles all does not go with empty history slots",
+            "data.share_titles all is not possible while empty history slots are encoded",
         ),
         (
             "finetune",
@@ -315,7 +315,7 @@ TEACHER = ["--teachers.models", "t"]
         (
             "finetune_distill",
             [*CLICKS, *TEACHER, "--data.share_titles", "auto", "--loss.padded_slots", "true"],
-            r"empty history slots that are encoded \(loss.padded_slots true\)",
+            r"empty history slots are encoded \(loss.padded_slots true\)",
         ),
         (
             "post_train",
@@ -335,7 +335,7 @@ TEACHER = ["--teachers.models", "t"]
         (
             "finetune",
             [*CLICKS, "--validation.clicks", "d", "--run.best_metric", "train/loss"],
-            "the best step is that of valid/auc",
+            "picks its best step by valid/auc",
         ),
         (
             "post_train",

@@ -107,7 +107,7 @@ def test_a_wrong_device_is_refused_before_anything_is_opened(
             main([*words, "--device", device])
         assert stop.value.code == 2
         said = capsys.readouterr().err
-        assert f"argument --device: {device!r} is no device; expected auto, cpu" in said
+        assert f"argument --device: {device!r} is not a device; expected auto, cpu" in said
         assert said.count("\n") == 1
 
 

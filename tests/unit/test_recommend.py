@@ -123,7 +123,7 @@ def test_no_history_is_the_cold_users_list(world: TinyWorld, export: str, capsys
     assert not found["all_equal"]
     assert command(world, export) == 0
     said = capsys.readouterr().out
-    assert "No history: this is what the model shows a user who has read nothing." in said
+    assert "No history: this is what the model recommends to a user without clicks." in said
     assert "The best 10 of 40 articles:" in said
     # A model of the released code knows nothing of such a user, and the list says so.
     learned = world.teacher("finetune", 2, **{"model.history_padding": "learned"})

@@ -147,7 +147,7 @@ def test_columns_that_nobody_has_begun(world, teachers):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"teachers__source": "live"}, "reads none"),
+        ({"teachers__source": "live"}, "does not read any"),
         ({"data__articles": "https://there/articles"}, "set at a URL"),
         ({"teachers__follow_timeout_s": 1800.0}, "not below run.hang_timeout_s"),
         ({"teachers__follow_timeout_s": 0.0}, "expected more than 0"),

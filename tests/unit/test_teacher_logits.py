@@ -350,7 +350,7 @@ def test_filling_loads_no_torch(world: TinyWorld, teachers: list[str]) -> None:
         check=True,
     )
     *_, filled, heavy = done.stdout.splitlines()
-    assert filled == "done: 12 cells filled, the rest was there" and heavy == "[]"
+    assert filled == "done: 12 cells filled; the others were there already" and heavy == "[]"
 
 
 def test_status_tells_of_them_and_prune_keeps_those_of_kept_teachers(

@@ -264,7 +264,7 @@ def test_damaged_best_checkpoint_is_named_with_the_way_out(worlds):
         ({"validation__since": "friday"}, "validation.since is 'friday'"),
         ({"validation__every": 0}, "validation.every is 0; expected at least 1"),
         ({"validation__patience": 6}, "in 12 steps, one every 2, it has 6 validations"),
-        ({"run__best_metric": "train/loss"}, "the best step is that of valid/auc"),
+        ({"run__best_metric": "train/loss"}, "picks its best step by valid/auc"),
         ({"validation__clicks": None}, "validation.since is set, but validation.clicks is not"),
     ],
 )
