@@ -122,7 +122,7 @@ def test_what_deepspeed_refuses_is_one_line_that_names_the_file(tmp_path, conten
     ("text", "said"),
     [
         ('{"zero_optimizatoin": {"stage": 3}}', "knows no 'zero_optimizatoin'; did you mean zero_"),
-        ('{"fooo": 1}', "DeepSpeed knows no 'fooo'; remove it"),
+        ('{"fooo": 1}', "DeepSpeed does not know 'fooo'; remove it"),
         ('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 3}}', "comes twice"),
         ('{"zero_optimization": {"stage": 2, "stage": 0}}', "the key 'stage' comes twice"),
     ],
