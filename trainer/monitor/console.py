@@ -46,7 +46,7 @@ def console_line(
 ) -> str:
     """Format the line of a record.
 
-    It shows step, time left, losses, learning rates, gradient norm, speed, padding, waiting, memory.
+    It has step, time left, losses, learning rates, gradient norm, speed, padding, waiting, memory.
 
     Args:
         step: Step of the record.
