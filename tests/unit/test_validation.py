@@ -406,7 +406,9 @@ def test_any_evaluator_serves_under_the_names_that_it_gives(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "validation of step 2: recall 0.5000  mrr 0.2500  (1,200 pairs, " in said
     assert aucs(run, "recall") == {2: 0.5} and aucs(run, "best_mrr") == {2: 0.25}
-    with pytest.raises(ConfigError, match=r"metric is 'auc', but .* measures recall, mrr"):
+    with pytest.raises(
+        ConfigError, match=r"metric is 'auc', but .* not measure it; expected one of recall, mrr"
+    ):
         train(tmp_path / "other", validation__metric="auc", **how)
 
 

@@ -1,4 +1,4 @@
-"""Poolings by name: how token states become one text vector. A new one is a class and a line."""
+"""Poolings by name: how token states become one text vector; a new one is a class and a line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Attention(Pooling):
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(Pooling):
-    """Mean of the tokens that count."""
+    """Mean of the unmasked tokens."""
 
     def build(self, width: int, query_dim: int) -> nn.Module:
         """See :meth:`Pooling.build`."""
