@@ -140,7 +140,7 @@ def test_a_filling_that_goes_on_too_slowly_ends_before_the_rank_is_taken_for_hun
 
 def test_columns_that_nobody_has_begun(world, teachers):
     other = world.teacher("post_train", 9)
-    with pytest.raises(ColumnError, match=r"teacher .*post_train-9 is not begun yet"):
+    with pytest.raises(ColumnError, match=r"teacher .*post_train-9 has not been started yet"):
         losses(world, [other], teachers__follow=True, teachers__follow_timeout_s=0.4)
 
 

@@ -283,7 +283,7 @@ def test_verify_recomputes_rows_with_the_live_teacher(world: TinyWorld, stage: i
     asked = request(world, stage)
     fill(teachers, asked, silent)
     lines = list(verify_lines(teachers, asked, rows=16))
-    assert len(lines) == 2 * stage and all("bytes good" in line for line in lines)
+    assert len(lines) == 2 * stage and all("bytes intact" in line for line in lines)
 
 
 def test_what_does_not_fit_float16_is_refused_with_its_rows(world: TinyWorld) -> None:
