@@ -112,7 +112,7 @@ def test_newest_that_is_gone_is_said(store, warnings):
     save(store, 5)
     (store.folder / "latest").write_text("step_00000010\n")
     assert store.find().step == 5
-    assert "step_00000010, which is gone" in warnings[0]
+    assert "step_00000010, which is missing; continuing from" in warnings[0]
 
 
 def test_all_gone_is_an_error_not_a_fresh_start(store):

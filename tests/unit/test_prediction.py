@@ -200,7 +200,7 @@ def test_scoring_goes_through_more_than_a_block(tmp_path: Path, monkeypatch):
         ("1 [-1,1]", "rank -1 is not 1 or more"),
         ("1 [0.5,1]", "rank 0.5 is not 1 or more"),
         ("1 [NaN,1]", "rank nan is not 1 or more"),
-        ("1 [1" + "0" * 400 + ",1]", "beyond any number"),
+        ("1 [1" + "0" * 400 + ",1]", "higher than any number"),
         ("1 [01,2]", "line 1 is"),
         ("1 [1, 2]", "3 fields separated by spaces"),
         ("1 [1,,2]", "line 1 is"),
@@ -384,7 +384,7 @@ def test_lines_refused_by_the_build_get_a_line_of_ties(tmp_path: Path, capsys):
     scored = score_prediction(tmp_path / "p.zip", path)
     assert (scored.metrics.num_impressions, scored.num_missing, scored.has_more) == (22, 0, False)
     path.write_text("".join(lines[1:]))
-    with pytest.raises(DataError, match=r"impression 1 with . candidates is not in it"):
+    with pytest.raises(DataError, match=r"impression 1 with . candidates is missing"):
         command(predict_cli, "predict", [*words, "--behaviors", str(path)])
 
 

@@ -247,7 +247,7 @@ def test_kept_vectors_give_the_same_list_without_encoding(
         with pytest.raises(DamageError, match="remove it to make it again"):
             command(world, export, *words, *kept)
     Path(kept[1]).write_bytes(b"nothing")
-    with pytest.raises(DataError, match="holds no article vectors"):
+    with pytest.raises(DataError, match="does not hold article vectors"):
         command(world, export, *words, *kept)
 
 
@@ -288,7 +288,7 @@ def test_mistakes_are_named(world: TinyWorld, export: str, tmp_path):
         command(world, export, "--from-impression")
     with pytest.raises(UsageError, match="--top is 0"):
         command(world, export, "--top", "0")
-    with pytest.raises(UsageError, match="nothing is left to rank: 40 articles have been read"):
+    with pytest.raises(UsageError, match="no articles are left to rank: 40 are in the history"):
         command(world, export, "--history", *(f"N{n}" for n in range(40)))
     with pytest.raises(ModelError, match="without a user encoder"):
         command(world, world.teacher("post_train", 4))
