@@ -342,7 +342,7 @@ def test_every_training_step_of_a_pipeline_is_planned(capsys) -> None:
     assert names[:2] == ["post-train", "finetune-teacher-1"] and len(set(names)) == len(names)
     assert [plan["task"] for plan in plans].count("finetune_distill") >= 1
     assert plans[0]["steps"]["units"] == 2000 and plans[1]["steps"]["units"] == 3000
-    assert any("is not made yet" in note for note in plans[1]["notes"])
+    assert any("does not exist yet" in note for note in plans[1]["notes"])
     assert main(["plan", *told, str(template), "--run.epochs", "1"]) == 2
     assert (
         "takes neither overrides nor a preset, but --run.epochs 1 is given"
