@@ -142,7 +142,9 @@ def test_against_compares_all_others_with_one(files: list[str], tmp_path: Path, 
     assert "ours minus theirs" in said
     assert "third minus theirs" in said
     assert "These are 2 comparisons" in said
-    with pytest.raises(UsageError, match="no evaluation is named 'none'; there is ours, theirs"):
+    with pytest.raises(
+        UsageError, match="no evaluation is named 'none'; expected one of ours, theirs"
+    ):
         command([*files, "--against", "none"])
     with pytest.raises(UsageError, match="third is the only evaluation"):
         command([third, "--against", "third"])

@@ -84,7 +84,7 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit code.
 
     Returns:
-        The exit code. Errors that a user can mend, including those of the operating system, have
+        The exit code. Errors that a user can fix, including those of the operating system, have
         been printed in one line; other errors are raised.
     """
     try:

@@ -47,7 +47,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--reserve-gib",
         type=real(0, 1e9),
         default=2.0,
-        help=("GiB of it reserved for CUDA, NCCL and fragmentation (default 2)"),
+        help=("GiB of a GPU reserved for CUDA, NCCL and fragmentation (default 2)"),
     )
     parser.add_argument(
         "--device", choices=("gpu", "cpu"), default="gpu", help="GiB for activations"

@@ -159,7 +159,7 @@ def _needed(config: TrainConfig | None) -> int | None:
     try:
         plan = make_plan(config, Options(processes=processes), name="", has_data=True)
     except TinyNewsRecError:
-        return None  # the check of the data says what is wrong
+        return None  # the check of the data names the error
     return sum(item.bytes for item in plan.disk if item.where == config.run.dir)
 
 

@@ -44,10 +44,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_plan(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     plan = verbs.add_parser(
         "plan",
-        help=(
-            "show cells, bytes, free disk and hours, by a short trial of each teacher; writes "
-            "nothing"
-        ),
+        help="show cells, bytes, free disk and hours by a short trial; write nothing",
     )
     _add_common(plan)
     _add_running(plan)
@@ -98,7 +95,7 @@ def _add_cache(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 def _add_status(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     status = verbs.add_parser(
         "status",
-        help=("show how far each teacher's columns are filled; exit 1 if a column is incomplete"),
+        help="show how far each teacher's columns are filled; exit 1 if a column is incomplete",
     )
     _add_common(status)
     _add_json(status)
@@ -119,10 +116,7 @@ def _add_verify(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def _add_prune(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     prune = verbs.add_parser(
         "prune",
-        help=(
-            "list teachers' columns that no teacher or recipe named here uses; remove them with "
-            "--yes"
-        ),
+        help="list columns that no teacher or recipe named here uses; remove them with --yes",
         epilog="example: tnr teachers prune data/articles data/train --recipes runs/*/config.json",
     )
     prune.add_argument("sets", nargs="+", metavar="SET", help="shard sets whose columns are listed")

@@ -206,7 +206,7 @@ class ClickConfig(EncoderConfig):
 
 
 def _check_shared_titles(config: ClickConfig) -> None:
-    """Refuse shared titles where a vector depends on the texts beside it."""
+    """Refuse shared titles if a vector depends on the other texts of its batch."""
     wanted = f"data.share_titles {config.data.share_titles}"
     if config.encodes_empty_slots:
         raise ConfigError(

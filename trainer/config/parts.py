@@ -1,7 +1,7 @@
 """Settings that choose a part of the model, and the settings that come with the part.
 
 ``model.user_encoder nrms`` takes the class of that name from a registry. The class is a frozen
-dataclass, and its settings stand beside the choice (``model.user_heads``). Settings of parts that
+dataclass, and its settings stand next to the choice (``model.user_heads``). Settings of parts that
 are not chosen are refused.
 """
 

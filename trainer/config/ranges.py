@@ -1,4 +1,4 @@
-"""Allowed ranges of numeric settings, written beside each setting in its type.
+"""Allowed ranges of numeric settings, written in each setting's type.
 
 ``Count``, ``Length`` and the like are plain ``int`` and ``float`` except to :func:`check_ranges`,
 which checks a whole configuration before anything is allocated.

@@ -16,7 +16,7 @@ def refuse_control(value: str, where: str) -> str:
 
     Args:
         value: The given value.
-        where: Its place, for the message.
+        where: Place of the value, for the message.
 
     Raises:
         ConfigError: The value holds a control character, a line break or undecodable bytes.

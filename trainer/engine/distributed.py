@@ -151,7 +151,7 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
         config: Configuration of the run; its batch arithmetic and DeepSpeed file are checked here.
 
     Yields:
-        This process among the others. It leaves the process group at the end of the block.
+        The current process, which leaves the process group at the end of the block.
 
     Raises:
         ConfigError: Model or batch exceed this machine's memory, the global batch does not divide,

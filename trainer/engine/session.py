@@ -33,13 +33,13 @@ class Session:
     Args:
         config: The run.
         task: The task, not yet wrapped and the same on every rank.
-        distributed: This process among the others.
+        distributed: The current process among the others.
         checkpoint: Checkpoint to continue from; None at the start.
         steps: Steps of the whole run.
 
     Attributes:
         config: The run.
-        distributed: This process among the others.
+        distributed: The current process among the others.
         step: Number of optimizer steps taken.
         position: Place in the data after these steps; None at the start.
         is_checked: Whether all trainable parameters are known to take part in the loss.

@@ -24,7 +24,7 @@ SAME_REQUEST_S = 2.0
 """Signals within this many seconds are one request: torchrun passes on signals that its processes
 got, too."""
 
-AFTER_BATCH = f"after this cell where it takes at most {GRACE_S:.0f} s more, else after this batch"
+AFTER_BATCH = f"after this cell if it takes at most {GRACE_S:.0f} s more, else after this batch"
 """Where the filling of a column stops; finished cells stay."""
 
 

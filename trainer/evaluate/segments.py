@@ -111,7 +111,7 @@ def category_segments(metrics: Metrics, clicks: ClickColumn, articles: ShardSet)
     Args:
         metrics: Metrics of all impressions of ``clicks``.
         clicks: The evaluated log, labelled.
-        articles: Its article set; only clicked articles are read.
+        articles: Article set of the log; only clicked articles are read.
 
     Returns:
         The metrics; empty if the articles have no categories, or the set is at a URL, from which

@@ -155,7 +155,7 @@ def encode_shared(
         model: A ``NewsEncoder`` or a ``Recommender``, the same on every rank.
         texts: As for ``encode_articles``.
         rows: int64[N] article rows.
-        ranks: This process among the others.
+        ranks: The current process among the others.
         how: As for ``encode_articles``; only rank 0 shows progress, of its own part.
 
     Returns:
@@ -197,7 +197,7 @@ def measure(
         model: A recommender, the same on every rank; only its user encoder runs.
         news_NE: float32[N, E] article vectors by row, the same on every rank.
         clicks: Clicks of the impression set.
-        ranks: This process among the others.
+        ranks: The current process among the others.
         rows: int64[n] impression rows; None takes all.
         groups: Groups of ``rows``, if known from an earlier call
             (:func:`trainer.evaluate.scoring.group_by_history`).
@@ -247,7 +247,7 @@ def score_all(
         model: As for :func:`measure`, like the following arguments.
         news_NE: float32[N, E].
         clicks: Clicks of the impression set.
-        ranks: This process among the others.
+        ranks: The current process among the others.
         history_length: How many most recent clicks are read.
         device: Device on which users are encoded and scored.
         progress: Whether rank 0 shows progress.

@@ -1,6 +1,6 @@
 """An exported model: a folder in Hugging Face layout with the settings of its texts.
 
-This project's classes open it; ``AutoModel`` opens only that of a language model
+This project's classes open the folder; ``AutoModel`` opens only a language model's
 (:mod:`trainer.export.formats` writes other folders).
 
 Next to ``config.json``, ``model.safetensors`` and the tokenizer's files there is ``tnr.json``: the

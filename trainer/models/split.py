@@ -190,8 +190,8 @@ class LayerSplit:
 def _embeddings(language_model: PreTrainedModel, layers: str) -> str | None:
     """Name the part of a language model that computes its layers' input from token ids.
 
-    It is the child that holds the table of input embeddings, without the layers; None if the table
-    is a child itself, because such a table is not called when its output is given.
+    The part is the child that holds the table of input embeddings, without the layers; None if the
+    table is a child itself, because such a table is not called when its output is given.
     """
     table = language_model.get_input_embeddings()
     for name, child in language_model.named_children():

@@ -46,7 +46,8 @@ def console_line(
 ) -> str:
     """Format the line of a record.
 
-    It has step, time left, losses, learning rates, gradient norm, speed, padding, waiting, memory.
+    The line has step, time left, losses, learning rates, gradient norm, speed, padding, waiting
+    and memory.
 
     Args:
         step: Step of the record.

@@ -16,7 +16,7 @@ def sampled_work(config: TrainConfig, data: TaskData, count: int = MICRO_BATCHES
 
     Args:
         config: The run.
-        data: Its data half.
+        data: Data half of the run's task.
         count: Largest number of micro-batches to lay out.
     """
     order, size = data.order, config.run.micro_batch

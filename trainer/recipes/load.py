@@ -135,11 +135,7 @@ def _read_layers(recipe: str, seen: tuple[str, ...] = ()) -> list[Layer]:
     path = Path(recipe) if is_yaml(recipe) else RECIPES / f"{recipe}.yaml"
     if not os.path.exists(path):  # noqa: PTH110  # False also if the name is too long
         near = difflib.get_close_matches(recipe, recipe_names(), n=1)
-        hint = (
-            f"; did you mean {near[0]}?"
-            if near
-            else (f"; expected one of {', '.join(recipe_names())}")
-        )
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(recipe_names())}"
         raise ConfigError(f"no recipe {recipe!r} ({path} is not a file){hint}")
     here = str(path.resolve())
     if here in seen:

@@ -282,7 +282,7 @@ class Filler:
                     raise
 
     def finish(self) -> None:
-        """Remove the working columns of every teacher whose cells are all there."""
+        """Remove the teacher's working columns once all its cells are there."""
         working = [one.working for one in self.signals if one.working is not None]
         if working and not any(self.writer(one).missing() for one in self.signals):
             for signal in working:
