@@ -27,8 +27,7 @@ class Part:
     """A part of the model with its own settings; imports no torch, as commands read it first."""
 
     fixed: ClassVar[tuple[str, ...]] = ()
-    """Settings that determine the shapes of weights; a run that starts from an export keeps them.
-    """
+    """Settings that determine weights' shapes; a run that starts from an export keeps them."""
 
 
 C = TypeVar("C")

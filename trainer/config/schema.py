@@ -251,10 +251,9 @@ class ValidationConfig:
     """Metric that chooses the best step (higher is better): the step's checkpoint stays, ``best``
     names it, and ``run.export`` exports it."""
     patience: Count | None = None
-    """End the run after this many validations in a row without an improvement; None never ends it.
-    """
+    """End the run after this many validations in a row without improvement; None never ends it."""
     min_delta: NotNegative = 0.0
-    """Smallest increase that counts as an improvement; affects only ``patience``."""
+    """How much an improvement must exceed the last one; affects only ``patience``."""
 
 
 class TextCount(NamedTuple):

@@ -105,7 +105,7 @@ def resampled_means(
         float64[R, K].
 
     Raises:
-        ValueError: There are fewer than one resample.
+        ValueError: ``resamples`` is below 1.
     """
     if resamples < 1:
         raise ValueError(f"{resamples} resamples; at least one is needed")
@@ -153,7 +153,7 @@ def sign_flip_test(
         float64[K], one p-value per column.
 
     Raises:
-        ValueError: There are fewer than one flip.
+        ValueError: ``flips`` is below 1.
     """
     if flips < 1:
         raise ValueError(f"{flips} flips; at least one is needed")

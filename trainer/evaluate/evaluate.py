@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 ROLES = ("teacher", "student", "plain", "baseline", "other")
-"""Roles of a model in a report; ``plain`` is a model finetuned on clicks alone, without teachers.
-"""
+"""Roles of a model in a report; ``plain`` is finetuned on clicks alone, without teachers."""
 
 
 @dataclass(frozen=True, kw_only=True)

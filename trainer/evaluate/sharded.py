@@ -116,8 +116,8 @@ def start_ranks() -> Iterator[Ranks]:
     """Join the processes that torchrun or ``accelerate launch`` started, if any.
 
     Yields:
-        This process among them. It leaves the process group at the end of the block, unless it was
-        in one before.
+        The current process among them. A process group that this function joined is left at the end
+        of the block.
 
     Raises:
         UsageError: The launcher's variables contradict each other.

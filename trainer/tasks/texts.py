@@ -97,9 +97,9 @@ class Texts(Batch):
         return len(self.parts[0].inputs if self.place is None else self.place)
 
     def with_empty_text(self, pad_id: int) -> "Texts":
-        """Append a text of padding that counts as tokens (the released code's empty title).
+        """Return the texts and one more, whose padding counts as tokens.
 
-        Only for texts in a single sub-batch.
+        This is the released code's empty title; only for texts in a single sub-batch.
         """
         ids, mask = self.parts[0].inputs, self.parts[0].mask
         ids = torch.cat([ids, torch.full_like(ids[:1], pad_id)])

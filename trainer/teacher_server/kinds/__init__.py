@@ -16,8 +16,7 @@ class Kind(NamedTuple):
     """A line of the registry."""
 
     stage: str
-    """Value of ``--stage`` for kinds that are filled together; empty for kinds that no stage fills.
-    """
+    """Value of ``--stage`` for kinds that are filled together; empty if no stage fills them."""
     about: str
     """Content of its columns, for ``--help``."""
     where: str
