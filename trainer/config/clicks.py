@@ -216,7 +216,7 @@ def _check_shared_titles(config: ClickConfig) -> None:
     if not config.model.pooling_mask and not config.data.pad_to_max:
         raise ConfigError(
             f"{wanted} without model.pooling_mask would change the vectors, which then depend on "
-            "the longest text beside them: set data.pad_to_max, or leave it at rank"
+            "the longest text next to them: set data.pad_to_max, or leave it at rank"
         )
 
 

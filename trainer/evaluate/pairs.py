@@ -78,7 +78,7 @@ class ClickLog:
         """
         if not self.impressions.manifest.labelled:
             raise DataError(
-                f"{self.impressions.path} has no labels, so it cannot be measured on; 'tnr "
+                f"{self.impressions.path} has no labels to measure on; 'tnr "
                 "predict' writes its prediction file"
             )
 

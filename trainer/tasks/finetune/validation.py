@@ -155,7 +155,7 @@ def open_validation(
     impressions = open_impressions(config, settings.clicks, sources.articles, "validation.clicks")
     if not impressions.manifest.labelled:
         raise DataError(
-            f"validation.clicks {impressions.path} has no labels, so it cannot be measured on; "
+            f"validation.clicks {impressions.path} has no labels to measure on; "
             "name a labelled log, such as MINDlarge_dev's"
         )
     clicks = ClickColumn.open(impressions, sources.articles.num_rows)
