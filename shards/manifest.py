@@ -23,7 +23,7 @@ from shards.files import (
     write_json_atomic,
 )
 from shards.layout import Layout
-from shards.set_kinds import check_kind, kind_named
+from shards.set_kinds import KINDS, check_kind, kind_named
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -185,10 +185,10 @@ def has_manifest(folder: Path) -> bool:
 
 
 def check_not_foreign(folder: Path) -> None:
-    """See that a build which may replace the set in ``folder`` deletes nobody's own tars.
+    """Refuse to replace a set whose shards a build does not know as its own.
 
     Raises:
-        DataError: If the set there was made of tars made elsewhere.
+        DataError: If the set there was made of tars made elsewhere, or is of an unknown kind.
     """
     if not has_manifest(folder):
         return
@@ -196,6 +196,12 @@ def check_not_foreign(folder: Path) -> None:
         values = read_json(folder / MANIFEST_NAME)
     except DamageError:
         return  # what cannot be read is just what a forced build is to replace
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if isinstance(kind, str) and kind not in KINDS:
+        raise DataError(
+            f"{folder} holds a set of kind {kind!r}, which is unknown (known are "
+            f"{', '.join(KINDS)}); choose another folder, or remove it"
+        )
     if isinstance(values, Mapping) and values.get("layout") is not None:
         raise DataError(
             f"{folder} holds tars made elsewhere, which a build would delete; choose another folder"

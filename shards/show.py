@@ -9,7 +9,7 @@ import numpy as np
 
 from shards.column_info import TOKENS
 from shards.columns import ColumnReader, list_columns
-from shards.errors import ColumnError, UsageError
+from shards.errors import ColumnError, DamageError, UsageError
 from shards.pretrained import load_backend
 from shards.reader import ShardSet
 from shards.text_fields import field_text
@@ -43,7 +43,17 @@ def find_row(shard_set: ShardSet, sample_id: str) -> int:
 def with_titles(
     sample: dict[str, Any], row_fields: Iterable[str], articles: ShardSet
 ) -> dict[str, Any]:
-    """A sample with titles in the place of the row numbers that some of its fields hold."""
+    """Return a sample with titles in the place of the row numbers that some of its fields hold.
+
+    Raises:
+        DamageError: A field names a row that the article set lacks.
+    """
+    for name in row_fields:
+        if wrong := [row for row in sample[name] if not 0 <= row < articles.num_rows]:
+            raise DamageError(
+                f"{name} names row {wrong[0]} of {articles.location}, which has "
+                f"{articles.num_rows} rows; build the set again"
+            )
     return sample | {
         name: [articles.sample(row)["title"] for row in sample[name]] for name in row_fields
     }

@@ -1,8 +1,10 @@
 """Poolings and user encoders: a new one is a class and a line of its registry."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,10 +21,13 @@ from trainer.evaluate.pairs import open_click_log
 from trainer.evaluate.scoring import score_impressions
 from trainer.evaluate.sharded import Ranks
 from trainer.export.folder import load_export
+from trainer.export.info import sealed
+from trainer.models.loading import load_model
 from trainer.models.poolings import POOLINGS, Pooling
 from trainer.models.user_encoders import USER_ENCODERS
 from trainer.models.user_encoders.base import UserEncoder
 from trainer.plan.sizes import bert_size, task_size
+from trainer.recipes.init import settings_of_export
 from trainer.recipes.load import from_settings, load_config
 from trainer.tasks.build import build
 from trainer.tasks.finetune.task import FinetuneConfig
@@ -154,6 +159,8 @@ NEEDED = ["--data.articles", "a", "--data.clicks", "c", "--run.dir", "r"]
          "model.user_encoder additive does not read model.decay_half, a setting of decayed"),
         (["--model.user_encoder", "decayed", "--model.user_heads", "2"],
          "model.user_encoder decayed does not read model.user_heads, a setting of nrms"),
+        (["--model.user_encoder", "decayed", "--model.user_last_k", "2"],
+         "model.user_encoder decayed does not read model.user_last_k, a setting of last_k_mean"),
         (["--model.user_encoder", "decayed", "--model.decay_half", "0"],
          "model.decay_half is 0.0; expected more than 0"),
         (["--model.user_encoder", "decayed", "--model.decay_half", "long"],
@@ -189,6 +196,129 @@ def test_the_help_lists_what_the_choice_brings(capsys: pytest.CaptureFixture[str
     assert "(default: decayed)" in chosen
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wide(FirstFew):
+    """A setting that the model section has too."""
+
+    news_dim: Count = 3
+
+
+def test_a_setting_of_two_classes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POOLINGS, "wide", f"{__name__}:Wide")
+    with pytest.raises(TypeError, match="news_dim is a setting of two classes"):
+        with_parts(FinetuneConfig, {"model.pooling": "wide"})
+
+
+class _Lost(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(3), persistent=False)
+
+
+class _ReadsItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = torch.tensor(0.5).item()
+
+
+_made: list[int] = []
+
+
+def _other_each_time() -> nn.Module:
+    _made.append(1)
+    return nn.Linear(16, 16 + len(_made))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong(Decayed):
+    """Makes the layer that a test asks for."""
+
+    asked: ClassVar = {"map": _Lost}
+
+    def layers(self, news_dim: int, query_dim: int) -> Mapping[str, nn.Module]:
+        return {name: make() for name, make in self.asked.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reserved(Decayed):
+    """A setting with a name that transformers' configurations have."""
+
+    num_labels: Count = 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"map": _Lost}, "model.user_encoder wrong: the buffer weight would be missing in an"),
+        ({"map": _ReadsItself}, "model.user_encoder wrong cannot be made on torch's meta device"),
+        ({"map": _other_each_time}, "model.user_encoder wrong makes other layers when it is made"),
+        ({"pad_doc": nn.Identity}, "user_encoder wrong: a layer cannot be called 'pad_doc'"),
+        ({"a.b": nn.Identity}, "user_encoder wrong: a layer cannot be called 'a.b'"),
+    ],
+)
+def test_layers_that_an_export_could_not_give_back_are_refused_before_training(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, asked: dict, said: str
+) -> None:
+    monkeypatch.setitem(USER_ENCODERS, "wrong", f"{__name__}:Wrong")
+    monkeypatch.setattr(Wrong, "asked", asked)
+    with pytest.raises(ModelError) as error:
+        build(world.config("finetune", model__user_encoder="wrong"))
+    assert said in str(error.value)
+
+
+def test_a_setting_that_a_configuration_has_already_is_refused(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(USER_ENCODERS, "reserved", f"{__name__}:Reserved")
+    with pytest.raises(ModelError, match="reserved has the setting num_labels, a name that"):
+        build(world.config("finetune", model__user_encoder="reserved"))
+
+
+def test_a_parameter_of_two_names_is_refused(world: TinyWorld, monkeypatch) -> None:
+    def tied(self: Decayed, news_dim: int, query_dim: int) -> Mapping[str, nn.Module]:
+        layer = nn.Linear(news_dim, news_dim, bias=False)
+        return {"again": layer, "map": layer}
+
+    monkeypatch.setattr(Decayed, "layers", tied)
+    with pytest.raises(ModelError, match=r"again\.weight and map\.weight are one parameter"):
+        build(world.config("finetune", **CHOSEN))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("no.such.module:X", "No module named 'no'"),
+        (f"{__name__}:Nothing", "no attribute 'Nothing'"),
+        (f"{__name__}:_Lost", "is not a dataclass that derives from Part"),
+        (__name__, "'broken'"),
+    ],
+)
+def test_a_broken_line_of_a_registry_is_named(
+    monkeypatch: pytest.MonkeyPatch, line: str, said: str
+) -> None:
+    monkeypatch.setitem(USER_ENCODERS, "broken", line)
+    all_settings.cache_clear()
+    with pytest.raises(ConfigError, match="the registry's line 'broken'") as error:
+        load_config("finetune", [*NEEDED, "--model.user_encoder", "broken"])
+    assert said in str(error.value)
+
+
+def test_a_fixed_setting_that_an_older_export_lacks_has_its_default(
+    world: TinyWorld, tmp_path: Path
+) -> None:
+    folder = Path(world.teacher("finetune", 7, **CHOSEN))
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    del written["news_encoder"]["few_tokens"]
+    path.write_text(json.dumps(written))
+    (folder / "tnr.json").write_text(
+        json.dumps(sealed(json.loads((folder / "tnr.json").read_text()), folder))
+    )
+    build(world.config("finetune", **CHOSEN | {"model__few_tokens": 2}, model__init=str(folder)))
+    with pytest.raises(ModelError, match=r"model\.few_tokens is 3, but .* was made with 2"):
+        build(world.config("finetune", **CHOSEN, model__init=str(folder)))
+
+
 def test_a_choice_of_one_run_is_not_one_of_the_next() -> None:
     with_parts(FinetuneConfig, {"model.user_encoder": "decayed"})
     assert not hasattr(with_parts(FinetuneConfig, {})().model, "decay_half")
@@ -203,6 +333,20 @@ def test_a_choice_of_one_run_is_not_one_of_the_next() -> None:
 def test_wrong_settings_of_a_part_are_named(settings: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_part(USER_ENCODERS, "decayed", settings)
+
+
+def test_older_exports_name_the_settings_of_every_user_encoder(world: TinyWorld) -> None:
+    folder = Path(world.teacher("finetune", 6))
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    assert not {"user_heads", "user_last_k"} & written.keys()
+    path.write_text(json.dumps(written | {"user_heads": 16, "user_last_k": 10}))
+    assert load_model(folder).config.user_encoder == "additive"
+    info = json.loads((folder / "tnr.json").read_text())
+    (folder / "tnr.json").write_text(json.dumps(sealed(info, folder)))
+    decided = settings_of_export(str(folder), reads_clicks=True)
+    assert decided["model.user_encoder"] == "additive"
+    assert not {"model.user_heads", "model.user_last_k"} & decided.keys()
 
 
 def test_an_export_of_a_part_that_nobody_registered_is_refused(

@@ -191,6 +191,16 @@ def test_a_sample_is_shown_with_titles(
     assert "is not the article set that" in told(capsys, *words, code=2)
 
 
+def test_a_row_that_the_article_set_lacks_is_not_shown(
+    news: ShardSet, baskets: ShardSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beyond = [SAMPLES[0] | {"items": [news.num_rows]}]
+    made = write(baskets.path, beyond, news, force=True)
+    assert main(["shards", "show", str(made.path), "0", "--articles", str(news.path)]) == 1
+    said = capsys.readouterr().err
+    assert f"items names row {news.num_rows} of {news.path}, which has {news.num_rows} rows" in said
+
+
 def test_the_end_of_a_build_says_what_the_kind_notes(
     baskets: ShardSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +225,17 @@ def test_a_kind_that_nobody_registered_is_refused(
         ShardSet.open(baskets.path)
     with pytest.raises(ValueError, match=said):
         ShardWriter(baskets.path.with_name("more"), "baskets")
+
+
+def test_a_build_does_not_replace_a_set_of_an_unknown_kind(
+    baskets: ShardSet, news: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(path.name for path in baskets.path.iterdir())
+    monkeypatch.delitem(set_kinds.KINDS, "baskets")
+    said = "holds a set of kind 'baskets', which is unknown"
+    with pytest.raises(DataError, match=said), ShardWriter(baskets.path, "articles", force=True):
+        pass
+    assert sorted(path.name for path in baskets.path.iterdir()) == before
 
 
 def test_kinds_are_registered_by_their_names_and_have_prefixes_of_their_own() -> None:

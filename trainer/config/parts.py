@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
@@ -27,7 +28,8 @@ class Part:
     """A part of the model with its own settings; imports no torch, as commands read it first."""
 
     fixed: ClassVar[tuple[str, ...]] = ()
-    """Settings that determine weights' shapes; a run that starts from an export keeps them."""
+    """Settings of the model section, the part's own or others, on which trained weights depend; a
+    run that starts from an export must keep them."""
 
 
 C = TypeVar("C")
@@ -37,12 +39,20 @@ def part_class(registry: Registry, name: str) -> type[Any]:
     """Return the class of a part.
 
     Raises:
-        ConfigError: The registry does not have the name.
+        ConfigError: The registry does not have the name, or its line is not a class of this kind.
     """
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ConfigError(f"{name!r} is unknown; known are {', '.join(registry)}")
     module, _, attribute = registry[name].partition(":")
-    cls: type[Part] = getattr(importlib.import_module(module), attribute)
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"the registry's line {name!r}: {registry[name]!r}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Part) and dataclasses.is_dataclass(cls)):
+        raise ConfigError(
+            f"the registry's line {name!r}: {registry[name]!r} is not a dataclass that derives "
+            "from Part"
+        )
     return cls
 
 
@@ -101,14 +111,14 @@ def with_parts(cls: type[C], settings: Mapping[str, Any]) -> type[C]:
     return made
 
 
-def settings_of_parts(cls: type) -> dict[str, tuple[str, str]]:
-    """Map each part's setting to its choice and its part's name, all by dotted name."""
-    found = {}
+def settings_of_parts(cls: type) -> dict[str, tuple[str, list[str]]]:
+    """Map each part's setting to its choice and its parts' names, all by dotted name."""
+    found: dict[str, tuple[str, list[str]]] = {}
     for key, registry, _ in _choices(cls):
         section = key.rpartition(".")[0]
         for name in registry:
             for field in dataclasses.fields(part_class(registry, name)):
-                found[f"{section}.{field.name}"] = (key, name)
+                found.setdefault(f"{section}.{field.name}", (key, []))[1].append(name)
     return found
 
 
@@ -130,6 +140,9 @@ def _with_parts(cls: Any, chosen: tuple[tuple[str, str, tuple[str, ...]], ...]) 
         bases.append(part_class(section.choices[choice], name))
     if not chosen:
         return cls
+    named = Counter(f.name for base in (*bases, section) for f in dataclasses.fields(base))
+    if twice := [name for name, count in named.items() if count > 1]:
+        raise TypeError(f"{twice[0]} is a setting of two classes of {bases}, {section}: rename one")
     frozen: dict[str, Any] = {"frozen": True, "kw_only": True}
     model: Any = dataclasses.make_dataclass(
         section.__name__, fields, bases=(*bases, section), **frozen

@@ -1,13 +1,15 @@
 """Models from a run's configuration: initial weights, kept layers, trained parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
+from shards.errors import first_line
 from trainer.config.bias import BIAS_KEY, settle_bias
 from trainer.config.clicks import ClickModelConfig
 from trainer.config.parts import part_of
@@ -27,6 +29,7 @@ from trainer.models.parameters import set_trainable
 from trainer.models.probe import check_padding
 from trainer.models.recommender import Recommender
 from trainer.models.user_encoders.base import UserEncoder
+from trainer.models.user_model import UserModel
 
 RANDOM = "random"
 _HIDDEN_DROPOUTS = (
@@ -112,8 +115,14 @@ def build_recommender(config: ClickModelConfig, *, vocab_size: int, pad_id: int)
         ),
         encoder,
     )
+    _check_part(
+        f"model.user_encoder {config.user_encoder}",
+        recommender.user_encoder,
+        lambda: UserModel(recommender.config),
+    )
     if isinstance(exported, Recommender):
-        _check_same(config, exported.config, ["user_encoder", *part.fixed])
+        _check_same(config, exported.config, ["user_encoder"])
+        _check_same(config, exported.config, part.fixed, exported.config.user_part)
         recommender.user_encoder.load_state_dict(exported.user_encoder.state_dict())
     return recommender
 
@@ -150,6 +159,12 @@ def _encoder_of_backbone(config: ModelConfig, vocab_size: int, pad_id: int) -> N
         language_model,
     )
     _complete(encoder.backbone, backbone)
+    width = language_model.config.hidden_size
+    _check_part(
+        f"model.pooling {config.pooling}",
+        encoder.pooling,
+        lambda: encoder.config.pooling_part.build(width, config.query_dim),
+    )
     return encoder
 
 
@@ -204,7 +219,8 @@ def _random_config(backbone: BackboneConfig, vocab_size: int, pad_id: int) -> Be
 def _adapt_exported(encoder: NewsEncoder, config: ModelConfig) -> None:
     """Apply the recipe to an exported encoder, as far as its weights allow."""
     _check_same(config, encoder.config, ["news_dim", "pooling"])
-    _check_same(config, encoder.config, part_of(config, "pooling").fixed)
+    part = encoder.config.pooling_part
+    _check_same(config, encoder.config, part.fixed, part)
     encoder.config.pooling_mask = config.pooling_mask
     _adapt_backbone(encoder, config)
 
@@ -249,9 +265,50 @@ def _override_dropout(lm_config: PreTrainedConfig, backbone: BackboneConfig) -> 
     return written
 
 
-def _check_same(config: ModelConfig, exported: Any, fields: Sequence[str]) -> None:
+def _check_part(choice: str, part: nn.Module, make: Callable[[], nn.Module]) -> None:
+    """Refuse a part that an export could not give back.
+
+    Args:
+        choice: The setting and its value, for messages.
+        part: The part with its weights.
+        make: Makes the part again.
+
+    Raises:
+        ModelError: The part cannot be exported, or cannot be made again like this.
+    """
+    for module in part.modules():
+        for name in module._non_persistent_buffers_set:
+            raise ModelError(
+                f"{choice}: the buffer {name} would be missing in an export; register it with "
+                "persistent=True"
+            )
+    names: dict[nn.Parameter, str] = {}
+    for name, parameter in part.named_parameters(remove_duplicate=False):
+        if (other := names.setdefault(parameter, name)) != name:
+            raise ModelError(
+                f"{choice}: {other} and {name} are one parameter, which no export can hold; name "
+                "its layer once, and use it where it is needed"
+            )
+    try:
+        with torch.device("meta"):
+            twin = make()
+    except Exception as error:  # layers may raise anything
+        raise ModelError(
+            f"{choice} cannot be made on torch's meta device, which loading an export does first: "
+            f"{first_line(error)}"
+        ) from error
+    shapes, again = ({k: v.shape for k, v in m.state_dict().items()} for m in (part, twin))
+    if shapes != again:
+        raise ModelError(f"{choice} makes other layers when it is made again: {shapes}, {again}")
+
+
+def _check_same(
+    config: ModelConfig, exported: Any, fields: Sequence[str], part: Any = None
+) -> None:
+    """Refuse settings that differ from the part's, or else from the export's."""
     for field in fields:
-        asked, found = getattr(config, field), getattr(exported, field)
+        asked = getattr(config, field)
+        found = getattr(part, field) if hasattr(part, field) else getattr(exported, field)
         if asked != found:
             raise ModelError(
                 f"model.{field} is {asked!r}, but {config.init}, from which the model starts, was "

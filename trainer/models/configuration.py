@@ -5,6 +5,7 @@ neither the network nor the folder from which the model was made.
 """
 
 import copy
+from dataclasses import fields
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -149,9 +150,16 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 def _part(config: PreTrainedConfig, choice: str, registry: Registry) -> Any:
     try:
-        return make_part(registry, getattr(config, choice), vars(config))
+        part = make_part(registry, getattr(config, choice), vars(config))
     except ConfigError as error:
         raise ModelError(f"{choice}: {error}") from error
+    for field in fields(part):
+        if hasattr(type(config), field.name):
+            raise ModelError(
+                f"{choice} {getattr(config, choice)} has the setting {field.name}, a name that "
+                f"{type(config).__name__} uses otherwise: rename the setting"
+            )
+    return part
 
 
 def _check_choice(field: str, value: str, known: tuple[str, ...]) -> None:

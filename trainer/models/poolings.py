@@ -1,4 +1,7 @@
-"""Poolings by name: how token states become one text vector; a new one is a class and a line."""
+"""Poolings by name: how token states become one text vector.
+
+A new pooling is a class, here or in its own file, and a line of the registry.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,9 @@ class Pooling(Part, ABC):
     @abstractmethod
     def build(self, width: int, query_dim: int) -> nn.Module:
         """Make the module ``(states_ULD, mask_UL | None) -> vectors_UD``, fp32 or wider.
+
+        At least one token of each row counts; None counts them all. What
+        :meth:`trainer.models.user_encoders.base.UserEncoder.layers` says of layers holds here too.
 
         Args:
             width: D, width of the states.

@@ -6,6 +6,7 @@ Shape legend: B users, H history slots, E news width.
 import torch
 from torch import Tensor, nn
 
+from trainer.errors import ModelError
 from trainer.models.configuration import RecommenderConfig
 
 
@@ -22,13 +23,21 @@ class UserModel(nn.Module):
     """
 
     def __init__(self, config: RecommenderConfig):
-        """Create the model from its configuration."""
+        """Create the model from its configuration.
+
+        Raises:
+            ModelError: A layer of the user encoder has a name that is already used.
+        """
         super().__init__()
         self.history_padding = config.history_padding
         width = config.news_dim
         self.pad_doc = nn.Parameter(torch.empty(width))
         self.encoder = config.user_part
         for name, layer in self.encoder.layers(width, config.query_dim).items():
+            if hasattr(self, name) or not name.isidentifier():
+                raise ModelError(
+                    f"user_encoder {config.user_encoder}: a layer cannot be called {name!r}"
+                )
             self.add_module(name, layer)
 
     def forward(

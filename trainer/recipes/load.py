@@ -385,9 +385,9 @@ def _check_apply(layers: Sequence[Layer], hints: Mapping[str, Any], task: Task[A
             reader = f"task {task.name}"
             others = [n for n in TASKS if key in settings_read(task_named(n).config)]
             if key in of_parts:
-                choice, part = of_parts[key]
+                choice, others = of_parts[key]
                 default = getattr(task.config().model, choice.rpartition(".")[2])
-                reader, others = f"{choice} {_typed(str, settings.get(choice, default))}", [part]
+                reader = f"{choice} {_typed(str, settings.get(choice, default))}"
             raise ConfigError(
                 f"{where}: {reader} does not read {key}, a setting of {' and '.join(others)}: "
                 "leave it out"

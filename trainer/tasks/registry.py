@@ -57,6 +57,7 @@ def all_settings() -> dict[str, Any]:
 def settings_read(config: type[TrainConfig]) -> dict[str, Any]:
     """Map every setting that a task may read, with any parts, to its type."""
     found = setting_types(with_parts(config, {}))
-    for choice, part in settings_of_parts(config).values():
-        found |= setting_types(with_parts(config, {choice: part}))
+    for choice, parts in settings_of_parts(config).values():
+        for part in parts:
+            found |= setting_types(with_parts(config, {choice: part}))
     return found

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class UserEncoder(Part, ABC):
     """How clicked articles become a user; its fields are settings of the model section.
 
-    Empty history slots are handled earlier (:class:`trainer.models.user_encoder.UserTower`): at
-    least one slot per user counts.
+    Empty history slots are handled earlier (:class:`trainer.models.user_model.UserModel`): at least
+    one slot per user counts.
     """
 
     def clicks_read(self, history_length: int) -> int:
@@ -42,6 +42,11 @@ class UserEncoder(Part, ABC):
     @abstractmethod
     def layers(self, news_dim: int, query_dim: int) -> Mapping[str, nn.Module]:
         """Make the layers, by their names in the export's weights.
+
+        Layers start with torch's own values, ``nn.Linear`` with those of the rest of the model; set
+        a raw ``nn.Parameter`` to its first value here. Layers are also made on torch's meta device
+        (for plans and exports), where a value cannot be read. Buffers must be persistent. A layer
+        has one name.
 
         Args:
             news_dim: E, width of news and user vectors.
