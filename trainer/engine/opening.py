@@ -93,7 +93,7 @@ def _begin(run: Run, data: TaskData, notes: Sequence[str], step: int) -> None:
 
 
 def _is_done(config: TrainConfig, state: Mapping[str, Any], steps: int) -> bool:
-    """Return whether a run reached its last step, or its patience, since not raised, ran out."""
+    """Return whether a run reached its last step, or ran out of patience."""
     if state.get("state") != "finished":
         return False
     patience = config.validates.patience if config.validates else None
