@@ -1,4 +1,4 @@
-"""Values that the loader makes and a model is given: tensors, nested and typed."""
+"""Batches from the loader to a model: nested, typed tensors."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Base of frozen dataclasses whose fields are tensors, further batches, tuples of these, or
-    None.
+    """Base of frozen dataclasses with fields of tensors, batches, tuples of these, or None.
 
-    DDP and ZeRO-3 hand such a value on to the task's forward as it is; the modules inside are given
-    its tensors.
+    DDP and ZeRO-3 pass such a value unchanged to the task's forward; the modules inside receive its
+    tensors.
     """
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device; a copy from pinned memory goes on in the background."""
+        """Return a copy on a device; a copy from pinned memory continues in the background."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same in memory that a GPU can copy from by itself."""
+        """Return a copy in pinned memory, from which a GPU can copy directly."""
         return self.map(lambda tensor: tensor.pin_memory())
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same with every tensor changed."""
+        """Return a copy with every tensor changed."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         parts = {field.name: _mapped(getattr(self, field.name), change) for field in fields}
         return dataclasses.replace(self, **parts)  # type: ignore[type-var]
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """A tensor over the same memory; over a copy where the array may not be written to."""
+    """Return a tensor over the array's memory, or a copy if read-only."""
     import torch
 
     return torch.from_numpy(array if array.flags.writeable else array.copy())

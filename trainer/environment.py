@@ -1,36 +1,37 @@
-"""What this project's processes set in their environment before torch is loaded. No torch.
+"""Environment variables that this project's processes set before torch is loaded.
 
-Libraries read these variables when they are loaded, so every process that is started calls
-:func:`prepare` first; processes that it starts inherit them. What the user has set stays.
+This module does not import torch.
+
+Libraries read these variables when they are loaded, so every started process calls :func:`prepare`
+first; its child processes inherit them. Variables set by the user stay.
 """
 
 import os
 from collections.abc import MutableMapping
 
 SPIN_COUNT = "3000"
-"""Turns that a thread of GNU's OpenMP, which torch ships on Linux, waits awake for its fellows
-before it sleeps.
+"""Number of turns that a thread of GNU's OpenMP, which torch ships on Linux, waits actively for
+other threads before it sleeps.
 
-By default a thread waits awake for milliseconds. Where another program computes, a fellow may be
-without a core meanwhile, and a step takes many times as long.
-``tests/benchmarks/contention.py`` measures what to choose.
-"""
+By default, a thread waits actively for milliseconds. If another program computes, a thread that is
+waited for may have no core meanwhile, and a step takes many times as long.
+``tests/benchmarks/contention.py`` measures which value to choose."""
 
 BLOCK_TIME = "0"
-"""Milliseconds of the same in the OpenMP of Intel and LLVM, which other builds of torch use."""
+"""The same in milliseconds, for the OpenMP of Intel and LLVM, which other builds of torch use."""
 
 KERNELS = "64"
-"""Compiled kernels that oneDNN keeps, one for every shape that it has seen. Its own 1,024 are
-gigabytes where every micro-batch has its own shape; a step needs a few dozen."""
+"""Number of compiled kernels that oneDNN keeps, one for every shape. Its default of 1,024 takes
+gigabytes if every micro-batch has its own shape; a step needs a few dozen."""
 
 
 def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what torch's libraries read when they are loaded, unless the user has set it.
+    """Set the variables that torch's libraries read, unless the user has set them.
 
     Args:
-        environment: Of this process, or of one that is to be started.
+        environment: Environment of this process, or of a process to be started.
     """
     environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
-    if "OMP_WAIT_POLICY" not in environment:  # the user's word on how all of them wait
+    if "OMP_WAIT_POLICY" not in environment:  # set by the user for all of them
         environment.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         environment.setdefault("KMP_BLOCKTIME", BLOCK_TIME)

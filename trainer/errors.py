@@ -1,7 +1,7 @@
-"""The project's errors in one place: those of :mod:`shards` and those that only the trainer raises.
+"""Errors of the project: those of :mod:`shards`, and those that only the trainer raises.
 
-Exit codes of every command: 0 done, 1 failed, 2 usage, 75 stopped with a checkpoint and wants to be
-requeued (``EX_TEMPFAIL`` of sysexits.h).
+Exit codes of every command: 0 done, 1 failed, 2 usage, 75 stopped with a checkpoint, to be requeued
+(``EX_TEMPFAIL`` of sysexits.h).
 """
 
 from shards.errors import ColumnError, DamageError, DataError, TinyNewsRecError, UsageError
@@ -17,7 +17,7 @@ class ConfigError(UsageError):
 
 
 class ModelError(TinyNewsRecError):
-    """A model, a tokenizer or a backbone cannot be loaded or does not fit what it is used with."""
+    """A model, tokenizer or backbone cannot be loaded or does not match its use."""
 
 
 class CheckpointError(TinyNewsRecError):
@@ -25,11 +25,11 @@ class CheckpointError(TinyNewsRecError):
 
 
 class TrainingError(TinyNewsRecError):
-    """Training cannot go on: a value that is not finite, a rank that stopped answering."""
+    """Training cannot continue: a value is not finite, or a rank does not answer."""
 
 
 class StopForRequeue(TinyNewsRecError):
-    """Training was asked to stop, has checkpointed, and wants to be started again."""
+    """Training was asked to stop, has saved a checkpoint, and can be started again."""
 
     exit_code = EXIT_REQUEUE
 

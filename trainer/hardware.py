@@ -1,6 +1,8 @@
-"""Devices by name, and the precisions that they only emulate. No torch at import.
+"""Devices by name, and the precisions that they only emulate.
 
-Training, filling, encoding, evaluation, ``--dry-run`` and ``tnr preflight`` ask :func:`emulated`.
+This module imports torch only when needed.
+
+Training, filling, encoding, evaluation, ``--dry-run`` and ``tnr preflight`` call :func:`emulated`.
 """
 
 from __future__ import annotations
@@ -18,41 +20,41 @@ from trainer.errors import ConfigError, UsageError
 _CPUINFO = Path("/proc/cpuinfo")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
 DEVICES = "auto, cpu, cuda or a GPU by its number, such as cuda:1"
-"""What names a device."""
+"""Names of devices, for messages."""
 
 CPU_FLAGS = {
     "bf16": frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"}),
     "fp16": frozenset({"amx_fp16", "avx512_fp16", "asimdhp"}),
 }
-"""What Linux lists of a CPU (x86, Arm) that computes in a precision."""
+"""Flags by which Linux lists a CPU's (x86, Arm) hardware for a precision."""
 
 CPU_FACTORS = ("8 to 17", "5 or more")
-"""How many times slower than fp32 a CPU that has none of them trains, and encodes: measured with
+"""How many times slower than fp32 a CPU without such hardware trains, and encodes: measured with
 AVX2 alone, bf16 at 8 to 17 and 5.4, fp16 at 10.6 and 5.2."""
 
 GPU_FACTORS = ("2 to 4", "2 to 4")
-"""The same of a GPU; an estimate."""
+"""The same for a GPU; an estimate."""
 
 GPU_CAPABILITY = {"bf16": 8, "fp16": 6}
-"""Compute capability from which on a GPU computes in a precision."""
+"""Lowest compute capability of a GPU that computes in a precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Emulation:
-    """A precision that a device has no instructions for."""
+    """A precision for which a device has no instructions."""
 
     precision: str
     device: str
-    """``CPU`` or ``GPU``."""
+    """Kind of device: ``CPU`` or ``GPU``."""
     factors: tuple[str, str]
-    """How many times slower than ``instead`` training and encoding are expected to be."""
+    """Expected slowdown against ``instead`` of training and encoding."""
     instead: str
 
     def line(self, setting: str) -> str:
-        """One line for people.
+        """Format one line for people.
 
         Args:
-            setting: What chose the precision.
+            setting: Setting that chose the precision.
         """
         training, encoding = self.factors
         return (
@@ -63,14 +65,14 @@ class Emulation:
 
 
 def emulated(precision: str, device: str) -> Emulation | None:
-    """What is known of a precision that a device only emulates.
+    """Describe a precision that a device only emulates.
 
     Args:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         device: ``cpu``, ``cuda``, ``cuda:1`` ...
 
     Returns:
-        None where the hardware computes in it.
+        The description; None if the hardware computes in the precision.
     """
     if precision not in CPU_FLAGS:
         return None
@@ -89,13 +91,13 @@ def emulated(precision: str, device: str) -> Emulation | None:
 def warn_if_emulated(
     precision: str, device: str, setting: str, say: Callable[[str], None] | None = None
 ) -> None:
-    """Say on rank 0 that a precision is only emulated.
+    """Warn on rank 0 if a precision is only emulated.
 
     Args:
         precision: As in :func:`emulated`.
         device: As in :func:`emulated`.
-        setting: What chose the precision.
-        say: Takes the line; None prints it to standard error, unless it was said before.
+        setting: Setting that chose the precision.
+        say: Receives the line; None prints it to standard error, once.
     """
     found = emulated(precision, device)
     if found is None or (found in _said and say is None) or os.environ.get("RANK", "0") != "0":
@@ -112,7 +114,7 @@ _said: set[Emulation] = set()
 
 
 def is_device(name: str) -> bool:
-    """Say whether a text names a device; whether this machine has that device is not asked."""
+    """Return whether a text is a device name; the device need not exist here."""
     return _DEVICE.fullmatch(name) is not None
 
 
@@ -120,12 +122,12 @@ def pick_device(asked: str, local_rank: int = 0) -> str:
     """Return the device of a process.
 
     Args:
-        asked: ``cpu``, ``cuda``, ``cuda:1`` ..., or ``auto``: a GPU for each process, numbered as
-            Accelerate numbers them, or ``cpu`` where there are none.
-        local_rank: The process among those of this machine.
+        asked: ``cpu``, ``cuda``, ``cuda:1`` ..., or ``auto``: one GPU per process, numbered as in
+            Accelerate, or ``cpu`` without GPUs.
+        local_rank: Rank among the processes of this machine.
 
     Raises:
-        UsageError: ``asked`` names no device, or none that this process sees.
+        UsageError: ``asked`` is not a device name, or this process does not see the device.
     """
     import torch
 
@@ -136,12 +138,12 @@ def pick_device(asked: str, local_rank: int = 0) -> str:
         return f"cuda:{local_rank % gpus}" if gpus else "cpu"
     if asked != "cpu" and int(asked.partition(":")[2] or 0) >= gpus:
         seen = f"{gpus} GPUs, numbered from 0" if gpus else "no GPU"
-        raise UsageError(f"--device {asked}: this process sees {seen}; take auto")
+        raise UsageError(f"--device {asked}: this process sees {seen}; use auto")
     return asked
 
 
 def training_device() -> str:
-    """``cuda`` where torch sees a GPU, else ``cpu``; says nothing of which GPU."""
+    """Return ``cuda`` if torch sees a GPU, else ``cpu``."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -151,25 +153,25 @@ def check_preset(preset: str | None, run: RunConfig) -> None:
     """Refuse the preset ``cpu_bf16`` on a CPU that only emulates bf16.
 
     Args:
-        preset: The run's, None without one.
-        run: ``precision``, and ``allow_emulated``, which forces it.
+        preset: Preset of the run; None without one.
+        run: Section with ``precision``, and ``allow_emulated``, which forces the preset.
 
     Raises:
-        ConfigError: Naming the factor and both ways out.
+        ConfigError: The CPU only emulates bf16; names the factor and both remedies.
     """
     if preset != "cpu_bf16" or run.allow_emulated or training_device() != "cpu":
         return
     found = emulated(run.precision, "cpu")
     if found is not None:
         raise ConfigError(
-            f"preset cpu_bf16 is for CPUs with instructions for bf16; this one only emulates "
-            f"{found.precision}, {found.factors[0]} times slower than fp32: take preset cpu, or "
+            "preset cpu_bf16 is for CPUs with instructions for bf16; this one only emulates "
+            f"{found.precision}, {found.factors[0]} times slower than fp32: use preset cpu, or "
             "force it with --run.allow_emulated true"
         )
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the CPU can do, as Linux lists it; nothing where that cannot be read."""
+    """Return the CPU's features as Linux lists them; empty if unreadable."""
     try:
         text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,15 +1,15 @@
 """Ctrl-C and SIGTERM: one line and exit code 130 or 143, never a traceback.
 
-``trainer.cli.main`` imports this before anything else. While the command line is read, and inside
-any import, there is nothing to clean up, and an exception might be taken for a missing package or
-be lost in a callback: the process ends at once. Elsewhere in a running command a signal is Python's
-``KeyboardInterrupt``, so that what the command holds is given back. Commands that have a better
-answer to SIGTERM, as training has, give their own.
+``trainer.cli.main`` imports this first. While the command line is read, and inside any import,
+there is nothing to clean up, and an exception might be taken for a missing package or be lost in a
+callback, so the process ends at once. Elsewhere in a running command, a signal raises Python's
+``KeyboardInterrupt``, so that the command releases what it holds. Commands that handle SIGTERM
+better, as training does, install their own handler.
 """
 
 from __future__ import annotations
 
-import _signal  # what signal is made of: that module's enumerations take longer than the rest here
+import _signal  # the base of signal, whose enumerations take longer to import than the rest
 import os
 import sys
 
@@ -22,28 +22,28 @@ _received: int = _signal.SIGINT
 
 
 def watch(signum: int = _signal.SIGINT) -> None:
-    """Answer the signal from now on, as the process of a command."""
+    """Handle the signal from now on, as a command's process."""
     _signal.signal(signum, _handle)
 
 
 def set_running(is_running: bool) -> None:
-    """Say whether the command itself runs, after its words were read and before its end."""
+    """Set whether the command itself runs, between parsing and its end."""
     global _is_running
     _is_running = is_running
 
 
 def line() -> str:
-    """What is said of the signal that came."""
+    """Return the line about the received signal."""
     return "tnr: interrupted" + (" by SIGTERM" if _received == _signal.SIGTERM else "")
 
 
 def exit_code() -> int:
-    """What the command ends with after the signal that came."""
+    """Return the exit code for the received signal."""
     return 128 + _received
 
 
 def end() -> None:
-    """Say so, and leave at once."""
+    """Print the line and end at once."""
     try:
         os.write(2, f"{line()}\n".encode())
     finally:
@@ -67,9 +67,9 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _is_command() -> bool:
-    """Whether this process is one of the project's commands, not a test or a library's user."""
+    """Return whether this process is one of the project's commands."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    name = sys.argv[0] if spec is None else spec.name  # no pathlib: importing it takes a while
+    name = sys.argv[0] if spec is None else spec.name  # no pathlib, whose import is slow
     return name.rpartition("/")[2] in ("tnr", "trainer.cli.main", "launchers.ranks")
 
 

@@ -76,7 +76,7 @@ def passed_over(run: Path, whole: Path, capsys) -> str:
     said = capsys.readouterr().out
     assert "step 5 to 20" in said
     assert weights(run / "export") == weights(whole / "export")
-    (line,) = [line for line in said.splitlines() if "checkpoint passed over" in line]
+    (line,) = [line for line in said.splitlines() if "checkpoint skipped" in line]
     return line
 
 
@@ -119,7 +119,7 @@ def test_a6_a_binding_that_was_edited_is_named(run, whole, capsys, bound) -> Non
 def test_a6_a_whole_checkpoint_of_another_step_is_named(run, whole, capsys) -> None:
     shutil.rmtree(step(run, 10))
     shutil.copytree(step(run, 5), step(run, 10))
-    assert "state.json is not its own" in passed_over(run, whole, capsys)
+    assert "state.json belongs to another checkpoint" in passed_over(run, whole, capsys)
 
 
 @pytest.mark.parametrize("name", [MODEL, OPTIMIZER])

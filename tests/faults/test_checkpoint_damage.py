@@ -62,7 +62,7 @@ def test_a6_damaged_newest_is_passed_over_loudly_for_the_one_before(
     damage(newest / name)
     train(run)
     said = capsys.readouterr().out
-    assert "WARNING: checkpoint passed over" in said
+    assert "WARNING: checkpoint skipped" in said
     assert str(newest) in said
     assert "step 5 to 20" in said
     assert metrics(run) == metrics(whole)
@@ -84,7 +84,7 @@ def test_a7_checkpoints_that_are_gone_stop_the_run(run, how):
         shutil.rmtree(run / "checkpoints" / step)
     if how == "everything":
         shutil.rmtree(run / "checkpoints")
-    with pytest.raises(CheckpointError, match=r"put it back|are gone"):
+    with pytest.raises(CheckpointError, match=r"put it back|are missing"):
         train(run)
 
 

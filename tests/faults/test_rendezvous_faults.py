@@ -83,7 +83,7 @@ def test_f3_another_node_of_the_same_attempt_may_be_quicker_on_the_same_machine(
         assert holder(port) == other.pid
         check_endpoint(options, job)
         for change in ({"SLURM_RESTART_COUNT": "2"}, {"SLURM_JOB_ID": "8"}):
-            with pytest.raises(TrainingError, match=f"taken by process {other.pid}, maybe left"):
+            with pytest.raises(TrainingError, match=f"taken by process {other.pid}, perhaps left"):
                 check_endpoint(options, job | change)
     finally:
         other.kill()

@@ -143,7 +143,7 @@ def test_e1_e2_two_tasks_on_the_same_cells_one_of_them_killed(world, teacher, ca
         assert other.wait(120) == 0
     assert main(words) == 0
     assert main(["teachers", "verify", *words[2:]]) == 0
-    assert "bytes good" in capsys.readouterr().out
+    assert "bytes intact" in capsys.readouterr().out
     assert train(world, teacher) == 0
 
 

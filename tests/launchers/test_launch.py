@@ -43,7 +43,7 @@ def test_a_preset_is_checked_and_passed_on(words: list[str], capsys):
         (["--name=-a"], [], "--name is '-a'"),
         ([], ["--run.deepspeed", "zero9"], "run.deepspeed is 'zero9'"),
         ([], ["--run.max_steps", "100"], "or run.copies.rule none for a trial"),
-        ([], ["--nodes", "2"], "--nodes stands after the recipe"),
+        ([], ["--nodes", "2"], "--nodes comes after the recipe"),
         ([], ["--run.max_stepz", "2"], "max_stepz"),
         ([], ["--preset"], "unknown preset ''"),
         (["--cluster", "nowhere.yaml"], [], "nowhere.yaml does not exist"),

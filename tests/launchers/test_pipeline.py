@@ -407,7 +407,7 @@ def test_print_shows_the_steps_and_runs_nothing(config_file: Path, capsys):
             {"evaluate": {"options": {"batch-tokens": "many"}}},
             "argument --batch-tokens: 'many' is not a whole number",
         ),
-        ({"evaluate": {"options": {"help": True}}}, "--help is not a step"),
+        ({"evaluate": {"options": {"help": True}}}, "--help cannot be a step"),
         (
             {"evaluate": {"options": {"name": "same"}}},
             "--name of step evaluate-teacher-1 is set by the pipeline itself; remove name",

@@ -126,10 +126,10 @@ def test_a_control_character_is_refused_in_one_line(place: str, letter: str):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--run.dir", "a\n#SBATCH --uid=0"], "it holds a line break"),
-        (["--run.dir", "r", "--model.backbone.name", "b\nrm x"], "it holds a line break"),
+        (["--run.dir", "a\n#SBATCH --uid=0"], "which holds a line break"),
+        (["--run.dir", "r", "--model.backbone.name", "b\nrm x"], "which holds a line break"),
         (["--run.dir", "a\\b"], "Slurm drops"),
-        (["--run.dir", "r", "--run.seed", "1\r"], "it holds a line break"),
+        (["--run.dir", "r", "--run.seed", "1\r"], "which holds a line break"),
     ],
 )
 def test_the_command_line_takes_no_line_break(words: list[str], said: str, capsys):
@@ -141,7 +141,10 @@ def test_the_command_line_takes_no_line_break(words: list[str], said: str, capsy
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ('run: "a\\nb"\ndata: {synthesize: {}}\n', "line 1: a value is 'a\\nb'; it holds a line"),
+        (
+            'run: "a\\nb"\ndata: {synthesize: {}}\n',
+            "line 1: a value is 'a\\nb', which holds a line",
+        ),
         ('run: r\ndata: {synthesize: {"a\\nb": 1}}\n', "line 2: a value is"),
         ('run: r\ndata: {synthesize: {}}\ncluster: {setup: ["a\\nb"]}\n', "line 3: a value is"),
         ("run: r\ndata: {synthesize: {}}\ncluster: {env: {é: x}}\n", "not the name of a variable"),

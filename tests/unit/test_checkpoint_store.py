@@ -112,7 +112,7 @@ def test_newest_that_is_gone_is_said(store, warnings):
     save(store, 5)
     (store.folder / "latest").write_text("step_00000010\n")
     assert store.find().step == 5
-    assert "step_00000010, which is gone" in warnings[0]
+    assert "step_00000010, which is missing; continuing from" in warnings[0]
 
 
 def test_all_gone_is_an_error_not_a_fresh_start(store):
@@ -124,7 +124,9 @@ def test_all_gone_is_an_error_not_a_fresh_start(store):
 
 def test_a_state_of_another_step_is_not_its_own(store):
     save(store, 5).rename(store.path(7))
-    with pytest.raises(CheckpointError, match=r"step_00000007 is .*state\.json is not its own"):
+    with pytest.raises(
+        CheckpointError, match=r"step_00000007 is .*state\.json belongs to another checkpoint"
+    ):
         store.verify(7)
 
 
@@ -133,7 +135,7 @@ def test_a_state_that_the_manifest_does_not_list_is_not_its_own(store):
     files = read_json(manifest)["files"]
     del files["state.json"]
     manifest.write_text(json.dumps({"format": 1, "files": files}))
-    with pytest.raises(CheckpointError, match=r"state\.json is not its own"):
+    with pytest.raises(CheckpointError, match=r"state\.json belongs to another checkpoint"):
         store.verify(5)
 
 

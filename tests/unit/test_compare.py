@@ -142,11 +142,13 @@ def test_against_compares_all_others_with_one(files: list[str], tmp_path: Path, 
     assert "ours minus theirs" in said
     assert "third minus theirs" in said
     assert "These are 2 comparisons" in said
-    with pytest.raises(UsageError, match="no evaluation is named 'none'; there is ours, theirs"):
+    with pytest.raises(
+        UsageError, match="no evaluation is named 'none'; expected one of ours, theirs"
+    ):
         command([*files, "--against", "none"])
-    with pytest.raises(UsageError, match="nothing to compare with third"):
+    with pytest.raises(UsageError, match="third is the only evaluation"):
         command([third, "--against", "third"])
-    with pytest.raises(UsageError, match=r"are of 3 \(ours, theirs, third\); for more, --against"):
+    with pytest.raises(UsageError, match=r"are of 3 \(ours, theirs, third\); with more, --against"):
         command([*files, third, "--compare"])
     for words in (["--compare", "--resamples", "0"], ["--resamples", "-1"]):
         with pytest.raises(UsageError, match="--resamples is"):
@@ -203,9 +205,9 @@ def test_one_user_is_no_sample_of_users(tmp_path: Path, capsys):
     ]
     assert command(paths) == 0
     said = capsys.readouterr()
-    assert "all impressions are of one user" in said.err
+    assert "all impressions belong to one user" in said.err
     assert "interval" not in said.out
-    with pytest.raises(DataError, match="are of one user"):
+    with pytest.raises(DataError, match="belong to one user"):
         command([*paths, "--compare"])
 
 
@@ -249,7 +251,7 @@ def test_a_file_that_is_not_the_records_is_refused(files: list[str]):
         with pytest.raises(error, match=match):
             of_record(good, path)
 
-    refused(DataError, "is of click log e", clicks | {"clicks": "e" * 64})
+    refused(DataError, "belongs to click log e", clicks | {"clicks": "e" * 64})
     refused(DataError, "format '2', expected '1'", clicks | {"format": "2"})
     refused(DamageError, "has a mean auc of", clicks, auc=tensors["auc"] + 1e-6)
     refused(DamageError, "has no mrr, user", clicks, mrr=None, user=None)
@@ -260,11 +262,11 @@ def test_a_file_that_is_not_the_records_is_refused(files: list[str]):
         row=tensors["row"].astype(np.int32),
     )
     refused(DamageError, r"auc is float64\[199\]", clicks, auc=tensors["auc"][1:].copy())
-    refused(DamageError, "rows do not ascend", clicks, row=tensors["row"][::-1].copy())
+    refused(DamageError, "rows are not ascending", clicks, row=tensors["row"][::-1].copy())
     refused(DamageError, "ndcg5 is not finite", clicks, ndcg5=tensors["ndcg5"] * np.nan)
     refused(
         DataError,
-        "holds no impressions",
+        "has no impressions",
         clicks,
         **{key: value[:0] for key, value in tensors.items()},
     )

@@ -121,10 +121,13 @@ def test_what_deepspeed_refuses_is_one_line_that_names_the_file(tmp_path, conten
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"zero_optimizatoin": {"stage": 3}}', "knows no 'zero_optimizatoin'; did you mean zero_"),
-        ('{"fooo": 1}', "DeepSpeed knows no 'fooo'; remove it"),
-        ('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 3}}', "comes twice"),
-        ('{"zero_optimization": {"stage": 2, "stage": 0}}', "the key 'stage' comes twice"),
+        (
+            '{"zero_optimizatoin": {"stage": 3}}',
+            "does not know 'zero_optimizatoin'; did you mean zero_",
+        ),
+        ('{"fooo": 1}', "DeepSpeed does not know 'fooo'; remove it"),
+        ('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 3}}', "is set twice"),
+        ('{"zero_optimization": {"stage": 2, "stage": 0}}', "the key 'stage' is set twice"),
     ],
 )
 def test_keys_that_deepspeed_passes_over_are_refused(tmp_path, text, said):

@@ -124,5 +124,5 @@ def test_rank_leaves_without_teardown_and_with_its_exit_code(tmp_path, in_group)
 
 def test_compiled_layers_are_refused_with_zero3(tmp_path):
     config = config_of(tmp_path, run__compile=True, run__deepspeed="zero3")
-    with pytest.raises(ConfigError, match=r"run\.compile does not go with ZeRO-3"), start(config):
+    with pytest.raises(ConfigError, match=r"run\.compile does not work with ZeRO-3"), start(config):
         pass

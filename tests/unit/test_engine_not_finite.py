@@ -82,7 +82,7 @@ def test_an_overflow_of_fp16_is_no_fault_but_a_loss_that_is_not_finite_is():
     at_the_floor = StepResult(float("inf"), is_applied=False, loss_scale=None)
     with pytest.raises(TrainingError, match="gradient is not finite in step 1"):
         goes_back(None, at_the_floor)
-    with pytest.raises(TrainingError, match="and yet the weights were updated"):
+    with pytest.raises(TrainingError, match="but the weights were updated"):
         goes_back(0, StepResult(1.0, is_applied=True))
 
 
@@ -169,7 +169,7 @@ def test_reload_trains_as_if_the_batch_had_never_been_there(tmp_path, capsys, ba
     drifting = {"make_task": Drifting}
     train(tmp_path / "run", data=poisoned(bad), run__not_finite="reload", **drifting)
     said = capsys.readouterr().out
-    assert f"not finite in step {bad} on rank 0; going back, without this batch (1 of" in said
+    assert f"not finite in step {bad} on rank 0; rolling back, without this batch (1 of" in said
     train(tmp_path / "without", data=Without(bad), **drifting)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "without")
     assert weights(tmp_path / "run" / "export") == weights(tmp_path / "without" / "export")
@@ -206,7 +206,7 @@ def test_budget_that_is_used_up_ends_the_run_naming_the_steps(tmp_path, policy):
 
 
 def test_stopping_names_the_way_out(tmp_path):
-    with pytest.raises(TrainingError, match=r"or let run\.not_finite leave such steps out"):
+    with pytest.raises(TrainingError, match=r"or set run\.not_finite to skip or reload"):
         train(tmp_path / "run", data=poisoned(3))
     train_until_crash(tmp_path / "other", 6)
     assert state(tmp_path / "other")["step"] == 5

@@ -103,5 +103,5 @@ def test_metric_that_is_never_logged_ends_the_run_at_once_naming_those_that_are(
 
 
 def test_interval_that_no_checkpoint_meets_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"keep_every 12 is not a multiple .* 5.*; take 15"):
+    with pytest.raises(ConfigError, match=r"keep_every 12 is not a multiple .* 5.*: take 15"):
         validate(from_settings(settings(tmp_path, run__keep_every=12), where="test"))

@@ -106,7 +106,7 @@ def test_finished_run_is_no_other_run(tmp_path):
             train(run, data=OtherData(seed=3), run__max_steps=7)
         with pytest.raises(ConfigError, match=r"copies of steps \[2\], but the run is past them"):
             train(run, run__max_steps=7, **copies)
-        with pytest.raises(ConfigError, match="steps behind it"):
+        with pytest.raises(ConfigError, match=r"the run has done [57] steps"):
             train(run, run__max_steps=4)
         (run / "checkpoints" / "step_00000007" / "state.json").write_text(newest)
     train(run, run__max_steps=7)
@@ -123,7 +123,7 @@ def test_finished_run_is_extended_by_more_steps(tmp_path):
 
 def test_fewer_steps_than_are_done_are_refused(tmp_path):
     train_until_crash(tmp_path / "run", 13)
-    with pytest.raises(ConfigError, match="10 steps behind it"):
+    with pytest.raises(ConfigError, match="the run has done 10 steps"):
         train(tmp_path / "run", run__max_steps=7)
 
 

@@ -88,4 +88,4 @@ def test_an_empty_path_is_not_the_working_directory(words: list[str], option: st
         main(words)
     said = capsys.readouterr().err
     assert end.value.code == 2 and len(said.splitlines()) == 1
-    assert f"tnr: error: argument {option}: expected a value, and this one is empty; see" in said
+    assert f"tnr: error: argument {option}: expected a value, found an empty one; see" in said

@@ -351,7 +351,7 @@ def test_command_writes_the_record(world: TinyWorld, recommender: str, tmp_path:
     assert record["role"] == "student"
     assert record["train_period"] == ["2019-11-12", "2019-11-14"]
     assert f"{record['metrics']['mrr']:.4f}" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="and not both"):
+    with pytest.raises(UsageError, match="or --baseline, not both"):
         command([recommender, "--baseline", "random", *sets])
-    with pytest.raises(UsageError, match="and not both"):
+    with pytest.raises(UsageError, match="or --baseline, not both"):
         command(sets)

@@ -279,12 +279,12 @@ def test_a_state_beyond_float16_is_refused_by_row(world: TinyWorld) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model__trainable_layers": None}, "model.trainable_layers is none"),
-        ({"model__trainable_layers": 3}, "leaves none of the backbone's 3 layers frozen"),
-        ({"model__backbone__layers": (0,)}, "leaves none of the backbone's 1 layers frozen"),
-        ({"data__pad_to_max": True}, "data.pad_to_max true lets padding"),
-        ({"model__pooling_mask": False}, "model.pooling_mask false lets padding"),
-        ({"model__history_padding": "learned"}, "model.history_padding learned lets padding"),
+        ({"model__trainable_layers": None}, "model.trainable_layers is not set, so every layer"),
+        ({"model__trainable_layers": 3}, "freezes none of the backbone's 3 layers"),
+        ({"model__backbone__layers": (0,)}, "freezes none of the backbone's 1 layers"),
+        ({"data__pad_to_max": True}, "data.pad_to_max true causes padding"),
+        ({"model__pooling_mask": False}, "model.pooling_mask false causes padding"),
+        ({"model__history_padding": "learned"}, "model.history_padding learned causes padding"),
     ],
 )
 def test_settings_that_contradict_it_are_named(
@@ -296,7 +296,7 @@ def test_settings_that_contradict_it_are_named(
 
 def test_slots_that_the_distillation_pads_are_not_stored(world: TinyWorld) -> None:
     padded = SETTINGS | {"loss__padded_slots": True, "teachers__models": ["t"]}
-    with pytest.raises(ConfigError, match=r"loss\.padded_slots true lets padding"):
+    with pytest.raises(ConfigError, match=r"loss\.padded_slots true causes padding"):
         validate(world.config("finetune_distill", **padded))
 
 
@@ -304,7 +304,7 @@ def test_it_is_for_click_tasks_and_for_layers_that_are_there(world: TinyWorld) -
     with pytest.raises(ConfigError, match=r"task post_train does not read model\.frozen_states"):
         world.config("post_train", **SETTINGS | {"model__frozen_states": "float16"})
     teacher = world.teacher("finetune", 1)
-    with pytest.raises(ConfigError, match="leaves none of the backbone's 2 layers frozen"):
+    with pytest.raises(ConfigError, match="freezes none of the backbone's 2 layers"):
         built(world, model__init=teacher, model__trainable_layers=2)
 
 

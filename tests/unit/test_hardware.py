@@ -100,14 +100,14 @@ def test_a_wrong_device_is_refused_before_anything_is_opened(
     for device in ("cuda", "cuda:99"):
         assert main([*words, "--device", device]) == 2
         assert capsys.readouterr().err == (
-            f"tnr: error: --device {device}: this process sees no GPU; take auto\n"
+            f"tnr: error: --device {device}: this process sees no GPU; use auto\n"
         )
     for device in ("foo", "cuda:", "cuda:-1", "meta"):
         with pytest.raises(SystemExit) as stop:
             main([*words, "--device", device])
         assert stop.value.code == 2
         said = capsys.readouterr().err
-        assert f"argument --device: {device!r} is no device; expected auto, cpu" in said
+        assert f"argument --device: {device!r} is not a device; expected auto, cpu" in said
         assert said.count("\n") == 1
 
 
@@ -141,7 +141,7 @@ def test_the_preset_for_bf16_is_refused_unless_forced(
     assert main(words) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "take preset cpu, or force it with --run.allow_emulated true" in said
+    assert "use preset cpu, or force it with --run.allow_emulated true" in said
     assert main([*words, "--run.allow_emulated", "true"]) == 0
     assert "emulated by this CPU" in capsys.readouterr().out
 

@@ -156,7 +156,7 @@ def test_whatever_changes_the_drawn_negatives_makes_another_column():
 def test_teachers_of_the_other_stage_are_refused():
     with pytest.raises(ModelError, match="max_body_tokens"):
         text_identity(teacher(max_body_tokens=None), ARTICLES, "float16", "fp32")
-    with pytest.raises(ModelError, match="no user encoder"):
+    with pytest.raises(ModelError, match="does not have a user encoder"):
         news_identity(teacher(kind="news_encoder"), ARTICLES, "float16", "fp32")
 
 

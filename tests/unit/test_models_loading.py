@@ -207,7 +207,7 @@ def test_a_translation_model_is_no_backbone(tmp_path):
     from transformers import T5Config
 
     T5Config(d_model=16, num_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="'t5', which is no text encoder"):
+    with pytest.raises(ModelError, match="'t5', which is not a text encoder"):
         build_news_encoder(
             tiny_model({"name": str(tmp_path)}), vocab_size=VOCAB_SIZE, pad_id=PAD_ID
         )

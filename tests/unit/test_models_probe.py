@@ -65,7 +65,7 @@ def test_families_that_leave_padding_out_pass(family: str, changes: dict[str, An
 def test_a_family_whose_states_depend_on_padding_is_refused(
     family: str, changes: dict[str, Any]
 ) -> None:
-    with pytest.raises(ModelError, match=rf"'{family}' does not leave padding out: .* differ by "):
+    with pytest.raises(ModelError, match=rf"'{family}' does not ignore padding: .* differ by "):
         check_padding(backbone(family, **changes), "some/encoder")
 
 
@@ -73,13 +73,13 @@ def test_every_way_to_a_model_asks_about_padding(tmp_path: Path) -> None:
     folder = tmp_path / "fnet"
     backbone("fnet").language_model.save_pretrained(folder)
     plain = tiny_model({"name": str(folder), "attention_dropout": None})
-    with pytest.raises(ModelError, match="does not leave padding out"):
+    with pytest.raises(ModelError, match="does not ignore padding"):
         build_news_encoder(plain, vocab_size=VOCAB_SIZE, pad_id=0)
     made = backbone("fnet").language_model
     NewsEncoder(NewsEncoderConfig(backbone=made.config, news_dim=4), made).save_pretrained(
         tmp_path / "export"
     )
-    with pytest.raises(ModelError, match="does not leave padding out"):
+    with pytest.raises(ModelError, match="does not ignore padding"):
         load_model(tmp_path / "export")
 
 
@@ -107,7 +107,7 @@ def test_weights_that_play_no_part_are_frozen_and_named(
     model = backbone(family, **changes)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     said = freeze_idle(model)
-    assert said is not None and f"of the {family} backbone play no part" in said
+    assert said is not None and f"of the {family} backbone take no part" in said
     frozen = [name for name in trained if not model.get_parameter(name).requires_grad]
     assert any(idle in name for name in frozen)
     assert said.startswith(f"{count or len(frozen)} weights")
@@ -138,7 +138,7 @@ def test_a_run_says_what_it_freezes(tmp_path: Path) -> None:
         (folder / file.name).write_bytes(file.read_bytes())
     config = world.config("post_train", model__backbone__name=str(folder))
     task = build(config)
-    assert any("weights of the longformer backbone play no part" in n for n in task.data.notes)
+    assert any("weights of the longformer backbone take no part" in n for n in task.data.notes)
 
 
 def test_errors_of_a_family_are_one_line_that_names_it() -> None:

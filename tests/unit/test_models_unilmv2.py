@@ -98,7 +98,9 @@ def test_the_bias_left_out_is_what_the_weights_say(released, vocab, tmp_path):
 def test_other_checkpoints_are_refused(released, vocab, tmp_path):
     without_table = dict(released)
     del without_table["bert.encoder.rel_pos_bias.weight"]
-    with pytest.raises(ModelError, match=r"no UniLMv2 checkpoint: it has no rel_pos_bias\.weight"):
+    with pytest.raises(
+        ModelError, match=r"not a UniLMv2 checkpoint: it does not have rel_pos_bias\.weight"
+    ):
         convert_unilmv2(without_table)
     without_bias = dict(released)
     del without_bias["bert.encoder.layer.1.attention.self.v_bias"]

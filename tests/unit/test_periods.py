@@ -82,7 +82,7 @@ def test_what_is_left_out_is_counted_with_its_reasons(clicks):
     total = clicks.num_clicks
     kept = total - len(units_outside(clicks, parse_period(None, "2019-11-13", "")).units)
     assert f"before 2019-11-13 00:00:00 (UTC): {kept} of {total}, {total - kept} are left" in said
-    assert "for want of a time" in said
+    assert "because they have no time" in said
     broken = clicks_left_out(clicks, np.array([3]), ClickDataConfig(clicks_until="2019-11-13"))
     assert len(broken.notes) == 2 and len(broken.units) > total - kept
     assert set(clicks.units_with(np.array([3]))) <= set(broken.units.tolist())

@@ -342,11 +342,17 @@ def test_every_training_step_of_a_pipeline_is_planned(capsys) -> None:
     assert names[:2] == ["post-train", "finetune-teacher-1"] and len(set(names)) == len(names)
     assert [plan["task"] for plan in plans].count("finetune_distill") >= 1
     assert plans[0]["steps"]["units"] == 2000 and plans[1]["steps"]["units"] == 3000
-    assert any("is not made yet" in note for note in plans[1]["notes"])
+    assert any("does not exist yet" in note for note in plans[1]["notes"])
     assert main(["plan", *told, str(template), "--run.epochs", "1"]) == 2
-    assert "takes neither overrides nor a preset: --run.epochs 1" in capsys.readouterr().err
+    assert (
+        "takes neither overrides nor a preset, but --run.epochs 1 is given"
+        in capsys.readouterr().err
+    )
     assert main(["plan", *told, "--preset", "released", str(template)]) == 2
-    assert "takes neither overrides nor a preset: --preset released" in capsys.readouterr().err
+    assert (
+        "takes neither overrides nor a preset, but --preset released is given"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_mistake_in_a_pipeline_s_step_is_not_taken_for_a_missing_set(tmp_path, capsys) -> None:
@@ -386,7 +392,7 @@ def test_a_full_disk_is_said_before(world: TinyWorld, capsys, monkeypatch) -> No
         lambda path: os.statvfs_result([*real(path)[:2], 1000, 10, 10, *real(path)[5:]]),
     )
     assert main(["plan", "post_train", *words_of(world), "--run.copies.rule", "none"]) == 0
-    assert "WARNING: it does not fit on the disk" in capsys.readouterr().out
+    assert "WARNING: the plan does not fit on the disk" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(world: TinyWorld, capsys) -> None:

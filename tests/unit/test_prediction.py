@@ -68,7 +68,7 @@ def test_format_is_mind_s_and_bytes_repeat(tmp_path: Path):
     ("ids", "scores", "message"),
     [
         (["7"], SCORES, "1 impression ids for 2"),
-        (["7", "a b"], SCORES, "has a space"),
+        (["7", "a b"], SCORES, "contains a space"),
         (["7", ""], SCORES, "is empty"),
         (["7", "8"], np.array([1, 2, 3, np.nan, 1, 2.0]), "impression 8: 1 scores are not finite"),
     ],
@@ -89,7 +89,7 @@ def test_nothing_is_written_when_it_cannot_be_right(tmp_path: Path, ids, scores,
         ("7 [3,1,2]\n8 [2,1,2]\n", "ranks must be 1 to 3"),
         ("7 [3, 1, 2]\n8 [2,1,3]\n", "line 1 is '7 \\[3, 1, 2\\]'"),
         ("7 3,1,2\n", "line 1"),
-        ("7 [3,1,true]\n", "no list of numbers"),
+        ("7 [3,1,true]\n", "not a list of numbers"),
     ],
 )
 def test_validation_names_the_line(tmp_path: Path, text: str, message: str):
@@ -200,7 +200,7 @@ def test_scoring_goes_through_more_than_a_block(tmp_path: Path, monkeypatch):
         ("1 [-1,1]", "rank -1 is not 1 or more"),
         ("1 [0.5,1]", "rank 0.5 is not 1 or more"),
         ("1 [NaN,1]", "rank nan is not 1 or more"),
-        ("1 [1" + "0" * 400 + ",1]", "beyond any number"),
+        ("1 [1" + "0" * 400 + ",1]", "higher than any number"),
         ("1 [01,2]", "line 1 is"),
         ("1 [1, 2]", "3 fields separated by spaces"),
         ("1 [1,,2]", "line 1 is"),
@@ -331,7 +331,7 @@ def test_what_scoring_passes_over_is_said(tmp_path: Path, capsys):
     said = capsys.readouterr()
     assert said.out == "AUC:1.0000\nMRR:1.0000\nnDCG@5:1.0000\nnDCG@10:1.0000\n"
     assert "1 impressions have only clicked" in said.err
-    assert "goes on behind the log's last" in said.err
+    assert "has lines after the log's last" in said.err
     path.write_text("1 [2,1]\n")
     log = labelled(tmp_path, [("1", [0, 1]), ("2", [1, 0])])
     command(score_cli, "score", [str(path), str(log)])
@@ -384,7 +384,7 @@ def test_lines_refused_by_the_build_get_a_line_of_ties(tmp_path: Path, capsys):
     scored = score_prediction(tmp_path / "p.zip", path)
     assert (scored.metrics.num_impressions, scored.num_missing, scored.has_more) == (22, 0, False)
     path.write_text("".join(lines[1:]))
-    with pytest.raises(DataError, match=r"impression 1 with . candidates is not in it"):
+    with pytest.raises(DataError, match=r"impression 1 with . candidates is missing"):
         command(predict_cli, "predict", [*words, "--behaviors", str(path)])
 
 

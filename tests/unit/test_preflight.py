@@ -144,7 +144,7 @@ def test_a_run_and_two_ranks(world: TinyWorld, tmp_path: Path, capsys, monkeypat
     options = ["--json", "--processes", "2"]
     assert main(["preflight", *options, "post_train", *words]) == 0
     found = outcomes(capsys)
-    assert found["data"] == ("ok", "20 articles with tokens, 20 units an epoch")
+    assert found["data"] == ("ok", "20 articles with tokens, 20 units per epoch")
     assert found["disk"][0] == "ok" and "GB needed" in found["disk"][1]
     assert found["all-reduce"][0] == "ok" and "2 ranks on" in found["all-reduce"][1]
     assert found["clocks"][0] == "ok" and "differ by 0.0" in found["clocks"][1]
@@ -169,7 +169,7 @@ def test_a_missing_rank_is_named_within_the_time() -> None:
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("fail")]
-    assert "no word of rank 1, 2 of 3" in line and "GLOO_SOCKET_IFNAME" in line
+    assert "rank 1, 2 of 3 did not answer" in line and "GLOO_SOCKET_IFNAME" in line
 
 
 def test_rank_0_reports_for_the_others_and_for_clocks_that_differ(capsys, monkeypatch) -> None:

@@ -123,7 +123,7 @@ def test_no_history_is_the_cold_users_list(world: TinyWorld, export: str, capsys
     assert not found["all_equal"]
     assert command(world, export) == 0
     said = capsys.readouterr().out
-    assert "No history: this is what the model shows a user who has read nothing." in said
+    assert "No history: this is what the model recommends to a user without clicks." in said
     assert "The best 10 of 40 articles:" in said
     # A model of the released code knows nothing of such a user, and the list says so.
     learned = world.teacher("finetune", 2, **{"model.history_padding": "learned"})
@@ -247,7 +247,7 @@ def test_kept_vectors_give_the_same_list_without_encoding(
         with pytest.raises(DamageError, match="remove it to make it again"):
             command(world, export, *words, *kept)
     Path(kept[1]).write_bytes(b"nothing")
-    with pytest.raises(DataError, match="holds no article vectors"):
+    with pytest.raises(DataError, match="does not hold article vectors"):
         command(world, export, *words, *kept)
 
 
@@ -288,7 +288,7 @@ def test_mistakes_are_named(world: TinyWorld, export: str, tmp_path):
         command(world, export, "--from-impression")
     with pytest.raises(UsageError, match="--top is 0"):
         command(world, export, "--top", "0")
-    with pytest.raises(UsageError, match="nothing is left to rank: 40 articles have been read"):
+    with pytest.raises(UsageError, match="no articles are left to rank: 40 are in the history"):
         command(world, export, "--history", *(f"N{n}" for n in range(40)))
     with pytest.raises(ModelError, match="without a user encoder"):
         command(world, world.teacher("post_train", 4))

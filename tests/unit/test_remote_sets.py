@@ -323,7 +323,7 @@ def test_teacher_columns_over_a_url_are_written_and_trained_on_here(
     monkeypatch.setenv("TNR_CACHE", str(tmp_path / "cache"))
     done = tnr("teachers", "cache", "--stage", 1, "--articles", url, "--models", teacher)
     assert done.returncode == 0, done.stderr
-    assert f"columns of {url} that are not there are written to {tmp_path}" in done.stdout
+    assert f"missing columns of {url} are written to {tmp_path}" in done.stdout
     config = world.config(
         "post_train_distill",
         data__articles=url,

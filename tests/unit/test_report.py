@@ -116,9 +116,9 @@ def test_files_that_do_not_belong_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match="2 different click logs"):
         read_evaluations([path, other])
     other.write_text(json.dumps(RECORDS[0] | {"data": {}}))
-    with pytest.raises(DataError, match=r"b\.json does not say of which click log it is"):
+    with pytest.raises(DataError, match=r"b\.json does not name its click log"):
         read_evaluations([path, other])
-    with pytest.raises(DataError, match="says nothing of a best AUC"):
+    with pytest.raises(DataError, match="does not have a best AUC"):
         read_ceilings(path)
 
 
@@ -165,7 +165,7 @@ def test_an_evaluation_given_twice_is_not_two_runs(tmp_path: Path, capsys):
     assert main(["report", *paths, str(other)]) == 0
     assert (
         f"tnr: warning: {random} and {other} are all named random, with seed 0, and count as runs "
-        "of one model; if they are of several models, evaluate them with a --name for each\n"
+        "of one model; if they are different models, evaluate each with its own --name\n"
     ) in capsys.readouterr().err
 
 

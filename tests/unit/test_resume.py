@@ -96,7 +96,7 @@ def test_another_length_is_refused_where_the_schedule_depends_on_it(
 
 def test_fewer_epochs_are_refused_like_fewer_steps(tmp_path) -> None:
     train_until_crash(tmp_path / "run", 13, optimizer__schedule="cosine")
-    with pytest.raises(ConfigError, match=r"was to have 20 steps, and .* make them 1\d"):
+    with pytest.raises(ConfigError, match=r"was to have 20 steps, but .* make it 1\d"):
         train(tmp_path / "run", optimizer__schedule="cosine", run__epochs=2.2, run__max_steps=19)
 
 

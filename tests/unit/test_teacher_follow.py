@@ -140,14 +140,14 @@ def test_a_filling_that_goes_on_too_slowly_ends_before_the_rank_is_taken_for_hun
 
 def test_columns_that_nobody_has_begun(world, teachers):
     other = world.teacher("post_train", 9)
-    with pytest.raises(ColumnError, match=r"teacher .*post_train-9 is not begun yet"):
+    with pytest.raises(ColumnError, match=r"teacher .*post_train-9 has not been started yet"):
         losses(world, [other], teachers__follow=True, teachers__follow_timeout_s=0.4)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"teachers__source": "live"}, "reads none"),
+        ({"teachers__source": "live"}, "does not read any"),
         ({"data__articles": "https://there/articles"}, "set at a URL"),
         ({"teachers__follow_timeout_s": 1800.0}, "not below run.hang_timeout_s"),
         ({"teachers__follow_timeout_s": 0.0}, "expected more than 0"),

@@ -127,7 +127,7 @@ def test_a_kind_of_its_own_is_planned_filled_resumed_shown_verified_read_and_pru
     capsys.readouterr()
     assert main(command(world, "verify", teachers)) == 0
     told = capsys.readouterr().out
-    assert told.count(f"{STATES}: bytes good, largest error of states ") == 2
+    assert told.count(f"{STATES}: bytes intact, largest error of states ") == 2
 
     source = Source(world.articles)
     rows = np.array([31, 2, 17])
@@ -175,7 +175,9 @@ def test_a_kind_of_its_own_is_followed_refused_and_mended_by_the_command_that_is
     with pytest.raises(ColumnError, match=f"no usable {STATES} column of teacher ") as told:
         column.open()
     follower = Follower(0.1, 9, lambda line: None)
-    with pytest.raises(ColumnError, match=f"{STATES} of teacher .* is not begun yet") as waited:
+    with pytest.raises(
+        ColumnError, match=f"{STATES} of teacher .* has not been started yet"
+    ) as waited:
         column.open(follower)
     repair = str(told.value).rpartition("Repair: tnr ")[2]
     assert f"tnr {repair}; then start this run again" in str(waited.value)

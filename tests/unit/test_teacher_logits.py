@@ -330,7 +330,7 @@ def test_logits_may_come_while_the_student_trains(
     later.join()
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     said = capsys.readouterr().out
-    assert f"the column {LOGITS} of teacher {teachers[0]} is not begun yet" in said
+    assert f"the column {LOGITS} of teacher {teachers[0]} has not been started yet" in said
 
 
 def test_filling_loads_no_torch(world: TinyWorld, teachers: list[str]) -> None:
@@ -350,7 +350,7 @@ def test_filling_loads_no_torch(world: TinyWorld, teachers: list[str]) -> None:
         check=True,
     )
     *_, filled, heavy = done.stdout.splitlines()
-    assert filled == "done: 12 cells filled, the rest was there" and heavy == "[]"
+    assert filled == "done: 12 cells filled; the others were there already" and heavy == "[]"
 
 
 def test_status_tells_of_them_and_prune_keeps_those_of_kept_teachers(
@@ -367,7 +367,7 @@ def test_status_tells_of_them_and_prune_keeps_those_of_kept_teachers(
     words = ["--articles", str(world.articles.path), "--dtype", "float32", "--models", *teachers]
     verify = ["teachers", "verify", "--stage", "1", *words]
     assert main(verify) == 0
-    assert f"{LOGITS}, {shown[2].detail}: bytes good" in capsys.readouterr().out
+    assert f"{LOGITS}, {shown[2].detail}: bytes intact" in capsys.readouterr().out
     damaged = next(world.articles.columns_dir.glob(f"{LOGITS}-*/news-000001.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     assert main(verify) == 1

@@ -210,7 +210,9 @@ def test_a_teacher_that_knows_empty_texts_of_articles_that_are_read_is_refused(
 ) -> None:
     teachers = teachers_of(world, 1, 1)
     monkeypatch.setattr(Export, "damaged_rows", lambda *_: [3])  # of a tokenizer of its own
-    with pytest.raises(ColumnError, match=r"1 articles were damaged .* \(row 3 first\)"):
+    with pytest.raises(
+        ColumnError, match=r"1 articles that this run reads were damaged \(row 3 first\)"
+    ):
         losses(world, 1, teachers, "live", "float32")
 
 
@@ -255,7 +257,7 @@ def test_a_student_asks_for_the_stored_dtype(world: TinyWorld) -> None:
 
 
 def test_post_trained_models_are_no_stage_two_teachers_and_the_reverse(world: TinyWorld) -> None:
-    with pytest.raises(ModelError, match="no user encoder"):
+    with pytest.raises(ModelError, match="does not have a user encoder"):
         fill(teachers_of(world, 1), request(world, 2), silent)
     with pytest.raises(ModelError, match="max_body_tokens"):
         fill(teachers_of(world, 2), request(world, 1), silent)
@@ -283,7 +285,7 @@ def test_verify_recomputes_rows_with_the_live_teacher(world: TinyWorld, stage: i
     asked = request(world, stage)
     fill(teachers, asked, silent)
     lines = list(verify_lines(teachers, asked, rows=16))
-    assert len(lines) == 2 * stage and all("bytes good" in line for line in lines)
+    assert len(lines) == 2 * stage and all("bytes intact" in line for line in lines)
 
 
 def test_what_does_not_fit_float16_is_refused_with_its_rows(world: TinyWorld) -> None:

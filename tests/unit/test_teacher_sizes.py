@@ -253,7 +253,7 @@ def test_verify_finds_values_that_are_not_the_teachers(
 ) -> None:
     teachers, asked = teachers_of(world, stage, 1), request(world, stage)
     fill(teachers, asked, silent)
-    assert all("bytes good" in line for line in verify_lines(teachers, asked, 60))
+    assert all("bytes intact" in line for line in verify_lines(teachers, asked, 60))
     target = targets(load_export(teachers[0]), asked)[-1]
     cell = {name: np.array(v) for name, v in ColumnReader.open(*target).cell(0).items()}
     cell[tensor] = cell[tensor][::-1].copy() if tensor != "holder" else np.zeros_like(cell[tensor])

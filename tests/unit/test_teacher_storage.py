@@ -125,7 +125,7 @@ def test_an_empty_titles_vector_is_read_as_written_or_refused(tmp_path):
         damaged.append(bytes(flipped))
     for data in damaged:
         path.write_bytes(data)
-        with pytest.raises(DamageError, match=r"empty.npy .*tnr teachers cache makes it again"):
+        with pytest.raises(DamageError, match=r"empty.npy .*tnr teachers cache computes it again"):
             read_empty(articles, tmp_path)
     path.unlink()
     with pytest.raises(DamageError, match="No such file"):

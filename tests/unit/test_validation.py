@@ -256,7 +256,7 @@ def test_damaged_best_checkpoint_is_named_with_the_way_out(worlds):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation__since": None}, r"impressions to validate on are trained on too .*before"),
+        ({"validation__since": None}, r"impressions to validate on are trained on, too .*before"),
         ({"data__clicks_until": None}, "set data.clicks_until and validation.since"),
         ({"validation__since": "2019-12-01"}, r"none of the 150 impressions .*2019-11-15 08:00"),
         ({"data__clicks_until": "2018-11-14"}, r"none of the .* clicks .*runs from 2019-11-11"),
@@ -264,7 +264,7 @@ def test_damaged_best_checkpoint_is_named_with_the_way_out(worlds):
         ({"validation__since": "friday"}, "validation.since is 'friday'"),
         ({"validation__every": 0}, "validation.every is 0; expected at least 1"),
         ({"validation__patience": 6}, "in 12 steps, one every 2, it has 6 validations"),
-        ({"run__best_metric": "train/loss"}, "the best step is that of valid/auc"),
+        ({"run__best_metric": "train/loss"}, "picks its best step by valid/auc"),
         ({"validation__clicks": None}, "validation.since is set, but validation.clicks is not"),
     ],
 )
@@ -302,7 +302,7 @@ def test_impressions_without_a_time_are_in_no_period_and_counted(worlds, tmp_pat
     found = build(worlds.world.config("finetune", **worlds.settings("x", **changes))).validation
     wanted = [row for row, s in enumerate(samples) if DAY <= s["time"] < "2020"]
     assert found is not None and found.rows.tolist() == wanted and len(wanted) == 14
-    assert "3 impressions of the log have no time, and are in no period" in found.notes[0]
+    assert "3 impressions of the log have no time, so they are in no period" in found.notes[0]
 
 
 def test_a_part_of_the_impressions_is_even_and_always_the_same(worlds):
@@ -406,7 +406,9 @@ def test_any_evaluator_serves_under_the_names_that_it_gives(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "validation of step 2: recall 0.5000  mrr 0.2500  (1,200 pairs, " in said
     assert aucs(run, "recall") == {2: 0.5} and aucs(run, "best_mrr") == {2: 0.25}
-    with pytest.raises(ConfigError, match=r"metric is 'auc', but .* measures recall, mrr"):
+    with pytest.raises(
+        ConfigError, match=r"metric is 'auc', but .* not measure it; expected one of recall, mrr"
+    ):
         train(tmp_path / "other", validation__metric="auc", **how)
 
 

@@ -1,10 +1,10 @@
-"""What ties the files of a checkpoint to each other, to their run and to their step.
+"""Binding of a checkpoint's files to each other, to their run and to their step.
 
-Hashes in a manifest say that a file is as it was written, not that it belongs there: one of another
-step or run has hashes too. So the tensors' files hold, as metadata of the safetensors format, the
-step, a fingerprint of the run and one of ``state.json``, which names the files that do. Two runs
-with the same settings on the same data still write the same bytes, in whatever folder and on
-however many ranks. Checkpoints of earlier versions have none of this, and are read.
+Hashes in a manifest show that a file is as written, not that it belongs there: a file of another
+step or run has hashes, too. So the tensor files hold, as metadata of the safetensors format, the
+step, a fingerprint of the run and one of ``state.json``, which names these files. Two runs with the
+same settings on the same data still write the same bytes, in any folder and on any number of ranks.
+Checkpoints of earlier versions have no binding and are still read.
 """
 
 import os
@@ -21,14 +21,14 @@ from trainer.config.flat import flatten
 from trainer.errors import CheckpointError
 
 BOUND = "bound"
-"""Entry of ``state.json``: the files that hold the binding, all of which a checkpoint has, and the
-fingerprint of the run."""
+"""Entry of ``state.json``: the names of the bound files, all of which a checkpoint must have, and
+the fingerprint of the run."""
 
 MAX_HEADER_BYTES = 100 << 20
-"""Longest header of a safetensors file, by that format."""
+"""Longest header that the safetensors format allows."""
 
 _HOW = ("config", "ranks", "zero_stage", "versions")
-"""Entries of ``state.json`` that say how a step was computed; resuming compares the settings."""
+"""Entries of ``state.json`` that record how a step was computed; a resume compares the settings."""
 
 _PARTS = {"step": "step", "run": "run (settings or data)", "state": "state.json"}
 
@@ -36,23 +36,23 @@ Header = dict[str, Any]
 
 
 class _Tensor(msgspec.Struct):
-    """What a header says of a tensor, as far as the size of the file follows from it."""
+    """Header entry of a tensor, with the fields that determine the size of the file."""
 
     data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
 
 
 class _Bound(msgspec.Struct):
-    """The entry of ``state.json``."""
+    """Entry of ``state.json`` for the binding."""
 
     files: list[str]
     run: str
 
 
 def bind(state: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:
-    """Let a state name its run, and the files that will be bound to it.
+    """Add the run's fingerprint and the names of the bound files to a state.
 
     Args:
-        state: What goes into ``state.json``.
+        state: Content of ``state.json``.
         files: Names of the files.
     """
     settings = flatten(state.get("config") or {})
@@ -62,29 +62,29 @@ def bind(state: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:
 
 
 def binding_of(state: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of the files that a state is bound to.
+    """Return the metadata for the files that are bound to a state.
 
     Args:
-        state: All of ``state.json``.
+        state: Complete content of ``state.json``.
     """
     told = {name: value for name, value in state.items() if name not in _HOW}
     return {"step": str(state["step"]), "run": state[BOUND]["run"], "state": fingerprint(told)}
 
 
 def check_bound(folder: Path, state: Mapping[str, Any], listed: Iterable[str]) -> None:
-    """See that the files of a checkpoint belong to its state.
+    """Check that the files of a checkpoint belong to its state.
 
     Args:
-        folder: Of the checkpoint.
-        state: Its ``state.json``.
-        listed: Files of its manifest.
+        folder: Folder of the checkpoint.
+        state: Content of its ``state.json``.
+        listed: Files in its manifest.
 
     Raises:
-        CheckpointError: Naming the file, and whether its step, its run or its state is another.
+        CheckpointError: A file belongs to another step, run or state; names the file.
     """
     tensors = sorted(name for name in listed if name.endswith(".safetensors"))
     try:
-        if BOUND not in state:  # of an earlier version
+        if BOUND not in state:  # an earlier version wrote it
             _check_unbound(folder, tensors)
             return
         bound = msgspec.convert(state[BOUND], _Bound)
@@ -104,7 +104,7 @@ def check_bound(folder: Path, state: Mapping[str, Any], listed: Iterable[str]) -
 
 
 def _check_unbound(folder: Path, tensors: Iterable[str]) -> None:
-    """See that a state that names no files came with files of its own time.
+    """Check that a state without bound files came with unbound files.
 
     Raises:
         CheckpointError: A file is bound to another state.
@@ -114,16 +114,16 @@ def _check_unbound(folder: Path, tensors: Iterable[str]) -> None:
         metadata = read_metadata(folder / name)
         if metadata.keys() & _PARTS.keys():
             raise CheckpointError(
-                f"{folder} is mixed: {name} belongs to another state.json, for this one has no "
-                f"entry {BOUND!r}; put the right file back"
+                f"{folder} is mixed: {name} belongs to another state.json, because this one has "
+                f"no entry {BOUND!r}; put the right file back"
             )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read the metadata of a safetensors file, and see that the file is as long as its header says.
+    """Read the metadata of a safetensors file, and check the file's length against its header.
 
     Raises:
-        DataError: It cannot be read, or is cut or damaged.
+        DataError: The file is unreadable, truncated or damaged.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -139,5 +139,5 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise DataError(f"{path.name} is damaged or was edited: {error}") from error
     end = 8 + length + max((tensor.data_offsets[1] for tensor in known.values()), default=0)
     if end != size:
-        raise DataError(f"{path.name} has {size} bytes, but its header makes it {end}")
+        raise DataError(f"{path.name} has {size} bytes, but by its header it should have {end}")
     return metadata

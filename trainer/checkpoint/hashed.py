@@ -1,4 +1,4 @@
-"""Files that are hashed while they are written, so that nothing is read again to be checksummed."""
+"""Files that are hashed while they are written, so that no file is read again for a checksum."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 FileEntry = dict[str, Any]
-"""What a manifest says about a file: its ``bytes`` and its ``sha256``."""
+"""Manifest entry of a file: its ``bytes`` and its ``sha256``."""
 
 _BLOCK_BYTES = 4 << 20
 
@@ -30,13 +30,13 @@ _DTYPES = {
 
 
 class HashedFile:
-    """A file that is durable and known by its hash at the end of the block; a context manager.
+    """File that is durable and hashed at the end of the block; a context manager.
 
-    Both hashing and writing let go of the interpreter's lock, so that training in another thread
-    goes on.
+    Hashing and writing both release the interpreter's lock, so that training in another thread
+    continues.
 
     Args:
-        path: Where to; a file that stands there is replaced.
+        path: File to write; an existing file is replaced.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +45,7 @@ class HashedFile:
         self._bytes = 0
 
     def __enter__(self) -> "HashedFile":
-        """The file itself."""
+        """Return the file itself."""
         return self
 
     def __exit__(
@@ -66,7 +66,7 @@ class HashedFile:
         """Append bytes.
 
         Raises:
-            OSError: The disk refused.
+            OSError: The disk refused the write.
         """
         view = memoryview(data).cast("B")
         for start in range(0, len(view), _BLOCK_BYTES):
@@ -78,16 +78,16 @@ class HashedFile:
 
     @property
     def entry(self) -> FileEntry:
-        """Its line of the manifest."""
+        """Manifest entry of the file."""
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
 
 def write_hashed_json(path: Path, obj: Any) -> FileEntry:
-    """Write indented JSON into a new file.
+    """Write indented JSON to a new file.
 
     Raises:
-        OSError: The disk refused.
-        ValueError: ``obj`` holds NaN or an infinity, which JSON does not have.
+        OSError: The disk refused the write.
+        ValueError: ``obj`` contains NaN or an infinity, which JSON does not allow.
     """
     text = json.dumps(obj, ensure_ascii=False, indent=2, allow_nan=False)
     with HashedFile(path) as file:
@@ -98,20 +98,20 @@ def write_hashed_json(path: Path, obj: Any) -> FileEntry:
 def write_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> FileEntry:
-    """Write tensors on the CPU as a new safetensors file, without a second copy of them.
+    """Write tensors on the CPU to a new safetensors file, without copying them.
 
-    The safetensors package hashes nothing, needs the file to be read again for that, and reports a
-    full disk as an error of its own; hence this writer of its format: the length of a JSON header,
-    the header, then the tensors, the widest element first so that all are aligned.
+    The safetensors package does not hash, so the file would have to be read again, and it reports a
+    full disk as an error of its own. Hence this writer of the format: the length of a JSON header,
+    the header, then the tensors, the widest element type first so that all are aligned.
 
     Args:
-        path: Where to; a file that stands there is replaced.
-        tensors: By name; contiguous, on the CPU.
-        metadata: What the file says of itself.
+        path: File to write; an existing file is replaced.
+        tensors: Tensors by name; contiguous, on the CPU.
+        metadata: Metadata of the file.
 
     Raises:
-        OSError: The disk refused.
-        ValueError: A tensor is not contiguous, not on the CPU, or of a type the format lacks.
+        OSError: The disk refused the write.
+        ValueError: A tensor is not contiguous, not on the CPU, or of a type that the format lacks.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -136,6 +136,6 @@ def write_safetensors(
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             if tensors[name].numel():
-                # Seen as bytes: NumPy has no bfloat16.
+                # Viewed as bytes, because NumPy has no bfloat16.
                 file.write(tensors[name].detach().reshape(-1).view(torch.uint8).numpy().data)
     return file.entry

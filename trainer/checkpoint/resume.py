@@ -1,4 +1,4 @@
-"""What may differ between a checkpoint and the run that resumes from it."""
+"""Settings that may differ between a checkpoint and the run that resumes from it."""
 
 from collections.abc import Collection
 from typing import Any
@@ -34,11 +34,11 @@ MAY_CHANGE = frozenset(
         "run.copies.every",
         "run.copies.count",
         "run.copies.steps",
-        # How batches are fetched and computed, not what is in them.
+        # How batches are fetched and computed, not their content.
         "data.workers",
         "data.batch_tokens",
         "data.share_titles",
-        # Data may have moved: what they are is checked by fingerprint.
+        # Data may have moved: their content is checked by fingerprint.
         "data.articles",
         "data.clicks",
         "data.check_columns",
@@ -46,7 +46,7 @@ MAY_CHANGE = frozenset(
         "data.cache_gib",
         "data.fetch_ahead",
         "data.fetch_attempts",
-        # When is measured, not on what; a longer patience lets a run that ended early go on.
+        # When to validate, not on what; with a longer patience, a run that ended early continues.
         "validation.clicks",
         "validation.every",
         "validation.patience",
@@ -55,7 +55,7 @@ MAY_CHANGE = frozenset(
         "teachers.follow_timeout_s",
     }
 )
-"""Settings that a resumed run may have otherwise; every other one would make it another run."""
+"""Settings that a resumed run may change; a change of any other setting makes another run."""
 
 
 def check_same_run(
@@ -65,23 +65,23 @@ def check_same_run(
     data: str,
     elsewhere: Collection[str] = (),
 ) -> None:
-    """Refuse to resume a run under other settings or on other data.
+    """Refuse to resume a run with other settings or on other data.
 
     Args:
         stored_config: Nested settings of the checkpoint.
-        config: This run.
+        config: Configuration of this run.
         stored_data: Fingerprint of the task data in the checkpoint.
-        data: Fingerprint of this run's.
-        elsewhere: Settings of any task, by dotted name: older versions stored all of them for
-            every run. Those that the task of this run does not read are passed over.
+        data: Fingerprint of this run's data.
+        elsewhere: Settings of all tasks, by dotted name: older versions stored all settings for
+            every run. Settings that this run's task does not read are skipped.
 
     Raises:
-        CheckpointError: Naming every field that differs, with both values.
+        CheckpointError: Settings or data differ; names every differing field with both values.
     """
     now = flatten(to_dict(config))
     stored = flatten(stored_config)
     read = {key: value for key, value in stored.items() if key in now or key not in elsewhere}
-    # A setting that is younger than the checkpoint was at its default.
+    # A setting that is newer than the checkpoint had its default.
     before = flatten(to_dict(type(config)())) | read
     differing = [
         f"{key} was {_plain(before.get(key))!r} and is now {_plain(now.get(key))!r}"
@@ -90,13 +90,13 @@ def check_same_run(
     ]
     if differing:
         raise CheckpointError(
-            f"the run folder holds another run: {'; '.join(differing)}. Give the settings back, or "
+            f"the run folder holds another run: {'; '.join(differing)}. Restore the settings, or "
             "choose another run.dir"
         )
     if stored_data != data:
         raise CheckpointError(
-            f"the run folder holds a run on other data: {_differing(stored_data, data)}. Give the "
-            "data back, or choose another run.dir"
+            f"the run folder holds a run on other data: {_differing(stored_data, data)}. Restore "
+            "the data, or choose another run.dir"
         )
 
 
@@ -111,7 +111,7 @@ _WHAT = {
 
 
 def _differing(stored: str, data: str) -> str:
-    """Which parts of two data fingerprints (``name:hash name:hash``) differ."""
+    """Name the parts in which two data fingerprints (``name:hash name:hash``) differ."""
     before, now = (
         {n: h for n, _, h in (p.partition(":") for p in s.split())} for s in (stored, data)
     )
@@ -124,5 +124,5 @@ def _differing(stored: str, data: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, as they come back from JSON."""
+    """Convert tuples to lists, as JSON returns them."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest few, multiples for good, and the best by a metric."""
+"""Which checkpoints to keep: the newest, multiples of a step, and the best by a metric."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ METRIC = "metric"
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """The rules; everything they decide by is recorded in the checkpoints.
+    """Rules for which checkpoints to keep; the checkpoints record all values that decide.
 
     Attributes:
-        newest: How many of the newest stay.
-        every: Multiples of this step stay for good; None for none.
-        metric: The best by this metric stays; None for none.
+        newest: Number of newest checkpoints to keep.
+        every: Multiples of this step are kept for good; None keeps no multiples.
+        metric: Metric that decides the best checkpoint; None keeps no best checkpoint.
         best_is: Which value is the best.
     """
 
@@ -28,7 +28,7 @@ class Retention:
     best_is: Literal["lowest", "highest"] = "lowest"
 
     def value(self, state: Mapping[str, Any]) -> float | None:
-        """The value of the metric in a ``state.json``; None where it has none, or another's."""
+        """Return the value of the metric in a ``state.json``; None if another metric is stored."""
         entry = state.get(METRIC)
         if self.metric is None or not isinstance(entry, Mapping):
             return None
@@ -38,18 +38,18 @@ class Retention:
         return float(value) if math.isfinite(value) else None
 
     def best(self, values: Mapping[int, float]) -> int | None:
-        """The best step by its value, the earlier of equals; None where there is none."""
+        """Return the best step by its value, the earlier one of ties; None without values."""
         sign = 1.0 if self.best_is == "lowest" else -1.0
         return min(values, key=lambda step: (sign * values[step], step), default=None)
 
     def superfluous(self, steps: Sequence[int], current: int, best: int | None) -> list[int]:
-        """Which checkpoints may go.
+        """Return the checkpoints that may be deleted.
 
         Args:
-            steps: All there are.
-            current: The one just saved. Later ones belong to a past of this run that it could not
-                go on from: they are no "newest", and stay until they are replaced.
-            best: The best one.
+            steps: Steps of all checkpoints.
+            current: Step just saved. Later checkpoints belong to an abandoned past of this run:
+                they do not count as newest, and stay until they are replaced.
+            best: The best step.
         """
         past = sorted(step for step in steps if step <= current)
         return [
@@ -60,7 +60,7 @@ class Retention:
 
 
 def retention_of(config: TrainConfig) -> Retention:
-    """The rules that a run is configured with: one that validates goes by its validation."""
+    """Return a run's rules; a run with validation uses its validation metric."""
     run, validation = config.run, config.validates
     metric, best_is = run.best_metric, run.best_is
     if validation is not None:

@@ -7,10 +7,10 @@
       latest           the name of the newest, for people and scripts
       best             the name of the best by ``run.best_metric``, where one is named
 
-A folder is filled under a hidden name, its manifest (bytes and sha256 of every file) comes last,
-and a rename publishes it. The folders themselves say which is newest, and the values in their
-``state.json`` which is best; ``latest`` and ``best`` move after publication, and are repaired when
-they are wrong. Nothing is decided by modification times.
+A folder is filled under a hidden name, its manifest (bytes and sha256 of every file) is written
+last, and a rename publishes it. The folders themselves determine which is newest, and the values in
+their ``state.json`` which is best; ``latest`` and ``best`` are updated after publication and
+repaired if they are wrong. Modification times are never used.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ _NAME = re.compile(r"step_(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint; its files were verified, unless :meth:`CheckpointStore.look` found it."""
+    """A checkpoint; its files were verified unless :meth:`CheckpointStore.look` found it."""
 
     folder: Path
     step: int
@@ -61,12 +61,12 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. Only rank 0 calls it.
+    """The checkpoints of one run, used only by rank 0.
 
     Args:
-        folder: The run's ``checkpoints`` folder; made when the first one is saved.
-        retention: Which of them stay.
-        warn: Is told, loudly, of every checkpoint that is passed over.
+        folder: The run's ``checkpoints`` folder; created with the first checkpoint.
+        retention: Rules for which checkpoints to keep.
+        warn: Called with a message for every checkpoint that is skipped.
     """
 
     def __init__(self, folder: Path, retention: Retention, warn: Callable[[str], None]) -> None:
@@ -75,30 +75,30 @@ class CheckpointStore:
         self._warn = warn
 
     def steps(self) -> list[int]:
-        """Steps of the published checkpoints, damaged or not, ascending."""
+        """Return the steps of the published checkpoints, damaged or not, in ascending order."""
         if not self.folder.is_dir():
             return []
         found = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
         return sorted(int(match.group(1)) for match in found if match)
 
     def path(self, step: int) -> Path:
-        """Folder of the checkpoint of a step."""
+        """Return the folder of a step's checkpoint."""
         return self.folder / f"step_{step:08d}"
 
     def save(
         self, step: int, state: dict[str, Any], write_files: Callable[[Path], dict[str, FileEntry]]
     ) -> Path:
-        """Write, publish, move ``latest`` and ``best``, then delete what is no longer kept.
+        """Write and publish a checkpoint, update ``latest`` and ``best``, delete old checkpoints.
 
         Args:
             step: Optimizer steps taken.
-            state: What goes into ``state.json``.
-            write_files: Writes further files into the folder that it is given, durably, and returns
-                their lines of the manifest by name.
+            state: Content of ``state.json``.
+            write_files: Writes further files durably into the folder that it is given, and returns
+                their manifest entries by name.
 
         Raises:
-            CheckpointError: The disk refused (full, read-only, broken). Earlier checkpoints are
-                untouched, and nothing of this one stays that is not whole.
+            CheckpointError: The disk refused the write (full, read-only, broken). Earlier
+                checkpoints are untouched, and nothing incomplete stays.
         """
         final = self.path(step)
         building = self.folder / f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
@@ -113,13 +113,14 @@ class CheckpointStore:
             self._write_manifest(building, files)
             self._publish(building, final)
             self._point(LATEST, final.name)
-            # Later ones are of a past that this run could not go on from: it may do without them.
+            # Later checkpoints belong to an abandoned past of this run, so space may be made of
+            # them.
             best = self._point_at_best(up_to=step)
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint of step {step} could not be written to {self.folder}: "
-                f"{error.strerror or error}; earlier checkpoints are intact. Make room or mend the "
-                "disk and start the run again"
+                f"{error.strerror or error}; earlier checkpoints are intact. Free space or repair "
+                "the disk, and start the run again"
             ) from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -128,16 +129,16 @@ class CheckpointStore:
         return final
 
     def find(self) -> Checkpoint | None:
-        """The newest checkpoint whose files are all as they were written.
+        """Return the newest intact checkpoint; None if none was ever published.
 
-        Damaged ones are reported and passed over. Leftovers of killed saves and deletions are
+        Damaged checkpoints are reported and skipped. Leftovers of killed saves and deletions are
         removed.
 
         Returns:
-            The checkpoint, or None where none was ever published.
+            The checkpoint, or None if none was ever published.
 
         Raises:
-            CheckpointError: There are checkpoints, or signs of them, and none is usable.
+            CheckpointError: Checkpoints, or signs of them, exist, but none is usable.
         """
         self._remove_leftovers()
         steps = self.steps()
@@ -147,7 +148,7 @@ class CheckpointStore:
                 checkpoint = self.verify(step)
             except CheckpointError as error:
                 reasons.append(str(error))
-                self._warn(f"checkpoint passed over: {error}")
+                self._warn(f"checkpoint skipped: {error}")
                 continue
             self._check_latest(checkpoint)
             self._point_at_best(up_to=step)
@@ -155,17 +156,18 @@ class CheckpointStore:
         if reasons:
             raise CheckpointError(
                 f"none of the {len(steps)} checkpoints in {self.folder} can be used: "
-                f"{'; '.join(reasons)}. Put back a good copy, or start a new run in another folder"
+                f"{'; '.join(reasons)}. Put back an intact copy, or start a new run in another "
+                "folder"
             )
         if (self.folder / LATEST).exists():
             raise CheckpointError(
-                f"{self.folder / LATEST} names a checkpoint, but the folder holds none; put it "
+                f"{self.folder / LATEST} names a checkpoint, but the folder holds none: put it "
                 "back, or start a new run in another folder"
             )
         return None
 
     def look(self) -> Checkpoint | None:
-        """The newest checkpoint whose ``state.json`` can be read; no other file is looked at."""
+        """Return the newest checkpoint with a readable ``state.json``; check no other file."""
         for step in reversed(self.steps()):
             with contextlib.suppress(DataError):
                 return Checkpoint(self.path(step), step, read_state(self.path(step) / STATE))
@@ -173,10 +175,10 @@ class CheckpointStore:
 
     @again_where_stale
     def verify(self, step: int) -> Checkpoint:
-        """Read a checkpoint's manifest and state and compare the sha256 of every file.
+        """Read a checkpoint's manifest and state, and compare the sha256 of every file.
 
         Raises:
-            CheckpointError: Naming the file and what is wrong with it.
+            CheckpointError: A file is wrong; names the file and the problem.
         """
         folder = self.path(step)
         try:
@@ -187,7 +189,9 @@ class CheckpointStore:
         except DataError as error:
             raise CheckpointError(f"{folder} is incomplete or damaged: {error}") from error
         if STATE not in files or state.get("step") != step:
-            raise CheckpointError(f"{folder} is incomplete or damaged: {STATE} is not its own")
+            raise CheckpointError(
+                f"{folder} is incomplete or damaged: {STATE} belongs to another checkpoint"
+            )
         if state.get("format") != FORMAT:
             raise CheckpointError(
                 f"{folder} has format {state.get('format')!r}; this version reads {FORMAT}"
@@ -199,7 +203,7 @@ class CheckpointStore:
         write_json_atomic(building / MANIFEST, {"format": FORMAT, "files": files})
 
     def _publish(self, building: Path, final: Path) -> None:
-        """Rename into place; a damaged one of the same step makes way first."""
+        """Rename a folder into place; a damaged checkpoint of the same step makes way first."""
         stands = None
         if final.exists():
             stands = self.folder / f".deleting-{final.name}-{secrets.token_hex(4)}"
@@ -210,7 +214,7 @@ class CheckpointStore:
             remove(stands)
 
     def _delete(self, folder: Path) -> None:
-        """Hide, then remove: a kill in between leaves no half checkpoint under a good name."""
+        """Hide a folder, then remove it: a kill in between leaves no partial checkpoint visible."""
         hidden = folder.with_name(f".deleting-{folder.name}-{secrets.token_hex(4)}")
         try:
             folder.rename(hidden)
@@ -230,25 +234,25 @@ class CheckpointStore:
 
     def _point(self, pointer: str, name: str) -> None:
         if not (self.folder / pointer).is_file():
-            remove(self.folder / pointer)  # a FIFO or a link to nowhere is not replaced by a file
+            remove(self.folder / pointer)  # a file does not replace a FIFO or a dangling link
         with atomic_file(self.folder / pointer, "w") as file:
             file.write(name + "\n")
 
     def _pointed(self, pointer: str) -> str:
-        """The name in ``latest`` or ``best``; empty where there is none."""
+        """Return the name in ``latest`` or ``best``; empty if there is none."""
         try:
             return read_bytes(self.folder / pointer, limit=_POINTER_BYTES).decode().strip()
         except (DataError, UnicodeDecodeError):
             return ""
 
     def _point_at_best(self, up_to: int | None = None) -> int | None:
-        """Let ``best`` name the best checkpoint by the values recorded in them.
+        """Update ``best`` to the best checkpoint by the recorded values.
 
         Args:
-            up_to: Later ones were passed over as damaged, and do not count.
+            up_to: Later checkpoints were skipped as damaged and do not count.
 
         Returns:
-            Its step, None where no checkpoint has a value.
+            The best step; None if no checkpoint has a value.
         """
         values = {}
         for step in self.steps():
@@ -268,7 +272,7 @@ class CheckpointStore:
         try:
             return self._retention.value(read_state(self.path(step) / STATE))
         except DataError:
-            return None  # damaged: no candidate, and said when it is passed over
+            return None  # damaged, hence not a candidate; reported when it is skipped
 
     def _check_latest(self, checkpoint: Checkpoint) -> None:
         latest, named = self.folder / LATEST, self._pointed(LATEST)
@@ -281,28 +285,29 @@ class CheckpointStore:
             and not self.path(int(match[1])).exists()
         ):
             self._warn(
-                f"{latest} names {named}, which is gone; going on from {checkpoint.folder.name}"
+                f"{latest} names {named}, which is missing; continuing from "
+                f"{checkpoint.folder.name}"
             )
         elif not named:
-            self._warn(f"{latest} is missing or empty; going on from {checkpoint.folder.name}")
+            self._warn(f"{latest} is missing or empty; continuing from {checkpoint.folder.name}")
         self._point(LATEST, checkpoint.folder.name)
 
 
 def stated_at(step: int, state: dict[str, Any]) -> dict[str, Any]:
-    """All that the ``state.json`` of a step says.
+    """Return the complete ``state.json`` of a step.
 
     Args:
         step: Optimizer steps taken.
-        state: What :meth:`CheckpointStore.save` is given.
+        state: State that :meth:`CheckpointStore.save` was given.
     """
     return {"format": FORMAT, "step": step, **state}
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read a ``state.json`` and see that what it says has the types that the engine reads.
+    """Read a ``state.json`` and check the types of the entries that the engine reads.
 
     Raises:
-        DataError: It cannot be read, or holds something else.
+        DataError: The file is unreadable, or an entry has a wrong type.
     """
     content = read_bytes(path, limit=MAX_JSON_BYTES)
     parse_json(content, _State, where=path.name)
@@ -311,7 +316,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file of a manifest."""
+    """A file in a manifest."""
 
     bytes: int
     sha256: str
@@ -326,7 +331,7 @@ class _Manifest:
 
 @dataclass(frozen=True)
 class _State:
-    """What is read of a ``state.json``, whatever version wrote it."""
+    """Entries that are read from a ``state.json`` of any version."""
 
     step: int
     format: int

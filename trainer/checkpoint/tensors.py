@@ -1,8 +1,8 @@
-"""Weights and Adam state, whole and by parameter name: the same on any ranks and ZeRO stage.
+"""Weights and Adam state, whole and by parameter name: the same for any ranks and ZeRO stage.
 
 ``model.safetensors`` holds every parameter of the task (frozen ones too) and its persistent buffers
-under their names; ``optimizer.safetensors`` holds ``<parameter>/exp_avg`` and its fellows for the
-trainable ones.
+by name; ``optimizer.safetensors`` holds ``<parameter>/exp_avg`` and the other moments of the
+trainable parameters.
 """
 
 import contextlib
@@ -36,17 +36,17 @@ def gather_tensors(
     is_main: bool,
     to_own: bool = True,
 ) -> tuple[Tensors, Tensors]:
-    """Collect the whole model and Adam state on the CPU of rank 0, one parameter at a time.
+    """Collect the whole model and Adam state on rank 0's CPU, parameter by parameter.
 
-    Every rank calls this; only rank 0 keeps what it gets.
+    Every rank calls this; only rank 0 keeps the tensors.
 
     Args:
         backend: The wrapped task.
         task: The task.
         moments: Names of Adam's tensors.
         is_main: Whether this is rank 0.
-        to_own: Whether the tensors must stay as they are while training goes on; otherwise they may
-            be the live ones, to be written before the next step.
+        to_own: Whether the tensors must stay unchanged while training continues; otherwise they may
+            be the live tensors, to be written before the next step.
 
     Returns:
         Model and optimizer tensors by name; both empty on other ranks.
@@ -74,16 +74,16 @@ def write_tensors(
     """Write the two safetensors files of a checkpoint.
 
     Args:
-        folder: Where to.
+        folder: Folder to write to.
         model: Weights and buffers by name.
         optimizer: Adam's tensors by name.
-        metadata: What both files say of themselves: :func:`trainer.checkpoint.binding.binding_of`.
+        metadata: Metadata of both files: :func:`trainer.checkpoint.binding.binding_of`.
 
     Returns:
-        Their lines of the manifest.
+        Manifest entries of the two files.
 
     Raises:
-        OSError: The disk refused.
+        OSError: The disk refused the write.
     """
     return {
         name: write_safetensors(folder / name, tensors, metadata or {})
@@ -95,7 +95,7 @@ def load_model(folder: Path, task: nn.Module) -> None:
     """Copy a checkpoint's weights into a task that is not yet wrapped.
 
     Raises:
-        CheckpointError: Names or shapes differ; the first few are named.
+        CheckpointError: Names or shapes differ; names the first few.
     """
     targets: dict[str, torch.Tensor] = {
         **{name: p.data for name, p in task.named_parameters()},
@@ -108,10 +108,10 @@ def load_model(folder: Path, task: nn.Module) -> None:
 
 
 def load_optimizer(folder: Path, backend: "Backend", moments: tuple[str, ...]) -> None:
-    """Put a checkpoint's Adam state into a wrapped task that has one, one parameter at a time.
+    """Load a checkpoint's Adam state into a wrapped task, parameter by parameter.
 
     Raises:
-        CheckpointError: The file is not that of these trainable parameters.
+        CheckpointError: The file does not match these trainable parameters.
     """
     trainable = {n: p for n, p in backend.parameters().items() if p.requires_grad}
     with _opened(folder / OPTIMIZER) as stored:
@@ -125,12 +125,12 @@ def load_optimizer(folder: Path, backend: "Backend", moments: tuple[str, ...]) -
 
 
 def restore_model(folder: Path, backend: "Backend", task: nn.Module) -> None:
-    """Give a task that is wrapped, and has trained, the weights and buffers of a checkpoint.
+    """Load a checkpoint's weights and buffers into a wrapped task that has already trained.
 
-    Frozen parameters are what they were. Called by all ranks.
+    Frozen parameters have not changed. Called by all ranks.
 
     Raises:
-        CheckpointError: The file is not that of this task.
+        CheckpointError: The file does not match this task.
     """
     trainable = {n: p for n, p in backend.parameters().items() if p.requires_grad}
     buffers = persistent_buffers(task)
@@ -145,7 +145,7 @@ def restore_model(folder: Path, backend: "Backend", task: nn.Module) -> None:
 
 
 def persistent_buffers(task: nn.Module) -> Tensors:
-    """Buffers that belong to the state dict, by name."""
+    """Return the buffers in the state dict, by name."""
     kept: Tensors = {}
     for prefix, module in task.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -155,38 +155,37 @@ def persistent_buffers(task: nn.Module) -> Tensors:
 
 
 def _owned(value: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU: the value may be a view of a flat buffer, or change while it is
-    written."""
+    """Copy a value, which may be a view or change later, to the CPU."""
     return value.detach().to("cpu", copy=True).contiguous()
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file of a checkpoint.
+    """Open a safetensors file of a checkpoint.
 
     Raises:
-        CheckpointError: It is missing, is not a regular file, or is damaged.
+        CheckpointError: The file is missing, not regular, or damaged.
     """
     try:
         with open_regular(path), safe_open(path, framework="pt") as stored:
             yield stored
     except (SafetensorError, OSError, DataError) as error:
-        raise CheckpointError(f"{path} is missing, cut or damaged: {error}") from error
+        raise CheckpointError(f"{path} is missing, truncated or damaged: {error}") from error
 
 
 def _tensor(path: Path, stored: Any, name: str, shape: torch.Size) -> torch.Tensor:
-    """One tensor, of the shape that it must have."""
+    """Return one tensor after a check of its shape."""
     value: torch.Tensor = stored.get_tensor(name)
     if value.shape != shape:
         raise CheckpointError(
-            f"{path}: {name} has shape {tuple(value.shape)}, the model's is {tuple(shape)}; the "
-            "checkpoint belongs to another model"
+            f"{path}: {name} has shape {tuple(value.shape)}, but the model needs {tuple(shape)}; "
+            "the checkpoint belongs to another model"
         )
     return value
 
 
 def _whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """Shape of a parameter that ZeRO-3 may have cut up."""
+    """Return the whole shape of a parameter that ZeRO-3 may have sharded."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
@@ -195,5 +194,5 @@ def _compare_names(path: Path, stored: set[str], expected: set[str]) -> None:
     if missing or extra:
         raise CheckpointError(
             f"{path} belongs to another model: it lacks {missing[:4]} ({len(missing)}) and has "
-            f"{extra[:4]} ({len(extra)}) besides"
+            f"{extra[:4]} ({len(extra)}) in addition"
         )

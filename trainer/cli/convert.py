@@ -1,4 +1,4 @@
-"""``tnr convert``: released weights of another form as a backbone's folder."""
+"""``tnr convert``: turn released weights of another format into a backbone's folder."""
 
 import argparse
 from pathlib import Path
@@ -8,24 +8,26 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the verb."""
     parser = subparsers.add_parser(
         "convert",
-        help="make a backbone's folder of UniLMv2's released files",
+        help="make a backbone folder from UniLMv2's released files",
         description=(
-            "Write UniLMv2, the paper's language model, as a Hugging Face folder that "
-            "model.backbone.name and tnr shards tokenize --tokenizer name. Microsoft lists the "
+            "Write UniLMv2, the paper's language model, as a Hugging Face folder for "
+            "model.backbone.name and tnr shards tokenize --tokenizer. Microsoft lists the "
             "released files unilm2-base-uncased.bin and unilm2-base-uncased-vocab.txt in the "
-            "README of s2s-ft in its repository microsoft/unilm; sizes follow from the weights, "
-            "so the configuration beside them is not asked for. Nothing in the weights file is "
-            "run. Models trained on the folder have its relative position bias."
+            "README of s2s-ft in its repository microsoft/unilm. The sizes follow from the "
+            "weights, so the released configuration is not needed. No code in the weights file "
+            "is run. Models trained on the folder have UniLMv2's relative position bias."
         ),
         epilog=(
             "example: tnr convert unilmv2 --weights unilm2-base-uncased.bin "
             "--vocab unilm2-base-uncased-vocab.txt --out path/to/unilm"
         ),
     )
-    parser.add_argument("model", choices=["unilmv2"], help="what is converted")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="the released checkpoint")
+    parser.add_argument("model", choices=["unilmv2"], help="format to convert")
     parser.add_argument(
-        "--vocab", required=True, metavar="FILE", help="its word pieces, one a line"
+        "--weights", required=True, metavar="FILE", help="file of the released checkpoint"
+    )
+    parser.add_argument(
+        "--vocab", required=True, metavar="FILE", help="file of its word pieces, one per line"
     )
     parser.add_argument(
         "--out", required=True, type=Path, help="folder to write; must not exist yet"
@@ -34,7 +36,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert, and say what it is."""
+    """Convert the weights, and print what was written."""
     from trainer.cli.writing import new_folder
     from trainer.models.unilmv2 import save_unilmv2
 

@@ -1,4 +1,4 @@
-"""``tnr demo``: the whole method on a synthesized world or one's own files."""
+"""``tnr demo``: run the whole method on a synthesized world or on a user's own files."""
 
 import argparse
 from pathlib import Path
@@ -14,22 +14,21 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the verb."""
     parser = subparsers.add_parser(
         "demo",
-        help="the whole method on a synthesized world, to a table and a plot",
+        help="run the whole method on a synthesized world, up to a table and a plot",
         description=(
             "Run every step of the method in a few minutes on a laptop's CPU: make a small news "
-            "world, post-train a teacher, keep 4 copies of it, store what they say, distil a "
-            "one-layer and a two-layer student, finetune, distil again, evaluate against plainly "
-            "finetuned models. Interrupted, the same command goes on where it was; with other "
-            "options it does again what they change, and moves the old results aside."
+            "world, post-train a teacher, keep 4 copies of it, store their outputs, distil a "
+            "one-layer and a two-layer student, finetune, distil again, and evaluate against "
+            "models that were finetuned without teachers. After an interruption, the same "
+            "command continues. With other options, the same command repeats the steps that the "
+            "options change, and moves the old results aside."
         ),
         epilog=(
             "example on your own files: tnr demo --articles news.jsonl --clicks "
             "train/behaviors.tsv --dev-clicks dev/behaviors.tsv --out runs/mine"
         ),
     )
-    parser.add_argument(
-        "--out", default="runs/demo", help="folder of everything (default %(default)s)"
-    )
+    parser.add_argument("--out", default="runs/demo", help="output folder (default %(default)s)")
     parser.add_argument(
         "--articles", nargs="+", metavar="FILE", help="article files, or MIND folders or zips"
     )
@@ -39,20 +38,26 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--dev-clicks",
         metavar="LOG",
-        help="labelled log to evaluate on (default: the last tenth of --clicks is held out)",
+        help="labelled log to evaluate on (default: hold out the last tenth of --clicks)",
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=seed, default=[0], help="seeds of students and baselines (0)"
+        "--seeds",
+        nargs="+",
+        type=seed,
+        default=[0],
+        help=("seeds of students and baselines (default 0)"),
     )
     parser.add_argument("--print", action="store_true", help="show the steps' commands and stop")
     parser.add_argument(
-        "--quiet", action="store_true", help="a line a step, without the steps' own output"
+        "--quiet",
+        action="store_true",
+        help=("print one line per step, without the steps' own output"),
     )
     parser.set_defaults(run=run, commands=subparsers.choices)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the pipeline, run it, and show what came out."""
+    """Make the pipeline, run it, and show its results."""
     import shlex
 
     from launchers.config import PipelineConfig
@@ -72,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(config.run)
     code = run_steps(steps, out / "pipeline", LocalOptions(quiet=arguments.quiet, redo=True))
     if code == 0:
-        # The table is what the demo ends with; the segments of the report are for a second look.
+        # The demo ends with the table; the segments of the report are for a second look.
         shown = (out / "report.md").read_text(encoding="utf-8").partition(SEGMENTS)[0]
         print(f"{shown.rstrip()}\n\nby history, news, category and hour: {out / 'report.md'}")
         print(f"plot: {out / 'quality_speed.png'}")
@@ -81,10 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The pipeline of ``launchers/templates/demo.yaml``, on the world or on the user's own files.
+    """Return ``launchers/templates/demo.yaml``'s pipeline on the world or the user's own files.
 
     Raises:
-        UsageError: Articles without clicks, or the reverse.
+        UsageError: Articles are given without clicks, or clicks without articles.
     """
     from trainer.config.text import refuse_control
     from trainer.config.yaml_files import read_yaml
@@ -94,7 +99,9 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     content["run"] = refuse_control(arguments.out, "--out")
     content["seeds"] = arguments.seeds
     if (arguments.articles is None) != (arguments.clicks is None):
-        raise UsageError("--articles and --clicks go together: one's own texts and one's own log")
+        raise UsageError(
+            "--articles and --clicks go together: give both your own texts and your own log"
+        )
     if arguments.articles is not None:
         train, dev = arguments.clicks, arguments.dev_clicks
         if dev is None:
@@ -108,14 +115,14 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def hold_out(log: Path, folder: Path) -> tuple[Path, Path]:
-    """Split a click log by its lines: the first nine tenths to train on, the rest to evaluate on.
+    """Split a click log: nine tenths to train on, the last tenth to evaluate.
 
     Returns:
-        Two ``behaviors.tsv`` below ``folder``, in a folder that is named by the log's content:
-        another log has another split, and the same log is split once.
+        Two ``behaviors.tsv`` in a folder below ``folder`` that is named after the log's content:
+        each log has its own split, and a log is split only once.
 
     Raises:
-        DataError: There is no log, or it has fewer than ten lines.
+        DataError: The log does not exist or has fewer than ten lines.
     """
     import hashlib
 
@@ -130,7 +137,7 @@ def hold_out(log: Path, folder: Path) -> tuple[Path, Path]:
         total += 1
         digest.update((line or b"") + b"\n")
     if total < 10:
-        raise DataError(f"{log} has {total} lines; a held-out tenth needs at least 10")
+        raise DataError(f"{log} has {total} lines; expected at least 10, to hold out a tenth")
     split = folder / digest.hexdigest()[:12]
     train, dev = split / "train" / BEHAVIORS_NAME, split / "dev" / BEHAVIORS_NAME
     if train.is_file() and dev.is_file():

@@ -1,4 +1,4 @@
-"""How a command ends: an exit code, and one line on standard error for what people can mend."""
+"""How a command ends: with an exit code, and one line on standard error for user errors."""
 
 import contextlib
 import io
@@ -19,46 +19,46 @@ STDOUT, STDERR = "standard output", "standard error"
 
 
 _COMMANDS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters but tabs and line ends, and bytes that are not UTF-8."""
+"""Control characters except tabs and line ends, and bytes that are not UTF-8."""
 
 
 class _Stream(io.TextIOWrapper):
-    """A standard stream whose errors name it, as those of a file name the file.
+    """A standard stream whose errors name the stream, as errors of a file name the file.
 
-    Texts of news, logs and records are printed by many commands, and none of them may command a
-    terminal: standard output has control characters as JSON writes them.
+    Many commands print texts of news, logs and records, and no text may send control sequences to a
+    terminal: standard output shows control characters escaped as in JSON.
     """
 
     def __init__(self, buffer: BinaryIO, name: str, former: object, **options: Any) -> None:
         super().__init__(buffer, **options)
         self.title = name
-        self.former = former  # which closes the buffer when nothing refers to it
+        self.former = former  # keeps the buffer open as long as this stream
 
     def write(self, text: str) -> int:
-        """Write a text."""
-        if self.title == STDOUT:  # progress bars, on the other, move the cursor
+        """Write a text; standard output escapes control characters."""
+        if self.title == STDOUT:  # standard error may move the cursor for progress bars
             text = _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
         with naming(self.title):
             return super().write(text)
 
     def flush(self) -> None:
-        """Write what is still held."""
+        """Write buffered text."""
         with naming(self.title):
             super().flush()
 
 
 def name_standard_streams() -> None:
-    """Let errors of the standard streams name them, and give closed ones a place.
+    """Make errors of the standard streams name the stream; open closed streams.
 
-    Python has no object for a stream that is closed when it starts, and the next file that is
-    opened gets its number: what a library prints would then go into that file. Writing to a closed
-    standard output fails, as it should; what is said on a closed standard error is lost.
+    For a stream that is closed at the start, Python has no object, and the next opened file gets
+    the stream's number: output of a library would then go into that file. Writing to a closed
+    standard output fails, as it should; text for a closed standard error is lost.
     """
     for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, mode)  # the lowest free number: this one
+            os.open(os.devnull, mode)  # the lowest free number, which is this stream's
     sys.stdout = _named(sys.stdout, 1, STDOUT)
     sys.stderr = _named(sys.stderr, 2, STDERR)
 
@@ -68,7 +68,7 @@ def _named(stream: TextIO | None, number: int, name: str) -> TextIO:
         closed = open(number, "wb", closefd=False)  # noqa: SIM115
         return _Stream(closed, name, None, encoding="utf-8")
     if type(stream) is not io.TextIOWrapper:
-        return stream  # of someone who captures what is printed
+        return stream  # where output is captured
     return _Stream(
         stream.buffer,
         name,
@@ -81,25 +81,25 @@ def _named(stream: TextIO | None, number: int, name: str) -> TextIO:
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:
-    """Run a command to its end.
+    """Run a command and return its exit code.
 
     Returns:
-        The exit code. Errors that a user can mend, the operating system's among them, have been
-        said in one line; others are raised.
+        The exit code. Errors that a user can fix, including those of the operating system, have
+        been printed in one line; other errors are raised.
     """
     try:
         try:
             code = command() or EXIT_DONE
-        except SystemExit:  # of argparse, which has printed something
+        except SystemExit:  # argparse has printed a message
             sys.stdout.flush()
             raise
-        sys.stdout.flush()  # so that a full or closed output is met here, not in the teardown
+        sys.stdout.flush()  # so that a full or closed output fails here, not in the teardown
         return code
     except TinyNewsRecError as error:
         say_error(error)
         return error.exit_code
     except KeyboardInterrupt:
-        interrupt.set_running(False)  # once more ends at once
+        interrupt.set_running(False)  # a second Ctrl-C ends at once
         say(interrupt.line())
         return interrupt.exit_code()
     except Exception as error:
@@ -112,7 +112,7 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
             return EXIT_FAILED
         if found.filename in (STDOUT, STDERR):
             _give_up(sys.stdout if found.filename == STDOUT else sys.stderr)
-            if isinstance(found, BrokenPipeError):  # its reader has ended, as in `tnr runs | head`
+            if isinstance(found, BrokenPipeError):  # the reader has ended, as in `tnr runs | head`
                 return 128 + signal.SIGPIPE
             say_error(f"cannot write to {found.filename}: {found.strerror}")
         else:
@@ -128,7 +128,7 @@ def say_error(what: object) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error; where that is full or closed, the exit code alone tells."""
+    """Print a line on standard error, and ignore a full or closed stream."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -136,8 +136,8 @@ def say(line: str) -> None:
 
 
 def _give_up(stream: TextIO) -> None:
-    """Let what a stream still holds go nowhere: Python's teardown would fail at it again."""
-    with contextlib.suppress(OSError):  # a stream of a test has no number
+    """Discard a stream's buffered text, so that Python's teardown does not fail on it again."""
+    with contextlib.suppress(OSError):  # streams in tests have no file number
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

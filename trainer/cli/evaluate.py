@@ -1,4 +1,4 @@
-"""``tnr evaluate``: MIND's metrics of a model, or of a baseline, on a labelled click log."""
+"""``tnr evaluate``: measure a model or a baseline on a labelled click log by MIND's metrics."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from shards.numbers import real, seed, whole
 from trainer.cli.settings import add_device
 
 TIES = (
-    "Among tied scores the later candidate comes first; MIND's own script sorts in NumPy's "
-    "unstable order, so where scores tie, MRR and nDCG may differ from its numbers, and AUC is "
-    "equal."
+    "Among tied scores, the later candidate comes first. MIND's own script sorts in NumPy's "
+    "unstable order, so with ties MRR and nDCG may differ from its numbers; AUC is equal."
 )
-"""The rule for tied scores, for the help of what measures."""
+"""The rule for tied scores, for the help of commands that measure."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,60 +36,65 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--baseline",
         choices=("random", "popularity"),
-        help="measure this instead of a model; popularity counts clicks in --train-clicks",
+        help="measure a baseline instead of a model; popularity counts clicks in --train-clicks",
     )
     add_log_options(parser)
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="also write the whole record as JSON, and beside it the metrics of every impression",
+        help="also write the whole record as JSON, and next to it the metrics of every impression",
     )
     parser.add_argument(
         "--train-clicks",
         metavar="SET",
-        help="training click log: adds metrics by news seen or not seen in training",
+        help="training click log: adds metrics split by whether the news was seen in training",
     )
     parser.add_argument(
         "--train-since",
         metavar="DATE",
-        help="take the training log from this date or time on, as data.clicks_since did",
+        help="start of the training log (date or time), as in data.clicks_since",
     )
     parser.add_argument(
         "--train-until",
         metavar="DATE",
-        help="take the training log before this date or time, as data.clicks_until did",
+        help="end of the training log (date or time, exclusive), as in data.clicks_until",
     )
     parser.add_argument(
         "--since",
         metavar="DATE",
-        help="measure the impressions from this date or time on, such as 2019-11-14 (UTC: times "
-        "without a zone, as MIND's, are taken as UTC)",
+        help=(
+            "measure impressions from this date or time on, such as 2019-11-14 (UTC; times "
+            "without a zone, as in MIND, are taken as UTC)"
+        ),
     )
     parser.add_argument(
-        "--until", metavar="DATE", help="measure the impressions before this date or time"
+        "--until", metavar="DATE", help="measure impressions before this date or time"
     )
     parser.add_argument("--name", help="name in reports (default: the run's folder name)")
     parser.add_argument(
         "--role",
         choices=("teacher", "student", "plain", "baseline", "other"),
         default="other",
-        help="what it is in reports; plain: finetuned without teachers (default %(default)s)",
+        help="role in reports; plain: finetuned without teachers (default %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=seed, default=0, help="which repetition this is (default %(default)s)"
+        "--seed", type=seed, default=0, help="number of the repetition (default %(default)s)"
     )
     parser.add_argument(
         "--speed-seconds",
         type=real(0, 1e6),
         default=1.0,
         metavar="S",
-        help="time to spend on measuring the encoding speed; 0: none (default %(default)s)",
+        help=(
+            "seconds to spend on measuring the encoding speed; 0: do not measure (default "
+            "%(default)s)"
+        ),
     )
     parser.set_defaults(run=run)
 
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the data and the way of computing; `tnr predict` has them too."""
+    """Add the options for data and precision, which `tnr predict` shares."""
     parser.add_argument("--articles", required=True, metavar="SET", help="article shard set")
     parser.add_argument("--clicks", required=True, metavar="SET", help="impression shard set")
     add_device(parser)
@@ -105,7 +109,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         type=whole(1),
         default=16384,
         metavar="N",
-        help="tokens of a forward pass, padding included (default %(default)s)",
+        help="tokens per forward pass, padding included (default %(default)s)",
     )
 
 
@@ -125,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.hardware import pick_device
 
     if (arguments.export is None) == (arguments.baseline is None):
-        raise UsageError("name either an exported model or a --baseline, and not both")
+        raise UsageError("give either an exported model or --baseline, not both")
     if arguments.baseline is None:
         pick_device(arguments.device)
     options = EvaluateOptions(
@@ -151,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
             found = evaluate_model(
                 arguments.export, arguments.articles, arguments.clicks, options, ranks
             )
-        elif ranks.is_main:  # nothing in it is worth sharing
+        elif ranks.is_main:  # only one process computes baselines
             found = evaluate_baseline(
                 arguments.baseline, arguments.articles, arguments.clicks, options
             )

@@ -1,4 +1,4 @@
-"""``tnr export``: a finished run's model as a folder of its own."""
+"""``tnr export``: write a finished run's model to its own folder."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the verb."""
     parser = subparsers.add_parser(
         "export",
-        help="write a run's model to a folder of its own, for tnr or for other tools",
+        help="write a run's model to its own folder, for tnr or for other tools",
         description=(
             "Check a run's exported model (weights against their sha256) and write it to a folder "
             "in one of several formats."
@@ -34,7 +34,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Verify and write."""
+    """Verify the exported model and write it."""
     from trainer.cli.writing import new_folder
     from trainer.errors import ModelError
     from trainer.export.folder import open_export

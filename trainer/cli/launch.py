@@ -1,4 +1,4 @@
-"""``tnr launch``: one training job on a cluster."""
+"""``tnr launch``: submit one training job to a cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.cli.settings import add_settings, take_preset
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb and its sub-verb."""
+    """Add the command and its subcommand."""
     parser = subparsers.add_parser("launch", help="submit one training job to Slurm")
     verbs = parser.add_subparsers(dest="scheduler", metavar="SCHEDULER", required=True)
     slurm = verbs.add_parser(
@@ -17,9 +17,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="submit one training job to Slurm",
         description=(
             "Submit `tnr train RECIPE ...` as a Slurm job that is requeued until it is done. The "
-            "recipe and its batch arithmetic are checked first. Options stand before RECIPE; what "
-            "follows it are settings. Script, stamp and logs go to the folder 'launch' in run.dir. "
-            "Started again while the job is queued or runs, it submits nothing."
+            "recipe and its batch arithmetic are checked first. Options come before RECIPE; "
+            "settings follow it. Script, stamp and logs go to the folder 'launch' in run.dir. "
+            "While the job is queued or running, the same command submits nothing."
         ),
         epilog=(
             "example: tnr launch slurm --nodes 2 --processes 4 --gpus 4 --cpus 32 --minutes 1440 "
@@ -28,21 +28,29 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ),
     )
     slurm.add_argument(
-        "--nodes", type=whole(most=1_000_000), default=1, help="machines (%(default)s)"
+        "--nodes", type=whole(most=1_000_000), default=1, help="nodes (default %(default)s)"
     )
     slurm.add_argument(
-        "--processes", type=whole(most=1_000_000), default=1, help="ranks on each (%(default)s)"
+        "--processes",
+        type=whole(most=1_000_000),
+        default=1,
+        help=("ranks per node (default %(default)s)"),
     )
     slurm.add_argument(
-        "--gpus", type=whole(most=1_000_000), default=0, help="GPUs on each (%(default)s)"
+        "--gpus", type=whole(most=1_000_000), default=0, help="GPUs per node (default %(default)s)"
     )
     slurm.add_argument(
-        "--cpus", type=whole(most=1_000_000), default=4, help="CPU cores on each (%(default)s)"
+        "--cpus",
+        type=whole(most=1_000_000),
+        default=4,
+        help=("CPU cores per node (default %(default)s)"),
     )
-    slurm.add_argument("--minutes", type=whole(), default=60, help="time limit (%(default)s)")
-    slurm.add_argument("--name", default="train", help="name of the job (%(default)s)")
     slurm.add_argument(
-        "--cluster", metavar="FILE", help="cluster file, as launchers/templates/cluster.yaml"
+        "--minutes", type=whole(), default=60, help="time limit in minutes (default %(default)s)"
+    )
+    slurm.add_argument("--name", default="train", help="name of the job (default %(default)s)")
+    slurm.add_argument(
+        "--cluster", metavar="FILE", help="cluster file such as launchers/templates/cluster.yaml"
     )
     slurm.add_argument("--print", action="store_true", help="show the script and submit nothing")
     slurm.add_argument("recipe", metavar="RECIPE", help="a recipe's name or path")
@@ -54,8 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Submit the job, or show its script.
 
     Raises:
-        ConfigError: The recipe, the arithmetic or an option is wrong.
-        TinyNewsRecError: It cannot be submitted.
+        ConfigError: The recipe, the batch arithmetic or an option is wrong.
+        TinyNewsRecError: The job cannot be submitted.
     """
     from pathlib import Path
 
@@ -93,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     for number in ids.values():
         print(f"{number}  {step.name}: script and logs in {folder}")
     if step.name in queued:
-        print(f"{step.name} is queued already as job {queued[step.name]}; nothing was submitted")
+        print(f"{step.name} is already queued as job {queued[step.name]}; nothing was submitted")
     return 0
 
 
@@ -104,11 +112,11 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
     if not re.fullmatch(r"\w[\w.-]*", arguments.name):
         raise ConfigError(
-            f"--name is {arguments.name!r}; expected letters, digits, -, _ and ., a letter or "
-            "digit first"
+            f"--name is {arguments.name!r}; expected letters, digits, -, _ and ., starting with a "
+            "letter or digit"
         )
     names = ("nodes", "processes", "gpus", "cpus", "minutes", "name", "cluster", "print")
     own = {f"--{name}" for name in names}
     for word in arguments.overrides:
         if word.split("=")[0] in own:
-            raise ConfigError(f"{word} stands after the recipe; options of launch come before it")
+            raise ConfigError(f"{word} comes after the recipe: put options of launch before it")

@@ -1,7 +1,9 @@
-"""``tnr``: one command; every verb is a module that registers its parser and imports heavy things
-late."""
+"""``tnr``: the main command.
 
-from trainer import interrupt  # before anything that takes time: Ctrl-C is answered from here on
+Each verb is a module that registers its parser and imports heavy modules late.
+"""
+
+from trainer import interrupt  # first, so that Ctrl-C is handled from here on
 
 # isort: split
 import argparse
@@ -39,46 +41,46 @@ VERBS = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with the project's one-line errors."""
+    """An argument parser with the project's one-line errors."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        """Print the mistake and where to read on, then exit 2."""
+        """Print the error and the command that shows the help, then exit with code 2."""
         self.exit(
             EXIT_USAGE, f"tnr: error: {shown_text(one_line(message))}; see '{self.prog} --help'\n"
         )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; the parser of the verb itself says what it does not know, and names its help."""
+        """Parse; report unknown arguments by the verb's own parser, which names its help."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """Return an option's value; an empty one, as of an unset variable, is not taken.
+        """Return an option's value; refuse an empty one, as from an unset variable.
 
-        Of a path it would be the working directory.
+        As a path, an empty value would mean the working directory.
         """
         if "" in arg_strings and action.nargs not in (argparse.PARSER, argparse.REMAINDER):
-            raise argparse.ArgumentError(action, "expected a value, and this one is empty")
+            raise argparse.ArgumentError(action, "expected a value, found an empty one")
         return super()._get_values(action, arg_strings)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help; unlike argparse, not in silence where it cannot be printed."""
+        """Print the help; unlike argparse, raise an error if printing fails."""
         if message:
             (file or sys.stderr).write(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command, with all verbs."""
+    """Return the parser of the whole command, with all verbs."""
     parser = _Parser(
         prog="tnr",
         description=(
             "Distil large language models into small, fast news encoders for recommendation."
         ),
         epilog=(
-            "exit codes: 0 done, 1 failed, 2 usage, 75 stopped with what is done kept: start again,"
-            " 130 and 143 interrupted"
+            "exit codes: 0 done, 1 failed, 2 usage, 75 stopped with the work so far kept: run "
+            "the same command again, 130 and 143 interrupted"
         ),
     )
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -88,8 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; mistakes of the user print one line, no
-    traceback."""
+    """Run one command and return its exit code; user errors print one line."""
     prepare()
     name_standard_streams()
     return exit_code_of(lambda: _run(argv))
@@ -100,13 +101,13 @@ def _run(argv: Sequence[str] | None) -> int | None:
     interrupt.set_running(True)
     for option in ("out", "plot"):
         if is_elsewhere(place := getattr(arguments, option, None)):
-            raise UsageError(f"--{option} {place}: expected a place on this machine, not a URL")
+            raise UsageError(f"--{option} {place}: expected a path on this machine, not a URL")
     code: int | None = arguments.run(arguments)
     return code
 
 
 def entry() -> NoReturn:
-    """The ``tnr`` of the shell: :func:`main`, then the end of the process."""
+    """Run ``tnr`` from a shell: call :func:`main`, then end the process."""
     interrupt.watch(signal.SIGTERM)
     code = main()
     engine = sys.modules.get("trainer.engine.distributed")

@@ -1,4 +1,4 @@
-"""``tnr pipeline``: the whole method from one YAML file, here or on Slurm."""
+"""``tnr pipeline``: run the whole method from one YAML file, on this machine or on Slurm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 MANY_STEPS = 1_000_000
-"""Runs that may be longer are not too short for their teacher copies."""
+"""Step limit above which a run counts as long enough for its teacher copies."""
 
 if TYPE_CHECKING:
     from launchers.config import PipelineConfig
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb and its sub-verbs."""
+    """Add the command and its subcommands."""
     parser = subparsers.add_parser(
         "pipeline",
-        help="run every step of the method, here or on Slurm; what is done is skipped",
+        help="run every step of the method, here or on Slurm; finished steps are skipped",
         description=(
-            "The method as steps: shards, tokens, post-training, teachers, stage I, finetuning, "
-            "stage II, baselines, evaluation, report. CONFIG is a YAML file; "
-            "launchers/templates/mind.yaml is an example with every section explained."
+            "Run the method in steps: shards, tokens, post-training, teachers, stage I, "
+            "finetuning, stage II, baselines, evaluation, report. CONFIG is a YAML file; "
+            "launchers/templates/mind.yaml is an example that explains every section."
         ),
     )
     parser.set_defaults(commands=subparsers.choices)
@@ -40,9 +40,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     here.add_argument(
         "--redo",
         action="store_true",
-        help="where the configuration changed since: move former outputs aside and do them again",
+        help="if the configuration has changed: move the old outputs aside and repeat their steps",
     )
-    here.add_argument("--quiet", action="store_true", help="show one line a step; logs have all")
+    here.add_argument(
+        "--quiet",
+        action="store_true",
+        help="print one line per step; the logs hold the full output",
+    )
     here.set_defaults(run=run_here)
     slurm = verbs.add_parser(
         "submit",
@@ -58,23 +62,25 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     slurm.set_defaults(run=run_submit)
     status = verbs.add_parser(
         "status",
-        help="a table of the steps: job, state, progress, time, log",
+        help="show a table of the steps: job, state, progress, time, log",
         epilog="example: tnr pipeline status mind.yaml",
     )
     _add_config(status)
-    status.add_argument("--json", action="store_true", help="the rows as JSON")
+    status.add_argument("--json", action="store_true", help="print the rows as JSON")
     status.set_defaults(run=run_status)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="YAML file of the pipeline")
-    parser.add_argument("--out", metavar="DIR", help="folder to use in place of the file's 'run'")
+    parser.add_argument("config", metavar="CONFIG", help="the pipeline's YAML file")
+    parser.add_argument("--out", metavar="DIR", help="folder to use instead of the file's 'run'")
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--only", metavar="STEP", help="this step alone")
-    choice.add_argument("--until", metavar="STEP", help="this step and everything it needs")
+    choice.add_argument("--only", metavar="STEP", help="run only this step")
+    choice.add_argument(
+        "--until", metavar="STEP", help="run this step and every step that it needs"
+    )
 
 
 def run_here(arguments: argparse.Namespace) -> int:
@@ -100,7 +106,7 @@ def run_here(arguments: argparse.Namespace) -> int:
 
 
 def run_submit(arguments: argparse.Namespace) -> int:
-    """Submit the steps that are not done, or show the scripts of all of them."""
+    """Submit the unfinished steps, or show the scripts of all steps."""
     from launchers.jobs import submission
     from launchers.slurm import load_cluster, make_jobs, render, submit
     from launchers.stamps import Stamps, State, refuse_stale
@@ -118,7 +124,7 @@ def run_submit(arguments: argparse.Namespace) -> int:
     with submission(folder) as (book, queued):
         states = {step.name: stamps.state(step, known[step.name]) for step in chosen}
         todo = [step for step in chosen if states[step.name] is not State.DONE]
-        # What is queued with other settings is refused where it would be submitted.
+        # Submitting refuses a queued step whose settings have changed.
         unqueued = [step for step in todo if step.name not in queued]
         stale = [step for step in unqueued if states[step.name] is State.STALE]
         refuse_stale(stale, f"Move {', '.join(str(step.output) for step in stale)} aside")
@@ -132,7 +138,7 @@ def run_submit(arguments: argparse.Namespace) -> int:
         some = ", ".join(map(str, left.get(name, ())))
         print(f"{number}  {name}{f' (tasks {some})' if some else ''}")
     waiting, done = len(todo) - len(ids), len(chosen) - len(todo)
-    print(f"{len(ids)} jobs submitted, {waiting} queued already, {done} steps done already")
+    print(f"{len(ids)} jobs submitted, {waiting} already queued, {done} steps already done")
     return 0
 
 
@@ -153,31 +159,31 @@ def run_status(arguments: argparse.Namespace) -> int:
         if JobBook(folder).jobs:
             asked = ask_squeue()
     except TinyNewsRecError as error:
-        print(f"tnr: {error}; shown is what the jobs wrote", file=sys.stderr)
+        print(f"tnr: {error}; the table shows what the jobs wrote", file=sys.stderr)
     rows = status_rows(steps, digests(steps), folder, asked)
     print(json.dumps([row.to_dict() for row in rows], indent=1) if arguments.json else table(rows))
     return 0
 
 
 def stamps_folder(config: PipelineConfig) -> Path:
-    """Where a pipeline keeps its stamps, logs and scripts."""
+    """Return the folder of a pipeline's stamps, logs and scripts."""
     return Path(config.run) / "pipeline"
 
 
 def check_steps(
     steps: Sequence[Step], commands: Mapping[str, argparse.ArgumentParser] | None = None
 ) -> None:
-    """Find what the steps' own commands would refuse, so that no mistake waits for its turn.
+    """Find what the steps' own commands would refuse, before any step runs.
 
-    Recipes, overrides and batch arithmetic of training steps are resolved; the words of the others
-    are parsed. Notes on settings that other settings beat go to standard error.
+    For training steps, recipes, overrides and batch arithmetic are resolved; for other steps, the
+    arguments are parsed. Notes on settings that other settings override go to standard error.
 
     Args:
-        steps: Those that are to be shown, run or submitted.
-        commands: The parser of each verb.
+        steps: The steps to show, run or submit.
+        commands: Parser of each verb.
 
     Raises:
-        ConfigError: Of the first step that is wrong; names the step.
+        ConfigError: A step is wrong; names the first one.
     """
     from trainer.errors import ConfigError
 
@@ -194,7 +200,7 @@ def check_steps(
 
 
 def say_notes(steps: Sequence[Step]) -> None:
-    """Print what a user may not expect of the steps' settings, each note once."""
+    """Print notes about unexpected effects of the steps' settings, each note once."""
     import sys
 
     for note in dict.fromkeys(note for step in steps for note in step.notes):
@@ -209,14 +215,14 @@ def _check_training(step: Step) -> None:
 
 
 def check_run(config: TrainConfig, resources: Resources) -> None:
-    """Find what a training run would refuse at its start, as far as no data tell it.
+    """Check what a training run would check at its start, without data.
 
     Args:
-        config: The run.
-        resources: What it is started with.
+        config: Configuration of the run.
+        resources: Resources of the run.
 
     Raises:
-        ConfigError: Batches do not divide, the run is too short for its teacher copies, the
+        ConfigError: The batches do not divide, the run is too short for its teacher copies, the
             backbone is here and lacks a layer, or the DeepSpeed file is wrong.
     """
     from shards.pretrained import num_layers
@@ -237,7 +243,7 @@ def check_run(config: TrainConfig, resources: Resources) -> None:
 
 
 def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Parse a command's words; what argparse would print becomes an error."""
+    """Parse a command's arguments; turn what argparse would print into an error."""
     import contextlib
     import io
 
@@ -249,7 +255,7 @@ def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
             parser.parse_args(words)
     except SystemExit as stop:
         lines = said.getvalue().splitlines() or [""]
-        why = lines[0].removeprefix("tnr: error: ") if stop.code else "--help is not a step"
+        why = lines[0].removeprefix("tnr: error: ") if stop.code else "--help cannot be a step"
         raise ConfigError(why) from stop
 
 

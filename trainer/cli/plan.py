@@ -1,4 +1,4 @@
-"""``tnr plan``: batches, steps, tokens, FLOPs, memory and disk, before anything starts."""
+"""``tnr plan``: show batches, steps, tokens, FLOPs, memory and disk before anything starts."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from trainer.plan.plan import Options, Plan
 
 NO_DATA = "(no data)"
-"""Stands in ``data.articles`` where a plan does without."""
+"""Placeholder in ``data.articles`` of a plan without data."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
     parser = subparsers.add_parser(
         "plan",
-        help="what a run or a pipeline comes to: steps, tokens, memory a GPU, disk",
+        help="plan a run or a pipeline: steps, tokens, memory per GPU, disk",
         description=(
-            "Arithmetic before anything starts. WHAT is a recipe (name or path), with overrides "
-            "after it as for 'tnr train', or the YAML file of a pipeline: then each of its "
-            "training steps is planned. Without data.articles, memory and FLOPs are planned from "
-            "the configured maxima. Options come before WHAT."
+            "Compute what a run needs before it starts. WHAT is a recipe (name or path), "
+            "followed by overrides as for 'tnr train', or the YAML file of a pipeline, of which "
+            "each training step is planned. Without data.articles, memory and FLOPs are planned "
+            "from the configured maxima. Options come before WHAT."
         ),
         epilog=(
             "example: tnr plan --nodes 2 --processes 4 --gpu-gib 80 post_train --data.articles "
@@ -33,39 +33,52 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ),
     )
     parser.add_argument(
-        "what", metavar="WHAT", help="a recipe's name or path, or a pipeline's YAML"
+        "what", metavar="WHAT", help="a recipe's name or path, or a pipeline's YAML file"
     )
     add_settings(parser)
-    parser.add_argument("--nodes", type=whole(1, 1_000_000), default=1, help="machines (default 1)")
+    parser.add_argument("--nodes", type=whole(1, 1_000_000), default=1, help="nodes (default 1)")
     parser.add_argument(
-        "--processes", type=whole(1, 1_000_000), default=1, help="ranks a machine (1)"
+        "--processes", type=whole(1, 1_000_000), default=1, help="ranks per node (default 1)"
     )
     parser.add_argument(
-        "--gpu-gib", type=real(most=1e9, above=0), help="memory of a GPU: say what fits"
+        "--gpu-gib", type=real(most=1e9, above=0), help="memory of a GPU in GiB: shows what fits"
     )
     parser.add_argument(
-        "--reserve-gib", type=real(0, 1e9), default=2.0, help="of it, for CUDA and fragments (2)"
-    )
-    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="for activations")
-    parser.add_argument(
-        "--tflops", type=real(1e-6, 1e9), help="peak of a GPU in the run's precision"
-    )
-    parser.add_argument(
-        "--utilisation", type=real(1e-6, 1), default=0.4, help="share of the peak reached (0.4)"
+        "--reserve-gib",
+        type=real(0, 1e9),
+        default=2.0,
+        help=("GiB of a GPU reserved for CUDA, NCCL and fragmentation (default 2)"),
     )
     parser.add_argument(
-        "--articles", type=whole(1, 10**15), help="articles, where no set is built yet"
+        "--device", choices=("gpu", "cpu"), default="gpu", help="GiB for activations"
     )
     parser.add_argument(
-        "--impressions", type=whole(0, 10**15), default=0, help="likewise; one click each"
+        "--tflops", type=real(1e-6, 1e9), help="peak of a GPU in TFLOP/s, in the run's precision"
+    )
+    parser.add_argument(
+        "--utilisation",
+        type=real(1e-6, 1),
+        default=0.4,
+        help=("share of the peak that the run reaches (default 0.4)"),
+    )
+    parser.add_argument(
+        "--articles", type=whole(1, 10**15), help="number of articles, if the set is not built yet"
+    )
+    parser.add_argument(
+        "--impressions",
+        type=whole(0, 10**15),
+        default=0,
+        help=("number of impressions, if the set is not built yet; one click each"),
     )
     parser.add_argument(
         "--vocab-size",
         type=whole(1),
         default=30522,
-        help="of a random backbone without data",
+        help="vocabulary of a random backbone without data",
     )
-    parser.add_argument("--json", action="store_true", help="print it as JSON, in plain units")
+    parser.add_argument(
+        "--json", action="store_true", help="print the plan as JSON, in plain units"
+    )
     parser.set_defaults(run=run)
 
 
@@ -94,12 +107,12 @@ def run(arguments: argparse.Namespace) -> int:
     for room in rooms(items):
         print(f"disk in all: {room.needed / 1e9:.2f} GB of {room.free / 1e9:.1f} GB free")
     for warning in warnings:
-        print(f"WARNING: it does not fit on the disk: {warning}")
+        print(f"WARNING: the plan does not fit on the disk: {warning}")
     return 0
 
 
 def _recipe(arguments: argparse.Namespace) -> tuple[Plan, Options]:
-    """Plan one run; where data, clicks or a run folder are not named, it does without."""
+    """Plan one run; data, clicks and the run folder may be missing."""
     from trainer.plan.plan import make_plan
     from trainer.recipes.load import (
         load_config,
@@ -123,7 +136,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[Plan, Options]:
 
 
 def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
-    """Plan every training step of a pipeline with the resources that it asks for."""
+    """Plan every training step of a pipeline with the step's own resources."""
     from launchers.pipeline import load_pipeline, pipeline_steps
     from trainer.cli.pipeline import say_notes
     from trainer.errors import DataError, TinyNewsRecError, UsageError
@@ -133,8 +146,8 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
     if arguments.overrides or arguments.preset is not None:
         given = arguments.overrides or ["--preset", arguments.preset]
         raise UsageError(
-            f"a pipeline takes neither overrides nor a preset: {' '.join(given)}; its file has "
-            "'set' and 'stages'"
+            f"a pipeline takes neither overrides nor a preset, but {' '.join(given)} is given: "
+            "set them in its file under 'set' and 'stages'"
         )
     plans = []
     steps = pipeline_steps(load_pipeline(arguments.what))
@@ -150,20 +163,20 @@ def _pipeline(arguments: argparse.Namespace) -> list[tuple[Plan, Options]]:
         except TinyNewsRecError as error:
             hint = ""
             if isinstance(error, DataError) and options.counts is None:
-                hint = " (sets that are not built yet: give --articles and --impressions)"
+                hint = " (if sets are not built yet, give --articles and --impressions)"
             raise type(error)(f"step {step.name}: {error}{hint}") from error
         plans.append((plan, options))
     return plans
 
 
 def _is_pipeline(what: str) -> bool:
-    """Whether a YAML file is a pipeline: its ``run`` is a folder, a recipe's is a section."""
+    """Check for a pipeline, whose ``run`` is a folder, not a section."""
     import os
 
     from trainer.config.yaml_files import read_yaml
     from trainer.recipes.load import is_yaml
 
-    # Not pathlib's: it raises where the name is too long.
+    # pathlib's function raises if the name is too long.
     if not is_yaml(what) or not os.path.isfile(what):  # noqa: PTH113
         return False
 

@@ -1,4 +1,4 @@
-"""``tnr predict``: MIND's prediction file of a model on a click log, with or without labels."""
+"""``tnr predict``: write MIND's prediction file of a model for a click log."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the verb."""
     parser = subparsers.add_parser(
         "predict",
-        help="write MIND's prediction.zip of a model",
+        help="write a model's prediction.zip for MIND",
         description=(
-            "Score every impression of a click log, labelled or not, and write the ranks of its "
-            "candidates as MIND's prediction.txt inside a zip. The file is checked after writing."
+            "Score every impression of a click log, with or without labels, and write the ranks "
+            "of its candidates as MIND's prediction.txt in a zip. The file is checked after "
+            "writing."
         ),
         epilog=(
             "example: tnr predict runs/student/export --articles data/articles --clicks data/test "
@@ -25,14 +26,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("export", metavar="EXPORT", help="folder of an exported, finetuned model")
     add_log_options(parser)
     parser.add_argument(
-        "--out", default="prediction.zip", metavar="FILE", help="the zip (default %(default)s)"
+        "--out", default="prediction.zip", metavar="FILE", help="zip to write (default %(default)s)"
     )
     parser.add_argument(
         "--behaviors",
         metavar="LOG",
         help=(
-            "the behaviors.tsv that the set was built from (or a folder or zip with it): "
-            "impressions that were refused then get a line too, without a preference"
+            "the behaviors.tsv that the set was built from (or a folder or zip that contains "
+            "it): impressions that the build refused then get a line too, with all candidates "
+            "tied"
         ),
     )
     parser.set_defaults(run=run)
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             device=ready.device,
             progress=True,
         )
-    if scored is None:  # rank 0 writes
+    if scored is None:  # only rank 0 writes
         return 0
     num, ids = log.clicks.num_impressions, log.ids()
     if arguments.behaviors is not None:

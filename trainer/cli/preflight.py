@@ -1,4 +1,4 @@
-"""``tnr preflight``: is this machine, and are these ranks, ready for a run?"""
+"""``tnr preflight``: check whether this machine and its ranks are ready for a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainer.engine.probe import Meeting
 
 CLOCK_LIMIT_S = 1.0
-"""Clocks that differ more than this make logs of several nodes hard to read together."""
+"""Clocks that differ by more seconds than this make the logs of several nodes hard to compare."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,10 +26,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "preflight",
         help="check packages, disk, data sets, rendezvous and an all-reduce before a run",
         description=(
-            "A line a check: ok, warn or fail, what was found, what to do. With RECIPE and "
-            "overrides as for 'tnr train', the run's folder and data sets are checked too. Under "
-            "torchrun or srun all ranks meet, and rank 0 reports for all of them. Exit code 1 if "
-            "anything failed. Options come before RECIPE."
+            "Print one line per check: ok, warn or fail, what was found, what to do. With RECIPE "
+            "and overrides as for 'tnr train', the run's folder and data sets are checked too. "
+            "Under torchrun or srun, all ranks meet, and rank 0 reports for all of them. The "
+            "exit code is 1 if a check failed. Options come before RECIPE."
         ),
         epilog=(
             "example: tnr preflight --processes 2 post_train --data.articles data/articles "
@@ -43,20 +43,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--processes",
         type=whole(most=1_000_000),
         default=1,
-        help="ranks to start here for an all-reduce (1: none)",
+        help="ranks to start here for an all-reduce (1: no all-reduce)",
     )
     parser.add_argument(
         "--timeout",
         type=real(most=1e6, above=0),
         default=60.0,
-        help="seconds that ranks wait for each other (60)",
+        help="seconds that ranks wait for each other (default 60)",
     )
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check, print, and return 1 where something failed."""
+    """Run the checks, print them, and return 1 if one failed."""
     import json
 
     from launchers.preflight import Outcome
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _here(config: TrainConfig | None, preset: str | None) -> list[Check]:
-    """Checks of this machine alone."""
+    """Check this machine alone."""
     from pathlib import Path
 
     from launchers import preflight
@@ -120,11 +120,13 @@ def _torch() -> tuple[Check, bool]:
     if Path("/proc/driver/nvidia/version").exists():
         hint = "this torch does not see the machine's GPU: install one built for its driver"
         return Check(name="torch", outcome=Outcome.FAIL, found=f"{found}, no GPU", hint=hint), False
-    return Check(name="torch", outcome=Outcome.OK, found=f"{found}, no GPU: CPUs compute"), False
+    return Check(
+        name="torch", outcome=Outcome.OK, found=(f"{found}, no GPU: training runs on CPUs")
+    ), False
 
 
 def _precision(config: TrainConfig | None, preset: str | None) -> Check:
-    """What the hardware computes in; a run's own precision where there is a run."""
+    """Check the run's precision, or report what the hardware computes in without a run."""
     from launchers.preflight import Check, Outcome
     from trainer.errors import ConfigError
     from trainer.hardware import check_preset, emulated, training_device
@@ -147,7 +149,7 @@ def _precision(config: TrainConfig | None, preset: str | None) -> Check:
 
 
 def _needed(config: TrainConfig | None) -> int | None:
-    """Bytes that a run writes into its folder, by :mod:`trainer.plan`; None where unknown."""
+    """Estimate the bytes that a run writes into its folder; None if unknown."""
     if config is None:
         return None
     from trainer.errors import TinyNewsRecError
@@ -157,7 +159,7 @@ def _needed(config: TrainConfig | None) -> int | None:
     try:
         plan = make_plan(config, Options(processes=processes), name="", has_data=True)
     except TinyNewsRecError:
-        return None  # the data's own line says what is wrong with them
+        return None  # the check of the data names the error
     return sum(item.bytes for item in plan.disk if item.where == config.run.dir)
 
 
@@ -174,11 +176,11 @@ def _data(config: TrainConfig) -> Check:
     sets = f"{sources.articles.num_rows:,} articles with tokens"
     if sources.ordered is not sources.articles:
         sets += f", {sources.ordered.num_rows:,} {sources.ordered.kind}"
-    return Check(name="data", outcome=Outcome.OK, found=f"{sets}, {units:,} units an epoch")
+    return Check(name="data", outcome=Outcome.OK, found=f"{sets}, {units:,} units per epoch")
 
 
 def _together(arguments: argparse.Namespace, own: list[Check]) -> list[Check]:
-    """Checks of all ranks: those that this process is one of, or some that are started here."""
+    """Check all ranks: those of this job, or ranks that are started here."""
     from launchers.preflight import Outcome
     from trainer.engine.probe import meet, meet_here
 
@@ -196,10 +198,10 @@ def _of_meeting(met: Meeting) -> list[Check]:
     if met.missing:
         who = ", ".join(map(str, met.missing))
         hint = (
-            "look at their nodes: are they started, do names resolve, is the port open between "
-            "nodes (firewall, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)?"
+            "look at their nodes: were the ranks started, do host names resolve, is the port "
+            "open between nodes (firewall, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)?"
         )
-        found = f"no word of rank {who} of {met.ranks}: {met.error}"
+        found = f"rank {who} of {met.ranks} did not answer: {met.error}"
         return [Check(name="all-reduce", outcome=Outcome.FAIL, found=found, hint=hint)]
     if met.error:
         hint = "set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to the network between the nodes"
@@ -209,7 +211,7 @@ def _of_meeting(met: Meeting) -> list[Check]:
         Check(name="all-reduce", outcome=Outcome.OK, found=f"{found} in {met.seconds:.1f} s"),
         _clock(met.skew_s),
     ]
-    others = list(enumerate(met.told))[1:]  # rank 0 prints its own
+    others = list(enumerate(met.told))[1:]  # rank 0 prints its own checks
     return checks + [
         _of_rank(rank, met.hosts[rank], content) for rank, told in others for content in told or ()
     ]
@@ -221,12 +223,15 @@ def _clock(skew_s: float) -> Check:
     found = f"clocks of the ranks differ by {skew_s:.3f} s"
     if skew_s <= CLOCK_LIMIT_S:
         return Check(name="clocks", outcome=Outcome.OK, found=found)
-    hint = "nothing is decided by the times of files, but logs mislead: synchronise them (chrony)"
+    hint = (
+        "training does not depend on clocks, but times in logs mislead: synchronise the clocks "
+        "(chrony)"
+    )
     return Check(name="clocks", outcome=Outcome.WARN, found=found, hint=hint)
 
 
 def _of_rank(rank: int, host: str, content: dict[str, Any]) -> Check:
-    """A check that went badly on another rank."""
+    """Return a failed check or warning of another rank, with the rank's name."""
     from launchers.preflight import Check, Outcome
 
     return Check(

@@ -1,4 +1,4 @@
-"""``tnr recommend``: what a history would be shown, with titles, for a person to look at."""
+"""``tnr recommend``: show what a model recommends for a history, with titles."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the verb."""
     parser = subparsers.add_parser(
         "recommend",
-        help="what a history, a user or an impression would be shown, with titles",
+        help="show what a model recommends for a history, a user or an impression, with titles",
         description=(
-            "Rank articles for one user and print the history and the best of them with their "
-            "titles. The user is a list of article ids (oldest first), an impression of a click "
-            "log, or a user of a log at his or her latest impression; without any of these, a user "
-            "who has read nothing. Articles that were read are left out."
+            "Rank articles for one user and print the history and the best articles with their "
+            "titles. The user is given by article ids (oldest first), by an impression of a "
+            "click log, or by a user id of a log, at the user's latest impression; without any "
+            "of these, the user has an empty history. Articles in the history are left out."
         ),
         epilog=(
             "examples: tnr recommend runs/student/export --articles data/articles --history N12 N7"
@@ -40,12 +40,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--articles", required=True, metavar="SET", help="article shard set")
     who = parser.add_mutually_exclusive_group()
     who.add_argument(
-        "--history", nargs="+", metavar="ID", default=[], help="articles read, oldest first"
+        "--history",
+        nargs="+",
+        metavar="ID",
+        default=[],
+        help=("articles of the history, oldest first"),
     )
     who.add_argument(
-        "--impression", type=whole(), metavar="ROW", help="row of an impression of --clicks, from 0"
+        "--impression", type=whole(), metavar="ROW", help="row of an impression in --clicks, from 0"
     )
-    who.add_argument("--user", metavar="ID", help="a user of --clicks")
+    who.add_argument("--user", metavar="ID", help="a user id in --clicks")
     parser.add_argument("--clicks", metavar="SET", help="impression shard set")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -54,30 +58,33 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     what.add_argument(
         "--from-impression",
         action="store_true",
-        help="rank what the impression showed, all of it, as tnr evaluate does",
+        help="rank all candidates of the impression, as tnr evaluate does",
     )
     parser.add_argument(
         "--top",
         type=whole(),
         default=10,
         metavar="K",
-        help="how many to print (default %(default)s)",
+        help="number of articles to print (default %(default)s)",
     )
     parser.add_argument(
-        "--include-read", action="store_true", help="rank what was read already, too"
+        "--include-read", action="store_true", help="rank articles of the history, too"
     )
     parser.add_argument(
         "--vectors",
         metavar="FILE",
-        help="keep the vectors of the ranked set here: the next list then needs no encoding",
+        help=(
+            "keep the vectors of the ranked set in this folder: the next list then needs no "
+            "encoding"
+        ),
     )
     add_device(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Rank and print."""
+    """Rank the articles and print them."""
     import json
 
     from shards.reader import ShardSet
@@ -88,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     device = pick_device(arguments.device)
     export = load_export(arguments.export)
-    # Damage is found by the reads that meet it, and most articles are read as tokens alone.
+    # Damage is found when an article is read, and most articles are read only as tokens.
     articles = ShardSet.open(arguments.articles, kind="articles", check_files=False)
     pool = None
     if arguments.candidates is not None:
@@ -116,12 +123,14 @@ def _check(arguments: argparse.Namespace) -> None:
     from trainer.errors import UsageError
 
     if arguments.top < 1:
-        raise UsageError(f"--top is {arguments.top}, expected at least 1")
+        raise UsageError(f"--top is {arguments.top}; expected at least 1")
     of_log = arguments.impression is not None or arguments.user is not None
     if of_log and arguments.clicks is None:
-        raise UsageError("--impression and --user are of a click log: name it with --clicks")
+        raise UsageError("--impression and --user need a click log: name it with --clicks")
     if arguments.clicks is not None and not of_log:
-        raise UsageError("--clicks needs --impression ROW or --user ID to say whose list it is")
+        raise UsageError(
+            "--clicks needs --impression ROW or --user ID, to say which user it is for"
+        )
     if arguments.from_impression and not of_log:
         raise UsageError("--from-impression needs an impression: --clicks SET --impression ROW")
 
@@ -140,7 +149,7 @@ def _reader(articles: ShardSet, arguments: argparse.Namespace) -> Reader:
 
 
 def _text(found: Recommendations, model: str) -> str:
-    """The history and the list, for a terminal."""
+    """Format the history and the list for a terminal."""
     lines = [shown_line(f"{model} for {found.about}"), "", *_history(found), ""]
     lines.append(f"The best {len(found.top):,} of {found.num_ranked:,} articles{_left_out(found)}:")
     all_shown = all(line.shown for line in found.top)
@@ -151,25 +160,25 @@ def _text(found: Recommendations, model: str) -> str:
         ranks = "; ".join(f"{rank:,}" for rank in found.clicked_ranks)
         lines += ["", f"Rank of what the user clicked in this impression: {ranks}"]
     if found.all_equal:
-        lines += ["", "All scores are equal: the model says nothing about this user's choice."]
+        lines += ["", "All scores are equal: the model has no preference for this user."]
     return "\n".join(lines)
 
 
 def _history(found: Recommendations) -> list[str]:
     if not found.history:
-        return ["No history: this is what the model shows a user who has read nothing."]
+        return ["No history: this is what the model recommends to a user without clicks."]
     unread = len(found.history) - found.num_history_used
     lines = [f"History of {len(found.history):,}, oldest first:"]
     if unread:
         lines = [
             f"History of {len(found.history):,}, oldest first; the model reads the last "
-            f"{found.num_history_used:,} of them, and these are shown:"
+            f"{found.num_history_used:,}, shown here:"
         ]
     return lines + ["  " + "  ".join(cells) for cells in _cells(found.history[unread:])]
 
 
 def _cells(articles: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """Ids, categories (if there are any) and titles of articles, aligned, each on one line."""
+    """Format articles as rows of id, category (if any) and title, each on one line."""
     rows = [
         [one_line(_short(str(article.get(key, "")))) for key in ("id", "category", "title")]
         for article in articles

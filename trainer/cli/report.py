@@ -1,4 +1,4 @@
-"""``tnr report``: a table and a plot over evaluations, and comparisons of two models."""
+"""``tnr report``: tabulate and plot evaluations, and compare two models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the verb."""
     parser = subparsers.add_parser(
         "report",
-        help="a table over evaluations, a plot of quality against speed, comparisons of two models",
+        help="tabulate evaluations, plot quality against speed, compare two models",
         description=(
-            "Put evaluations side by side: mean and standard deviation over those of one name, "
-            "confidence intervals over users, and what each distilled student gained over the "
-            "plainly finetuned model of its depth. Or compare two models before the same users: "
-            "difference, its interval, and a paired test."
+            "Put evaluations side by side: mean and standard deviation over the evaluations of "
+            "each name, confidence intervals over users, and the gain of each distilled student "
+            "over the model of the same depth that was finetuned without teachers. Or compare "
+            "two models on the same users: difference, interval, and a paired test."
         ),
         epilog=(
             "examples: tnr report runs/mind/evaluations/*.json --out report.md "
@@ -44,22 +44,22 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     which.add_argument(
         "--compare",
         action="store_true",
-        help="compare the two models that the evaluations are of: the first given minus the other",
+        help="compare the two models of the evaluations: first minus second",
     )
     which.add_argument(
-        "--against", metavar="NAME", help="compare every other model with the one of this name"
+        "--against", metavar="NAME", help="compare every other model with the model of this name"
     )
     parser.add_argument(
         "--resamples",
         type=whole(most=1_000_000),
         metavar="N",
-        help="draws of the users for intervals and tests; 0: none (default: 2000)",
+        help="resamples of the users for intervals and tests; 0: no intervals (default: 2000)",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table and the comparisons; write the report and the plot where asked."""
+    """Print the table and the comparisons; write the report and the plot if asked."""
     from pathlib import Path
 
     from shards.files import atomic_file
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
             with writing(Path(arguments.plot)):
                 drawn = plot_quality_speed(rows, arguments.plot, ceilings)
         except PlotUnavailable as error:
-            # The numbers are what matters: a missing extra must not fail a pipeline at its end.
+            # A missing extra must not fail a pipeline at its end: the numbers matter more.
             print(f"tnr: warning: {error}", file=sys.stderr)
         else:
             print(f"plot of {drawn} models: {arguments.plot}")
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _resample(
     records: list[dict[str, Any]], arguments: argparse.Namespace
 ) -> tuple[Resampled | None, list[Comparison]]:
-    """Draw users for the models that have results by impression, and compare what was asked for."""
+    """Resample users for models with results by impression, and run the requested comparisons."""
     from trainer.errors import UsageError
     from trainer.evaluate.bootstrap import RESAMPLES
     from trainer.evaluate.compare import (
@@ -125,9 +125,10 @@ def _resample(
     comparing = arguments.compare or arguments.against is not None
     if resamples < (1 if comparing else 0):
         raise UsageError(
-            f"--resamples is {resamples}; a comparison needs at least 1, and thousands to say much"
+            f"--resamples is {resamples}; a comparison needs at least 1, and some thousands to be "
+            "precise"
             if comparing
-            else f"--resamples is {resamples}, expected 0 (no intervals) or more"
+            else f"--resamples is {resamples}; expected 0 (no intervals) or more"
         )
     pairs = pairs_to_compare(records, arguments.against) if comparing else []
     if not resamples:
@@ -138,8 +139,8 @@ def _resample(
     check_can_compare(pairs, models)
     if models and not comparing and models[0].num_users < 2:
         print(
-            "tnr: warning: no intervals: all impressions are of one user, and intervals are over "
-            "users",
+            "tnr: warning: no intervals: all impressions belong to one user, and intervals are "
+            "over users",
             file=sys.stderr,
         )
         return None, []

@@ -1,4 +1,4 @@
-"""``tnr score``: MIND's four numbers of any prediction file against a labelled log."""
+"""``tnr score``: score any prediction file against a labelled log by MIND's four metrics."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "score",
         help="score a prediction file against a labelled behaviors.tsv",
         description=(
-            "Score a prediction file, from this project or any other, the way MIND's own procedure "
-            "does: equal ranks tie, lines missing at the end count as all ranks 1, an impression "
-            f"without candidates is passed over. {TIES}"
+            "Score a prediction file, from this project or any other, as MIND's own procedure "
+            "does: equal ranks tie, missing lines at the end count as all ranks 1, and "
+            f"impressions without candidates are skipped. {TIES}"
         ),
         epilog="example: tnr score prediction.zip MINDsmall_dev/behaviors.tsv",
     )
     parser.add_argument("prediction", metavar="PREDICTION", help="prediction.zip or prediction.txt")
     parser.add_argument(
-        "behaviors", metavar="BEHAVIORS", help="labelled behaviors.tsv, or a folder or zip with one"
+        "behaviors",
+        metavar="BEHAVIORS",
+        help=("labelled behaviors.tsv, or a folder or zip that contains it"),
     )
     parser.set_defaults(run=run)
 
@@ -53,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"the last {scored.num_missing:,} impressions have no line; they count as all ranks 1"
         )
     if scored.has_more:
-        _warn("the prediction goes on behind the log's last impression; that was not read")
+        _warn("the prediction has lines after the log's last impression; they were not read")
     return 0
 
 

@@ -1,16 +1,18 @@
-"""Options that several commands have: what follows a recipe (overrides, a preset), the device."""
+"""Options that several commands share: overrides and preset after a recipe, the device."""
 
 import argparse
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``; the command asks :func:`trainer.hardware.pick_device` before it loads."""
+    """Add ``--device``; the command calls :func:`trainer.hardware.pick_device` before it loads."""
     parser.add_argument(
         "--device",
         type=_device,
         default="auto",
-        help="auto (a GPU for each process if there are any), cpu, cuda, cuda:1 ... "
-        "(default %(default)s)",
+        help=(
+            "auto (one GPU per process if there are any), cpu, cuda, cuda:1 ... (default "
+            "%(default)s)"
+        ),
     )
 
 
@@ -18,7 +20,7 @@ def _device(text: str) -> str:
     from trainer.hardware import DEVICES, is_device
 
     if not is_device(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no device; expected {DEVICES}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device; expected {DEVICES}")
     return text
 
 
@@ -26,31 +28,33 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the overrides, which take all words after the recipe, and ``--preset``.
 
     Args:
-        parser: Of the command; its recipe is added before.
+        parser: Parser of the command; must already have the recipe.
     """
     parser.add_argument(
         "overrides",
         nargs=argparse.REMAINDER,
         metavar="--section.key value",
-        help="settings over the recipe's; 'tnr train RECIPE --help' lists them",
+        help="settings that override the recipe's; 'tnr train RECIPE --help' lists them",
     )
     parser.add_argument(
         "--preset",
-        help="settings under the overrides: 'released' (released code), 'cpu' (faster on a CPU), "
-        "'cpu_bf16' (on one with hardware for bf16)",
+        help=(
+            "preset below the overrides: 'released' (as in the released code), 'cpu' (faster on "
+            "a CPU), 'cpu_bf16' (for a CPU with bf16 hardware)"
+        ),
     )
     parser.set_defaults(show_help=parser.print_help)
 
 
 def take_preset(arguments: argparse.Namespace, *, shows_help: bool = True) -> None:
-    """Move a preset that stands behind the recipe from the overrides to ``arguments.preset``.
+    """Move a preset after the recipe from the overrides to ``arguments.preset``.
 
     Args:
-        arguments: What was parsed.
-        shows_help: Show the help of the command where the overrides ask for it.
+        arguments: Parsed arguments.
+        shows_help: Whether ``--help`` among the overrides shows the command's help.
 
     Raises:
-        SystemExit: ``--help`` stands there: the command's help is shown.
+        SystemExit: The help was shown.
     """
     words, arguments.overrides = iter(arguments.overrides), []
     for word in words:

@@ -1,4 +1,4 @@
-"""``tnr teachers``: plan, fill, look at, check and prune the stored outputs of teachers."""
+"""``tnr teachers``: plan, fill, inspect, check and prune the stored outputs of teachers."""
 
 import argparse
 from pathlib import Path
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from trainer.teacher_server.request import FillRequest
 
 _MODELS_HELP = (
-    "teachers, in order: exported folders, teacher copies, run folders (their export), or a run's "
-    "copies folder (all of them, by step)"
+    "teachers, in order: exported folders, teacher copies, run folders (their export), or a "
+    "run's copies folder (all copies, by step)"
 )
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb and its sub-verbs."""
+    """Add the command and its subcommands."""
     parser = subparsers.add_parser(
         "teachers",
-        help="the teacher server: precompute what M teachers say, once",
+        help="teacher server: compute the outputs of M teachers once",
         description=(
             "Run every teacher once over the corpus and store its vectors and scores as columns "
-            "beside the shard sets, checked against the teacher's weights, tokenizer and lengths."
+            "next to the shard sets. Columns are checked against the teacher's weights, "
+            "tokenizer and lengths."
         ),
     )
     verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -43,7 +44,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_plan(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     plan = verbs.add_parser(
         "plan",
-        help="cells, bytes, free disk and hours by a short trial of each teacher; writes nothing",
+        help="show cells, bytes, free disk and hours by a short trial; write nothing",
     )
     _add_common(plan)
     _add_running(plan)
@@ -52,13 +53,13 @@ def _add_plan(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         type=whole(most=1_000_000),
         default=1,
         metavar="N",
-        help="tasks that share the cells (--part I/N)",
+        help="number of tasks that share the cells (--part I/N)",
     )
     plan.add_argument(
         "--trial-s",
         type=real(0, 1e6),
         default=3.0,
-        help="seconds of encoding for each teacher (default %(default)s)",
+        help="seconds of encoding per teacher (default %(default)s)",
     )
     _add_json(plan)
     plan.set_defaults(run=run_plan)
@@ -67,12 +68,12 @@ def _add_plan(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def _add_cache(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     cache = verbs.add_parser(
         "cache",
-        help="fill the columns of teachers; what is there already is skipped",
+        help="fill the columns of teachers; filled cells are skipped",
         description=(
             "Fill the columns of teachers, one teacher in memory at a time. Several processes "
-            "(torchrun, accelerate launch, srun) share the cells, each on a device of its own. "
-            "TERM, INT, USR1 and USR2 end the work at the next batch with exit code 75: what is "
-            "committed stays, and the same command goes on."
+            "(torchrun, accelerate launch, srun) share the cells, each on its own device. TERM, "
+            "INT, USR1 and USR2 stop the work after the current batch with exit code 75: "
+            "finished cells stay, and the same command continues."
         ),
         epilog=(
             "example: tnr teachers cache --stage 1 --articles data/articles "
@@ -93,7 +94,8 @@ def _add_cache(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def _add_status(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     status = verbs.add_parser(
-        "status", help="a table of teachers and how far they are filled; exit 1 if not complete"
+        "status",
+        help="show how far each teacher's columns are filled; exit 1 if a column is incomplete",
     )
     _add_common(status)
     _add_json(status)
@@ -114,10 +116,10 @@ def _add_verify(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def _add_prune(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     prune = verbs.add_parser(
         "prune",
-        help="list teachers' columns that nothing named here uses; remove them with --yes",
+        help="list columns that no teacher or recipe named here uses; remove them with --yes",
         epilog="example: tnr teachers prune data/articles data/train --recipes runs/*/config.json",
     )
-    prune.add_argument("sets", nargs="+", metavar="SET", help="shard sets to look beside")
+    prune.add_argument("sets", nargs="+", metavar="SET", help="shard sets whose columns are listed")
     prune.add_argument(
         "--keep-models", nargs="+", default=[], metavar="FOLDER", help="teachers to keep"
     )
@@ -126,16 +128,16 @@ def _add_prune(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         nargs="+",
         default=[],
         metavar="FILE",
-        help="recipes or config.json of runs: the teachers that their teachers.models names stay",
+        help="recipes or config.json of runs: the teachers in their teachers.models are kept",
     )
-    prune.add_argument("--yes", action="store_true", help="remove what is listed")
+    prune.add_argument("--yes", action="store_true", help="remove the listed columns")
     prune.set_defaults(run=run_prune)
 
 
 def _add_adopt(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     adopt = verbs.add_parser(
         "adopt",
-        help="make a stage 1 teacher of a plain Hugging Face encoder: its pooled states",
+        help="make a stage 1 teacher from a plain Hugging Face encoder by pooling its states",
         epilog=(
             "example: tnr teachers adopt sentence-transformers/all-MiniLM-L6-v2 "
             "--out teachers/minilm --max-body-tokens 256"
@@ -154,8 +156,10 @@ def _add_adopt(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--news-text",
         default="title",
         metavar="F,F",
-        help="what it reads, joined in this order, where its student reads titles: of title, "
-        "abstract, body and category (default %(default)s)",
+        help=(
+            "fields that the teacher reads, joined in this order, where its student reads "
+            "titles: title, abstract, body, category (default %(default)s)"
+        ),
     )
     for field, tokens in (("title", 24), ("abstract", 64), ("body", 512), ("category", 10)):
         adopt.add_argument(
@@ -185,15 +189,18 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float16", "float32", "int8"),
         default="float16",
-        help="how values are stored; int8 has a scale a vector, and keeps scores in float16",
+        help="storage type of values; int8 has one scale per vector, and stores scores in float16",
     )
     parser.add_argument(
         "--compute",
         choices=("auto", "fp32", "bf16"),
         default="fp32",
-        help="precision of the forward pass (default %(default)s, exact everywhere); auto is bf16 "
-        "where the hardware has it. Columns are known by what it becomes, and students ask for it "
-        "by teachers.compute: name it where machines of several kinds fill one set",
+        help=(
+            "precision of the forward pass (default %(default)s, exact everywhere); auto uses "
+            "bf16 if the hardware has it. A column records the precision used, and students ask "
+            "for it by teachers.compute: set it explicitly if machines of several kinds fill one "
+            "set"
+        ),
     )
 
 
@@ -202,7 +209,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         "--batch-tokens",
         type=whole(),
         default=None,
-        help="tokens of a forward pass (default 16384 on a GPU, 4096 on a CPU)",
+        help="tokens per forward pass (default 16384 on a GPU, 4096 on a CPU)",
     )
     add_device(parser)
 
@@ -221,20 +228,20 @@ def _request(arguments: argparse.Namespace) -> "FillRequest":
 
     if (arguments.clicks is None) == reads_impressions(arguments.stage):
         named = " or ".join(f"--stage {one}" for one in stages() if reads_impressions(one))
-        raise UsageError(f"--clicks goes with {named}, and {named} needs it")
+        raise UsageError(f"--clicks requires {named}, and {named} requires --clicks")
     here = ranks.place()
     ranks.share_cores(here)
     device = pick_device(getattr(arguments, "device", "auto"), here.local_rank)
     batch_tokens = getattr(arguments, "batch_tokens", None)
     if batch_tokens is None:
-        batch_tokens = 4096 if device == "cpu" else 16384  # a CPU's caches hold less
+        batch_tokens = 4096 if device == "cpu" else 16384  # a CPU's caches are smaller
     if batch_tokens < 1:
         raise UsageError(f"--batch-tokens is {batch_tokens}; expected at least 1")
     compute = ranks.resolve_compute(arguments.compute, device)
     warn_if_emulated(compute, device, "--compute")
     part, parts = parse_part(getattr(arguments, "part", "0/1"))
     return FillRequest(
-        # Only its columns are read, and these are tied to the shards as they were.
+        # Only the set's columns are read, and the columns are bound to the original shards.
         articles=ShardSet.open(arguments.articles, kind="articles", check_files=False),
         impressions=ShardSet.open(arguments.clicks, kind="impressions")
         if arguments.clicks
@@ -249,7 +256,7 @@ def _request(arguments: argparse.Namespace) -> "FillRequest":
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
-    """Print what filling would take."""
+    """Print what filling would need."""
     import json
 
     from trainer.errors import UsageError
@@ -268,7 +275,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
 
 
 def run_cache(arguments: argparse.Namespace) -> int:
-    """Fill what is missing."""
+    """Fill the missing cells."""
     from trainer.engine.signals import AFTER_BATCH, stop_on_signals
     from trainer.teacher_server import ranks
     from trainer.teacher_server.fill import fill
@@ -279,22 +286,22 @@ def run_cache(arguments: argparse.Namespace) -> int:
     here.say(f"part {request.part[0]}/{request.part[1]}, {request.compute} on {request.device}")
     with stop_on_signals(boundary=AFTER_BATCH) as stop:
         cells = fill(arguments.models, request, here.say, stop=stop)
-    here.say(f"done: {cells} cells filled, the rest was there")
+    here.say(f"done: {cells} cells filled; the others were there already")
     return 0
 
 
 def say_where(here: "Place", *sets: "ShardSet | None") -> None:
-    """Where new columns of sets at a URL go."""
+    """Print where new columns of sets at a URL are written."""
     for shard_set in sets:
         if shard_set is not None and shard_set.mirror is not None:
             here.say(
-                f"columns of {shard_set.mirror.url} that are not there are written to"
-                f" {shard_set.columns_dir}; they stay when the cache makes room"
+                f"missing columns of {shard_set.mirror.url} are written to "
+                f"{shard_set.columns_dir}; the cache never removes them"
             )
 
 
 def run_status(arguments: argparse.Namespace) -> int:
-    """Print a line a teacher; exit 1 while something is missing."""
+    """Print one line per teacher; return 1 if a column is incomplete."""
     import json
 
     from trainer.teacher_server.status import status, status_lines
@@ -310,8 +317,7 @@ def run_status(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    """Check bytes and recompute rows; exit 1 on damage or on an error above the stored
-    precision."""
+    """Check bytes and recompute rows; return 1 on damage or too large errors."""
     from trainer.teacher_server.verify import verify_lines
 
     for line in verify_lines(arguments.models, _request(arguments), arguments.rows):
@@ -320,7 +326,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
-    """List columns that nothing names, and remove them if that is said."""
+    """List unused columns, and remove them on ``--yes``."""
     from shards.column_folders import remove_folder
     from shards.reader import ShardSet
     from trainer.errors import UsageError
@@ -333,7 +339,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
         named += _teachers_of_recipe(recipe)
     if not named and (arguments.yes or not (arguments.keep_models or arguments.recipes)):
         raise UsageError(
-            "nothing is named that should stay: give --keep-models or --recipes with teachers"
+            "no teacher to keep is named: give --keep-models, or --recipes with teachers"
         )
     kept = [teacher.weights_sha256 for teacher in open_teachers(list(dict.fromkeys(named)))]
     sets = [ShardSet.open(path, check_files=False) for path in arguments.sets]
@@ -377,11 +383,11 @@ def run_adopt(arguments: argparse.Namespace) -> int:
 
 
 def _teachers_of_recipe(recipe: str) -> list[str]:
-    """The teachers that a recipe (by name or path) or the ``config.json`` of a run names.
+    """Return the teachers that a recipe (name or path) or a run's ``config.json`` names.
 
     Raises:
-        ConfigError: It is no recipe.
-        DataError: It is no JSON file of a run.
+        ConfigError: The recipe is not valid.
+        DataError: The file is not a run's JSON file.
     """
     from shards.files import read_json
     from trainer.recipes.load import read_recipe

@@ -10,17 +10,18 @@ if TYPE_CHECKING:
 
 
 def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the action to those of ``tnr teachers``."""
+    """Add the subcommand to those of ``tnr teachers``."""
     logits = verbs.add_parser(
         "logits",
-        help="stage 1, from stored vectors: the logits of the negatives that a run draws",
+        help="stage 1: compute the logits of a run's negatives from stored vectors",
         description=(
-            "Fill the columns that a run with 'teachers.logits stored' reads: what every teacher "
-            "says about each body with the negatives of each epoch. They are computed from the "
-            "columns of 'tnr teachers cache --stage 1' without a model, and take (1 + negatives) "
-            "values an article, teacher and epoch. RECIPE and overrides are those of 'tnr train', "
-            "so that seed and negatives are the run's. Options come before RECIPE. Interrupted and "
-            "shared among processes as 'tnr teachers cache' is."
+            "Fill the columns that a run with 'teachers.logits stored' reads: every teacher's "
+            "logits for each body with the negatives of each epoch. They are computed from the "
+            "columns of 'tnr teachers cache --stage 1', without a model, and take (1 + "
+            "negatives) values per article, teacher and epoch. Give RECIPE and overrides as for "
+            "the run's 'tnr train', so that seed and negatives match. Options come before "
+            "RECIPE. The command can be interrupted and shared among processes like 'tnr "
+            "teachers cache'."
         ),
         epilog=(
             "example: tnr teachers logits post_train_distill --data.articles data/articles "
@@ -30,8 +31,10 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     logits.add_argument(
         "--epochs",
         metavar="E",
-        help="epochs such as 0,1, counted from 0 (default: all that the run reads, with the one "
-        "that its last batch may run on into)",
+        help=(
+            "epochs such as 0,1, counted from 0 (default: all that the run reads, including the "
+            "one into which its last batch may run)"
+        ),
     )
     logits.add_argument(
         "--part",
@@ -45,7 +48,7 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 
 def run_logits(arguments: argparse.Namespace) -> int:
-    """Fill what is missing."""
+    """Fill the missing cells."""
     take_preset(arguments)
     from trainer.cli.teachers import say_where
     from trainer.engine.signals import AFTER_BATCH, stop_on_signals
@@ -65,12 +68,12 @@ def run_logits(arguments: argparse.Namespace) -> int:
     say_where(here, logits.articles)
     with stop_on_signals(boundary=AFTER_BATCH) as stop:
         cells = fill_logits(logits, here.share(part, parts), here.say, stop)
-    here.say(f"done: {cells} cells filled, the rest was there")
+    here.say(f"done: {cells} cells filled; the others were there already")
     return 0
 
 
 def _config(arguments: argparse.Namespace) -> "TrainConfig":
-    """The run, as if it read its logits; its folder need not be named."""
+    """Return the run's configuration with stored logits; the run folder may be missing."""
     from trainer.recipes.load import load_config, parse_overrides, read_recipe
 
     words = list(arguments.overrides)

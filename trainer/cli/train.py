@@ -1,4 +1,4 @@
-"""``tnr train``: one task, from a recipe and overrides, into a run folder."""
+"""``tnr train``: train one task from a recipe and overrides into a run folder."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "train",
         help="train one task: post-training, finetuning, or the distillation of either",
         description=(
-            "Train one task. RECIPE is the name of a recipe that comes with the project or a YAML "
-            "file; settings that follow override it. A run folder that was interrupted is "
-            "continued; one that is finished is left alone."
+            "Train one task. RECIPE is the name of a recipe that comes with the project, or a "
+            "YAML file; settings after it override the recipe. An interrupted run folder is "
+            "continued; a finished one is left unchanged."
         ),
         epilog=(
             "example: tnr train post_train --data.articles data/articles --run.dir runs/teacher "
@@ -37,7 +37,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, or show what would be trained."""
+    """Train, or show the resolved run."""
     from trainer.engine.signals import stop_on_signals
 
     if arguments.recipe is not None and {"--help", "-h"} & set(arguments.overrides):
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _print_settings(arguments.recipe, overrides)
     if arguments.dry_run:
         return _dry_run(_load(arguments, overrides), arguments.preset)
-    # Before everything that takes time: a scheduler may take the job back while it starts.
+    # First of all: a scheduler may end the job while it starts.
     with stop_on_signals(is_training=False) as stop:
         return _train(_load(arguments, overrides), arguments.preset, stop)
 
@@ -57,12 +57,14 @@ def _load(arguments: argparse.Namespace, overrides: list[str]) -> "TrainConfig":
     from trainer.recipes.load import load_config, recipe_names
 
     if arguments.recipe is None:
-        raise ConfigError(f"no recipe given; there is {', '.join(recipe_names())}")
+        raise ConfigError(
+            f"no recipe given; expected a YAML file or one of {', '.join(recipe_names())}"
+        )
     return load_config(arguments.recipe, overrides, preset=arguments.preset)
 
 
 def _own_options(arguments: argparse.Namespace) -> list[str]:
-    """Pick this command's own options out of what follows the recipe."""
+    """Take this command's own options out of the words after the recipe."""
     take_preset(arguments, shows_help=False)
     words = list(arguments.overrides)
     for flag in ("--dry-run", "--settings"):
@@ -129,7 +131,7 @@ def _dry_run(config: "TrainConfig", preset: str | None) -> int:
         lines.append(f"{column.bytes / 1e6:,.1f} MB in {column.where}: {column.what}")
     try:
         check_memory(config)
-    except ConfigError as error:  # the run's machine may be another one
+    except ConfigError as error:  # the run may use another machine
         lines.append(f"WARNING: {error}")
     slow = emulated(config.run.precision, training_device())
     if slow is not None:
@@ -141,7 +143,7 @@ def _dry_run(config: "TrainConfig", preset: str | None) -> int:
 
 
 def _print_settings(recipe: str | None, overrides: list[str]) -> int:
-    """Print what the task of a recipe reads; of every task where there is no recipe."""
+    """Print the settings of a recipe's task, or of every task without a recipe."""
     import tyro
 
     from trainer.config.parts import with_parts
@@ -168,7 +170,7 @@ def _print_settings(recipe: str | None, overrides: list[str]) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples to lists, so that the printed YAML is itself a recipe."""
+    """Convert tuples to lists, so that the printed YAML is itself a recipe."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

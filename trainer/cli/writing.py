@@ -1,4 +1,4 @@
-"""What a command was told to write: whole or not at all, and a mistake in one line."""
+"""Writing of output files: whole or not at all, with one-line errors."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from trainer.errors import DataError, UsageError
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Make the folder that ``out`` is to be in, for a block that writes it.
+    """Make the folder of ``out`` for a block that writes ``out``.
 
     Raises:
-        DataError: It cannot be written.
+        DataError: ``out`` cannot be written.
     """
     try:
         with naming(out):
@@ -26,10 +26,10 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def make_folder_of(out: Path) -> None:
-    """Before long work: find at once that there can be no such file.
+    """Make the folder of ``out`` before long work, so bad paths fail early.
 
     Raises:
-        DataError: Its folder cannot be made.
+        DataError: The folder cannot be made.
     """
     with writing(out):
         pass
@@ -37,11 +37,11 @@ def make_folder_of(out: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder under a temporary name, which becomes ``out`` when the block ends without an error.
+    """Yield a temporary folder, which becomes ``out`` if the block ends without an error.
 
     Raises:
         UsageError: ``out`` exists.
-        DataError: It cannot be written.
+        DataError: ``out`` cannot be written.
     """
     if out.exists():
         raise UsageError(f"{out} exists already; name another folder or remove it")

@@ -1,4 +1,4 @@
-"""UniLMv2's relative position bias, where the settings leave it to the weights of the backbone."""
+"""UniLMv2's relative position bias, when the backbone's weights decide whether it is used."""
 
 import dataclasses
 from pathlib import Path
@@ -13,17 +13,19 @@ from trainer.errors import ConfigError, DataError
 M = TypeVar("M", bound=LanguageModelConfig)
 
 BIAS_KEY = "rel_pos_bias.weight"
-"""The bias table in the weights of a backbone's folder, as ``tnr convert unilmv2`` writes it."""
+"""The key of the bias table in a backbone's weights, as ``tnr convert unilmv2`` writes it."""
 
 
 def settle_bias(model: M) -> M:
-    """Put true or false for a ``backbone.relative_position_bias`` of None.
+    """Replace a ``backbone.relative_position_bias`` of None by true or false.
 
-    True where the weights in the folder ``backbone.name`` hold its table. A model that starts from
-    an export (``init``) has what the export has, and is asked for nothing: false.
+    The value becomes true if the weights in the folder ``backbone.name`` hold the bias table. A
+    model that starts from an export (``init``) uses what the export has, so the value becomes
+    false.
 
     Raises:
-        ConfigError: It is false although the weights hold the table, or they cannot be read.
+        ConfigError: The setting is false although the weights hold the table, or the weights are
+            unreadable.
     """
     asked = model.backbone.relative_position_bias
     is_held = model.init is None and _holds_table(model.backbone)
@@ -44,6 +46,6 @@ def _holds_table(backbone: BackboneConfig) -> bool:
     try:
         check_header(weights)
         with safe_open(weights, framework="np") as tensors:
-            return BIAS_KEY in tensors.keys()  # noqa: SIM118 (it is no mapping)
+            return BIAS_KEY in tensors.keys()  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, DataError) as error:
         raise ConfigError(f"{weights} cannot be read: {error}") from error

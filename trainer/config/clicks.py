@@ -1,4 +1,4 @@
-"""What tasks that read a click log are told beside the rest: histories, candidates, users."""
+"""Settings of tasks that read a click log: histories, candidates, users."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,27 +25,27 @@ HistoryPadding = Literal["mask", "learned"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClickModelConfig(ModelConfig):
-    """The news encoder and the user encoder."""
+    """Settings of the news encoder and the user encoder."""
 
     user_encoder: str = "additive"
-    """How clicked articles become a user: additive attention over the history (the paper's), the
-    same after self-attention among the articles (NRMS), or the mean of the last ``user_last_k``
-    clicked articles, which learns nothing but the vector of a user without any."""
+    """How clicked articles become a user vector: additive attention over the history (the paper's),
+    self-attention among the articles before the additive attention (NRMS), or the mean of the last
+    ``user_last_k`` clicked articles, which learns only the vector of users without a history."""
     history_padding: HistoryPadding = "mask"
-    """Empty history slots: left out, or a learned vector that takes part while training (released
-    code). A user without any history is the learned vector with ``mask``, in training and in use
-    alike; with ``learned`` it is that vector in training, and zero in use, where all candidates
-    score 0."""
+    """How empty history slots are treated: ``mask`` leaves them out; with ``learned``, a learned
+    vector stands in them during training (released code). A user without a history gets the learned
+    vector under ``mask``, in training and in use alike; under ``learned`` such a user gets the
+    vector in training but zeros in use, where all candidates then score 0."""
     frozen_states: Literal["off", "float16", "float32"] = "off"
-    """Where ``trainable_layers`` leaves layers frozen: read what the frozen layers say
-    about a text from a column of the article set, stored in this type, instead of computing it at
-    every step. The column is filled when a run first needs it, by all its ranks, and serves every
-    run whose embeddings and frozen layers are the same, whatever is above them. It takes tokens x
-    width x bytes: MIND's 101,527 titles of 14 tokens on average, 768 wide in float16, 2.2 GB.
-    Of a set at a URL it is filled in ``data.cache_dir`` on each node, where it stays: it is not
-    counted in ``data.cache_gib``.
-    Frozen layers are then without dropout; without the column they have it. float32 gives the same
-    losses and gradients otherwise; float16 halves the column and rounds states to 11 bits."""
+    """When ``trainable_layers`` freezes layers: read the frozen layers' hidden states of a text
+    from a column of the article set, stored in this type, instead of computing the states at every
+    step. All ranks fill the column when a run first needs it. Every run with the same embeddings
+    and frozen layers shares the column, whatever its layers above. The column takes tokens x width
+    x bytes: 2.2 GB for MIND's 101,527 titles of 14 tokens on average, 768 wide, in float16. For a
+    set at a URL, the column is filled in ``data.cache_dir`` on each node and stays there; it does
+    not count towards ``data.cache_gib``. With the column, frozen layers have no dropout; without
+    it, they do. Apart from dropout, float32 gives the same losses and gradients; float16 halves the
+    column and rounds states to 11 bits."""
 
     choices: ClassVar[Mapping[str, Registry]] = {
         **ModelConfig.choices,
@@ -60,16 +60,17 @@ class ClickDataConfig(DataConfig):
     clicks: str | None = None
     """Impression shard set to train on."""
     clicks_since: str | None = None
-    """Train on the clicks from this date or time on (``2019-11-09``, ``2019-11-09T06:00:00``); None
-    begins with the log. UTC: MIND's times have no zone, and are taken as UTC."""
+    """Train on clicks from this date or time on (``2019-11-09``, ``2019-11-09T06:00:00``); None
+    starts at the beginning of the log. Times are UTC: MIND's times have no zone and are taken as
+    UTC."""
     clicks_until: str | None = None
-    """Train on the clicks before this date or time, itself not included; None ends with the log.
-    ``2019-11-14`` leaves MINDlarge_train's last day to ``validation``. Clicks without a time are
-    left out where there is a bound."""
+    """Train on clicks before this date or time (exclusive); None continues to the end of the log.
+    ``2019-11-14`` leaves MINDlarge_train's last day to ``validation``. If there is a bound, clicks
+    without a time are left out."""
     news_text: tuple[TextField, ...] = ("title",)
-    """What the encoder reads of an article, joined into one text in this order, each
-    field cut to its own length (``max_..._tokens``); one that an article lacks is left out. The
-    token column must store them (``tnr shards tokenize --fields``). ``category`` is the words of
+    """Fields of an article that the encoder reads, joined into one text in this order, each cut to
+    its own length (``max_..._tokens``); a field that an article lacks is left out. The token column
+    must store the fields (``tnr shards tokenize --fields``). ``category`` means the words of
     category and subcategory."""
     max_abstract_tokens: Length = 64
     """Longest abstract in tokens, special tokens included."""
@@ -78,31 +79,31 @@ class ClickDataConfig(DataConfig):
     max_category_tokens: Length = 10
     """Longest category in tokens, special tokens included."""
     num_negatives: Count = 9
-    """Negatives a sample: candidates of the same impression whose article was not clicked in it.
-    Each click of an impression is a sample with negatives of its own."""
+    """Negatives per sample: candidates of the same impression whose article was not clicked in it.
+    Each click of an impression is a sample with its own negatives."""
     static_negatives: bool = False
-    """Draw a sample's negatives once for all epochs (released code) instead of anew in every
-    epoch."""
+    """Draw a sample's negatives once for all epochs (released code), not anew in each epoch."""
     history_length: Count = 50
-    """Most recent clicks of a user that are read; sets keep them oldest first (``tnr shards build
-    --history-order``)."""
+    """How many of a user's most recent clicks are read; sets keep clicks oldest first (``tnr shards
+    build --history-order``)."""
     user_block: Count = 1
-    """So many clicks of one user at most come together in the order, as far as
-    ``window_shards`` holds them; 1 shuffles every click by itself. They share the user's history,
-    so a batch names fewer distinct titles and costs less; but a batch of n clicks in blocks of k
-    tells of about n / k users, so its gradient is noisier. Every click still comes once an epoch,
-    and the blocks are shuffled. On a made-up log with MIND's lengths a batch of 32 in blocks of up
-    to 8 has 9 users and 360 distinct titles instead of 32 and 860; ``--dry-run`` says it of any
-    log. Where a user's clicks are spread over the whole log, as in MIND, ``window_shards`` must
-    hold all of it (any number from that of its shards on)."""
+    """Keep up to this many clicks of one user together in the order, as far as ``window_shards``
+    holds them; 1 shuffles every click by itself. Clicks of one user share the user's history, so a
+    batch has fewer distinct titles and costs less; but a batch of n clicks in blocks of k covers
+    only about n / k users, so its gradient is noisier. Every click still comes once per epoch, and
+    the blocks are shuffled. On a made-up log with MIND's lengths, a batch of 32 in blocks of up to
+    8 has 9 users and 360 distinct titles instead of 32 and 860; ``--dry-run`` shows these counts
+    for any log. If a user's clicks are spread over the whole log, as in MIND, set ``window_shards``
+    to at least the log's number of shards."""
     share_titles: Literal["rank", "all", "auto"] = "rank"
-    """Over several ranks: each rank encodes the titles that its own clicks name
-    (``rank``); or the distinct titles that the clicks of all ranks name at the same time are dealt
-    out, each is encoded on one rank, and the vectors are gathered with their gradients (``all``):
-    the same losses and gradients without dropout, fewer titles, as many of like lengths on every
-    rank, for two exchanges of vectors a forward pass. It pays with many ranks and popular titles:
-    ``--dry-run`` says how many are left. ``auto`` shares where at most 90% are, counted in batches
-    of the first epoch; the start of a run says what it is."""
+    """How several ranks share titles. ``rank``: each rank encodes the titles that its own clicks
+    name. ``all``: the distinct titles of all ranks' clicks in the same pass are divided among the
+    ranks, each title is encoded on one rank, and the vectors are gathered with their gradients.
+    ``all`` gives the same losses and gradients without dropout, encodes fewer titles, and gives
+    every rank about the same number of titles of each length; it costs two exchanges of vectors per
+    forward pass. It pays with many ranks and popular titles: ``--dry-run`` shows how many titles
+    are left. ``auto`` shares titles if at most 90% are left, counted in batches of the first epoch;
+    the start of a run prints the choice."""
 
     @property
     def news_parts(self) -> Parts:
@@ -112,57 +113,56 @@ class ClickDataConfig(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ClickValidationConfig(ValidationConfig):
-    """Measuring on held-out impressions while the run trains: the best step stays, and a run that
-    no longer improves may end early.
+    """Validation on held-out impressions during training: keep the best step, perhaps end early.
 
-    The numbers are those of ``tnr evaluate`` on the step's export, in bf16 where the run is, else
-    in fp32. All ranks take part; with ZeRO-3 each holds the whole model meanwhile. An improvement
-    is saved at once, whatever ``run.checkpoint_every`` says.
+    The metrics are those of ``tnr evaluate`` on the step's export, in bf16 if the run uses bf16,
+    otherwise in fp32. All ranks take part; with ZeRO-3 each rank holds the whole model meanwhile. A
+    step that improves the metric is saved at once, whatever ``run.checkpoint_every`` is.
     """
 
     clicks: str | None = None
-    """Labelled impression set over ``data.articles``; None validates nothing. It may be
-    ``data.clicks`` itself, with bounds that have no impression in common."""
+    """Labelled impression set over ``data.articles``; None turns validation off. The set may be
+    ``data.clicks`` itself if the bounds have no impression in common."""
     since: str | None = None
     """Validate on the impressions from this date or time on; see ``data.clicks_since``."""
     until: str | None = None
-    """Validate on the impressions before this date or time, itself not included."""
+    """Validate on the impressions before this date or time (exclusive)."""
     max_impressions: Count | None = None
-    """Take at most so many of them, evenly over the log and always the same ones; None takes all.
-    """
+    """Validate on at most this many impressions, spread evenly over the log and always the same;
+    None takes all."""
     metric: Literal["auc", "mrr", "ndcg5", "ndcg10"] = "auc"
-    """Which of MIND's metrics, highest first, chooses the best step: its checkpoint stays, ``best``
-    names it, and ``run.export`` exports it."""
+    """Which of MIND's metrics (higher is better) chooses the best step: the step's checkpoint
+    stays, ``best`` names it, and ``run.export`` exports it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClickConfig(EncoderConfig):
-    """A run over clicks."""
+    """Configuration of a run over clicks."""
 
     model: ClickModelConfig = field(default_factory=ClickModelConfig)
     """The model that is trained."""
     data: ClickDataConfig = field(default_factory=ClickDataConfig)
     """Shard sets and lengths."""
     validation: ClickValidationConfig = field(default_factory=ClickValidationConfig)
-    """Held-out impressions."""
+    """Validation on held-out impressions."""
 
     reads_clicks: ClassVar[bool] = True
     batch_settings: ClassVar[tuple[str, ...]] = ("data.num_negatives", "data.history_length")
 
     @property
     def encodes_empty_slots(self) -> str | None:
-        """The setting by which empty history slots are encoded, as the released code does."""
+        """The setting that makes empty history slots be encoded, as in the released code."""
         is_learned = self.model.history_padding == "learned"
         return "model.history_padding learned" if is_learned else None
 
     @property
     def clicks_read(self) -> int:
-        """Most recent clicks of a user that the user encoder reads."""
+        """How many of a user's most recent clicks the user encoder reads."""
         return self.user_encoder.clicks_read(self.data.history_length)
 
     @property
     def user_encoder(self) -> UserEncoder:
-        """The user encoder that is chosen, with its settings."""
+        """The chosen user encoder with its settings."""
         part: UserEncoder = part_of(self.model, "user_encoder")
         return part
 
@@ -206,17 +206,17 @@ class ClickConfig(EncoderConfig):
 
 
 def _check_shared_titles(config: ClickConfig) -> None:
-    """Ranks share vectors only where one does not depend on the texts beside it."""
+    """Refuse shared titles if a vector depends on the other texts of its batch."""
     wanted = f"data.share_titles {config.data.share_titles}"
     if config.encodes_empty_slots:
         raise ConfigError(
-            f"{wanted} does not go with empty history slots that are encoded "
+            f"{wanted} is not possible while empty history slots are encoded "
             f"({config.encodes_empty_slots}): leave it at rank"
         )
     if not config.model.pooling_mask and not config.data.pad_to_max:
         raise ConfigError(
             f"{wanted} without model.pooling_mask would change the vectors, which then depend on "
-            "the longest text beside them: set data.pad_to_max, or leave it at rank"
+            "the longest text next to them: set data.pad_to_max, or leave it at rank"
         )
 
 
@@ -225,8 +225,8 @@ def _check_frozen_states(config: ClickConfig) -> None:
     asked = f"model.frozen_states is {model.frozen_states}, but "
     if model.trainable_layers is None:
         raise ConfigError(
-            f"{asked}model.trainable_layers is none: every layer is trained, none is frozen; set "
-            "it to how many top layers are trained, or leave model.frozen_states off"
+            f"{asked}model.trainable_layers is not set, so every layer is trained: set it to the "
+            "number of top layers to train, or leave model.frozen_states off"
         )
     layers = None
     if backbone.layers is not None:
@@ -235,8 +235,8 @@ def _check_frozen_states(config: ClickConfig) -> None:
         layers = backbone.num_layers
     if layers is not None and model.trainable_layers >= layers:
         raise ConfigError(
-            f"{asked}model.trainable_layers {model.trainable_layers} leaves none of the backbone's "
-            f"{layers} layers frozen; lower it, or leave model.frozen_states off"
+            f"{asked}model.trainable_layers {model.trainable_layers} freezes none of the "
+            f"backbone's {layers} layers: lower it, or leave model.frozen_states off"
         )
     takes_padding = "data.pad_to_max true" if config.data.pad_to_max else None
     if not model.pooling_mask:
@@ -244,13 +244,13 @@ def _check_frozen_states(config: ClickConfig) -> None:
     setting = takes_padding or config.encodes_empty_slots
     if setting is not None:
         raise ConfigError(
-            f"{asked}{setting} lets padding or empty slots be encoded, whose states are not "
-            "stored; change it, or leave model.frozen_states off"
+            f"{asked}{setting} causes padding or empty slots to be encoded, whose states are not "
+            "stored: change it, or leave model.frozen_states off"
         )
 
 
 def _check_validation(config: ClickConfig) -> None:
-    """Bounds in time and the section ``validation``, as far as they can be checked without data."""
+    """Check the time bounds and the section ``validation``, as far as possible without data."""
     data, validation, run = config.data, config.validation, config.run
     bounds = {
         "data.clicks_": (data.clicks_since, data.clicks_until),
@@ -267,13 +267,13 @@ def _check_validation(config: ClickConfig) -> None:
     wanted = f"valid/{validation.metric}"
     if run.best_metric not in (None, wanted):
         raise ConfigError(
-            f"run.best_metric is {run.best_metric}, but this run validates, and the best step is "
-            f"that of {wanted}: leave it out, or choose with validation.metric"
+            f"run.best_metric is {run.best_metric}, but this run validates and picks its best "
+            f"step by {wanted}: leave run.best_metric out, and choose with validation.metric"
         )
 
 
 def _check_unused(validation: ClickValidationConfig) -> None:
-    """Someone who sets these believes that something is validated."""
+    """Refuse settings of a validation that is off: whoever sets them expects one."""
     unused = {
         "since": validation.since,
         "until": validation.until,

@@ -1,4 +1,4 @@
-"""A configuration as plain data: nested as in YAML, or with dotted keys."""
+"""Configurations as plain data: nested as in YAML, or flat with dotted keys."""
 
 import dataclasses
 import typing
@@ -10,12 +10,12 @@ from trainer.errors import ConfigError
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as nested plain data (for JSON)."""
+    """Convert the configuration to nested plain data (for JSON)."""
     return dataclasses.asdict(config)
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to one mapping with dotted keys.
+    """Flatten nested mappings to one mapping with dotted keys.
 
     Raises:
         ConfigError: A setting is given twice, as ``a.b`` and as ``b`` in ``a``.
@@ -26,13 +26,13 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         found = flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
         for each in found:
             if each in flat:
-                raise ConfigError(f"{each} is set twice, with a dot and in its section")
+                raise ConfigError(f"{each} is set twice: with a dotted key and in its section")
         flat |= found
     return flat
 
 
 def setting_types(config: type[TrainConfig]) -> dict[str, Any]:
-    """Name the type of every setting of a task, by its dotted name."""
+    """Map every setting of a task, by dotted name, to its type."""
 
     def collect(cls: type, prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}

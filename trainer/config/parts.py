@@ -1,8 +1,8 @@
 """Settings that choose a part of the model, and the settings that come with the part.
 
-``model.user_encoder nrms`` takes the class of that name from a registry; the class is a frozen
-dataclass, and its settings stand beside the choice (``model.user_heads``). Settings of parts that
-are not chosen cannot be written.
+``model.user_encoder nrms`` takes the class of that name from a registry. The class is a frozen
+dataclass, and its settings stand next to the choice (``model.user_heads``). Settings of parts that
+are not chosen are refused.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ from trainer.config.ranges import check_ranges
 from trainer.errors import ConfigError
 
 Registry = Mapping[str, str]
-"""Where each part is, by name: a module and a class in it, imported when it is asked for."""
+"""Module and class of each part by name; a part is imported when it is first used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of the model with its own settings. No torch at import: commands read it first."""
+    """A part of the model with its own settings; imports no torch, as commands read it first."""
 
     fixed: ClassVar[tuple[str, ...]] = ()
-    """Settings of the model section, its own or others, that trained weights depend on: a run that
-    starts from an export must keep them."""
+    """Settings of the model section, the part's own or others, on which trained weights depend; a
+    run that starts from an export must keep them."""
 
 
 C = TypeVar("C")
@@ -39,7 +39,7 @@ def part_class(registry: Registry, name: str) -> type[Any]:
     """Return the class of a part.
 
     Raises:
-        ConfigError: The registry has no such name, or its line names no class of this kind.
+        ConfigError: The registry does not have the name, or its line is not a class of this kind.
     """
     if not isinstance(name, str) or name not in registry:
         raise ConfigError(f"{name!r} is unknown; known are {', '.join(registry)}")
@@ -57,15 +57,15 @@ def part_class(registry: Registry, name: str) -> type[Any]:
 
 
 def make_part(registry: Registry, name: str, settings: Mapping[str, Any]) -> Any:
-    """Make a part from what settings say of it; what they leave out has its default.
+    """Make a part from its settings; missing settings get their defaults.
 
     Args:
-        registry: Of its kind.
-        name: Which part.
-        settings: By name; those of other parts may be among them.
+        registry: Registry of the kind of part.
+        name: Name of the part.
+        settings: Values by name; settings of other parts may be among them.
 
     Raises:
-        ConfigError: There is no such part, or one of its settings has a wrong type or size.
+        ConfigError: The part does not exist, or one of its settings has a wrong type or size.
     """
     cls = part_class(registry, name)
     own = {f.name: settings[f.name] for f in dataclasses.fields(cls) if f.name in settings}
@@ -81,24 +81,24 @@ def part_of(section: Any, choice: str) -> Any:
     """Return the part that a section of a configuration chooses.
 
     Args:
-        section: Such as the model section.
+        section: A section such as the model section.
         choice: The setting that names the part.
 
     Raises:
-        ConfigError: There is no such part.
+        ConfigError: The part does not exist.
     """
     return make_part(section.choices[choice], getattr(section, choice), vars(section))
 
 
 def with_parts(cls: type[C], settings: Mapping[str, Any]) -> type[C]:
-    """Return the configuration with the settings of the parts that are chosen.
+    """Return the configuration class with the settings of the chosen parts.
 
     Args:
-        cls: Configuration of a run.
-        settings: Dotted settings; what they do not choose has its default.
+        cls: Configuration class of a run.
+        settings: Dotted settings; choices that are not among them have their defaults.
 
     Raises:
-        ConfigError: A choice names no part; the message begins with the setting.
+        ConfigError: A choice does not name a part; the message begins with the setting.
     """
     chosen = []
     for key, registry, default in _choices(cls):
@@ -112,7 +112,7 @@ def with_parts(cls: type[C], settings: Mapping[str, Any]) -> type[C]:
 
 
 def settings_of_parts(cls: type) -> dict[str, tuple[str, list[str]]]:
-    """Name what brings each setting of a part: by dotted name, the choice and the parts' names."""
+    """Map each part's setting to its choice and its parts' names, all by dotted name."""
     found: dict[str, tuple[str, list[str]]] = {}
     for key, registry, _ in _choices(cls):
         section = key.rpartition(".")[0]
@@ -123,7 +123,7 @@ def settings_of_parts(cls: type) -> dict[str, tuple[str, list[str]]]:
 
 
 def _choices(cls: type) -> list[tuple[str, Registry, str]]:
-    """Of every choice in a configuration: its dotted name, its registry, its default."""
+    """List every choice in a configuration: its dotted name, its registry, its default."""
     section = typing.get_type_hints(cls)["model"]
     default: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(section)}
     return [(f"model.{name}", parts, default[name]) for name, parts in section.choices.items()]
@@ -147,7 +147,7 @@ def _with_parts(cls: Any, chosen: tuple[tuple[str, str, tuple[str, ...]], ...]) 
     model: Any = dataclasses.make_dataclass(
         section.__name__, fields, bases=(*bases, section), **frozen
     )
-    model.__abstractmethods__ = frozenset()  # it is read for its settings alone
+    model.__abstractmethods__ = frozenset()  # read for its settings only
     model.__doc__ = section.__doc__
     whole = dataclasses.make_dataclass(
         cls.__name__,

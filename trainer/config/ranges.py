@@ -1,7 +1,7 @@
-"""Which numbers a setting may have, written beside it in its type.
+"""Allowed ranges of numeric settings, written in each setting's type.
 
-``Count``, ``Length`` and their like are ``int`` and ``float`` to everybody but
-:func:`check_ranges`, which looks at a whole configuration before anything is allocated.
+``Count``, ``Length`` and the like are plain ``int`` and ``float`` except to :func:`check_ranges`,
+which checks a whole configuration before anything is allocated.
 """
 
 import dataclasses
@@ -14,25 +14,25 @@ from typing import Annotated, Any
 from trainer.errors import ConfigError
 
 MOST_INT, MOST_FLOAT = 2**31 - 1, 1e9
-"""Largest number of a setting that has no limit of its own: a count in 32 bits, and far below the
-largest number of fp32."""
+"""Largest number of a setting without a limit of its own: a count in 32 bits, and far below the
+largest fp32 number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The numbers that a setting may have."""
+    """The range of a setting."""
 
     least: float | None = None
-    """The smallest."""
+    """Smallest allowed number."""
     above: float | None = None
-    """All are larger than this."""
+    """Exclusive lower bound."""
     below: float | None = None
-    """All are smaller than this."""
+    """Exclusive upper bound."""
     most: float | None = None
-    """The largest; None is :data:`MOST_INT` or :data:`MOST_FLOAT`."""
+    """Largest allowed number; None is :data:`MOST_INT` or :data:`MOST_FLOAT`."""
 
     def complaint(self, number: float) -> str | None:
-        """Say what was expected instead of a number; None where the number is allowed."""
+        """Describe what was expected instead of a number; None if the number is allowed."""
         if self.least is not None and self.below is not None:
             is_inside = self.least <= number < self.below
             said = f"expected at least {self.least} and less than {self.below}"
@@ -54,21 +54,22 @@ class Limits:
 Count = Annotated[int, Limits(least=1)]
 Whole = Annotated[int, Limits(least=0)]
 Length = Annotated[int, Limits(least=3)]
-"""Of a text in tokens: two special ones, and one that says something."""
+"""Length of a text in tokens: at least two special tokens and one other."""
 Positive = Annotated[float, Limits(above=0)]
 NotNegative = Annotated[float, Limits(least=0)]
 Share = Annotated[float, Limits(least=0, below=1)]
 
 
 def check_ranges(section: Any, prefix: str = "") -> None:
-    """Refuse numbers that are too small or too large, NaN included.
+    """Refuse numbers that are out of range, NaN included.
 
     Args:
-        section: A configuration, or a section of one.
-        prefix: What comes before the names of its settings.
+        section: A configuration, or a section of a configuration.
+        prefix: Prefix of the names of its settings.
 
     Raises:
-        ConfigError: Naming the first such setting, its value and what was expected.
+        ConfigError: A number is out of range; names the first such setting, its value and the
+            range.
     """
     for name, limits, number in _numbers(section, prefix):
         complaint = limits.complaint(number)
@@ -77,7 +78,7 @@ def check_ranges(section: Any, prefix: str = "") -> None:
 
 
 def numbers(section: Any) -> Iterator[tuple[str, int | float]]:
-    """All numbers of a section and of those inside it, by dotted name; those of a tuple each."""
+    """Yield all numbers of a section and its subsections by dotted name, tuples' items singly."""
     for name, _, number in _numbers(section, ""):
         yield name, number
 
@@ -99,7 +100,7 @@ def _numbers(section: Any, prefix: str) -> Iterator[tuple[str, Limits, int | flo
 
 
 def _limits(hint: Any) -> Iterator[Limits]:
-    """The limits inside a type such as ``Count | None`` or ``tuple[Share, Share]``."""
+    """Yield the limits inside a type such as ``Count | None`` or ``tuple[Share, Share]``."""
     for inner in getattr(hint, "__metadata__", ()):
         if isinstance(inner, Limits):
             yield inner

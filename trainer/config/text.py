@@ -1,4 +1,4 @@
-"""Values that people give: shown briefly in messages, and free of control characters."""
+"""Values from users: shortened in messages, and free of control characters."""
 
 import unicodedata
 from typing import Any
@@ -9,14 +9,14 @@ _SHOWN_CHARS = 80
 
 
 def refuse_control(value: str, where: str) -> str:
-    """Return a value that stays on one line wherever it is written: scripts, logs, messages.
+    """Refuse control characters in a value, which must stay on one line everywhere.
 
-    A line break in a path would begin a line of its own in a Slurm script, and a shell would run
-    it. No setting needs one, nor any other control character.
+    A line break in a path would start a new line in a Slurm script, and a shell would run that
+    line. No setting needs a line break or any other control character.
 
     Args:
-        value: What was given.
-        where: Its place, for the message.
+        value: The given value.
+        where: Place of the value, for the message.
 
     Raises:
         ConfigError: The value holds a control character, a line break or undecodable bytes.
@@ -29,11 +29,11 @@ def refuse_control(value: str, where: str) -> str:
         found = _REFUSED.get(unicodedata.category(letter))
         if found is not None:
             found = "a line break" if letter in "\n\r" else found
-            raise ConfigError(f"{where} is {shown(value)}; it holds {found}: write it without")
+            raise ConfigError(f"{where} is {shown(value)}, which holds {found}: write it without")
     return value
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message: quoted as Python does, on one line, cut where it is long."""
+    """Format a value for a message: quoted, on one line, shortened if long."""
     text = repr(str(value) if isinstance(value, str) else value)
     return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"

@@ -1,5 +1,8 @@
-"""Checks of a configuration before anything is allocated: each section by itself, then the whole
-run. What a task alone reads is checked by its own configuration (``TrainConfig.check``)."""
+"""Checks of a configuration before anything is allocated.
+
+Each section is checked by itself, then the whole run. A task's own settings are checked by the
+task's configuration (``TrainConfig.check``).
+"""
 
 import dataclasses
 import os
@@ -18,19 +21,20 @@ from trainer.config.schema import (
 from trainer.errors import ConfigError, UsageError
 
 _SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions")
-"""Settings of ``model.backbone`` that a ``random`` one alone has: others bring their own."""
+"""Settings of ``model.backbone`` that only a ``random`` backbone has; other backbones bring their
+own sizes."""
 
 
 def validate(config: TrainConfig, given: Collection[str] = ()) -> None:
-    """Refuse a configuration that cannot be run, naming the setting, its value and the remedy.
+    """Refuse a configuration that cannot run; name the setting, its value and the remedy.
 
     Args:
         config: The run.
-        given: Settings that were asked for by name, on the command line. They must have an effect
-            even at their defaults, which in a recipe they may have because it lists everything.
+        given: Settings given by name on the command line. These must have an effect even at their
+            defaults; a recipe may list settings that have no effect.
 
     Raises:
-        ConfigError: On the first setting that is wrong.
+        ConfigError: A setting is wrong; names the first one.
     """
     _check_locations(config)
     check_ranges(config)
@@ -52,10 +56,10 @@ def _check_locations(config: TrainConfig) -> None:
 
 
 def check_batch(config: TrainConfig, world_size: int) -> int:
-    """Micro-batches of one rank in an optimizer step.
+    """Return the number of micro-batches per rank in an optimizer step.
 
     Raises:
-        ConfigError: The global batch does not divide; the message shows the arithmetic.
+        ConfigError: The global batch is not divisible; the message shows the arithmetic.
     """
     run = config.run
     accumulation = _accumulation(config, world_size)
@@ -85,15 +89,15 @@ def _accumulation(config: TrainConfig, world_size: int) -> int:
 
 
 def _check_no_sizes(backbone: BackboneConfig, given: Collection[str]) -> None:
-    """Someone who sets these believes that the backbone gets these sizes."""
+    """Refuse sizes for a backbone that has its own: whoever sets them expects an effect."""
     for name in _SIZES:
         value, default = getattr(backbone, name), getattr(BackboneConfig(), name)
         if value != default or f"model.backbone.{name}" in given:
             keep = ", or keep some of its layers: model.backbone.layers"
             raise ConfigError(
-                f"model.backbone.{name} is {value}, but it is for random backbones, and "
-                f"model.backbone.name is {backbone.name}, which has its own: leave it out"
-                f"{keep if name == 'num_layers' else ''}"
+                f"model.backbone.{name} is {value}, but only random backbones take it, and "
+                f"model.backbone.name is {backbone.name}, which has its own sizes: leave it "
+                f"out{keep if name == 'num_layers' else ''}"
             )
 
 
@@ -123,21 +127,21 @@ def _check_kept(run: RunConfig) -> None:
     if run.keep_every is not None and run.keep_every % run.checkpoint_every:
         raise ConfigError(
             f"run.keep_every {run.keep_every} is not a multiple of run.checkpoint_every "
-            f"{run.checkpoint_every}: there are no checkpoints of its steps to keep; take "
+            f"{run.checkpoint_every}, so its steps have no checkpoints to keep: take "
             f"{-(-run.keep_every // run.checkpoint_every) * run.checkpoint_every}"
         )
 
 
 def check_positions(config: TrainConfig, positions: int | None, num_first: int = 1) -> None:
-    """Refuse texts that a backbone cannot read, before the first long one ends the run.
+    """Refuse texts that are too long for a backbone before the run starts.
 
     Args:
         config: The run.
-        positions: Longest text in tokens that its backbone reads; None where nothing limits it.
+        positions: Longest text in tokens that the backbone reads; None means no limit.
         num_first: Special tokens at the start of a text, which joined fields share.
 
     Raises:
-        ConfigError: Naming the settings and their sum.
+        ConfigError: Texts can be too long; names the settings and their sum.
     """
     for parts in config.texts:
         tokens = sum(limit for _, limit in parts) - num_first * (len(parts) - 1)
@@ -145,21 +149,21 @@ def check_positions(config: TrainConfig, positions: int | None, num_first: int =
             settings = " + ".join(f"data.max_{field}_tokens {limit}" for field, limit in parts)
             verb = "makes" if len(parts) == 1 else "make"
             raise ConfigError(
-                f"{settings} {verb} texts of up to {tokens} tokens, but the backbone reads at most "
-                f"{positions}: lower them, or take a backbone with more positions"
+                f"{settings} {verb} texts of up to {tokens} tokens, but the backbone reads at "
+                f"most {positions}: lower them, or choose a backbone with more positions"
             )
 
 
 def check_memory(config: TrainConfig, memory: int | None = None) -> None:
-    """Refuse sizes that this machine cannot hold at all, whatever else is in its memory.
+    """Refuse sizes that cannot fit into this machine's memory even when it is empty.
 
     Args:
         config: The run.
-        memory: Bytes of this machine; None asks the operating system.
+        memory: Memory of this machine in bytes; None asks the operating system.
 
     Raises:
-        ConfigError: The weights of one rank, or the rows of one micro-batch, take more; with the
-            settings and the sum.
+        ConfigError: The weights of one rank, or the rows of one micro-batch, need more memory;
+            names the settings and the sum.
     """
     if memory is None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -196,10 +200,10 @@ def _check_fits(needed: int, memory: int, what: str, settings: str) -> None:
 
 
 def check_model(model: LanguageModelConfig) -> None:
-    """Refuse a model whose sizes do not fit each other.
+    """Refuse a model whose sizes contradict each other.
 
     Raises:
-        ConfigError: Naming the settings and their values.
+        ConfigError: Sizes contradict each other; names the settings and their values.
     """
     backbone = model.backbone
     if backbone.name == "random" and backbone.hidden_size % backbone.num_heads:
@@ -219,11 +223,11 @@ def check_layers(backbone: BackboneConfig, total: int) -> None:
     """Refuse to keep layers that a backbone does not have.
 
     Args:
-        backbone: Of a run that starts from it, and not from an export.
+        backbone: Backbone of a run that does not start from an export.
         total: How many layers the backbone has.
 
     Raises:
-        ConfigError: It has fewer.
+        ConfigError: The backbone has fewer layers.
     """
     if backbone.layers and not 0 <= backbone.layers[0] <= backbone.layers[-1] < total:
         raise ConfigError(

@@ -1,9 +1,9 @@
-"""YAML files that people write: recipes, pipelines, cluster files. One reader for all of them.
+"""Reader of the YAML files that people write: recipes, pipelines, cluster files.
 
-Plain scalars that YAML 1.1 takes for a truth value or a number keep their text (:class:`Scalar`):
-a setting that wants text gets ``off``, ``1.10`` or ``0123`` unchanged. Times, dates and numbers
-with a leading zero are text. Limits: 1 MiB, 32 levels, 50,000 values after aliases are expanded;
-regular files only.
+Plain scalars that YAML 1.1 reads as a truth value or a number keep their text (:class:`Scalar`), so
+a setting of type text gets ``off``, ``1.10`` or ``0123`` unchanged. Times, dates and numbers with a
+leading zero are text. Limits: 1 MiB, 32 levels, 50,000 values after aliases are expanded; regular
+files only.
 """
 
 import os
@@ -36,23 +36,24 @@ _IMPLICIT = {
     ),
     "merge": (r"<<", ["<"]),
 }
-"""YAML 1.1's, without times of day, dates, numbers to other bases and those beyond 64 bits."""
+"""YAML 1.1's implicit types, without times of day, dates, numbers in other bases and numbers beyond
+64 bits."""
 
 
 class Scalar(str):
-    """A plain scalar's text, with the truth value or number that it reads as."""
+    """A plain scalar's text, with the truth value or number that YAML reads in it."""
 
     value: bool | int | float
 
     def __new__(cls, text: str, value: bool | int | float) -> "Scalar":
-        """Keep both."""
+        """Keep the text and the value."""
         found = super().__new__(cls, text)
         found.value = value
         return found
 
 
 def plain(value: Any) -> Any:
-    """Return what YAML holds with every :class:`Scalar` as its value."""
+    """Replace every :class:`Scalar` in YAML content by its value."""
     if isinstance(value, Scalar):
         return value.value
     if isinstance(value, dict):
@@ -61,19 +62,19 @@ def plain(value: Any) -> Any:
 
 
 def truth(text: str) -> bool | None:
-    """Return what a word such as ``on`` or ``False`` says; None where it says neither."""
+    """Return the truth value of a word such as ``on``; None for other words."""
     return _TRUTH.get(text.lower())
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read the mapping in a YAML file; an empty file is an empty mapping.
+    """Read the mapping in a YAML file; an empty file gives an empty mapping.
 
     Raises:
-        ConfigError: The file is missing or not regular, is not YAML, is beyond a limit, sets a key
-            twice, holds a control character or a URL with a key, or holds no mapping.
+        ConfigError: The file is missing or not regular, is not YAML, exceeds a limit, sets a key
+            twice, contains a control character or a URL with a key, or does not hold a mapping.
     """
     source = Path(refuse_control(str(path), "the name of a YAML file"))
-    if not os.path.exists(source):  # noqa: PTH110  # False, too, where the name is too long
+    if not os.path.exists(source):  # noqa: PTH110  # False also if the name is too long
         near = did_you_mean(source, files=True)
         raise ConfigError(f"{source} does not exist; expected a YAML file{near}")
     try:
@@ -84,7 +85,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{error}; expected a YAML file") from error
     except _Refused as error:
         raise ConfigError(f"{source}, line {error}") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter: "\\UFFFFFFFF"
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # "\\UFFFFFFFF" overflows
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
@@ -100,11 +101,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Refused(yaml.YAMLError):  # type: ignore[misc]  # PyYAML has no types
-    """What is YAML, but is not taken."""
+    """Valid YAML that is refused."""
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """PyYAML's safe loader with limits, without tags of other types, without keys given twice."""
+    """PyYAML's safe loader with limits, without other tags and without duplicate keys."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
     yaml_constructors: dict[str | None, Any] = {}  # noqa: RUF012
@@ -113,13 +114,13 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         super().__init__(stream)
         self._depth = self._count = 0
         self._extents: dict[Node, tuple[int, int]] = {}
-        """Values and levels of each finished node, what its aliases stand for included."""
+        """Number of values and levels of each finished node, expanded aliases included."""
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         if self.check_event(yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if node not in self._extents:
-                raise _refused(node, "a value holds itself")
+                raise _refused(node, "a value contains itself")
             return node
         self._depth += 1
         self._count += 1
@@ -145,7 +146,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         return node
 
     def text(self, node: ScalarNode) -> str:
-        """Construct a text of one line; the line break that ends a block scalar is not its own."""
+        """Construct a text of one line; drop the line break that ends a block scalar."""
         text = str(self.construct_scalar(node))
         text = text.rstrip("\n") if node.style in ("|", ">") else text
         try:
@@ -164,7 +165,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
                 return Scalar(text, int(digits))
             return Scalar(text, float(re.sub(r"(?i)\.(inf|nan)", r"\1", digits)))
         except (KeyError, ValueError) as error:
-            raise _refused(node, f"{shown(text)} cannot be read as {kind}") from error
+            raise _refused(node, f"{shown(text)} is not a valid {kind}") from error
 
     def _check(self, values: int, levels: int, place: Any) -> None:
         if values > MAX_VALUES:
@@ -174,10 +175,10 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
     def unknown(self, node: Node) -> None:
         """Refuse any other type."""
-        raise _refused(node, f"the tag {shown(node.tag)} is not taken")
+        raise _refused(node, f"the tag {shown(node.tag)} is not supported")
 
     def construct_null(self, node: ScalarNode) -> None:
-        """Construct nothing."""
+        """Return None, after a check of the text."""
         self.text(node)
 
 

@@ -1,1 +1,1 @@
-"""The training engine: one loop on Accelerate, plainly, under DDP or under DeepSpeed."""
+"""The training engine: one loop on Accelerate, in one process, under DDP or under DeepSpeed."""

@@ -1,12 +1,13 @@
-"""Two ways to step and to reach whole parameters: torch's (plain and DDP) and DeepSpeed's.
+"""Two backends that step and give access to whole parameters: torch (plain, DDP) and DeepSpeed.
 
-The training loop and the checkpoints know only :class:`Backend`. Gradients are means over the
-global batch: the loss of a micro-batch is a mean over its samples, is divided by the number of
-micro-batches, and the ranks' gradients are averaged.
+The training loop and the checkpoints use only :class:`Backend`. Gradients are means over the global
+batch: the loss of a micro-batch is a mean over its samples and is divided by the number of
+micro-batches, and the gradients are averaged over the ranks.
 
-fp16 means the same in both: the loss is multiplied by one :class:`~trainer.engine.loss_scale.
-LossScale`, the gradients are divided by it before they are clipped, and a gradient that is not
-finite is dropped. DeepSpeed's own fp16 would keep half the weights and gradients in fp16.
+fp16 works the same way in both backends: the loss is multiplied by one
+:class:`~trainer.engine.loss_scale.LossScale`, the gradients are divided by it before clipping, and
+a gradient that is not finite is dropped. DeepSpeed's own fp16 would keep half the weights and
+gradients in fp16.
 """
 
 import contextlib
@@ -28,23 +29,23 @@ from trainer.engine.step_module import StepModule
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did; the same on every rank."""
+    """Result of one optimizer step; the same on every rank."""
 
     grad_norm: float
     """Norm of the whole gradient before clipping."""
     is_applied: bool
-    """Whether the weights were updated: not where the gradient was not finite."""
+    """Whether the weights were updated; false if the gradient was not finite."""
     loss_scale: float | None = None
-    """fp16: what the loss was multiplied with. A step that is not applied is then no fault: the
-    scale was too large, and has been halved. None in other precisions, and where fp16 overflowed at
-    the lowest scale: such a step is a fault."""
+    """fp16: factor by which the loss was multiplied. If such a step is not applied, this is not a
+    fault: the scale was too large and has been halved. None in other precisions, and if fp16
+    overflowed at the lowest scale: such a step is a fault."""
 
 
 class Backend(ABC):
     """One wrapped task with its optimizer.
 
     Attributes:
-        module: What the loop calls.
+        module: The module that the loop calls.
     """
 
     _optimizer: torch.optim.Adam
@@ -59,12 +60,12 @@ class Backend(ABC):
 
     @abstractmethod
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """Backward pass of one micro-batch; gradients are averaged over ranks in the last one."""
+        """Run the backward pass of one micro-batch; the last one averages gradients over ranks."""
 
     def step(self) -> StepResult:
-        """Clip, update the weights and drop the gradients.
+        """Clip the gradients, update the weights and drop the gradients.
 
-        A gradient that is not finite leaves weights and optimizer as they were, in every mode.
+        If the gradient is not finite, weights and optimizer state stay unchanged, in every mode.
         """
         used, can_fall = self._scale.value, self._scale.can_fall
         norm = self._update()
@@ -79,24 +80,24 @@ class Backend(ABC):
         """Update the weights by a finite gradient, drop the gradient, return its norm."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the tensors, as JSON: updates so far, the loss scale."""
+        """Return what a checkpoint keeps as JSON: the number of updates, the loss scale."""
         return {"updates": self._updates, **self._scale.state()}
 
     def load_state(self, state: dict[str, Any], steps: int) -> None:
-        """Make the optimizer's state as it was, its moments still zero; once, before training.
+        """Restore the optimizer's state with zero moments; called once, before training.
 
         Args:
-            state: What :meth:`state` returned; empty at the start of a run.
-            steps: Steps of the run so far: its updates, for a state that does not say.
+            state: The value that :meth:`state` returned; empty at the start of a run.
+            steps: Steps of the run so far; used as the number of updates if ``state`` lacks it.
         """
         self._updates = int(state.get("updates", steps))
         self._scale.load_state(state)
         self.create_moments(self._updates)
 
     def rewind(self, state: dict[str, Any], steps: int) -> None:
-        """Set everything but tensors back to a checkpoint, after training; see :meth:`load_state`.
+        """Restore everything except tensors during training; see :meth:`load_state`.
 
-        Moments are not made anew: ZeRO ties parameters to them once.
+        Moments are not created again, because ZeRO ties parameters to them only once.
         """
         self._updates = int(state.get("updates", steps))
         self._scale.load_state(state)
@@ -105,24 +106,25 @@ class Backend(ABC):
 
     @contextlib.contextmanager
     def micro_step(self, *, is_last: bool) -> Iterator[None]:
-        """Surrounds forward and backward of one micro-batch."""
+        """Surround the forward and backward pass of one micro-batch."""
         yield
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the task by name, each once; possibly sharded."""
+        """Return the task's parameters by name, each once; they may be sharded."""
         return dict(self._step_module.task.named_parameters())
 
     def full_parameter(self, parameter: nn.Parameter) -> torch.Tensor:
-        """The whole parameter, on every rank; called by all ranks in the same order."""
+        """Return the whole parameter on every rank; all ranks call this in the same order."""
         return parameter.detach()
 
     def _finish_gradients(self) -> float:
-        """Divide whole gradients by the loss scale and clip them; returns their norm before that.
+        """Divide gradients by the loss scale and clip them; return the norm before clipping.
 
-        A gradient that is not finite stays as it is.
+        A gradient that is not finite stays unchanged.
         """
         for parameter in self._trainable:
-            # ZeRO counts a missing gradient as zero (Adam's moments decay); torch would skip it.
+            # ZeRO treats a missing gradient as zero, so Adam's moments decay; torch would skip the
+            # parameter.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in self._trainable if p.grad is not None]
@@ -138,23 +140,23 @@ class Backend(ABC):
 
     @abstractmethod
     def full_moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
-        """One of Adam's tensors for a whole trainable parameter; called by all ranks."""
+        """Return one of Adam's tensors for a whole trainable parameter; called by all ranks."""
 
     @abstractmethod
     def create_moments(self, step: int) -> None:
-        """Make Adam's state as after ``step`` updates, with zero moments."""
+        """Create Adam's state as after ``step`` updates, with zero moments."""
 
     @abstractmethod
     def set_moment(self, parameter: nn.Parameter, moment: str, value: torch.Tensor) -> None:
-        """Put one of Adam's tensors in, given whole; each rank keeps its part."""
+        """Set one of Adam's tensors from the whole tensor; each rank keeps its part."""
 
     def set_parameter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        """Give a trainable parameter another value, the same whole one on every rank."""
+        """Set a trainable parameter to a whole value, the same on every rank."""
         parameter.data.copy_(value)
 
 
 class TorchBackend(Backend):
-    """One process, or DDP through Accelerate."""
+    """Backend for one process, or for DDP through Accelerate."""
 
     def __init__(
         self,
@@ -170,7 +172,7 @@ class TorchBackend(Backend):
 
     @contextlib.contextmanager
     def micro_step(self, *, is_last: bool) -> Iterator[None]:
-        """Without communication of gradients except in the last micro-batch."""
+        """Skip gradient communication except in the last micro-batch."""
         if is_last:
             yield
         else:
@@ -178,7 +180,7 @@ class TorchBackend(Backend):
                 yield
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """Accelerate divides by the number of micro-batches."""
+        """Run the backward pass; Accelerate divides by the number of micro-batches."""
         self._accelerator.backward(loss * self._scale.value)
 
     def _update(self) -> float:
@@ -205,7 +207,7 @@ class TorchBackend(Backend):
 
 
 class DeepSpeedBackend(Backend):
-    """A DeepSpeed engine of any ZeRO stage, in fp32, with torch's Adam inside."""
+    """Backend for a DeepSpeed engine of any ZeRO stage, in fp32, with torch's Adam inside."""
 
     def __init__(
         self,
@@ -221,7 +223,7 @@ class DeepSpeedBackend(Backend):
         self._engine: Any = self.module
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """DeepSpeed divides by the number of micro-batches; ZeRO also scales the loss."""
+        """Run the backward pass; DeepSpeed divides by the micro-batches, ZeRO scales the loss."""
         self._engine.set_gradient_accumulation_boundary(is_boundary=is_last)
         if self._stage == 0:
             loss = loss * self._scale.value
@@ -230,7 +232,7 @@ class DeepSpeedBackend(Backend):
         self._engine.backward(loss)
 
     def _update(self) -> float:
-        """ZeRO divides, clips, and by itself drops a gradient whose norm is not finite."""
+        """Update the weights; ZeRO divides, clips and drops gradients that are not finite."""
         if self._stage != 0:
             self._engine.step()
             return float(self._engine.get_global_grad_norm())
@@ -259,7 +261,7 @@ class DeepSpeedBackend(Backend):
         return safe_get_full_optimizer_state(parameter, moment)
 
     def create_moments(self, step: int) -> None:
-        """See :meth:`Backend.create_moments`. ZeRO keeps them for flat shards of parameters."""
+        """See :meth:`Backend.create_moments`; ZeRO keeps moments for flat shards of parameters."""
         if self._stage == 0:
             holders = self._trainable
         elif self._stage == 3:
@@ -270,8 +272,8 @@ class DeepSpeedBackend(Backend):
             self._optimizer.state[holder] = fresh_adam_state(holder.detach(), self._config, step)
         if self._stage in (1, 2):
             # DeepSpeed ties parameters to their slices of the state once, after the first step of
-            # its first group, when the state of other groups is still missing: tie them here, with
-            # all.
+            # its first group, when the other groups do not have a state yet: tie all parameters
+            # here instead.
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def set_moment(self, parameter: nn.Parameter, moment: str, value: torch.Tensor) -> None:
@@ -288,7 +290,7 @@ class DeepSpeedBackend(Backend):
             safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
 
     def set_parameter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        """See :meth:`Backend.set_parameter`. ZeRO updates a copy of its own: both are set."""
+        """See :meth:`Backend.set_parameter`; ZeRO updates its own copy, so both are set."""
         if self._stage == 0:
             parameter.data.copy_(value)
         elif self._stage == 3:
@@ -305,7 +307,7 @@ class DeepSpeedBackend(Backend):
             safe_set_full_fp32_param(parameter, value.to(parameter.device))
 
     def _shard_of(self, parameter: Any, value: torch.Tensor) -> torch.Tensor:
-        """This rank's slice, padded as ZeRO-3 pads: DeepSpeed's own setter fails on a short one."""
+        """Return this rank's slice, padded like ZeRO-3's; DeepSpeed's setter needs whole slices."""
         size = parameter.ds_tensor.numel()
         rank = torch.distributed.get_rank(parameter.ds_process_group)
         flat = value.flatten()[rank * size : (rank + 1) * size]
@@ -318,6 +320,6 @@ def build_backend(
     distributed: Distributed,
     config: OptimizerConfig,
 ) -> Backend:
-    """Wrap a task, with its weights already loaded, for the way this run trains."""
+    """Wrap a task, with its weights already loaded, for the run's kind of training."""
     kind = TorchBackend if distributed.deepspeed is None else DeepSpeedBackend
     return kind(step_module, optimizer, distributed, config)

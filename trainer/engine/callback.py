@@ -1,4 +1,4 @@
-"""What the training loop drives: a class with hooks, and the list of all of a run.
+"""Callbacks of the training loop: the hooks, and the list of a run's callbacks.
 
 A callback is a class in one file that overrides the hooks it needs::
 
@@ -8,7 +8,7 @@ A callback is a class in one file that overrides the hooks it needs::
 
     Trainer(..., callbacks=[Waiting()])
 
-:mod:`trainer.engine.parts` lists those of every run, in their order.
+:mod:`trainer.engine.parts` lists the callbacks of every run in their order.
 """
 
 import contextlib
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """What the loop and its callbacks share.
+    """State that the loop and its callbacks share.
 
     Args:
-        config: The run.
+        config: Configuration of the run.
         distributed: The processes.
-        steps: Steps of the whole run.
+        steps: Number of steps of the whole run.
 
     Attributes:
-        folder: The run folder, open on rank 0 alone.
-        store: Its checkpoints.
-        at: Tells the watchdog what this rank does from now on.
+        folder: The run folder, open only on rank 0.
+        store: Store of the run's checkpoints.
+        at: Function that tells the watchdog what this rank is doing.
     """
 
     def __init__(self, config: TrainConfig, distributed: "Distributed", steps: int) -> None:
@@ -49,88 +49,89 @@ class Run:
         self.at: Callable[[str], None] = lambda phase: None
 
     def say(self, line: str) -> None:
-        """Say a line to people, once."""
+        """Print a line to people, once for all ranks."""
         if self.distributed.is_main:
             self.folder.say(line)
 
     def warn(self, line: str) -> None:
-        """Say what should not be overlooked."""
+        """Print a warning, once for all ranks."""
         self.say(f"WARNING: {line}")
 
 
 class Callback:
     """Hooks of the loop, in the order of a run.
 
-    Every rank calls every hook that does not say otherwise, and what a hook asks for (a record, a
-    checkpoint) is the same on every rank. A callback with state in checkpoints overrides
-    :meth:`state` and :meth:`resume` together.
+    Every rank calls every hook unless the hook's docstring says otherwise, and what a hook asks for
+    (a record, a checkpoint) is the same on every rank. A callback with state in checkpoints
+    overrides both :meth:`state` and :meth:`resume`.
     """
 
     def __enter__(self) -> "Callback":
-        """Begin; before the session is made."""
+        """Start, before the session is made."""
         return self
 
     def __exit__(self, *error: Any) -> None:
         """End, however the run ends; in reverse order, before :meth:`on_stop`."""
 
     def state(self) -> dict[str, Any]:
-        """Return its entries of a checkpoint's ``state.json``, under names of its own."""
+        """Return the callback's entries in a checkpoint's ``state.json``, under unique names."""
         return {}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Take over what a checkpoint's ``state.json`` says, at a resume and after going back.
+        """Restore the state from a checkpoint's ``state.json``, at a resume and after a rollback.
 
         A checkpoint of a run without the callback lacks its entries.
         """
 
     def on_start(self, session: "Session") -> None:
-        """Prepare for steps that begin: at the start, at a resume, and after going back."""
+        """Prepare for steps: at the start, at a resume, and after a rollback."""
 
     def before_step(self, step: "Step") -> None:
-        """Prepare for a step; ``step.is_logged = True`` writes its numbers down."""
+        """Prepare for a step; ``step.is_logged = True`` logs its metrics."""
 
     def flag(self, step: "Step") -> int | None:
-        """Give a number to the one all-reduce of a step, after its backward pass.
+        """Return a number for the one all-reduce of a step, after its backward pass.
 
-        None takes no part in it, and must then be what every rank gives.
+        None takes no part in the all-reduce; then every rank must return None.
         """
         return None
 
     def on_flag(self, highest: int) -> None:
-        """Hear the highest number that a rank gave, before the optimizer's step."""
+        """Receive the highest number that a rank returned, before the optimizer's step."""
 
     def after_step(self, session: "Session", step: "Step") -> None:
-        """Work after a step; ``step.values`` are logged, ``step.is_saved = True`` saves it."""
+        """Act after a step; ``step.values`` are logged, ``step.is_saved = True`` saves the step."""
 
     def on_log(self, record: "Record") -> None:
-        """Hear what was written down about a step; rank 0 alone."""
+        """Receive the record of a logged step; only on rank 0."""
 
     def before_checkpoint(self) -> None:
-        """Make durable what must not be older than a checkpoint that is about to be published;
-        called by rank 0, in the thread that writes it.
+        """Make durable what must not be older than the checkpoint about to be published.
+
+        Called by rank 0, in the thread that writes the checkpoint.
         """
 
     def after_checkpoint(self, number: int) -> None:
-        """Hear that the checkpoint of a step is there; called as :meth:`before_checkpoint` is."""
+        """React to the published checkpoint of a step; called like :meth:`before_checkpoint`."""
 
     def on_end(self, session: "Session") -> None:
-        """Finish; the last step is taken and saved."""
+        """Finish, after the last step was taken and saved."""
 
     def on_stop(self, error: BaseException) -> None:
         """Clean up after an error or a signal; in reverse order.
 
-        The watchdog calls it in a thread of its own where the run hangs.
+        If the run hangs, the watchdog calls this from its own thread.
         """
 
 
 class Callbacks(list[Callback]):
-    """Those of a run, in order."""
+    """Callbacks of a run, in order."""
 
     def state(self, session: dict[str, Any]) -> dict[str, Any]:
-        """What ``state.json`` of a checkpoint says: the session's entries and those of all.
+        """Return a checkpoint's ``state.json``: the entries of the session and of all callbacks.
 
         Raises:
-            ValueError: Two use one name.
+            ValueError: Two callbacks use the same name.
         """
         kept = dict(session)
         for each in self:
@@ -141,22 +142,22 @@ class Callbacks(list[Callback]):
         return kept
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Give all of them the state of a checkpoint.
+        """Restore the state of all callbacks from a checkpoint.
 
         Raises:
-            CheckpointError: One cannot read it.
+            CheckpointError: A callback cannot read its state.
         """
         try:
             for each in self:
                 each.resume(checkpoint.state)
         except (TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"{checkpoint.folder} cannot be read: its state.json was edited, or is of "
+                f"{checkpoint.folder} cannot be read: its state.json was edited or comes from "
                 f"another version ({error})"
             ) from error
 
     def stop(self, error: BaseException) -> None:
-        """Tell all of an early end, in reverse order, whatever fails among them."""
+        """Tell all callbacks of an early end, in reverse order, despite errors."""
         with contextlib.ExitStack() as stack:
             for each in self:
                 stack.callback(each.on_stop, error)

@@ -1,4 +1,4 @@
-"""Which steps of a run become teachers."""
+"""Teacher copies: which steps of a run become teachers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 Publish = Callable[["Session", Path], None]
 
 MOST = 100_000
-"""Copies at most that a run keeps."""
+"""Largest number of copies that a run may keep."""
 
 
 class Copies(Callback):
-    """Publishes the model as a teacher after chosen steps.
+    """Callback that publishes the model as a teacher after chosen steps.
 
     Args:
-        steps: Those steps: :func:`copy_steps`.
-        path: Gives the folder of a step's copy.
+        steps: The chosen steps; see :func:`copy_steps`.
+        path: Returns the folder of a step's copy.
         export: Publishes the session's model in a folder.
     """
 
@@ -31,13 +31,13 @@ class Copies(Callback):
         self._steps, self._path, self._export = frozenset(steps), path, export
 
     def after_step(self, session: "Session", step: "Step") -> None:
-        """Publish a copy where one is wanted."""
+        """Publish a copy if the step was chosen."""
         if step.number in self._steps:
             self._export(session, self._path(step.number))
 
 
 def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
-    """Steps after which the model is kept as a teacher, ascending.
+    """Return the steps after which the model is kept as a teacher, in ascending order.
 
     ``every_k``: every multiple of K = ``every``. ``first_m``: K, 2K, … M·K (the paper's figure).
     ``last_m``: the last M of all multiples of K and the final step (the released code: 60,500,
@@ -48,7 +48,8 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
         total_steps: Optimizer steps of the run.
 
     Raises:
-        ConfigError: The run is too short for the teachers asked for, or a listed step is not in it.
+        ConfigError: The run is too short for the requested teachers, or does not reach a listed
+            step.
     """
     if copies.rule == "none":
         return []
@@ -56,9 +57,9 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
         outside = [step for step in copies.steps if not 1 <= step <= total_steps]
         if outside:
             raise ConfigError(
-                f"run.copies.steps has {outside}, but the run has steps 1 to {total_steps}; "
-                "lengthen the run, name others, or set run.copies.rule none for a trial that "
-                "leaves no teachers"
+                f"run.copies.steps has {outside}, but the run has steps 1 to {total_steps}: "
+                "lengthen the run, name other steps, or set run.copies.rule none for a trial "
+                "without teachers"
             )
         return sorted(set(copies.steps))
     multiples = range(copies.every, total_steps + 1, copies.every)
@@ -81,7 +82,7 @@ def copy_steps(copies: CopiesConfig, total_steps: int) -> list[int]:
         lower = f"run.copies.every {fitting} or less, or " if fitting else ""
         raise ConfigError(
             f"run.copies.rule {copies.rule} with every {copies.every} gives {len(chosen)} copies "
-            f"in {total_steps} steps, but {wanted} are wanted as teachers; lengthen the run, "
-            f"or set {lower}run.copies.rule none for a trial that leaves no teachers"
+            f"in {total_steps} steps, but {wanted} teachers are wanted: lengthen the run, or set "
+            f"{lower}run.copies.rule none for a trial without teachers"
         )
     return chosen

@@ -1,8 +1,8 @@
-"""DeepSpeed files: found by name or path, checked against what the run itself sets, then completed.
+"""DeepSpeed files: found by name or path, checked against the run's settings, completed.
 
 A file holds only what DeepSpeed alone knows (ZeRO stage, buckets, communication). Batch sizes,
-optimizer, learning rate, clipping and precision are the run's; a file that sets one of them too is
-refused, because one of the two places would be silently wrong.
+optimizer, learning rate, clipping and precision are the run's settings. A file that sets one of
+them too is refused, because one of the two values would have no effect.
 """
 
 import difflib
@@ -38,7 +38,7 @@ SET_BY_THE_RUN = {
     "wandb": "run.dir (the run writes its own metrics)",
     "csv_monitor": "run.dir (the run writes its own metrics)",
 }
-"""DeepSpeed keys that a file must not set, and the place where a run sets them."""
+"""DeepSpeed keys that a file must not set, each with the run's setting for it."""
 
 _SECTIONS = frozenset(SET_BY_THE_RUN) | {
     "activation_checkpointing", "aio", "autotuning", "checkpoint", "comet", "comms_logger",
@@ -52,23 +52,23 @@ _SECTIONS = frozenset(SET_BY_THE_RUN) | {
     "zenflow", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
     "zero_optimization",
 }  # fmt: skip
-"""What DeepSpeed 0.19 reads at the top of a file; it passes over anything else in silence."""
+"""Top-level keys that DeepSpeed 0.19 reads; it silently ignores all others."""
 
 OFFLOADS = {"offload_optimizer": (1, 2, 3), "offload_param": (3,)}
-"""What can be kept in the memory of the host, and the ZeRO stages that can."""
+"""What can be kept in host memory, each with the ZeRO stages that support it."""
 
 QUANTISED = ("zero_quantized_weights", "zero_quantized_gradients")
 """What ZeRO++ sends in 8 or 4 bits."""
 
 
 class _Offload(msgspec.Struct):
-    """What is read of an offload section."""
+    """Fields that are read from an offload section."""
 
     device: str = "none"
 
 
 class _Zero(msgspec.Struct):
-    """What is read of ``zero_optimization``."""
+    """Fields that are read from ``zero_optimization``."""
 
     stage: int = 0
     offload_optimizer: _Offload | None = None
@@ -77,10 +77,10 @@ class _Zero(msgspec.Struct):
 
 
 def deepspeed_file_path(name: str) -> Path:
-    """Find a DeepSpeed file by path, or by its name among those that come with the project.
+    """Find a DeepSpeed file by its path or by the name of one in ds_configs.
 
     Raises:
-        ConfigError: There is no such file; the message lists the names.
+        ConfigError: The file does not exist; the message lists the names.
     """
     path = Path(name)
     if path.suffix == ".json":
@@ -101,9 +101,9 @@ def read_deepspeed_file(name: str) -> dict[str, Any]:
     """Read and check a DeepSpeed file.
 
     Raises:
-        ConfigError: It is missing, is not a JSON object, sets something that the run sets (both
-            places are named), leaves a value ``auto``, or asks for an offload that its stage does
-            not have.
+        ConfigError: The file is missing, is not a JSON object, sets something that the run sets
+            (the message names both places), leaves a value ``auto``, or asks for an offload that
+            its stage does not support.
     """
     path = deepspeed_file_path(name)
     try:
@@ -119,13 +119,13 @@ def read_deepspeed_file(name: str) -> dict[str, Any]:
         if key not in _SECTIONS:
             near = difflib.get_close_matches(key, _SECTIONS, n=1)
             hint = f"did you mean {near[0]}?" if near else "remove it"
-            raise ConfigError(f"{path}: DeepSpeed knows no {shown(key)}; {hint}")
+            raise ConfigError(f"{path}: DeepSpeed does not know {shown(key)}; {hint}")
     for key, place in SET_BY_THE_RUN.items():
         section = content.get(key)
         if key in content and not (isinstance(section, dict) and section.get("enabled") is False):
             raise ConfigError(
-                f"{key} is set in {path}, and the run sets it too, in {place}; remove it from "
-                "the file"
+                f"{key} is set in {path}, but the run sets it too, in {place}: remove it from the "
+                "file"
             )
     _refuse_auto(content, path)
     zero = content.setdefault("zero_optimization", {"stage": 0})
@@ -143,12 +143,12 @@ def check_by_deepspeed(name: str) -> None:
     """Let DeepSpeed itself read a file, before anything is compiled or built.
 
     Raises:
-        ConfigError: DeepSpeed refuses a key or a value; the message says which.
+        ConfigError: DeepSpeed refuses a key or a value; the message names it.
     """
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says so on standard output
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed prints warnings
     from deepspeed import comm
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
@@ -156,7 +156,7 @@ def check_by_deepspeed(name: str) -> None:
         read_deepspeed_file(name),
         micro_batch=1,
         accumulation=1,
-        world_size=comm.get_world_size() if comm.is_initialized() else 1,  # it is checked, too
+        world_size=comm.get_world_size() if comm.is_initialized() else 1,  # checked, too
         max_grad_norm=None,
     )
     try:
@@ -170,7 +170,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
-        raise DataError(f"the key {shown(twice)} comes twice")
+        raise DataError(f"the key {shown(twice)} is set twice")
     return dict(pairs)
 
 
@@ -182,12 +182,12 @@ def complete_deepspeed_config(
     world_size: int,
     max_grad_norm: float | None,
 ) -> dict[str, Any]:
-    """Add to a checked file what the run sets.
+    """Add the run's settings to a checked file.
 
-    Precision stays fp32 for DeepSpeed in every run: bf16 and fp16 are autocast inside the task's
-    forward, so that weights, gradients and optimizer are fp32 with and without DeepSpeed. The
-    optimizer is the run's own with offloading too. Stage 0 leaves whole gradients, which the run
-    clips itself as it does without DeepSpeed.
+    DeepSpeed runs in fp32 in every run: bf16 and fp16 are autocast inside the task's forward pass,
+    so that weights, gradients and optimizer are fp32 with and without DeepSpeed. The optimizer is
+    the run's own, with offloading too. Stage 0 leaves whole gradients, which the run clips itself
+    as it does without DeepSpeed.
     """
     clipping = 0.0 if stage_of(content) == 0 else max_grad_norm or 0.0
     return content | {
@@ -201,38 +201,39 @@ def complete_deepspeed_config(
 
 
 def stage_of(content: dict[str, Any]) -> int:
-    """ZeRO stage of a DeepSpeed configuration."""
+    """Return the ZeRO stage of a DeepSpeed configuration."""
     return int(content["zero_optimization"].get("stage", 0))
 
 
 def check_partition(content: dict[str, Any], *, world_size: int, has_gpu: bool) -> None:
-    """See that the ranks and devices of this run can do what the file asks of ZeRO++.
+    """Check that the ranks and devices of this run support the file's ZeRO++ settings.
 
     Raises:
-        ConfigError: The ranks do not divide into the groups that each keep the weights, or weights
-            or gradients are to be quantised without a GPU.
+        ConfigError: The number of ranks is not a multiple of the group size, or weights or
+            gradients are quantised without a GPU.
     """
     zero = content["zero_optimization"]
     group = max(1, int(zero.get("zero_hpz_partition_size", 1)))
     if world_size % group:
         raise ConfigError(
-            f"zero_optimization.zero_hpz_partition_size is {group}, but this run has {world_size} "
-            "ranks, which it does not divide; set it to the GPUs of one node in a file of your own"
+            f"zero_optimization.zero_hpz_partition_size is {group}, which does not divide the "
+            f"{world_size} ranks of this run: set it to the number of GPUs per node in your own "
+            "file"
         )
     quantised = [key for key in QUANTISED if zero.get(key)]
     if quantised and not has_gpu:
         raise ConfigError(
-            f"zero_optimization.{quantised[0]} needs GPUs: DeepSpeed quantises in CUDA kernels; "
-            "take zero3 here"
+            f"zero_optimization.{quantised[0]} needs GPUs, because DeepSpeed quantises in CUDA "
+            "kernels: use zero3 here"
         )
 
 
 def check_compiler() -> None:
-    """See that DeepSpeed can build its communication op, as it does at its first start on CPUs.
+    """Check that DeepSpeed can build its communication op, as its first start on CPUs does.
 
     Raises:
-        ConfigError: ninja or a C++ compiler is missing; without them DeepSpeed fails late and
-            obscurely.
+        ConfigError: ninja or a C++ compiler is missing; without them DeepSpeed would fail later
+            with an obscure error.
     """
     missing = []
     if find_ninja() is None:
@@ -247,10 +248,10 @@ def check_compiler() -> None:
 
 
 def check_compiler_of_layers() -> None:
-    """See that ``run.compile`` can build its code for CPUs.
+    """Check that ``run.compile`` can build its code for CPUs.
 
     Raises:
-        ConfigError: There is no C++ compiler.
+        ConfigError: The machine does not have a C++ compiler.
     """
     if find_compiler() is None:
         raise ConfigError(

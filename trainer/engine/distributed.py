@@ -1,7 +1,6 @@
-"""Process start-up: ranks, device, seeds, the process group, and the few things ranks tell each
-other.
+"""Process start-up: ranks, device, seeds, process group, and small exchanges among ranks.
 
-:func:`start` is called before the model is built, so that every rank builds the same one.
+:func:`start` is called before the model is built, so that every rank builds the same model.
 """
 
 import contextlib
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CLOSE_S = 60.0
-"""How long leaving the process group may take before the process is ended."""
+"""Seconds that leaving the process group may take before the process is ended."""
 
 _left_group = False
 """Whether this process was in a process group; see :func:`leave`."""
@@ -47,15 +46,15 @@ _left_group = False
 
 @dataclass(kw_only=True)
 class Distributed:
-    """This process among the others.
+    """The current process among the processes of a run.
 
     Attributes:
-        accelerator: Accelerate's object; gradient accumulation and DeepSpeed are already set in it.
-        rank: This process, from 0.
+        accelerator: Accelerate's object, with gradient accumulation and DeepSpeed already set.
+        rank: Rank of this process, from 0.
         world_size: Number of processes.
-        device: Where this process computes.
-        accumulation: Micro-batches of one rank in an optimizer step.
-        deepspeed: The complete DeepSpeed configuration, None without DeepSpeed.
+        device: Device on which this process computes.
+        accumulation: Micro-batches per rank in an optimizer step.
+        deepspeed: The complete DeepSpeed configuration; None without DeepSpeed.
     """
 
     accelerator: "Accelerator"
@@ -65,7 +64,7 @@ class Distributed:
     accumulation: int
     deepspeed: dict[str, Any] | None
     control: Any = None
-    """Process group for flags and objects; on the CPU even where gradients go through NCCL."""
+    """Process group for flags and objects; on the CPU even if gradients go through NCCL."""
 
     @property
     def is_main(self) -> bool:
@@ -74,11 +73,11 @@ class Distributed:
 
     @property
     def zero_stage(self) -> int | None:
-        """ZeRO stage, None without DeepSpeed."""
+        """ZeRO stage; None without DeepSpeed."""
         return None if self.deepspeed is None else stage_of(self.deepspeed)
 
     def maximum(self, values: list[int]) -> list[int]:
-        """The element-wise maximum of a few integers over all ranks: one small all-reduce."""
+        """Return the element-wise maximum of a few integers over all ranks."""
         if self.world_size == 1:
             return values
         import torch
@@ -89,7 +88,7 @@ class Distributed:
         return [int(value) for value in tensor]
 
     def mean(self, values: list[float]) -> list[float]:
-        """The element-wise mean over all ranks, in double precision."""
+        """Return the element-wise mean over all ranks, in double precision."""
         if self.world_size == 1:
             return values
         import torch
@@ -100,13 +99,12 @@ class Distributed:
         return [float(value) for value in tensor / self.world_size]
 
     def from_main(self, function: Callable[[], T]) -> T:
-        """Run a function on rank 0 and give its result to every rank; an error is raised on all of
-        them.
+        """Run a function on rank 0; return its result or error on every rank.
 
-        The others wait meanwhile, which also makes this the barrier around rank 0's file work.
+        The other ranks wait meanwhile, so the call is also the barrier around rank 0's file work.
 
         Raises:
-            TrainingError: On the other ranks, when rank 0 failed with an error of another library.
+            TrainingError: On the other ranks, if rank 0 failed with an error of another library.
         """
         outcome: list[Any] = [None, None]
         if self.is_main:
@@ -143,16 +141,17 @@ class Distributed:
 
 @contextlib.contextmanager
 def start(config: TrainConfig) -> Iterator[Distributed]:
-    """Start this process's part of a run, before the task is built; a context manager.
+    """Start this process's part of a run before the task is built; a context manager.
 
-    Reads the ranks from the environment (torchrun, or one task a rank); without any it is a run of
-    one process. Seeds Python, NumPy and torch with ``run.seed``, the same on every rank.
+    The ranks come from the environment (torchrun, or one Slurm task per rank); without them, the
+    run has one process. Python, NumPy and torch are seeded with ``run.seed``, the same on every
+    rank.
 
     Args:
-        config: The run; its batch arithmetic and DeepSpeed file are checked here.
+        config: Configuration of the run; its batch arithmetic and DeepSpeed file are checked here.
 
     Yields:
-        The process among the others. It leaves the process group at the end of the block.
+        The current process, which leaves the process group at the end of the block.
 
     Raises:
         ConfigError: Model or batch exceed this machine's memory, the global batch does not divide,
@@ -180,8 +179,8 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
         check_partition(deepspeed, world_size=world_size, has_gpu=has_gpu)
         if config.run.compile and stage_of(deepspeed) == 3:
             raise ConfigError(
-                "run.compile does not go with ZeRO-3, which gathers and releases the weights of a "
-                "layer part by part around every call of it; leave one of them out, or take zero2"
+                "run.compile does not work with ZeRO-3, which gathers and releases the weights "
+                "of a layer piece by piece around each call: leave one of them out, or use zero2"
             )
     if not has_gpu:
         _share_cores()
@@ -212,7 +211,7 @@ def start(config: TrainConfig) -> Iterator[Distributed]:
 
 
 def close_group() -> None:
-    """Leave the process group, if there is one; the process then ends by :func:`leave`."""
+    """Leave the process group, if any; the process then ends by :func:`leave`."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
@@ -226,9 +225,9 @@ def leave(code: int) -> NoReturn:
     """End the process with an exit code; the last call of a command's main function.
 
     A process that was in a process group skips Python's own teardown. Gloo's threads outlive
-    ``destroy_process_group`` (DDP and DeepSpeed keep the group), and one that lets go of the last
-    collective's tensor needs the interpreter's lock for it; given that lock while the interpreter
-    is torn down, it aborts the process: trained, saved, exit code -6 (seen in 5 of 170 starts).
+    ``destroy_process_group`` (DDP and DeepSpeed keep the group), and a thread that releases the
+    last collective's tensor needs the interpreter's lock. A thread that gets the lock during the
+    teardown aborts the process: trained, saved, exit code -6 (seen in 5 of 170 starts).
     """
     if _left_group:
         sys.stdout.flush()
@@ -248,16 +247,15 @@ def _start_accelerate(
     has_gpu = torch.cuda.is_available()
     timeout = timedelta(seconds=collective_timeout_s(hang_timeout_s))
     # find_unused_parameters keeps DDP from regrouping its buckets after the first step, so that a
-    # resumed run adds gradients up in the same order as one that was never stopped.
+    # resumed run sums gradients in the same order as an uninterrupted run.
     handlers: list[Any] = [
         DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     ]
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    # DeepSpeed calls collectives by names that newer torch has renamed: four lines a rank
-    # otherwise.
+    # DeepSpeed calls collectives by names that newer torch has renamed: four warnings per rank.
     warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
     if "RANK" in os.environ:
-        # The backend must be named: Accelerate takes a DeepSpeed run on CPUs for a single process.
+        # Name the backend: Accelerate takes a DeepSpeed run on CPUs for a single process.
         backend = "nccl" if has_gpu else "gloo"
         handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout))
     accelerator = Accelerator(
@@ -295,7 +293,7 @@ def _deepspeed_plugin(deepspeed: dict[str, Any]) -> Any:
 
 
 def _forget_deepspeed_in_transformers(accelerator: "Accelerator") -> None:
-    """Keep transformers from building models in ZeRO-3 shards: ours are whole, then cut up."""
+    """Keep transformers from building models in ZeRO-3 shards; ours are sharded later."""
     from transformers.integrations import unset_hf_deepspeed_config
 
     accelerator.deepspeed_plugin.dschf = None
@@ -303,7 +301,7 @@ def _forget_deepspeed_in_transformers(accelerator: "Accelerator") -> None:
 
 
 def _environment_of_one() -> dict[str, str]:
-    """What a launcher would set for one process: DeepSpeed wants a process group even then."""
+    """Return a launcher's variables for one process; DeepSpeed always needs a process group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -318,7 +316,7 @@ def _environment_of_one() -> dict[str, str]:
 
 
 def _share_cores() -> None:
-    """Divide this machine's cores among its ranks, unless OMP_NUM_THREADS has a say."""
+    """Divide this machine's cores among its ranks, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" in os.environ:
         return
     import torch
@@ -346,7 +344,7 @@ def _seed(seed: int) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """An error that can be sent to other ranks: this project's own, or the words of another."""
+    """Return an error that can be sent to other ranks; wrap errors of other libraries."""
     from shards.errors import TinyNewsRecError
 
     if isinstance(error, TinyNewsRecError):

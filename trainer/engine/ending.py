@@ -1,4 +1,4 @@
-"""How a run ends: what it exports, and what ``state.json`` of its folder says."""
+"""How a run ends: its export, and the last entry of its ``state.json``."""
 
 import contextlib
 from collections.abc import Callable
@@ -19,11 +19,11 @@ Export = Callable[[nn.Module, Path, dict[str, Any]], object]
 
 
 class Ending(Callback):
-    """Exports the model at the end, and keeps the run folder's ``state.json``.
+    """Callback that exports the model at the end and keeps the run folder's ``state.json``.
 
     Args:
         run: The run.
-        validator: What chose its best step.
+        validator: Chooses the best step.
         export: Called on rank 0.
     """
 
@@ -34,9 +34,9 @@ class Ending(Callback):
         """Export the session's model; called by all ranks.
 
         Args:
-            session: What is exported.
-            folder: Where to.
-            said: What the export says besides.
+            session: Session to export.
+            folder: Folder to write.
+            said: Further entries of the export's information.
         """
         self._run.at(EXPORT)
         model = session.full_model()
@@ -48,14 +48,14 @@ class Ending(Callback):
         step.is_saved |= step.number == self._run.steps
 
     def after_checkpoint(self, number: int) -> None:
-        """Say how far the run is."""
+        """Write the run's progress to ``state.json``."""
         self._run.folder.write_state("running", number, self._run.steps)
 
     def on_end(self, session: Session) -> None:
-        """Export the last weights or the best, and say that the run is finished.
+        """Export the last or the best weights, and mark the run as finished.
 
         Raises:
-            CheckpointError: The checkpoint of the best step is gone or damaged.
+            CheckpointError: The checkpoint of the best step is missing or damaged.
         """
         run, validator, step = self._run, self._validator, session.step
         run.at(EXPORT)
@@ -76,11 +76,11 @@ class Ending(Callback):
         run.say(said)
 
     def _take_chosen(self, session: Session) -> dict[str, Any]:
-        """Give the session the weights that are exported; called by all ranks.
+        """Load the weights to export into the session; called by all ranks.
 
         Returns:
-            What the export says about them: the step, and by what it was chosen. Empty where
-            nothing was validated: then they are those of the last step.
+            Entries of the export about the weights: the step, and the metric that chose it. Empty
+            without validation: the weights are then those of the last step.
         """
         metric, progress = self._validator.metric, self._validator.progress
         if progress.best_step is None:
@@ -96,20 +96,20 @@ class Ending(Callback):
                 except CheckpointError as error:
                     raise CheckpointError(
                         f"the weights of step {best_step}, the best by {metric}, cannot be "
-                        f"exported: {error}. Put a good copy back, or export the last step's with "
-                        "--run.export last"
+                        f"exported: {error}. Put an intact copy back, or export the last step "
+                        "with --run.export last"
                     ) from error
 
             session.take_weights(self._run.distributed.from_main(verify))
         return {"chosen": f"best {metric}", "step": progress.best_step, metric: progress.best}
 
     def on_stop(self, error: BaseException) -> None:
-        """Leave the reason of an early end, with the last checkpoint's step."""
+        """Record the reason of an early end with the step of the last checkpoint."""
         folder = self._run.folder
         state = folder.state() if folder.is_open else {}
         if state.get("state") != "running":
             return
         step, reason = int(state["step"]), str(error) or type(error).__name__
         is_failed = not isinstance(error, StopForRequeue)
-        with contextlib.suppress(OSError):  # the disk may refuse
+        with contextlib.suppress(OSError):  # the disk may refuse the write
             folder.write_state("stopped", step, self._run.steps, reason, is_failed=is_failed)

@@ -1,13 +1,14 @@
-"""What DeepSpeed compiles with, where it keeps what it compiled, and what killed runs left. No
-torch.
+"""DeepSpeed's compiled libraries: compilers, folders, locks, and leftovers of killed runs.
 
-Libraries are compiled for the very CPU that compiles them. In a home folder that unlike nodes
-share, the library of one node is the illegal instruction of another, so each type of CPU has a
-folder of its own.
+This module does not import torch.
 
-torch marks a library that is being compiled by an empty file ``lock`` beside it, and waits for ever
-for one that a killed process left. Ours compile while they hold a lock that the kernel gives back
-when they end (:class:`Baton`): the file that one finds then is a leftover.
+Libraries are compiled for the exact CPU type of the machine. If nodes with different CPUs share a
+home folder, the library of one node is an illegal instruction on another, so each CPU type has its
+own folder.
+
+While torch compiles a library, it keeps an empty file ``lock`` next to it, and waits for ever for a
+lock that a killed process left behind. This project compiles under a kernel lock that is released
+when the process ends (:class:`Baton`), so a lock file found under the kernel lock is a leftover.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ _TELLING = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")
 
 
 def cpu_type(cpuinfo: str | None = None) -> str:
-    """A short name that two CPUs share only where code compiled for one runs on the other.
+    """Return a short name of the CPU type; equal names run the same compiled code.
 
     Args:
         cpuinfo: Linux's description of the first CPU; None reads this machine's.
@@ -52,22 +53,22 @@ def cpu_type(cpuinfo: str | None = None) -> str:
 
 
 def find_compiler() -> str | None:
-    """Path of a C++ compiler: a usual one, or the one that ``CXX`` names."""
+    """Return the path of a C++ compiler: the one in ``CXX``, or a usual one."""
     names = ("c++", "g++", "clang++", os.environ.get("CXX", ""))
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def find_ninja() -> str | None:
-    """Path of ninja, which pip puts beside an interpreter that may not be on the path."""
+    """Return the path of ninja; pip's copy lies next to the interpreter."""
     beside = Path(sys.executable).with_name("ninja")
     return shutil.which("ninja") or (str(beside) if beside.exists() else None)
 
 
 def extensions_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Folder of this CPU's libraries, inside the one that is configured or torch's own.
+    """Return the folder of this CPU type's libraries, in the configured or torch's folder.
 
     Args:
-        environment: ``TORCH_EXTENSIONS_DIR``.
+        environment: Variables, of which ``TORCH_EXTENSIONS_DIR`` is read.
     """
     given = environment.get(VARIABLE)
     folder = Path(given) if given else Path("~/.cache/torch_extensions").expanduser()
@@ -76,28 +77,28 @@ def extensions_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def use_own_folder(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let this process and its children compile into this CPU's folder; twice is as once."""
+    """Make this process and its children compile into this CPU type's folder; idempotent."""
     environment[VARIABLE] = str(extensions_folder(environment))
 
 
 SAY_S = 5.0
-"""How long a start waits for another that compiles before it says so."""
+"""Seconds that a start waits for another compiling process before it prints a line."""
 
-_OWNER = "owner"  # beside torch's "lock": who compiles, held by a lock of the kernel
+_OWNER = "owner"  # next to torch's "lock": held by the compiling process, as a kernel lock
 
 
 class Baton:
-    """Takes the place of torch's ``FileBaton``: one process compiles, and none is waited for that
-    has ended.
+    """Replacement of torch's ``FileBaton``: one process compiles at a time.
 
-    Every process compiles in its turn, so that one whose forerunner was killed finishes the work;
-    where there is nothing left to do, that takes a moment.
+    No process waits for a dead process. Every process compiles in turn, so the next process
+    finishes the work of a killed one; if nothing is left to compile, a turn takes a moment.
 
     Args:
         path: torch's lock file, in the folder of one library.
 
     Attributes:
-        note: Is told that compiling, or waiting for another who compiles, begins and ends.
+        note: Called with true when compiling, or waiting for a compiling process, begins, and with
+            false when it ends.
     """
 
     note: Callable[[bool], None] = staticmethod(lambda is_compiling: None)
@@ -108,7 +109,7 @@ class Baton:
         self._lock = FileLock(self._path.with_name(f"{_OWNER}.lock"))
 
     def try_acquire(self) -> bool:
-        """Wait until no living process compiles, remove what a killed one left; True."""
+        """Wait until no living process compiles, remove a killed one's lock file; return True."""
         self.note(True)
         try:
             self._lock.acquire(timeout=SAY_S)
@@ -123,31 +124,31 @@ class Baton:
             _tell(f"removed {self._path}, which a killed start left behind")
         if not any(self._path.parent.glob("*.so")):
             _tell(f"compiling {self._path.parent}, once on this machine: a minute or more")
-        self._path.touch()  # for programs that know of torch's file alone
+        self._path.touch()  # for programs that know only torch's file
         said = f"process {os.getpid()} on {socket.gethostname()}"
         self._owner.write_text(said + "\n", encoding="utf-8")
         return True
 
     def _take_without_locks(self) -> bool:
-        """On a file system without locks: as torch does it."""
+        """Take torch's lock file on a file system without locks, as torch does."""
         try:
             self._path.touch(exist_ok=False)
         except FileExistsError:
             _tell(
-                f"waiting for another process that compiles {self._path.parent}; where none does, "
-                f"a killed start left {self._path}: delete it"
+                f"waiting for another process that compiles {self._path.parent}; if no process "
+                f"does, a killed start left {self._path}: delete it"
             )
             return False
         return True
 
     def wait(self) -> None:
-        """Wait until torch's file is gone, where there are no locks."""
+        """Wait until torch's file is gone, on a file system without locks."""
         while self._path.exists():
             time.sleep(0.1)
         self.note(False)
 
     def release(self) -> None:
-        """Let the next one compile."""
+        """Let the next process compile."""
         self._path.unlink(missing_ok=True)
         self._owner.unlink(missing_ok=True)
         self._lock.release()
@@ -155,7 +156,7 @@ class Baton:
 
 
 def use_batons(note: Callable[[bool], None]) -> None:
-    """Let torch compile under :class:`Baton` in this process.
+    """Make torch compile under :class:`Baton` in this process.
 
     Args:
         note: :attr:`Baton.note`.
@@ -171,9 +172,9 @@ _SEGMENT = re.compile(r"deepspeed_allreduce_buffer_(\d+)_(.+)_(\d+)_\d+")
 
 
 def stale_segments(folder: Path = Path("/dev/shm")) -> list[Path]:
-    """Shared memory of DeepSpeed that killed runs of this user on this machine left behind.
+    """Find shared memory of DeepSpeed that this user's killed runs left on this machine.
 
-    It is named after the port at which the ranks met, and that port is held as long as they run.
+    Segments are named after the rendezvous port, which a run holds as long as it lives.
 
     Args:
         folder: Where shared memory is mounted.
@@ -189,7 +190,7 @@ def stale_segments(folder: Path = Path("/dev/shm")) -> list[Path]:
 
 
 def remove_stale_segments(folder: Path = Path("/dev/shm")) -> None:
-    """Remove what :func:`stale_segments` finds, and say so."""
+    """Remove the segments that :func:`stale_segments` finds, and print how many."""
     paths = stale_segments(folder)
     for path in paths:
         path.unlink(missing_ok=True)

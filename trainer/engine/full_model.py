@@ -1,4 +1,4 @@
-"""A task's model with its whole weights on rank 0, also where ZeRO-3 has cut them up."""
+"""A task's model with its whole weights on rank 0, also if ZeRO-3 shards them."""
 
 import copy
 
@@ -9,16 +9,17 @@ from trainer.engine.backends import Backend
 
 
 class FullModel:
-    """Gives the whole model out for an export or a validation.
+    """Access to the whole model for an export or a validation.
 
-    Plainly, under DDP and ZeRO 0 to 2 the task's own model is whole on every rank. For ZeRO-3 a
-    rank keeps a copy of the modules without weights, made before they are cut up, and fills it when
-    asked.
+    Without DeepSpeed, under DDP and under ZeRO 0 to 2, the task's own model is whole on every rank.
+    Under ZeRO-3, a rank keeps a copy of the modules without weights, made before sharding, and
+    fills the copy on request.
 
     Args:
         model: The task's model, not yet wrapped.
-        is_sharded: Whether ZeRO-3 is about to cut it up.
-        is_wanted: Whether this rank will want it whole: rank 0, and all where all validate.
+        is_sharded: Whether ZeRO-3 will shard the model.
+        is_wanted: Whether this rank will need the whole model: rank 0, and all ranks if they
+            validate.
     """
 
     def __init__(self, model: nn.Module, *, is_sharded: bool, is_wanted: bool) -> None:
@@ -30,8 +31,8 @@ class FullModel:
         """Collect the weights; called by all ranks.
 
         Returns:
-            The whole model, of ZeRO-3 on the CPU; on ranks of ZeRO-3 that do not want it the
-            sharded one, not to be used.
+            The whole model, on the CPU under ZeRO-3; ranks that do not need it get the sharded
+            model, which must not be used.
         """
         if not self._is_sharded:
             return self._model
@@ -46,7 +47,7 @@ class FullModel:
 
 
 def _without_weights(model: nn.Module) -> nn.Module:
-    """A deep copy with parameters on the meta device; buffers are real, for some are not saved."""
+    """Copy a model with parameters on the meta device and real buffers."""
     empty = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
         for p in model.parameters()
@@ -55,7 +56,7 @@ def _without_weights(model: nn.Module) -> nn.Module:
 
 
 def _with_weights(empty: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """A copy of the empty model that holds the weights; tied parameters stay tied."""
+    """Copy the empty model and give it weights; tied parameters stay tied."""
     filled = {
         id(parameter): nn.Parameter(weights[name], requires_grad=parameter.requires_grad)
         for name, parameter in empty.named_parameters()

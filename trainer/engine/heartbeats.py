@@ -1,4 +1,4 @@
-"""What every rank says about itself in the store that the ranks met at, for when one is silent."""
+"""Heartbeats of all ranks in the rendezvous store, to find ranks that are silent."""
 
 import contextlib
 import itertools
@@ -12,38 +12,38 @@ from pathlib import Path
 from typing import Any
 
 CONNECT_S = 30.0
-"""How long the store may take to answer."""
+"""Seconds within which the store must answer."""
 
 DUMP_SIGNAL = int(signal.SIGRTMAX) - 1 if hasattr(signal, "SIGRTMAX") else 0
-"""Makes a rank write its stacks and go on, even one that holds the interpreter's lock; 0 where a
-system has no signal to spare."""
+"""Signal that makes a rank write its stacks and continue, even a rank that holds the interpreter's
+lock; 0 on a system without a spare signal."""
 
 _runs = itertools.count()
 
 
 @dataclass(frozen=True)
 class Beat:
-    """A sign of life."""
+    """One heartbeat of a rank."""
 
     number: int
-    """Counts up; a number that stands still is a process that does."""
+    """Counter; if it stands still, so does the process."""
     step: int
-    """The step it is at."""
+    """Current step of the rank."""
     phase: str
-    """What it does there."""
+    """Current phase of the rank."""
     since_s: float
-    """How long it had been doing that."""
+    """Seconds since the phase began."""
     host: str
     pid: int
     born: str
-    """When the process started, in the kernel's words: process ids are used again."""
+    """Start time of the process as the kernel states it, because process ids are reused."""
 
 
 class Heartbeats:
-    """A connection to the store of its own, so that the training thread never waits for it.
+    """A separate connection to the store, so that the training thread never waits for the store.
 
     Raises:
-        RuntimeError: Of torch, from any method, when the store does not answer.
+        RuntimeError: Raised by torch, from any method, if the store does not answer.
     """
 
     def __init__(self, rank: int, world_size: int) -> None:
@@ -64,13 +64,13 @@ class Heartbeats:
         self._whoami = (socket.gethostname(), os.getpid(), process_born(os.getpid()))
 
     def beat(self, step: int, phase: str, since_s: float) -> None:
-        """Say where this rank is."""
+        """Publish this rank's step and phase."""
         self._number += 1
         beat = Beat(self._number, step, phase, round(since_s, 1), *self._whoami)
         self._store.set(f"beat/{self._rank}", json.dumps(asdict(beat)))
 
     def read(self) -> list[Beat | None]:
-        """The last beat of every rank; None of one that has said nothing yet."""
+        """Return the last beat of every rank; None if there is none yet."""
         beats: list[Beat | None] = []
         for rank in range(self._world_size):
             key = f"beat/{rank}"
@@ -83,19 +83,19 @@ class Heartbeats:
         self._store.set("alarm", reason)
 
     def alarm(self) -> str | None:
-        """The reason of an alarm that a rank raised."""
+        """Return the reason of an alarm that a rank raised."""
         if not self._store.check(["alarm"]):
             return None
         return str(self._store.get("alarm").decode())
 
 
 def process_born(pid: int) -> str:
-    """Start time of a process of this machine; empty where it cannot be known."""
+    """Return the start time of a process on this machine; empty if unknown."""
     return "".join(_stat(pid)[19:20])
 
 
 def process_state(beat: Beat) -> str | None:
-    """What the kernel says of a rank's process (``T (stopped)``); None on another machine."""
+    """Return the kernel's state of a rank's process (``T (stopped)``); None on another machine."""
     if beat.host != socket.gethostname() or not beat.born:
         return None
     if process_born(beat.pid) != beat.born:
@@ -108,7 +108,7 @@ def process_state(beat: Beat) -> str | None:
 
 
 def wake(beat: Beat) -> None:
-    """Let a silent rank of this machine write its stacks: go on if it was stopped, then dump."""
+    """Continue a silent rank of this machine, and make it write its stacks."""
     if process_state(beat) in (None, "gone"):
         return
     for number in filter(None, (signal.SIGCONT, DUMP_SIGNAL)):
@@ -119,27 +119,31 @@ def wake(beat: Beat) -> None:
 def describe(
     before: list[Beat | None], after: list[Beat | None], phases: tuple[str, ...]
 ) -> list[str]:
-    """Say where every rank is and which did not answer, from two readings some time apart.
+    """Describe where every rank is and which ranks did not answer, from two readings.
 
     Args:
         before: The earlier reading.
-        after: The later one, at least a beat later.
-        phases: The phases of a step in their order.
+        after: The later reading, at least one beat later.
+        phases: Phases of a step in order.
 
     Returns:
-        A line a rank, the silent ones and those that are behind marked.
+        One line per rank; silent ranks and ranks that are behind are marked.
     """
     known = [beat for beat in after if beat is not None]
     places = [_place(beat, phases) for beat in known]
     lines = []
     for rank, (old, new) in enumerate(zip(before, after, strict=True)):
         if new is None:
-            lines.append(f"rank {rank}: DID NOT ANSWER: has never said anything")
+            lines.append(f"rank {rank}: DID NOT ANSWER: has never sent a heartbeat")
             continue
         line = f"rank {rank}: step {new.step}, {new.phase}, for {new.since_s:.1f} s then"
         if old is not None and old.number == new.number:
             state = process_state(new)
-            told = f"its process is in state {state}" if state else "its process is elsewhere"
+            told = (
+                f"its process is in state {state}"
+                if state
+                else ("its process is on another machine")
+            )
             line += f"; DID NOT ANSWER: {told}"
         elif _place(new, phases) < max(places):
             line += "; BEHIND the others"
@@ -148,7 +152,7 @@ def describe(
 
 
 def silent(before: list[Beat | None], after: list[Beat | None]) -> list[Beat]:
-    """Beats of the ranks that said nothing between two readings."""
+    """Return the last beats of the ranks that were silent between two readings."""
     pairs = zip(before, after, strict=True)
     return [new for old, new in pairs if old and new and old.number == new.number]
 

@@ -1,8 +1,8 @@
-"""The factor that keeps small gradients of fp16 above zero, adapted to what overflows.
+"""Loss scale of fp16: keeps small gradients above zero, and adapts to overflows.
 
-The loss is multiplied before the backward pass and the gradients are divided after it, so the
-factor changes no result, only what fp16 can hold on the way. Every rank decides from the norm of
-the same global gradient, so all ranks have the same factor without asking each other.
+The loss is multiplied before the backward pass and the gradients are divided after it, so the scale
+does not change results, only what fp16 can represent in between. Every rank decides by the norm of
+the same global gradient, so all ranks have the same scale without communication.
 """
 
 import math
@@ -10,21 +10,21 @@ from typing import Any
 
 INITIAL = 2.0**16
 LOWEST = 1.0
-"""A gradient that overflows even unscaled is the model's fault, not the factor's."""
+"""If a gradient overflows even without scaling, the model is at fault, not the scale."""
 HIGHEST = 2.0**24
-"""A gradient norm times this is still far from fp32's limit."""
+"""A gradient norm times this is still far below fp32's limit."""
 GROWTH_INTERVAL = 2000
-"""Good steps in a row after which the factor is doubled."""
+"""Number of finite steps in a row after which the scale is doubled."""
 
 
 class LossScale:
-    """Halved by every overflow, doubled after many steps without one.
+    """Loss scale that every overflow halves, and many steps without overflow double.
 
     Args:
-        is_enabled: Off for every precision but fp16; the factor is then 1 for good.
+        is_enabled: False for every precision except fp16; the scale then stays 1.
 
     Attributes:
-        value: The factor, a power of two.
+        value: The scale, a power of two.
     """
 
     def __init__(self, *, is_enabled: bool) -> None:
@@ -34,11 +34,11 @@ class LossScale:
 
     @property
     def can_fall(self) -> bool:
-        """Whether an overflow may be the factor's doing."""
+        """Whether an overflow may be due to the scale."""
         return self.is_enabled and self.value > LOWEST
 
     def update(self, grad_norm: float) -> None:
-        """Adapt the factor to the norm of the global gradient that it was used for."""
+        """Adapt the scale to the norm of the global gradient that was computed with it."""
         if not self.is_enabled:
             return
         if not math.isfinite(grad_norm):
@@ -51,13 +51,13 @@ class LossScale:
             self._good_steps = 0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; nothing where it is off."""
+        """Return what a checkpoint keeps; empty if the scale is off."""
         if not self.is_enabled:
             return {}
         return {"loss_scale": self.value, "good_steps": self._good_steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint; what it lacks stays as it is."""
+        """Restore the state of a checkpoint; missing entries keep their values."""
         if self.is_enabled:
             self.value = float(state.get("loss_scale", self.value))
             self._good_steps = int(state.get("good_steps", self._good_steps))

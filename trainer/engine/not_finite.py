@@ -1,9 +1,9 @@
-"""What becomes of a step whose loss or gradient is not finite: stop, skip, or go back.
+"""What happens after a step whose loss or gradient is not finite: stop, skip or roll back.
 
-A loss that is not finite on any rank makes the whole gradient so (:func:`spread`), and a gradient
-that is not finite is left out by every backend on every rank alike, so weights and optimizer are
-what they were before the step whatever the policy then does. Which steps and batches those were is
-kept in the checkpoints: a resumed run decides as one that was never stopped.
+A loss that is not finite on one rank makes the whole gradient not finite (:func:`spread`), and
+every backend drops such a gradient on every rank, so weights and optimizer are as before the step
+under every policy. Checkpoints record these steps and batches, so a resumed run decides like an
+uninterrupted one.
 """
 
 import math
@@ -31,9 +31,10 @@ class Fault:
     Attributes:
         step: The optimizer step, from 1.
         what: ``loss`` or ``gradient``.
-        rank: The highest rank whose loss it was; None for a gradient, which is one over all ranks.
-        samples: Units consumed since the beginning of the first epoch once its global batch is: by
-            this number the batch is known again.
+        rank: The highest rank whose loss was not finite; None for a gradient, which all ranks
+            share.
+        samples: Units consumed from the start of the first epoch to the end of the step's global
+            batch; this number identifies the batch.
     """
 
     step: int
@@ -43,26 +44,26 @@ class Fault:
 
 
 def spread(loss: torch.Tensor) -> torch.Tensor:
-    """The loss, with a gradient that is NaN throughout where the loss is not finite.
+    """Return the loss; if it is not finite, make its whole gradient NaN.
 
-    A loss can be NaN beside a finite gradient (a constant term that is NaN); the ranks learn of it
+    A loss can be NaN while its gradient is finite (a constant NaN term); the ranks learn of the NaN
     through the gradient that they share anyway. A finite loss is multiplied by exactly 1.
 
     Args:
-        loss: Scalar with gradient.
+        loss: Scalar with a gradient.
     """
     is_finite = torch.isfinite(loss.detach())
     return loss * torch.where(is_finite, 1.0, torch.nan).to(loss.dtype)
 
 
 class NotFinite(Callback):
-    """Judges steps by ``run.not_finite`` and keeps the record of the bad ones; same on all ranks.
+    """Callback that judges steps by ``run.not_finite`` and records bad ones; same on all ranks.
 
     Args:
         run: Policy, budget and global batch.
-        order: Order of the data, which names batches and their rows.
-        warn: Is told of every step that is left out (rank 0).
-        rank: This process.
+        order: Order of the data, which identifies batches and their rows.
+        warn: Called for every skipped step (rank 0).
+        rank: Rank of this process.
     """
 
     def __init__(
@@ -76,58 +77,58 @@ class NotFinite(Callback):
         self.faults: list[Fault] = []
 
     def state(self) -> dict[str, Any]:
-        """The record."""
+        """Return the record."""
         return {"not_finite": [asdict(fault) for fault in self.faults]}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Take over the record; what made the run go back stays, for it says what to leave out."""
+        """Restore the record, but keep faults that caused a rollback."""
         known = [Fault(**entry) for entry in state.get("not_finite", [])]
         self.faults = known + [fault for fault in self.faults if fault not in known]
 
     def leaves_out(self, position: Position) -> bool:
-        """Whether the batch that ends at a position was not finite before, and never comes again.
+        """Return whether the batch that ends at a position was not finite and is skipped.
 
-        A batch that was skipped lies behind every position that knows of it, so this matters for
-        those that made the run go back.
+        A batch that was skipped in place lies before every position that knows of it, so this
+        matters only for batches that caused a rollback.
         """
         samples = self._order.total_at(position)
         return any(fault.samples == samples for fault in self.faults)
 
     def flag(self, step: Step) -> int:
-        """This rank and one where its loss is not finite, else 0."""
+        """Return this rank plus one if its loss is not finite, otherwise 0."""
         return 0 if math.isfinite(step.loss) else self._rank + 1
 
     def on_flag(self, highest: int) -> None:
-        """Remember the highest rank whose loss is not finite, None for none."""
+        """Remember the highest rank whose loss is not finite, or None."""
         self._bad_rank = highest - 1 if highest else None
 
     def after_step(self, session: Session, step: Step) -> None:
-        """Log how many steps were not finite so far."""
+        """Log the number of steps so far that were not finite."""
         if self.faults:
             step.values["train/skipped_steps"] = float(len(self.faults))
 
     def goes_back(self, step: Step) -> bool:
-        """Whether the step just taken sends the run back to its newest checkpoint.
+        """Return whether the last step makes the run roll back to its newest checkpoint.
 
         Raises:
             TrainingError: The policy is to stop, or the budget is used up.
         """
         bad_rank, result = self._bad_rank, step.result
-        # An overflow of fp16 is no fault as long as its loss scale can be lowered.
+        # An overflow of fp16 is not a fault while the loss scale can be lowered.
         if bad_rank is None and (result.is_applied or result.loss_scale is not None):
             return False
         what = "gradient" if bad_rank is None else "loss"
         fault = Fault(step.number, what, bad_rank, self._order.total_at(step.position))
         if result.is_applied:
             raise TrainingError(
-                f"{self._said(fault, result)}, and yet the weights were updated; nothing of this "
-                "step is saved"
+                f"{self._said(fault, result)}, but the weights were updated; nothing of this step "
+                "is saved"
             )
         if self._run.not_finite == "stop":
             raise TrainingError(
                 f"{self._said(fault, result)}; nothing of this step is saved. Lower the learning "
-                "rate, clip gradients (optimizer.max_grad_norm), look at that batch, or let "
-                "run.not_finite leave such steps out"
+                "rate, clip gradients (optimizer.max_grad_norm), look at that batch, or set "
+                "run.not_finite to skip or reload"
             )
         self.faults.append(fault)
         count, budget = len(self.faults), self._run.not_finite_budget
@@ -140,7 +141,7 @@ class NotFinite(Callback):
         goes_back = self._run.not_finite == "reload"
         self._warn(
             f"{self._said(fault, result)}; "
-            + ("going back, without this batch" if goes_back else "left out")
+            + ("rolling back, without this batch" if goes_back else "left out")
             + f" ({count} of at most {budget}); {self._rows(fault)}"
         )
         return goes_back
@@ -154,7 +155,7 @@ class NotFinite(Callback):
         )
 
     def _rows(self, fault: Fault) -> str:
-        """The first rows of the batch, by which ``tnr shards show`` finds its samples."""
+        """List the first rows of the batch, for use with ``tnr shards show``."""
         batch = self._run.global_batch
         start = fault.samples - batch
         rows, _ = self._order.span(start, start + min(batch, _ROWS_SHOWN))

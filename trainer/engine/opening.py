@@ -1,4 +1,4 @@
-"""Opening a run folder on rank 0: what it holds, whether it is this run, and where to go on."""
+"""Opening of a run folder on rank 0: what it holds, and the checkpoint to continue from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from trainer.tasks.registry import all_settings
 
 @dataclass(frozen=True)
 class Opened:
-    """What rank 0 found; sent to the other ranks."""
+    """Findings of rank 0, sent to the other ranks."""
 
     checkpoint: Checkpoint | None
     is_finished: bool
@@ -29,20 +29,20 @@ class Opened:
 def open_run(
     run: Run, data: TaskData, *, fingerprint: str, notes: Sequence[str], copy_steps: list[int]
 ) -> Opened:
-    """Lock the folder and choose the checkpoint to go on from.
+    """Lock the folder and choose the checkpoint to continue from.
 
     Args:
         run: The run.
-        data: The task's: its order, its notes and what it chose are said and recorded.
-        fingerprint: Of the data, those of the validation included.
-        notes: What is said about the validation.
+        data: The task's data, whose order, notes and choices are printed and recorded.
+        fingerprint: Fingerprint of the data, including the validation's.
+        notes: Lines to print about the validation.
         copy_steps: Steps that become teachers.
 
     Raises:
-        CheckpointError: The folder holds another run, or its checkpoints are damaged or gone. A run
-            that was ever at a later step than 0 never starts from scratch.
-        ConfigError: The run is already past what the configuration now asks for, or is finished and
-            exported other weights.
+        CheckpointError: The folder holds another run, or its checkpoints are damaged or missing. A
+            run that once passed step 0 never starts from scratch.
+        ConfigError: The run is already past the configured end, or is finished and has exported
+            other weights.
         TrainingError: Another process trains in the folder.
     """
     config, folder, store, steps = run.config, run.folder, run.store, run.steps
@@ -64,8 +64,8 @@ def open_run(
         return Opened(None, is_finished=True)
     if checkpoint is None and state.get("step", 0) > 0:
         raise CheckpointError(
-            f"{folder.path} was at step {state['step']}, but its checkpoints are gone; put them "
-            "back, or start a new run in another folder"
+            f"{folder.path} was at step {state['step']}, but its checkpoints are missing: put "
+            "them back, or start a new run in another folder"
         )
     step = 0 if checkpoint is None else checkpoint.step
     _begin(run, data, notes, step)
@@ -73,7 +73,7 @@ def open_run(
 
 
 def _begin(run: Run, data: TaskData, notes: Sequence[str], step: int) -> None:
-    """Record this start, and say what is known of it."""
+    """Record this start, and print what is known about it."""
     config, folder, steps = run.config, run.folder, run.steps
     ranks, batch = run.distributed.world_size, config.run.global_batch
     mixing = measure_mixing(data.order, batch)
@@ -93,7 +93,7 @@ def _begin(run: Run, data: TaskData, notes: Sequence[str], step: int) -> None:
 
 
 def _is_done(config: TrainConfig, state: Mapping[str, Any], steps: int) -> bool:
-    """Whether a run came to its last step, or to the end of a patience that is no longer now."""
+    """Return whether a run reached its last step, or ran out of patience."""
     if state.get("state") != "finished":
         return False
     patience = config.validates.patience if config.validates else None
@@ -113,21 +113,21 @@ def _check_checkpoint(checkpoint: Checkpoint, config: TrainConfig, data: str) ->
 def _check_reach(folder: RunFolder, step: int, steps: int, copy_steps: list[int]) -> None:
     if step > steps:
         raise ConfigError(
-            f"the run has {step} steps behind it, but run.epochs and run.max_steps now end it at "
-            f"{steps}; raise them, or start a new run in another folder"
+            f"the run has done {step} steps, but run.epochs and run.max_steps now end it at "
+            f"{steps}: raise them, or start a new run in another folder"
         )
     gone = [s for s in copy_steps if s <= step and not folder.copy(s).exists()]
     if gone:
         raise ConfigError(
             f"run.copies wants copies of steps {gone}, but the run is past them, at step {step}, "
-            "and has none; choose later steps, or start a new run in another folder"
+            "without such copies: choose later steps, or start a new run in another folder"
         )
 
 
 def _check_schedule(
     config: TrainConfig, checkpoint: Checkpoint, steps: int, num_units: int
 ) -> None:
-    """Refuse another length where the steps behind the run would have had other learning rates."""
+    """Refuse a new length that would change the learning rates of past steps."""
     optimizer, step = config.optimizer, checkpoint.step
     before = length_of(checkpoint.state["config"].get("run", {}), num_units)
     if not step or learning_rate_factor(optimizer, step, before) == learning_rate_factor(
@@ -135,21 +135,21 @@ def _check_schedule(
     ):
         return
     raise ConfigError(
-        f"the run was to have {before} steps, and run.max_steps and run.epochs now make them "
-        f"{steps}; under optimizer.schedule {optimizer.schedule} its first {step} steps would then "
-        "have had other learning rates. Give them back, or start a new run in another folder"
+        f"the run was to have {before} steps, but run.max_steps and run.epochs now make it "
+        f"{steps}; under optimizer.schedule {optimizer.schedule} its first {step} steps would "
+        "have had other learning rates. Restore these settings, or start a new run in another "
+        "folder"
     )
 
 
 def _check_export(config: TrainConfig, folder: RunFolder, stored: Mapping[str, Any]) -> None:
-    """Refuse other weights than those that a finished run exported; which ones is a choice only
-    where it was validated."""
+    """Refuse a change of ``run.export`` after a validated run has exported."""
     now = config.run.export
     was = stored.get("run", {}).get("export", now)
     if config.validates is not None and was != now:
         raise ConfigError(
-            f"run.export was {was!r} when {folder.export} was written, and is now {now!r}; move "
-            "that folder away to have the other weights exported, or give the setting back"
+            f"run.export was {was!r} when {folder.export} was written, and is now {now!r}: move "
+            "that folder away to export the other weights, or restore the setting"
         )
 
 

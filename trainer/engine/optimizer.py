@@ -1,4 +1,4 @@
-"""Adam over the task's parameter groups, and the learning rate put into them step by step."""
+"""Adam over the task's parameter groups, and its learning rate for each step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,22 +11,22 @@ from trainer.engine.schedule import learning_rate_factor
 from trainer.errors import ConfigError
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-"""Adam's tensors, one of each per parameter; the last with AMSGrad only."""
+"""Adam's tensors per parameter; the last one only with AMSGrad."""
 
 
 def moments_of(config: OptimizerConfig) -> tuple[str, ...]:
-    """Names of the tensors that this Adam keeps for a parameter."""
+    """Return the names of the tensors that this Adam keeps for a parameter."""
     return MOMENTS if config.amsgrad else MOMENTS[:2]
 
 
 def build_optimizer(task: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
-    """Make Adam (AdamW where there is weight decay) over the trainable parameters of a task.
+    """Make Adam, or AdamW with weight decay, over the trainable parameters of a task.
 
-    The groups come from the task's own ``parameter_groups(config)`` where it has one, else from
+    The groups come from the task's own ``parameter_groups(config)`` if it has one, otherwise from
     :func:`trainer.models.parameter_groups`.
 
     Raises:
-        ConfigError: Nothing is trainable, or the groups miss or repeat a trainable parameter.
+        ConfigError: No parameter is trainable, or the groups miss or repeat a trainable parameter.
     """
     if hasattr(task, "parameter_groups"):
         own: Any = task
@@ -49,10 +49,10 @@ def build_optimizer(task: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 
 
 class LearningRate:
-    """Sets the learning rate of every group as a pure function of the step.
+    """Learning rate of every group as a pure function of the step.
 
-    Holds on to the group dicts, not to the optimizer: DeepSpeed empties and refills their
-    parameters but keeps the dicts.
+    Keeps references to the group dicts, not to the optimizer: DeepSpeed empties and refills the
+    groups' parameters but keeps the dicts.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LearningRate:
         self._steps = steps
 
     def set(self, step: int) -> dict[str, float]:
-        """Put the learning rates of a step (from 1) into the groups.
+        """Set the groups' learning rates for a step (from 1).
 
         Returns:
             The rates by name: ``lr`` for the last group, ``lr_<name>`` for other named groups.
@@ -81,7 +81,7 @@ class LearningRate:
 def fresh_adam_state(
     parameter: torch.Tensor, config: OptimizerConfig, step: int
 ) -> dict[str, torch.Tensor]:
-    """The state torch's Adam holds for a parameter after ``step`` steps, with zero moments."""
+    """Return the state of torch's Adam for a parameter after ``step`` steps, with zero moments."""
     moments = {name: torch.zeros_like(parameter) for name in moments_of(config)}
     # torch keeps the counter as a float tensor on the CPU, whatever the parameter's device.
     return {"step": torch.tensor(float(step), dtype=torch.float32), **moments}
@@ -103,5 +103,6 @@ def _check_groups(task: nn.Module, groups: list[dict[str, Any]]) -> None:
     if missed or frozen:
         raise ConfigError(
             f"the parameter groups leave out trainable parameters {missed[:5]} and hold {frozen} "
-            "frozen ones; freeze with requires_grad, and group every trainable parameter once"
+            "frozen ones: freeze parameters with requires_grad, and put every trainable one into "
+            "one group"
         )

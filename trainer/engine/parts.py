@@ -1,4 +1,4 @@
-"""What the loop of a run drives, and in which order."""
+"""Callbacks of every run, and their order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from trainer.tasks.base import TaskData
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """All callbacks of a run, what they share, and those that the loop knows by name."""
+    """All callbacks of a run, their shared state, and those that the loop uses by name."""
 
     run: Run
     callbacks: Callbacks
@@ -42,7 +42,7 @@ def build_parts(
     validation: Validation | None,
     others: Sequence[Callback],
 ) -> Parts:
-    """Make what a run drives; the arguments are those of ``Trainer``."""
+    """Make the callbacks of a run; the arguments are those of ``Trainer``."""
     run = Run(config, distributed, total_steps(config.run, data.order.num_units))
     copied = copy_steps(config.run.copies, run.steps)
     rank, ranks, folder = distributed.rank, distributed.world_size, run.folder
@@ -58,21 +58,21 @@ def build_parts(
     ending = Ending(run, validator, export)
     saver = Saver(run, callbacks)
     callbacks += [
-        # Watches what the others do, and is left last.
+        # First: it watches the others, and ends last.
         watchdog,
         StepProfiler(config.run.profile_steps, folder.path, rank, run.say),
-        # Counts a step that is left out before the record is written.
+        # Counts a skipped step before the record is written.
         not_finite,
         validator,
-        # The user's: what they measure is logged, what they change at the end is exported.
+        # The user's callbacks: their metrics are logged, and their changes at the end are exported.
         *others,
-        # At an early end, its last word on the disk follows what those below leave there.
+        # At an early end, it writes its last state after the callbacks below have written theirs.
         ending,
-        # A record has the numbers of all above; it is there before the checkpoint.
+        # A record has the metrics of all callbacks above; it is written before the checkpoint.
         Report(run, task, validator.finals, callbacks),
-        # A copy is there before the checkpoint from which a resumed run goes on.
+        # A copy is written before the checkpoint from which a resumed run continues.
         Copies(copied, folder.copy, ending.publish),
-        # At an early end, the save on its way is waited for before anything else.
+        # At an early end, the running save is waited for before anything else.
         saver,
     ]
     return Parts(

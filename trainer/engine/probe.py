@@ -1,7 +1,7 @@
-"""A trial meeting of ranks: who is there, whether an all-reduce goes through, how clocks differ.
+"""Trial meeting of ranks: who is there, whether an all-reduce works, how clocks differ.
 
-Ranks sign in at the store of the rendezvous one by one, so that who is missing has a name; only
-then they form a process group.
+Ranks sign in at the rendezvous store one by one, so that missing ranks are known by number; then
+they form a process group.
 """
 
 import json
@@ -22,33 +22,33 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Meeting:
-    """What came of it, as one rank saw it."""
+    """Result of a meeting, as one rank saw it."""
 
     ranks: int
-    """Ranks that were expected."""
+    """Number of expected ranks."""
     missing: list[int] = field(default_factory=list)
-    """Those that had not signed in when the time was over."""
+    """Ranks that had not signed in at the end of the timeout."""
     hosts: list[str] = field(default_factory=list)
-    """Where each rank is."""
+    """Host of each rank."""
     backend: str = ""
     """``nccl`` or ``gloo``."""
     seconds: float = 0.0
-    """From signing in to the end of the all-reduce."""
+    """Seconds from signing in to the end of the all-reduce."""
     skew_s: float = 0.0
-    """Latest clock minus earliest clock, taken right after an all-reduce."""
+    """Latest clock minus earliest clock in seconds, taken right after an all-reduce."""
     told: list[Any] = field(default_factory=list)
-    """What each rank had to say, on rank 0."""
+    """Data of each rank, on rank 0."""
     error: str = ""
-    """Why there was no all-reduce."""
+    """Reason why the all-reduce failed."""
 
 
 def meet(told: Any, timeout_s: float, environment: Mapping[str, str] = os.environ) -> Meeting:
-    """Meet the other ranks of this process: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who.
+    """Meet the other ranks, which RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT define.
 
     Args:
-        told: Plain data that rank 0 is to hear.
-        timeout_s: How long to wait for the others, and for an all-reduce.
-        environment: The variables.
+        told: Plain data for rank 0.
+        timeout_s: Seconds to wait for the other ranks, and for an all-reduce.
+        environment: Variables to read.
     """
     from torch.distributed import DistError, PrefixStore, TCPStore
 
@@ -86,11 +86,11 @@ def meet(told: Any, timeout_s: float, environment: Mapping[str, str] = os.enviro
 
 
 def meet_here(processes: int, timeout_s: float) -> Meeting:
-    """Start ranks on this machine and let them meet; none of them is left when this returns.
+    """Start ranks on this machine and let them meet; all have ended when this returns.
 
     Args:
-        processes: How many.
-        timeout_s: How long they wait for each other.
+        processes: Number of ranks.
+        timeout_s: Seconds that ranks wait for each other.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -107,7 +107,7 @@ def meet_here(processes: int, timeout_s: float) -> Meeting:
         )
         for rank in range(processes)
     ]  # fmt: skip
-    # Importing torch is not waiting for others, and on a busy machine it may take long.
+    # The import of torch does not count as waiting, and may take long on a busy machine.
     end = time.monotonic() + 2 * timeout_s + 60
     try:
         out, err = running[0].communicate(timeout=max(1.0, end - time.monotonic()))
@@ -124,7 +124,7 @@ def meet_here(processes: int, timeout_s: float) -> Meeting:
 
 
 def _all_reduce(rank: int, ranks: int, store: Any, timeout_s: float) -> tuple[str, float, str]:
-    """Backend, difference of the clocks, and why it failed."""
+    """Return the backend, the clock difference, and the reason of a failure."""
     import torch
     import torch.distributed as dist
 
@@ -155,7 +155,7 @@ def _all_reduce(rank: int, ranks: int, store: Any, timeout_s: float) -> tuple[st
 
 
 def main() -> int:
-    """A rank of :func:`meet_here`: rank 0 prints the meeting as JSON."""
+    """Run a rank of :func:`meet_here`; rank 0 prints the meeting as JSON."""
     met = meet(None, float(sys.argv[1]))
     if os.environ["RANK"] == "0":
         print(json.dumps(asdict(met)), flush=True)

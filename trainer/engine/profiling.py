@@ -1,5 +1,7 @@
-"""``run.profile_steps``: traces of chosen steps for TensorBoard's trace viewer, Perfetto or
-``chrome://tracing``, and a table of where the time went."""
+"""``run.profile_steps``: traces of chosen steps, and a table of where the time went.
+
+The traces open in TensorBoard's trace viewer, Perfetto or ``chrome://tracing``.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +13,20 @@ if TYPE_CHECKING:
     from trainer.engine.step import Step
 
 ROWS = 40
-"""Operators in the table."""
+"""Number of operators in the table."""
 
 
 class StepProfiler(Callback):
-    """Records chosen steps with ``torch.profiler``; neighbouring steps share one trace.
+    """Callback that records chosen steps with ``torch.profiler``; neighbouring steps share a trace.
 
-    A trace is ``profile/rank<R>.<first step>.pt.trace.json.gz`` (the names that TensorBoard's
-    profiler plugin looks for), its table ``log/profile-step<first step>-rank<R>.txt``.
+    A trace is ``profile/rank<R>.<first step>.pt.trace.json.gz`` (a name that TensorBoard's profiler
+    plugin finds), its table ``log/profile-step<first step>-rank<R>.txt``.
 
     Args:
-        steps: The steps to record; those that never come are no mistake.
+        steps: Steps to record; steps that the run does not reach are ignored.
         folder: The run folder.
-        rank: This process.
-        say: Is told of every trace but one that the end of the run cuts off.
+        rank: Rank of this process.
+        say: Called for every trace except one that the end of the run cuts off.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class StepProfiler(Callback):
         self._last = 0
 
     def __exit__(self, *_: object) -> None:
-        """Write what is being recorded."""
+        """Write the current recording."""
         if self._running is not None:
             self._stop()
 
@@ -61,7 +63,7 @@ class StepProfiler(Callback):
         self._running.start()
 
     def _stop(self) -> str:
-        """Write what was recorded, and say where."""
+        """Write the recording, and return a line with its path."""
         profiler, self._running = self._running, None
         profiler.stop()
         trace = self._folder / "profile" / f"rank{self._rank}.{self._since}.pt.trace.json.gz"

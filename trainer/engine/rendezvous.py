@@ -1,6 +1,8 @@
-"""Whether the port at which ranks meet is free, asked before anything waits for it. No torch.
+"""Check that the rendezvous port is free before anything waits for it.
 
-Where another program holds it, torch ends in a traceback at best; at worst ranks talk to that
+This module does not import torch.
+
+If another program holds the port, torch ends in a traceback at best; at worst, ranks talk to that
 program until their timeout, half an hour later.
 """
 
@@ -15,19 +17,19 @@ from trainer.errors import TrainingError
 
 _AGENT_HOLDS_IT = "TORCHELASTIC_USE_AGENT_STORE"
 _ATTEMPT = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
-_LISTENING = "0A"  # in /proc/net/tcp
+_LISTENING = "0A"  # as in /proc/net/tcp
 
 
 def check_master_port(environment: Mapping[str, str] = os.environ) -> None:
-    """See, on rank 0 of ranks that were started one by one, that MASTER_PORT is free.
+    """Check on rank 0, if ranks were started singly, that MASTER_PORT is free.
 
-    Under torchrun the agent holds the port already, and there is nothing to see.
+    Under torchrun, the agent already holds the port, so there is no check.
 
     Args:
-        environment: RANK, MASTER_ADDR, MASTER_PORT.
+        environment: Variables RANK, MASTER_ADDR, MASTER_PORT.
 
     Raises:
-        TrainingError: Another program listens there.
+        TrainingError: Another program listens at the port.
     """
     if environment.get("RANK") != "0" or environment.get(_AGENT_HOLDS_IT) == "True":
         return
@@ -39,21 +41,21 @@ def check_master_port(environment: Mapping[str, str] = os.environ) -> None:
 def check_endpoint(
     torchrun_options: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> None:
-    """See, on the first node of a job, that torchrun's ``--rdzv-endpoint`` is free.
+    """Check, on the first node of a job, that torchrun's ``--rdzv-endpoint`` is free.
 
     Args:
-        torchrun_options: As torchrun is given them.
-        environment: ``SLURM_NODEID``, where Slurm started this.
+        torchrun_options: Options as given to torchrun.
+        environment: Variables, with ``SLURM_NODEID`` if Slurm started this process.
 
     Raises:
-        TrainingError: Another program listens there.
+        TrainingError: Another program listens at the port.
     """
     options = _options(torchrun_options)
     endpoint = options.get("rdzv-endpoint", "")
     host, _, port = endpoint.rpartition(":")
     is_first = environment.get("SLURM_NODEID", "0" if options.get("nnodes") == "1" else "") == "0"
-    # Only the first node asks: the others connect. Where one machine plays several nodes, another
-    # node's agent may have been quicker to listen, rightly.
+    # Only the first node checks, because the others connect. If one machine plays several nodes,
+    # the agent of another node may already listen, rightly.
     if not (is_first and host and port.isdigit() and int(port)):
         return
     pid = holder(int(port))
@@ -62,10 +64,10 @@ def check_endpoint(
 
 
 def is_free(port: int) -> bool:
-    """Whether this process could listen at a port of this machine, on every address of it.
+    """Return whether this process could listen at a port on all addresses of this machine.
 
     Args:
-        port: 1 to 65535.
+        port: Port from 1 to 65535.
     """
     families = [socket.AF_INET, *([socket.AF_INET6] if socket.has_ipv6 else [])]
     for family in families:
@@ -79,13 +81,13 @@ def is_free(port: int) -> bool:
 
 
 def holder(port: int) -> int | None:
-    """Process id of who listens at a port of this machine.
+    """Return the id of the process that listens at a port of this machine.
 
     Args:
-        port: 1 to 65535.
+        port: Port from 1 to 65535.
 
     Returns:
-        The process, or None where nobody listens or it is another user's.
+        The process id; None if nobody listens, or the process belongs to another user.
     """
     inodes = set()
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
@@ -94,14 +96,14 @@ def holder(port: int) -> int | None:
             if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
                 inodes.add(f"socket:[{rest[5]}]")
     for link in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
-        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
+        with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to another user
             if str(link.readlink()) in inodes:
                 return int(link.parts[2])
     return None
 
 
 def is_here(host: str) -> bool:
-    """Whether a host name is this machine's.
+    """Return whether a host name is this machine's.
 
     Args:
         host: A name or an address.
@@ -120,13 +122,13 @@ def _check_free(host: str, port: int, what: str) -> None:
     pid = holder(port)
     who = f"process {pid}" if pid is not None else f"another program ('ss -ltnp sport = :{port}')"
     raise TrainingError(
-        f"{what} {port} of {host} is taken by {who}, maybe left over from an earlier attempt; end "
-        "it, or start the ranks with another MASTER_PORT"
+        f"{what} {port} of {host} is taken by {who}, perhaps left over from an earlier attempt: "
+        "end it, or start the ranks with another MASTER_PORT"
     )
 
 
 def _is_of_this_attempt(pid: int, environment: Mapping[str, str]) -> bool:
-    """Whether a process is of this very attempt of this Slurm job."""
+    """Return whether a process belongs to this attempt of this Slurm job."""
     if "SLURM_JOB_ID" not in environment:
         return False
     try:
@@ -138,7 +140,7 @@ def _is_of_this_attempt(pid: int, environment: Mapping[str, str]) -> bool:
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:
-    """Options with values, ``--a=b`` or ``--a b``, with dashes for underscores."""
+    """Parse options with values, ``--a=b`` or ``--a b``, with dashes for underscores."""
     found = {}
     for place, word in enumerate(words):
         if word in ("-m", "--module"):

@@ -1,4 +1,4 @@
-"""The run folder: everything about a run, and nothing about it anywhere else.
+"""The run folder, which holds all files of a run.
 
 ::
 
@@ -35,7 +35,7 @@ from trainer.errors import CheckpointError, TrainingError
 from trainer.monitor.run_files import CONFIG, STATE, read_state
 
 LOCK_S = 1.0
-"""How long a start waits for the lock: ``tnr runs`` holds it for a moment to see who has it."""
+"""Seconds that a start waits for the lock; ``tnr runs`` holds it briefly to find its holder."""
 
 PACKAGES = ("tiny-newsrec", "torch", "deepspeed", "accelerate", "transformers", "numpy")
 
@@ -43,39 +43,39 @@ State = Literal["running", "finished", "stopped"]
 
 
 class RunFolder:
-    """Files of one run; used by rank 0 alone, except for the paths."""
+    """Files of one run; used only by rank 0, except for the paths."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock: FileLock | None = None
         self._log: IO[str] | None = None
-        self._saying = threading.Lock()  # the thread that saves has warnings of its own
+        self._saying = threading.Lock()  # the saving thread prints warnings of its own
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints are."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def export(self) -> Path:
-        """The model at the end of the run."""
+        """Folder of the model at the end of the run."""
         return self.path / "export"
 
     @property
     def log(self) -> Path:
-        """``train.log``, stacks of hangs, tables of profiles."""
+        """Folder of ``train.log``, stacks of hangs, tables of profiles."""
         return self.path / "log"
 
     def copy(self, step: int) -> Path:
-        """The teacher copy of a step."""
+        """Return the folder of a step's teacher copy."""
         return self.path / "copies" / f"step_{step:08d}"
 
     def open(self) -> None:
         """Make the folder, take its lock and open its log.
 
         Raises:
-            TrainingError: Another process is training in it, it is the folder of other runs, or it
-                cannot be written.
+            TrainingError: Another process trains in the folder, the folder contains other runs, or
+                it cannot be written.
         """
         self._check_not_of_others()
         try:
@@ -90,7 +90,7 @@ class RunFolder:
             ) from error
 
     def _check_not_of_others(self) -> None:
-        """See that the folder is not the one in which other runs have theirs."""
+        """Refuse a folder that contains other runs."""
         if (self.path / CONFIG).exists():
             return
         runs = sorted(
@@ -105,7 +105,7 @@ class RunFolder:
             )
 
     def _check_files(self) -> None:
-        """See that nothing stands in a file's place that would be waited for, such as a FIFO."""
+        """Refuse special files such as FIFOs in place of a run's files."""
         names = (".lock", "config.json", "state.json", "starts.jsonl", "metrics.jsonl")
         for path in (*(self.path / name for name in names), self.log / "train.log"):
             if path.exists() and not path.is_file():
@@ -124,7 +124,7 @@ class RunFolder:
                 "another run.dir"
             ) from error
         except NotImplementedError:
-            # A file system without locks: then nothing can tell, and the run goes on.
+            # On a file system without locks nothing can be checked, and the run continues.
             self._lock = None
 
     @property
@@ -133,7 +133,7 @@ class RunFolder:
         return self._log is not None
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -142,7 +142,7 @@ class RunFolder:
             self._lock = None
 
     def say(self, line: str) -> None:
-        """Print a line and keep it in ``log/train.log``."""
+        """Print a line and write it to ``log/train.log``."""
         with self._saying:
             print(line, flush=True)
             if self._log is not None:
@@ -150,12 +150,12 @@ class RunFolder:
                 self._log.flush()
 
     def stored_config(self) -> dict[str, Any] | None:
-        """The configuration of the run that the folder holds, None where it holds none."""
+        """Return the stored configuration of the run; None in a folder without a run."""
         path = self.path / "config.json"
         return read_json(path, dict[str, Any]) if path.exists() else None
 
     def state(self) -> dict[str, Any]:
-        """What ``state.json`` says; empty where there is none that a run has written."""
+        """Return the content of ``state.json``; empty if no run has written one."""
         try:
             found = dataclasses.asdict(read_state(self.path))
         except DataError:
@@ -173,15 +173,15 @@ class RunFolder:
         is_failed: bool = False,
         without_improvement: int | None = None,
     ) -> None:
-        """Say how far the run is, for people and for the pipeline.
+        """Write the progress of the run, for people and for the pipeline.
 
         Args:
-            state: What it does.
-            step: Step of its last checkpoint.
+            state: Current state of the run.
+            step: Step of the last checkpoint.
             steps: Steps of the whole run.
-            reason: Why it stopped, or finished before its last step.
-            is_failed: Whether it stopped by an error, not because it was asked to.
-            without_improvement: Validations in a row without one, where they ended the run.
+            reason: Why the run stopped, or finished before its last step.
+            is_failed: Whether the run stopped by an error, not on request.
+            without_improvement: Validations in a row without an improvement, if they ended the run.
         """
         entry: dict[str, Any] = {"state": state, "step": step, "steps": steps}
         if reason is not None:
@@ -195,7 +195,7 @@ class RunFolder:
     def describe(
         self, config: dict[str, Any], deepspeed: dict[str, Any] | None, start: dict[str, Any]
     ) -> None:
-        """Write down what is run, and add a line about this start.
+        """Write the configuration of the run, and add a line about this start.
 
         Raises:
             CheckpointError: The folder cannot be written.
@@ -223,7 +223,7 @@ class RunFolder:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide about numbers."""
+    """Return the versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -232,7 +232,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout this runs from, with ``+`` if edited; None outside one."""
+    """Return the git revision of this checkout, with ``+`` if edited; None outside one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

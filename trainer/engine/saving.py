@@ -1,4 +1,4 @@
-"""Saving a session: training waits for the copy in memory, a thread writes and publishes it."""
+"""Saving of a session: training waits for the copy in memory, a thread writes it."""
 
 import contextlib
 import math
@@ -18,15 +18,15 @@ from trainer.monitor.monitor import Record
 
 
 class Saver(Callback):
-    """Saves the checkpoints of a run; at most one is on its way to the disk at any time.
+    """Callback that saves the checkpoints of a run; at most one is being written at a time.
 
-    A checkpoint is there once it is published, and only then does ``state.json`` of the run folder
-    speak of it. What goes wrong in the thread of rank 0 stops all ranks at their next step: rank 0
-    tells of it when they agree.
+    A checkpoint exists once it is published, and only then does the run folder's ``state.json``
+    mention it. An error in rank 0's thread stops all ranks at their next step, when they agree on
+    flags.
 
     Args:
         run: The run.
-        callbacks: Are told on rank 0, before a checkpoint is published and once it is.
+        callbacks: Called on rank 0, before and after a checkpoint is published.
     """
 
     def __init__(self, run: Run, callbacks: Callbacks) -> None:
@@ -40,15 +40,15 @@ class Saver(Callback):
         self._error: Exception | None = None
 
     def save(self, session: Session, state: Mapping[str, Any]) -> None:
-        """Take the state of a session and write it, or have it written; called by all ranks.
+        """Copy a session's state and write it, perhaps in a thread; called by all ranks.
 
         Args:
-            session: What is saved.
-            state: What goes into its ``state.json``.
+            session: Session to save.
+            state: Content of the checkpoint's ``state.json``.
 
         Raises:
             CheckpointError: This save, or the one before it, could not be written.
-            ConfigError: ``run.best_metric`` is not among what is logged.
+            ConfigError: ``run.best_metric`` is not logged.
         """
         self.join()
         tensors = session.tensors(to_own=self._is_background)
@@ -64,42 +64,43 @@ class Saver(Callback):
             self._thread.start()
 
     def join(self) -> None:
-        """Wait until what is being saved is published; called by all ranks.
+        """Wait until the current save is published; called by all ranks.
 
         Raises:
-            CheckpointError: It could not be written.
-            ConfigError: ``run.best_metric`` is not among what is logged.
+            CheckpointError: The save could not be written.
+            ConfigError: ``run.best_metric`` is not logged.
         """
         self._wait()
         self._run.distributed.from_main(self._raise)
 
     def state(self) -> dict[str, Any]:
-        """Name and value of the metric that chooses the best checkpoint, where one does."""
+        """Return name and value of the metric that chooses the best checkpoint, if any."""
         name, value = self._metric, self._value
         return {} if name is None else {METRIC: {"name": name, "value": value}}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Take over that value, if it is of the same metric."""
+        """Restore that value if it belongs to the same metric."""
         entry = state.get(METRIC) or {}
         self._value = entry.get("value") if entry.get("name") == self._metric else None
 
     def before_step(self, step: Step) -> None:
-        """A loss of a few steps ago will do for a checkpoint; a validation says something of the
-        weights it saw alone.
+        """Forget a validation's value, which is valid only for the weights that it measured.
+
+        A loss from a few steps ago is good enough for a checkpoint.
         """
         if self._is_validated:
             self._value = None
 
     def flag(self, step: Step) -> int:
-        """Whether a save failed here, so that all ranks have to stop."""
+        """Return whether a save failed here, so that all ranks must stop."""
         return int(self._error is not None)
 
     def on_flag(self, highest: int) -> None:
-        """Raise on every rank what went wrong on rank 0.
+        """Raise rank 0's error on every rank.
 
         Raises:
             CheckpointError: A checkpoint could not be written in the background.
-            ConfigError: ``run.best_metric`` is not among what is logged.
+            ConfigError: ``run.best_metric`` is not logged.
         """
         if highest:
             self._run.distributed.from_main(self._raise)
@@ -109,10 +110,10 @@ class Saver(Callback):
         step.is_saved |= step.number % self._run.config.run.checkpoint_every == 0
 
     def on_log(self, record: Record) -> None:
-        """Remember the best metric's value; None where it is not finite.
+        """Remember the best metric's value; None if it is not finite.
 
-        A name that the first record does not have is a mistake, which all ranks hear of at their
-        next step; but a validation's comes when the first is due.
+        If the first record lacks the metric, this is an error that all ranks learn of at their next
+        step; a validation's metric is expected only from the first validation on.
         """
         if self._metric is None:
             return
@@ -122,12 +123,12 @@ class Saver(Callback):
             self._is_known = True
         elif not self._is_known and not self._is_validated:
             self._error = ConfigError(
-                f"run.best_metric is {self._metric!r}, but this run logs no such number; there is "
-                f"{', '.join(sorted(record.values))}"
+                f"run.best_metric is {self._metric!r}, but this run does not log it; expected one "
+                f"of {', '.join(sorted(record.values))}"
             )
 
     def on_stop(self, error: BaseException) -> None:
-        """Wait for the save on its way, without the other ranks."""
+        """Wait for the current save, without the other ranks."""
         self._wait()
         if self._error is not None and self._error is not error:
             with contextlib.suppress(OSError):
@@ -147,11 +148,12 @@ class Saver(Callback):
         except OSError as error:
             raise CheckpointError(
                 f"the run folder could not be written while step {step} was saved: "
-                f"{error.strerror or error}; make room or mend the disk and start the run again"
+                f"{error.strerror or error}; free space or repair the disk, and start the run "
+                "again"
             ) from error
 
     def _try(self, write: Callable[[], None]) -> None:
-        """In the thread: whatever goes wrong is kept for the ranks to hear of."""
+        """Write in the thread; keep any error for the ranks."""
         try:
             write()
         except Exception as error:

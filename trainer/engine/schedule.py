@@ -1,4 +1,4 @@
-"""How long a run is and what its learning rate does: pure functions of the step."""
+"""Length and learning rate of a run as pure functions of the step."""
 
 import math
 from collections.abc import Mapping
@@ -11,28 +11,29 @@ from trainer.errors import CheckpointError
 
 
 def total_steps(run: RunConfig, num_units: int) -> int:
-    """Optimizer steps of a run: the epochs in global batches, rounded up, and at most
-    ``max_steps``.
+    """Return the number of optimizer steps: epochs in global batches, at most ``max_steps``.
+
+    The number is rounded up.
 
     Args:
         run: The run's section of the configuration.
-        num_units: Samples of an epoch.
+        num_units: Samples per epoch.
     """
-    # Rounded first: 0.07 epochs of 100 units in batches of 1 are 7 steps, not
+    # Round first: 0.07 epochs of 100 units in batches of 1 are 7 steps, not
     # ceil(7.000000000000001).
     steps = math.ceil(round(run.epochs * num_units / run.global_batch, 9))
     return max(1, steps if run.max_steps is None else min(steps, run.max_steps))
 
 
 def length_of(stored: Mapping[str, Any], num_units: int) -> int:
-    """:func:`total_steps` of a run whose section ``run`` a checkpoint holds.
+    """Return :func:`total_steps` of a run whose section ``run`` a checkpoint holds.
 
     Args:
-        stored: The section as plain data; what it lacks was at its default.
-        num_units: Samples of an epoch.
+        stored: The section as plain data; missing settings have their defaults.
+        num_units: Samples per epoch.
 
     Raises:
-        CheckpointError: A value has another type, or is none that a run can have.
+        CheckpointError: A value has another type, or is out of range.
     """
     names = ("epochs", "max_steps", "global_batch")
     kept = {name: stored[name] for name in names if name in stored}
@@ -43,26 +44,26 @@ def length_of(stored: Mapping[str, Any], num_units: int) -> int:
 
 
 def epochs_read(run: RunConfig, num_units: int) -> int:
-    """Epochs that a run's batches are of, the last perhaps in small part.
+    """Return how many epochs a run's batches touch, the last perhaps only in part.
 
-    All batches are full, so that the last one may run on into an epoch beyond ``run.epochs``.
+    All batches are full, so the last batch may run into an epoch beyond ``run.epochs``.
 
     Args:
         run: The run's section of the configuration.
-        num_units: Samples of an epoch.
+        num_units: Samples per epoch.
     """
     return -(-total_steps(run, num_units) * run.global_batch // num_units)
 
 
 def learning_rate_factor(optimizer: OptimizerConfig, step: int, steps: int) -> float:
-    """What the base learning rates are multiplied with at a step.
+    """Return the factor of the base learning rates at a step.
 
-    Warm-up rises linearly and reaches 1 at step ``warmup_steps``. After it: constant; linear, which
-    would reach 0 right after the last step; or half a cosine to the same end.
+    Warm-up rises linearly and reaches 1 at step ``warmup_steps``. After it, the factor is constant;
+    or falls linearly to 0 right after the last step; or falls as half a cosine to the same end.
 
     Args:
-        optimizer: Its ``schedule`` and ``warmup_steps``.
-        step: The optimizer step about to be taken, from 1.
+        optimizer: Section with ``schedule`` and ``warmup_steps``.
+        step: The next optimizer step, from 1.
         steps: Steps of the whole run.
     """
     if step <= optimizer.warmup_steps:

@@ -1,4 +1,4 @@
-"""What exists while a run trains: the wrapped task, its optimizer, and the place reached."""
+"""State of a run while it trains: the wrapped task, its optimizer, the place reached."""
 
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,17 @@ class Session:
 
     Args:
         config: The run.
-        task: Not yet wrapped, the same on every rank.
-        distributed: This process among the others.
-        checkpoint: Where to go on, None at the start.
+        task: The task, not yet wrapped and the same on every rank.
+        distributed: The current process among the others.
+        checkpoint: Checkpoint to continue from; None at the start.
         steps: Steps of the whole run.
 
     Attributes:
         config: The run.
-        distributed: This process among the others.
-        step: Optimizer steps taken.
-        position: Place in the data after them; None at the start.
-        is_checked: Whether it was seen that every trainable parameter takes part in the loss.
+        distributed: The current process among the others.
+        step: Number of optimizer steps taken.
+        position: Place in the data after these steps; None at the start.
+        is_checked: Whether all trainable parameters are known to take part in the loss.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Session:
         self.step = 0
         self.position: Position | None = None
         self.is_checked = False
-        # Weights come before wrapping: ZeRO cuts up what it finds in the module.
+        # Load weights before wrapping: ZeRO shards what it finds in the module.
         if checkpoint is not None:
             self._take_place(checkpoint)
             load_model(checkpoint.folder, task)
@@ -83,17 +83,16 @@ class Session:
             load_optimizer(checkpoint.folder, self.backend, self._moments)
 
     def go_back(self, checkpoint: Checkpoint) -> None:
-        """Become again what a checkpoint of this run holds, without a new start; called by all
-        ranks.
-        """
+        """Roll back to a checkpoint of this run, without a restart; called by all ranks."""
         self._take_place(checkpoint)
         restore_model(checkpoint.folder, self.backend, self._task)
         self.backend.rewind(checkpoint.state.get("backend", {}), self.step)
         load_optimizer(checkpoint.folder, self.backend, self._moments)
 
     def take_weights(self, checkpoint: Checkpoint) -> None:
-        """Have the weights of another step, and be nothing but them from now on: for an export at
-        the end of training. Called by all ranks.
+        """Load another step's weights for export; called by all ranks.
+
+        Training cannot continue afterwards.
         """
         restore_model(checkpoint.folder, self.backend, self._task)
 
@@ -103,10 +102,10 @@ class Session:
         self.position = None if reached is None else Position.from_dict(reached)
 
     def tensors(self, *, to_own: bool = True) -> tuple[Tensors, Tensors]:
-        """The whole model and optimizer on rank 0; called by all ranks.
+        """Return the whole model and optimizer on rank 0; called by all ranks.
 
         Args:
-            to_own: Whether they must stay as they are while training goes on.
+            to_own: Whether the tensors must stay unchanged while training continues.
         """
         is_main = self.distributed.is_main
         return gather_tensors(
@@ -114,15 +113,15 @@ class Session:
         )
 
     def full_model(self) -> nn.Module:
-        """The task's model with whole weights, on rank 0; called by all ranks.
+        """Return the task's model with whole weights on rank 0; called by all ranks.
 
-        On every rank where the run validates. The training mode and the device are the task's, but
-        of ZeRO-3 it is a copy on the CPU.
+        If the run validates, every rank gets the whole model. Training mode and device are the
+        task's; under ZeRO-3 the model is a copy on the CPU.
         """
         return self._full_model.gather(self.backend)
 
     def state(self, data: str) -> dict[str, Any]:
-        """What ``state.json`` of a checkpoint says, besides the step.
+        """Return the content of a checkpoint's ``state.json`` except the step.
 
         Args:
             data: Fingerprint of the task's data.
@@ -139,7 +138,7 @@ class Session:
         }
 
     def info(self, run: Path, steps: int) -> dict[str, Any]:
-        """What an export says about where it comes from."""
+        """Return what an export records about its origin."""
         return {
             "task": self.config.task,
             "run": run.name,

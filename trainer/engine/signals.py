@@ -1,5 +1,7 @@
-"""Being asked to stop: a signal becomes a flag that is read at the next boundary, between two steps
-of training or two batches of a column that is filled."""
+"""Stop requests: a signal sets a flag that is read at the next boundary.
+
+A boundary lies between two training steps, or between two batches while a column is filled.
+"""
 
 import contextlib
 import math
@@ -19,22 +21,23 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask for a checkpoint and an end."""
 
 SAME_REQUEST_S = 2.0
-"""Signals this close are one request: torchrun passes on what its processes got as well."""
+"""Signals within this many seconds are one request: torchrun passes on signals that its processes
+got, too."""
 
-AFTER_BATCH = f"after this cell where it takes at most {GRACE_S:.0f} s more, else after this batch"
-"""Where the filling of a column stops: what is committed stays."""
+AFTER_BATCH = f"after this cell if it takes at most {GRACE_S:.0f} s more, else after this batch"
+"""Where the filling of a column stops; finished cells stay."""
 
 
 class StopRequest:
-    """Whether this process was asked to stop.
+    """Flag that says whether this process was asked to stop.
 
-    The first signal sets :attr:`signum`; one that comes more than ``SAME_REQUEST_S`` later ends the
+    The first signal sets :attr:`signum`; a signal more than ``SAME_REQUEST_S`` later ends the
     process at once, without a checkpoint.
 
     Args:
-        is_training: Whether the loop runs that reads the flag. Before it does there is nothing to
-            save and no step to wait for: a signal then ends the process at once, to be started
-            again. Imports and the building of a model may take a minute.
+        is_training: Whether the loop that reads the flag is running. Before it runs, there is
+            nothing to save and no step to wait for, so a signal ends the process at once, to be
+            started again; imports and the building of a model may take a minute.
         boundary: Where the loop stops, in words.
     """
 
@@ -47,7 +50,7 @@ class StopRequest:
         self._since = 0.0
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Signal handler."""
+        """Handle a signal."""
         now = time.monotonic()
         if self.signum and now - self._since > SAME_REQUEST_S:
             os._exit(128 + signum)
@@ -56,22 +59,22 @@ class StopRequest:
         self.signum, self._since = signum, now
         name = signal.Signals(signum).name
         if self.is_training:
-            _say(f"{name}: stopping {self._boundary}; once more ends at once")
+            _say(f"{name}: stopping {self._boundary}; a second signal ends at once")
         else:
-            # No exception: one that is raised inside an import may be taken for a missing package.
-            _say(f"{name}: stopped before training began; the same command starts again")
-            # A scheduler starts it again; who pressed Ctrl-C wants it to end.
+            # Raise no exception: inside an import, it may be taken for a missing package.
+            _say(f"{name}: stopped before training began; run the same command again")
+            # A scheduler starts the run again; after Ctrl-C, a user wants it to end.
             os._exit(128 + signum if signum == signal.SIGINT else EXIT_REQUEUE)
 
     def check(self, left_s: float = math.inf) -> None:
-        """Raise where the process was asked to stop, unless the work in hand can be finished.
+        """Raise if the process was asked to stop, unless the current work can be finished.
 
         Args:
-            left_s: Seconds that the work in hand takes before it can be kept; it goes on where
-                these end within ``GRACE_S`` of the signal.
+            left_s: Seconds until the current work can be kept; the work continues if it ends within
+                ``GRACE_S`` of the signal.
 
         Raises:
-            StopForRequeue: It was; the caller adds what is left.
+            StopForRequeue: The process was asked to stop; the caller adds the remaining work.
         """
         if self.signum and time.monotonic() - self._since + left_s > GRACE_S:
             raise StopForRequeue(f"stopped by {signal.Signals(self.signum).name}")
@@ -79,12 +82,12 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals(**how: Any) -> Iterator[StopRequest]:
-    """Catch the stop signals while the block runs, and give the former handlers back after it.
+    """Catch the stop signals during the block, and restore the old handlers after it.
 
-    Outside the main thread, where Python allows no handlers, the request is simply never made.
+    Outside the main thread, Python allows no handlers, so no stop is ever requested.
 
     Args:
-        how: As for :class:`StopRequest`.
+        how: Arguments of :class:`StopRequest`.
     """
     request = StopRequest(**how)
     if threading.current_thread() is not threading.main_thread():

@@ -1,6 +1,6 @@
-"""One optimizer step on this rank: what the loop and its callbacks say about it.
+"""One optimizer step on this rank: its losses, reports and flags.
 
-Nothing here waits for the device or for other ranks between log lines: a step that is not logged
+Between log lines, nothing here waits for the device or for other ranks: a step that is not logged
 costs a few additions.
 """
 
@@ -16,7 +16,7 @@ from trainer.engine.distributed import Distributed
 from trainer.tasks.texts import TextCounts
 
 BINS = 40
-"""Bars of a histogram; the values lie between 0 and 1."""
+"""Number of bars of a histogram; the values lie between 0 and 1."""
 
 
 class Step:
@@ -24,16 +24,16 @@ class Step:
 
     Args:
         number: The step, from 1.
-        is_logged: Whether its numbers are written down; if not, only the loss is kept. Callbacks
-            set it before the step.
+        is_logged: Whether its metrics are logged; if not, only the loss is kept. Callbacks set this
+            before the step.
 
     Attributes:
-        is_saved: Whether a checkpoint follows. Callbacks set it after the step.
-        waited_s: Seconds of waiting for its data.
-        position: Place in the data after it.
+        is_saved: Whether a checkpoint follows. Callbacks set this after the step.
+        waited_s: Seconds of waiting for data.
+        position: Place in the data after the step.
         rates: Learning rates by name.
-        result: What the optimizer did.
-        values: Further numbers to log with it, by their full names; the same on every rank.
+        result: Result of the optimizer.
+        values: Further metrics to log, by their full names; the same on every rank.
     """
 
     position: Position
@@ -53,11 +53,11 @@ class Step:
         self._count = 0
 
     def add(self, outputs: Mapping[str, Any], counts: TextCounts) -> None:
-        """Add the output of one micro-batch; nothing is copied off the device here.
+        """Add the output of one micro-batch, without a copy from the device.
 
         Args:
-            outputs: What the task's forward returned.
-            counts: The texts of the micro-batch, if it has any.
+            outputs: Output of the task's forward pass.
+            counts: Text counts of the micro-batch, if it has texts.
         """
         self._count += 1
         self.texts += (counts.texts, counts.tokens, counts.tokens_squared)
@@ -85,12 +85,12 @@ class Step:
     def over_ranks(
         self, distributed: Distributed, extra: Mapping[str, float]
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Means over the global batch by name, with further numbers of this rank averaged along.
+        """Return means over the global batch by name, including further numbers of this rank.
 
-        One all-reduce for all of them.
+        All of them share one all-reduce.
 
         Returns:
-            The means, and for every histogram how many values of the global batch are in each of
+            The means, and for every histogram the number of values of the global batch in each of
             ``BINS`` equal bars between 0 and 1.
         """
         if self._sums is None:

@@ -1,4 +1,4 @@
-"""The task as the engine calls it: precision, random numbers, and what takes part in a step."""
+"""The task as the engine calls it: precision, random numbers, and unused parameters."""
 
 import hashlib
 from typing import Any
@@ -10,16 +10,16 @@ from trainer.batch import Batch
 from trainer.errors import TrainingError
 
 OUTPUTS = ("loss", "losses", "report", "num_samples")
-"""Keys of what a task's forward returns."""
+"""Keys of the task's forward output."""
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What a precision computes in; fp32 computes as it is."""
+"""Data type of each autocast precision; fp32 does not use autocast."""
 
 
 class StepModule(nn.Module):
-    """Wraps a task so that precision means the same plainly, under DDP and under DeepSpeed.
+    """Wrapper that gives a task the same precision under torch, DDP and DeepSpeed.
 
-    Autocast stands inside the forward: DeepSpeed switches off one that stands around its engine.
+    Autocast is inside the forward pass, because DeepSpeed turns off an autocast around its engine.
     Weights, gradients and optimizer stay fp32 everywhere.
     """
 
@@ -32,7 +32,7 @@ class StepModule(nn.Module):
         self._device_type = device_type
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """Run the task on one micro-batch; the loss comes back in fp32.
+        """Run the task on one micro-batch; the loss is returned in fp32.
 
         Raises:
             TrainingError: The task's output lacks a key of the protocol.
@@ -47,24 +47,24 @@ class StepModule(nn.Module):
 
 
 def seed_of(seed: int, step: int, rank: int, micro: int) -> int:
-    """The seed of the random numbers (dropout) of one micro-batch on one rank, below 2^63.
+    """Return the random seed (dropout) of one micro-batch on one rank, below 2^63.
 
-    A pure function of the place in the run, so that a checkpoint needs no generator states and a
-    resumed run draws what an uninterrupted one would have drawn.
+    The seed is a pure function of the place in the run, so a checkpoint needs no generator states,
+    and a resumed run draws the same numbers as an uninterrupted one.
     """
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}/{micro}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 RNG_RULE = "torch.manual_seed(blake2b-64('seed/step/rank/micro') >> 1) before every forward"
-"""Named in checkpoints."""
+"""Rule of the seeds, named in checkpoints."""
 
 
 def parameters_left_out(loss: torch.Tensor, module: nn.Module) -> list[str]:
-    """Names of the trainable parameters that a loss does not depend on.
+    """Return the names of the trainable parameters that a loss does not depend on.
 
-    Such a parameter makes the ranks of DDP and ZeRO wait for different gradients, so it is found in
-    the graph of the first step, before any of it is communicated.
+    With such a parameter, the ranks of DDP and ZeRO would wait for different gradients, so it is
+    found in the graph of the first step, before any gradient is communicated.
     """
     reached: set[int] = set()
     seen: set[Any] = set()
@@ -85,12 +85,12 @@ def check_all_take_part(loss: torch.Tensor, module: nn.Module) -> None:
     """Refuse a task whose loss leaves out trainable parameters.
 
     Raises:
-        TrainingError: Naming some of them and the remedies.
+        TrainingError: A parameter is left out; names some of them and the remedies.
     """
     left_out = [name.removeprefix(StepModule.PREFIX) for name in parameters_left_out(loss, module)]
     if left_out:
         raise TrainingError(
             f"{len(left_out)} trainable parameters take no part in the loss: "
-            f"{', '.join(left_out[:8])}; freeze them (requires_grad False), leave them out of the "
+            f"{', '.join(left_out[:8])}; freeze them (requires_grad False), remove them from the "
             "task, or let them take part in every forward pass (torch.where instead of if)"
         )

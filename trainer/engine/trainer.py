@@ -1,11 +1,11 @@
 """The training loop: fetch, forward, backward, agree, step, and the hooks around them.
 
-Reading order of the engine: this file, ``callback`` (the hooks), ``parts`` (what every run drives,
-in order), ``session`` (what is trained), ``backends`` (torch and DeepSpeed), ``step_module``
-(precision, random numbers), the callbacks: ``not_finite`` (steps that are left out), ``validation``
-(the best step, early stopping), ``saving`` (checkpoints in the background), ``ending`` (what a run
-exports), ``trainer.monitor.report`` (what is logged); then ``distributed`` (start-up), ``opening``
-(where a run goes on) and ``trainer.checkpoint``.
+Reading order of the engine: this file, ``callback`` (the hooks), ``parts`` (the callbacks of every
+run, in order), ``session`` (what is trained), ``backends`` (torch and DeepSpeed), ``step_module``
+(precision, random numbers), then the callbacks ``not_finite`` (skipped steps), ``validation`` (the
+best step, early stopping), ``saving`` (checkpoints in the background), ``ending`` (the export),
+``trainer.monitor.report`` (the log); then ``distributed`` (start-up), ``opening`` (where a run
+continues) and ``trainer.checkpoint``.
 """
 
 import contextlib
@@ -41,19 +41,19 @@ StepBatch = tuple[list[MicroBatch], Position]
 
 
 class Trainer:
-    """Trains one task in one run folder, from its newest checkpoint if it has one.
+    """Trainer of one task in one run folder, from its newest checkpoint if any.
 
     Args:
         config: The run.
-        task: Its forward takes a micro-batch and returns ``loss``, ``losses``, ``report`` and
-            ``num_samples``; its ``model`` is what is exported. Every trainable parameter takes part
-            in every forward pass.
-        data: Its order and how micro-batches are made.
+        task: Module whose forward pass takes a micro-batch and returns ``loss``, ``losses``,
+            ``report`` and ``num_samples``; its ``model`` is exported. Every trainable parameter
+            takes part in every forward pass.
+        data: Order of the data, and how micro-batches are made.
         export: Called on rank 0 for teacher copies and at the end.
         distributed: This process among the others, from :func:`trainer.engine.distributed.start`,
             which was called before the task was built.
-        validation: What the task's ``model`` is measured with while it trains; None for nothing.
-        callbacks: What else is driven, the same on every rank.
+        validation: Evaluator of the task's ``model`` during training; None for no validation.
+        callbacks: Further callbacks, the same on every rank.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class Trainer:
         """Train to the last step, export, and return the run folder.
 
         Args:
-            stop: Tells whether the process was asked to stop; None to catch the signals here.
+            stop: Stop request of the process; None catches the signals here.
 
         Raises:
-            StopForRequeue: A signal asked to stop; there is a checkpoint to go on from.
+            StopForRequeue: A signal asked to stop; a checkpoint to continue from exists.
             TrainingError: A loss or gradient is not finite, or a parameter takes no part.
-            CheckpointError: Checkpoints are all damaged or belong to another run, or one cannot be
+            CheckpointError: All checkpoints are damaged or belong to another run, or one cannot be
                 written.
         """
         try:
@@ -111,18 +111,18 @@ class Trainer:
         )
 
     def _train(self, checkpoint: Checkpoint | None, stop: StopRequest) -> None:
-        """Make the task ready from where the run is, take its steps, and end it."""
+        """Train from where the run is; after a non-finite step, roll back and repeat."""
         if checkpoint is not None:
             self.callbacks.resume(checkpoint)
         session = Session(self.config, self.task, self.distributed, checkpoint, self.run.steps)
         if checkpoint is None and self.config.run.not_finite == "reload":
-            self._save(session)  # Somewhere to go back to, from the first step on.
+            self._save(session)  # a checkpoint to roll back to from the first step on
         (signum,) = self.distributed.maximum([stop.signum])
         if signum:
             raise StopForRequeue(
                 f"{signal.Signals(signum).name}: stopped at step {session.step} of "
-                f"{self.run.steps}, before the first step of this start; the same command goes on "
-                "from there"
+                f"{self.run.steps}, before the first step of this start; run the same command to "
+                "continue"
             )
         while not self._take_steps(session, stop):
             self._go_back(session)
@@ -130,7 +130,7 @@ class Trainer:
             each.on_end(session)
 
     def _take_steps(self, session: Session, stop: StopRequest) -> bool:
-        """Step from where the session is to the end; False where a step sends it back."""
+        """Take the remaining steps; return False if a step causes a rollback."""
         parts, steps = self.parts, self.run.steps
         for each in self.callbacks:
             each.on_start(session)
@@ -158,16 +158,15 @@ class Trainer:
                     parts.saver.join()
                     raise StopForRequeue(
                         f"{signal.Signals(signum).name}: stopped after step {number} of {steps}; "
-                        f"its checkpoint is {self.run.store.path(number)}. The same command goes "
-                        "on from it"
+                        f"its checkpoint is {self.run.store.path(number)}. Run the same command "
+                        "to continue"
                     )
         self.run.at(CHECKPOINT)
         parts.saver.join()
         return True
 
     def _batches(self, position: Position | None) -> Prefetch[StepBatch]:
-        """Micro-batches of every step from a position on, collated ahead by ``data.workers``
-        threads."""
+        """Yield the micro-batches of every step, collated ahead by ``data.workers`` threads."""
         run, here = self.config.run, self.distributed
 
         def collate(rows: BatchRows) -> StepBatch:
@@ -190,7 +189,7 @@ class Trainer:
     def _forward_backward(
         self, session: Session, step: Step, micro_batches: list[MicroBatch]
     ) -> None:
-        """All micro-batches of a step; afterwards every rank has the global batch's gradient."""
+        """Run all micro-batches of a step; afterwards every rank has the global gradient."""
         self.run.at(FORWARD)
         backend, run = session.backend, self.config.run
         for micro, made in enumerate(micro_batches):
@@ -206,10 +205,10 @@ class Trainer:
             step.add(outputs, made.counts)
 
     def _agree(self, step: Step, stop: StopRequest) -> int:
-        """Share a signal to stop and the callbacks' flags, in one small all-reduce.
+        """Share a stop signal and the callbacks' flags in one small all-reduce.
 
         Returns:
-            The signal that a rank got, 0 for none.
+            The signal that a rank received; 0 for none.
         """
         self.run.at(AGREE)
         flags = [each.flag(step) for each in self.callbacks]
@@ -226,10 +225,10 @@ class Trainer:
         self.parts.saver.save(session, state)
 
     def _go_back(self, session: Session) -> None:
-        """Roll back to the newest checkpoint, without a new start."""
+        """Roll back to the newest checkpoint, without a restart."""
         self.run.at(CHECKPOINT)
         self.parts.saver.join()
         checkpoint = self.distributed.from_main(self.run.store.find)
-        assert checkpoint is not None, "a run that may go back saves before its first step"
+        assert checkpoint is not None, "a run that may roll back saves before its first step"
         session.go_back(checkpoint)
         self.callbacks.resume(checkpoint)

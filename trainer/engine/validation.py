@@ -1,8 +1,8 @@
-"""Validation while a run trains: when it is due, which step was best, and when to stop.
+"""Validation during training: when it is due, which step was best, and when to stop.
 
-All ranks measure together and decide by the numbers of rank 0, so that they decide alike. What is
-known of former validations goes into every checkpoint: a run that is interrupted ends at the same
-step, with the same best one, as one that is not.
+All ranks measure together and decide by rank 0's metrics, so that all decide alike. Every
+checkpoint records the former validations: an interrupted run ends at the same step, with the same
+best step, as an uninterrupted one.
 """
 
 import math
@@ -27,12 +27,12 @@ STATE = "validation"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What an evaluator says of a model.
+    """Result of an evaluator for a model.
 
     Attributes:
-        values: Metrics by name; ``validation.metric``, of which the highest is the best, is one.
-        count: On how much they were measured.
-        unit: Of what, in words: ``impressions``.
+        values: Metrics by name, including ``validation.metric``, of which the highest is the best.
+        count: Number of units measured.
+        unit: Name of the unit, such as ``impressions``.
     """
 
     values: Mapping[str, float]
@@ -41,17 +41,19 @@ class Measured:
 
 
 class Validation(Protocol):
-    """An evaluator, and what it measures on: MIND's is
-    :class:`trainer.tasks.finetune.validation.ClickValidation`."""
+    """An evaluator with its data.
+
+    MIND's is :class:`trainer.tasks.finetune.validation.ClickValidation`.
+    """
 
     @property
     def fingerprint(self) -> str:
-        """What the numbers are measured on."""
+        """Fingerprint of the data and settings of the evaluator."""
         ...
 
     @property
     def notes(self) -> list[str]:
-        """What is said when a run starts."""
+        """Lines to print when a run starts."""
         ...
 
     def measure(
@@ -65,23 +67,24 @@ class Validation(Protocol):
         """Measure a model that is whole on this rank's device; called by all ranks.
 
         Args:
-            model: Its mode and all random numbers stay as they are.
+            model: Its mode and all random states stay unchanged.
             distributed: The processes.
-            on_part: Called whenever some of this rank's work is done.
-            progress: Whether progress is shown.
+            on_part: Called whenever a part of this rank's work is done.
+            progress: Whether to show a progress bar.
         """
         ...
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """What former validations of a run came to.
+    """Results of the former validations of a run.
 
     Attributes:
-        best_step: The step that was best, None before the first validation.
-        best: Its value; the earlier step of equals.
+        best_step: The best step; None before the first validation.
+        best: Metric of the best step; of equal steps, the earlier one is the best.
         reference: The last value that counted as an improvement.
-        stale: Validations in a row that did not improve on it by more than ``min_delta``.
+        stale: Validations in a row that did not improve on ``reference`` by more than
+            ``min_delta``.
     """
 
     best_step: int | None = None
@@ -90,7 +93,7 @@ class Progress:
     stale: int = 0
 
     def add(self, step: int, value: float, min_delta: float) -> bool:
-        """Take in the value of a step; whether it is the best so far."""
+        """Add the value of a step; return whether it is the best so far."""
         if value > self.reference + min_delta or self.best_step is None:
             self.reference, self.stale = value, 0
         else:
@@ -102,11 +105,11 @@ class Progress:
 
 
 class Validator(Callback):
-    """Validates a run, or none where it has no validation.
+    """Callback that validates a run, if the run has a validation.
 
     Args:
         run: The run.
-        validation: What it is validated with; None never validates.
+        validation: Evaluator of the run; None never validates.
 
     Raises:
         ConfigError: The run is too short for its patience ever to run out.
@@ -122,23 +125,23 @@ class Validator(Callback):
 
     @property
     def metric(self) -> str:
-        """What chooses, as it is logged: ``valid/auc``."""
+        """Logged name of the metric that chooses the best step, such as ``valid/auc``."""
         return f"valid/{self._config.metric}"
 
     @property
     def fingerprint(self) -> str:
-        """What follows the fingerprint of the task's data; empty without validation."""
+        """Suffix of the task's data fingerprint; empty without validation."""
         found = self._validation
         return "" if found is None else f" validation:{found.fingerprint[:16]}"
 
     @property
     def notes(self) -> list[str]:
-        """What is said when the run starts."""
+        """Lines to print when the run starts."""
         return [] if self._validation is None else self._validation.notes
 
     @property
     def finals(self) -> tuple[str, ...]:
-        """Names under which a run's best is compared with that of others."""
+        """Names of metrics that compare a run's best with other runs."""
         return () if self._validation is None else (f"valid/best_{self._config.metric}",)
 
     @property
@@ -157,10 +160,10 @@ class Validator(Callback):
         return self._validation is not None and (is_last or step % self._config.every == 0)
 
     def after_step(self, session: Session, step: Step) -> None:
-        """Validate the step if it is due; the best must not be lost, nor the last.
+        """Validate the step if due, and save it if best or last.
 
         Raises:
-            ConfigError: ``validation.metric`` is not among what is measured.
+            ConfigError: The evaluator does not measure ``validation.metric``.
         """
         step.values |= self._measure(session, step.number)
         step.is_saved |= self._is_new_best or self.is_over
@@ -174,14 +177,15 @@ class Validator(Callback):
         at, here = self._run.at, self._run.distributed
         model = session.full_model().to(here.device)
         found = self._validation.measure(model, here, on_part=lambda _: at(VALIDATE), progress=True)
-        # Ranks on unlike processors might differ in the last bit of a mean, and then in a decision.
+        # Ranks on different processors might differ in the last bit of a mean, and then in a
+        # decision.
         values = here.from_main(lambda: dict(found.values))
         seconds = time.monotonic() - started
         config, progress = self._config, self.progress
         if config.metric not in values:
             raise ConfigError(
-                f"validation.metric is {config.metric!r}, but what this run is validated with "
-                f"measures {', '.join(values)}; name one of these"
+                f"validation.metric is {config.metric!r}, but the validation of this run does not "
+                f"measure it; expected one of {', '.join(values)}"
             )
         self._is_new_best = progress.add(step, values[config.metric], config.min_delta)
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -205,7 +209,7 @@ class Validator(Callback):
         return said
 
     def ending(self) -> str:
-        """Why the run ends early, in words."""
+        """Explain why the run ends early."""
         config, progress = self._config, self.progress
         return (
             f"{self.metric} did not improve in {progress.stale} validations; the best is "
@@ -214,24 +218,24 @@ class Validator(Callback):
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON; empty without validation."""
+        """Return what a checkpoint keeps as JSON; empty without validation."""
         if self._validation is None:
             return {}
         known = asdict(self.progress) if self.progress.best_step is not None else None
         return {STATE: known}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Take over what the checkpoint knew that a run goes on from."""
+        """Restore the progress from the checkpoint that a run continues from."""
         known = state.get(STATE)
         self.progress = Progress(**known) if known else Progress()
         self._is_new_best = False
 
 
 def check_patience(config: ValidationConfig, steps: int) -> None:
-    """Refuse a patience that cannot run out before the run does.
+    """Refuse a patience that cannot run out before the run ends.
 
     Raises:
-        ConfigError: With the arithmetic.
+        ConfigError: The patience is too long; shows the arithmetic.
     """
     if config.patience is None:
         return

@@ -1,25 +1,26 @@
-"""A rank that stops answering ends the job, with the stacks of every rank in the log.
+"""Watchdog: a rank that hangs ends the job, with the stacks of every rank in the log.
 
-Every rank notes what it is doing (:meth:`Watchdog.at`, a few assignments). A thread of it looks
-whether that still changes. After ``run.hang_timeout_s`` without a change it
+Every rank notes what it is doing (:meth:`Watchdog.at`, a few assignments). A thread checks whether
+the notes still change. After ``run.hang_timeout_s`` without a change, the thread
 
 1. writes the stacks of all threads to standard error and to ``log/stacks-rank<N>.txt``;
-2. says which ranks gave no sign of life or are behind: every rank beats, from a thread of its own,
-   in the store that the ranks met at;
-3. raises the alarm in that store, so that the others write their stacks too, and wakes silent ones
-   of this machine so that they can;
-4. ends the process with exit code 1; the launcher ends the rest.
+2. names the ranks that are silent or behind: a separate thread of every rank sends heartbeats to
+   the rendezvous store;
+3. raises the alarm in that store, so that the other ranks write their stacks too, and wakes silent
+   ranks of this machine for that;
+4. ends the process with exit code 1; the launcher ends the other ranks.
 
-Phases that may rightly take long (start-up, the first step with its compilation, validations,
-checkpoints, exports) have ``LONG`` times as long. The time between a change and the end of the
-process is at most the limit and ``SLACK_S``; where a rank can no longer be woken, the launcher
-needs its own time to kill it (torchrun: 30 s after asking it to end). Collectives wait longer than
-that (:func:`collective_timeout_s`), so that it is always the watchdog that speaks.
+Phases that may take long (start-up, the first step with its compilation, validations, checkpoints,
+exports) have ``LONG`` times the limit. The time between a change and the end of the process is at
+most the limit plus ``SLACK_S``; if a rank can no longer be woken, the launcher needs additional
+time to kill it (torchrun: 30 s after asking it to end). Collectives wait longer than that
+(:func:`collective_timeout_s`), so the watchdog always reports first.
 
-A thread of Python cannot run while C code holds the interpreter's lock. For that there is
-``faulthandler``'s timer, which needs no lock: twice the longest of these times after the watchdog
-last ran, it writes the stacks and ends the process. A job that is suspended as a whole for longer
-than that is ended by it when it goes on; a shorter suspension is no hang.
+A Python thread cannot run while C code holds the interpreter's lock. For this case there is
+``faulthandler``'s timer, which needs no lock: after twice the longest of these times since the
+watchdog last ran, the timer writes the stacks and ends the process. If a whole job is suspended for
+longer than that, the timer ends it when it continues; a shorter suspension does not count as a
+hang.
 """
 
 import contextlib
@@ -52,33 +53,33 @@ LOG = "log"
 EXPORT = "export"
 CHECKPOINT = "checkpoint"
 PHASES = (START, FETCH, FORWARD, AGREE, STEP, VALIDATE, LOG, EXPORT, CHECKPOINT)
-"""What a rank does in a step, in order."""
+"""Phases of a step, in order."""
 
 LONG_PHASES = (START, VALIDATE, EXPORT, CHECKPOINT)
 LONG = 4.0
-"""How many times the limit long phases and the first step may take."""
+"""Factor of the limit for long phases and the first step."""
 
 COMPILE_S = 600.0
-"""The least that compiling a library may take at the start."""
+"""Minimum limit in seconds for compiling a library at the start."""
 
 SLACK_S = 30.0
-"""The most that passes between the limit and the end of the process."""
+"""Largest delay in seconds between the limit and the end of the process."""
 
 
 def collective_timeout_s(limit_s: float) -> float:
-    """How long a collective waits: longer than any phase may take."""
+    """Return the timeout of collectives in seconds: longer than any phase may take."""
     return LONG * limit_s + 2 * SLACK_S
 
 
 class Watchdog(Callback):
-    """Watches this process. See the module.
+    """Watchdog of this process; see the module.
 
     Args:
-        rank: This process.
+        rank: Rank of this process.
         world_size: Number of ranks.
         limit_s: ``run.hang_timeout_s``.
-        log: Folder of ``stacks-rank<N>.txt``; it exists.
-        note: Called before the end with the reason, to leave it in the run folder.
+        log: Existing folder for ``stacks-rank<N>.txt``.
+        note: Called with the reason before the end, to record it in the run folder.
     """
 
     def __init__(
@@ -108,10 +109,11 @@ class Watchdog(Callback):
     def at(self, phase: str) -> None:
         """Note what this rank does from now on."""
         if self._fires.locked():
-            # A stopped rank was woken to write its stacks: nobody may train on until the end.
+            # A stopped rank was woken to write its stacks: it must not continue training before its
+            # end.
             time.sleep(SLACK_S)
         is_long = self._step == self._first or phase in LONG_PHASES
-        # One assignment of one tuple: the watching thread never sees half of it.
+        # A single assignment of one tuple, so that the watching thread never sees half of it.
         self._mark = (
             self._step,
             phase,
@@ -120,7 +122,7 @@ class Watchdog(Callback):
         )
 
     def __enter__(self) -> "Watchdog":
-        """Start to watch."""
+        """Start watching."""
         self.at(START)
         self._file = self._path.open("a", encoding="utf-8")
         if DUMP_SIGNAL:
@@ -135,9 +137,9 @@ class Watchdog(Callback):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop to watch; an empty file of stacks goes away."""
+        """Stop watching, and remove an empty file of stacks."""
         self._over.set()
-        # The heart may wait for a store that is gone: it is left behind then.
+        # The beating thread may wait for a lost store: it is left behind then.
         for thread in self._threads:
             thread.join(timeout=1.0)
         faulthandler.cancel_dump_traceback_later()
@@ -150,12 +152,12 @@ class Watchdog(Callback):
                     self._path.unlink()
 
     def _watch(self) -> None:
-        """Body of the watching thread."""
+        """Watch the training thread; body of the watching thread."""
         last = time.monotonic()
         slept_s = 0.0
         mark = self._mark
         while True:
-            # Needs no interpreter's lock, so it works where this thread cannot run any more.
+            # Needs no interpreter lock, so it works if this thread can no longer run.
             faulthandler.dump_traceback_later(
                 2 * LONG * self._limit_s, exit=True, file=self._file or 2
             )
@@ -164,7 +166,7 @@ class Watchdog(Callback):
             now = time.monotonic()
             if self._mark is not mark:
                 mark, slept_s = self._mark, 0.0
-            # This process itself was stopped: that is not the time of the training thread.
+            # This process itself was suspended, so the time does not count for the training thread.
             slept_s += max(0.0, now - last - 4 * self._tick_s)
             last = now
             step, phase, since, allowed_s = mark
@@ -175,7 +177,7 @@ class Watchdog(Callback):
                 )
 
     def _beat(self) -> None:
-        """Body of the beating thread."""
+        """Send heartbeats; body of the beating thread."""
         try:
             self._beats = Heartbeats(self._rank, self._world_size)
             while True:
@@ -189,14 +191,14 @@ class Watchdog(Callback):
         except (RuntimeError, OSError) as error:
             if not self._over.is_set():
                 _say(
-                    f"tnr: warning: rank {self._rank} lost the store that ranks watch each other "
-                    f"through ({first_line(error)}); it still watches itself\n"
+                    f"tnr: warning: rank {self._rank} lost the store through which ranks watch "
+                    f"each other ({first_line(error)}); it still watches itself\n"
                 )
 
     def _fire(self, reason: str, *, is_first: bool = True) -> None:
-        """Write everything down and end the process. Nothing here may wait without a limit."""
+        """Write the report and end the process; nothing here may wait without a limit."""
         if not self._fires.acquire(blocking=False):
-            time.sleep(SLACK_S)  # the other thread is at it, and ends the process
+            time.sleep(SLACK_S)  # the other thread does this and ends the process
         faulthandler.dump_traceback_later(SLACK_S, exit=True, file=self._file or 2)
         stacks = f"tnr: hang: {reason}\nStacks of rank {self._rank}:\n{stacks_text()}"
         _say(stacks)
@@ -204,19 +206,19 @@ class Watchdog(Callback):
         if is_first and self._world_size > 1:
             lines = _within(3 * self._tick_s + 2.0, lambda: self._survey(reason))
             if lines is None:
-                lines = ["the store that ranks meet at does not answer: it is where rank 0 runs"]
+                lines = ["the rendezvous store, which runs on rank 0, does not answer"]
             told = "".join(f"tnr: hang: {line}\n" for line in lines)
             _say(told)
             self._keep(told)
         _within(2.0, lambda: self._note(f"hang: {reason}"))
         if self._world_size > 1:
-            time.sleep(self._tick_s + 1.0)  # for the others to write theirs
+            time.sleep(self._tick_s + 1.0)  # gives the other ranks time to write their stacks
         os._exit(EXIT_FAILED)
 
     def _survey(self, reason: str) -> list[str]:
         beats = self._beats
         if beats is None:
-            return ["no rank could be asked where it is"]
+            return ["the state of the ranks could not be read"]
         before = beats.read()
         time.sleep(2.5 * self._tick_s)
         after = beats.read()
@@ -236,7 +238,7 @@ class Watchdog(Callback):
 
 
 def stacks_text() -> str:
-    """The stacks of all threads of this process, the main one first."""
+    """Return the stacks of all threads of this process, the main thread first."""
     frames = sys._current_frames()
     out = io.StringIO()
     main = threading.main_thread()
@@ -251,16 +253,17 @@ def stacks_text() -> str:
 
 @contextlib.contextmanager
 def watched_start(rank: int, limit_s: float) -> Iterator[Callable[..., None]]:
-    """Watch what comes before the first step: the ranks' meeting, DeepSpeed, the data, the model
-    and the run folder.
+    """Watch everything before the first step, such as the rendezvous and the data.
+
+    This includes DeepSpeed, the model and the run folder.
 
     Args:
         rank: This process.
         limit_s: ``run.hang_timeout_s``; the block may take ``LONG`` times as long.
 
     Yields:
-        What notes progress: without an argument, or that a library is being compiled (True), or no
-        longer (False).
+        A function that notes progress: without an argument, or with True while a library is
+        compiled and False afterwards.
     """
     limits_s = {False: LONG * limit_s, True: max(LONG * limit_s, COMPILE_S)}
     mark = (time.monotonic(), False)
@@ -272,7 +275,7 @@ def watched_start(rank: int, limit_s: float) -> Iterator[Callable[..., None]]:
 
     def watch() -> None:
         while True:
-            # Needs no interpreter's lock, so it works where this thread cannot run any more.
+            # Needs no interpreter lock, so it works if this thread can no longer run.
             faulthandler.dump_traceback_later(
                 2 * limits_s[True], exit=True, file=sys.__stderr__ or 2
             )
@@ -301,7 +304,7 @@ def watched_start(rank: int, limit_s: float) -> Iterator[Callable[..., None]]:
 
 @contextlib.contextmanager
 def ends_within(seconds: float) -> Iterator[None]:
-    """End the process with its stacks on standard error if the block takes longer than that."""
+    """End the process, with its stacks on standard error, if the block takes too long."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
     try:
         yield
@@ -310,17 +313,17 @@ def ends_within(seconds: float) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    """To standard error in one piece, whatever thread holds the stream's lock."""
+    """Write to standard error in one piece, even if another thread holds the stream's lock."""
     with contextlib.suppress(OSError):
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
 
 def _within(seconds: float, function: Callable[[], Any]) -> Any:
-    """The function's result, or None if it takes longer or fails: the end must come."""
+    """Return the function's result, or None if it fails or takes too long."""
     outcome: list[Any] = [None]
 
     def work() -> None:
-        # What fails here was to describe a hang; the hang itself is what is reported.
+        # An error here only affects the description of a hang; the hang itself is reported.
         with contextlib.suppress(Exception):
             outcome[0] = function()
 

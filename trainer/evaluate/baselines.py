@@ -1,4 +1,4 @@
-"""Scores without a model: the floor that any recommender must clear.
+"""Scores without a model: the minimum that any recommender must exceed.
 
 Legend: K candidates of some impressions.
 """
@@ -14,29 +14,30 @@ from trainer.evaluate.pairs import TrainingLog
 
 BASELINES = ("random", "popularity")
 Baseline = Callable[[np.ndarray], np.ndarray]
-"""Scores float64[K] of candidates int[K], article rows, part after part of a log in its order."""
+"""Function from candidates int[K], article rows, to scores float64[K]; called for consecutive parts
+of a log."""
 
 
 def make_baseline(
     kind: str, num_articles: int, *, seed: int = 0, train: TrainingLog | None = None
 ) -> Baseline:
-    """A baseline, ready to score.
+    """Return a baseline that is ready to score.
 
     Args:
-        kind: ``random``: uniform random numbers, the same for the same seed; ``popularity``: the
-            article's clicks in the training log; articles without any tie at zero.
-        num_articles: Articles of the set.
-        seed: Of ``random``.
+        kind: ``random``: uniform random numbers, reproducible by the seed; ``popularity``: the
+            article's clicks in the training log; articles without clicks tie at zero.
+        num_articles: Number of articles in the set.
+        seed: Seed of ``random``.
         train: Training log, for ``popularity``.
 
     Raises:
-        UsageError: Unknown baseline, or popularity without a training log.
+        UsageError: The baseline is unknown, or popularity lacks a training log.
     """
     if kind == "random":
         generator = np.random.default_rng(seed)
         return lambda candidates: generator.random(len(candidates))
     if kind != "popularity":
-        raise UsageError(f"unknown baseline {kind!r}; there is {', '.join(BASELINES)}")
+        raise UsageError(f"unknown baseline {kind!r}; expected one of {', '.join(BASELINES)}")
     if train is None:
         raise UsageError("the popularity baseline counts clicks: name the log with --train-clicks")
     counts = click_counts(train, num_articles).astype(np.float64)
@@ -44,7 +45,7 @@ def make_baseline(
 
 
 def click_counts(train: TrainingLog, num_articles: int) -> np.ndarray:
-    """How often each article was clicked in a training log, int64[num_articles].
+    """Count each article's clicks in a training log, int64[num_articles].
 
     Raises:
         DataError: The log has no labels.

@@ -1,4 +1,4 @@
-"""Resampling users: intervals of means over impressions, and a paired test of two models.
+"""Resampling of users: intervals of means over impressions, and a paired test of two models.
 
 Impressions of one user are alike, so the independent unit is the user: a resample draws users with
 replacement, each with all its impressions (the cluster bootstrap: Davison and Hinkley, Bootstrap
@@ -9,11 +9,11 @@ by user, whatever the number of impressions.
 
 Intervals are percentiles of the resampled means. BCa's corrections shrink with the square root of
 the number of users, and for a mean of bounded values over hundreds of users or more they are
-smaller than the noise of a few thousand resamples; with a handful of users neither is to be
-trusted.
+smaller than the noise of a few thousand resamples; with a handful of users, neither method is
+reliable.
 
-What is resampled is who looks, never the training: intervals and p-values speak of these trained
-models before other users, not of models trained again.
+Only the users are resampled, never the training: intervals and p-values describe these trained
+models on other users, not models that are trained again.
 
 Legend: n impressions, U users, R resamples, K columns (metrics of one model or of several).
 """
@@ -27,32 +27,32 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 2000
-"""As many draws as intervals and tests take unless told otherwise."""
+"""Default number of resamples for intervals and tests."""
 CONFIDENCE = 0.95
 SEED = 20191115
-"""Of all draws, so that a report can be made again to the last digit."""
+"""Seed of all draws, so that a report is reproducible to the last digit."""
 _BLOCK = 1 << 22  # weights drawn at a time: 32 MiB as float64
-_TIE = 1e-12  # sums that differ by less than this share of sum |d| differ by rounding alone
+_TIE = 1e-12  # sums that differ by less than this share of sum |d| differ only by rounding
 
 
 class Interval(NamedTuple):
-    """The ends of a confidence interval."""
+    """Ends of a confidence interval."""
 
     low: float
     high: float
 
     def text(self, digits: int = 4, *, sign: bool = False) -> str:
-        """``[0.6801, 0.6862]``."""
+        """Format the interval as ``[0.6801, 0.6862]``."""
         form = f"{'+' if sign else ''}.{digits}f"
         return f"[{format(self.low, form)}, {format(self.high, form)}]"
 
 
 @dataclass(frozen=True)
 class UserSums:
-    """Values of impressions summed by user: all that resampling users needs to know of them.
+    """Sums by user of impressions' values, which are all that resampling needs.
 
     Attributes:
-        counts_U: float64[U], impressions of each user, at least one.
+        counts_U: float64[U], number of impressions of each user, at least one.
         sums_UK: float64[U, K].
     """
 
@@ -61,14 +61,14 @@ class UserSums:
 
     @classmethod
     def of(cls, users_n: np.ndarray, values_nK: np.ndarray) -> UserSums:
-        """Sum by user.
+        """Sum values by user.
 
         Args:
-            users_n: int[n], any numbers that tell users apart.
+            users_n: int[n], any numbers that distinguish users.
             values_nK: float[n, K].
 
         Raises:
-            ValueError: There is no impression, or the lengths differ.
+            ValueError: There are no impressions, or the lengths differ.
         """
         if len(users_n) == 0 or len(users_n) != len(values_nK):
             raise ValueError(f"{len(users_n)} users for {len(values_nK)} impressions")
@@ -79,33 +79,33 @@ class UserSums:
 
     @property
     def num_users(self) -> int:
-        """U."""
+        """Number of users, U."""
         return len(self.counts_U)
 
     def means(self) -> np.ndarray:
-        """Means over impressions, float64[K]."""
+        """Return means over impressions, float64[K]."""
         return self.sums_UK.sum(axis=0) / self.counts_U.sum()
 
 
 def resampled_means(
     sums: UserSums, resamples: int = RESAMPLES, seed: int = SEED, block: int = _BLOCK
 ) -> np.ndarray:
-    """Means over impressions in resamples of the users.
+    """Return means over impressions in resamples of the users.
 
-    One row of the result is one resample for all K columns, so the difference of two columns is the
-    resampled difference of two models before the same users.
+    A row of the result is one resample for all K columns, so the difference of two columns is the
+    resampled difference of two models on the same users.
 
     Args:
         sums: Values by user.
         resamples: R.
-        seed: Of the draws.
-        block: Weights to hold at a time; the result does not depend on it.
+        seed: Seed of the draws.
+        block: Number of weights in memory at a time; does not affect the result.
 
     Returns:
         float64[R, K].
 
     Raises:
-        ValueError: Fewer than one resample.
+        ValueError: ``resamples`` is below 1.
     """
     if resamples < 1:
         raise ValueError(f"{resamples} resamples; at least one is needed")
@@ -120,10 +120,10 @@ def resampled_means(
 
 
 def intervals(draws_RK: np.ndarray, confidence: float = CONFIDENCE) -> list[Interval]:
-    """Percentile intervals of K columns of resampled means.
+    """Return percentile intervals of K columns of resampled means.
 
     Args:
-        draws_RK: float[R, K], as of :func:`resampled_means`.
+        draws_RK: float[R, K] from :func:`resampled_means`.
         confidence: Between 0 and 1.
     """
     tail = (1.0 - confidence) / 2.0
@@ -134,32 +134,32 @@ def intervals(draws_RK: np.ndarray, confidence: float = CONFIDENCE) -> list[Inte
 def sign_flip_test(
     differences: UserSums, flips: int = RESAMPLES, seed: int = SEED, block: int = _BLOCK
 ) -> np.ndarray:
-    """Two-sided paired permutation test over users that two models are equally good.
+    """Test whether two models are equally good, by random signs of the users' differences.
 
-    If a user's results might as well have come from the models the other way round, the sum d_u of
-    the user's differences has either sign with equal odds, independently of other users'. The
-    p-value is the share of random signs s_u for which ``|sum(s_u d_u)|`` is at least the observed
-    ``|sum(d_u)|``, the observed signs counted among them: (1 + hits) / (1 + flips), never zero
-    (Phipson and Smyth, 2010). Where all patterns of signs are no more than ``flips``, every one of
-    them is counted and the p-value is exact.
+    This is a two-sided paired permutation test over users. If a user's results might equally have
+    come from the models the other way round, the sum d_u of the user's differences has either sign
+    with equal odds, independently of other users. The p-value is the share of random signs s_u for
+    which ``|sum(s_u d_u)|`` is at least the observed ``|sum(d_u)|``, the observed signs included:
+    (1 + hits) / (1 + flips), never zero (Phipson and Smyth, 2010). If there are at most ``flips``
+    patterns of signs, all are counted and the p-value is exact.
 
     Args:
         differences: First model minus second, by user.
-        flips: Random patterns of signs.
-        seed: Of the draws.
-        block: Signs to hold at a time; the result does not depend on it.
+        flips: Number of random patterns of signs.
+        seed: Seed of the draws.
+        block: Number of signs in memory at a time; does not affect the result.
 
     Returns:
-        float64[K], a p-value a column.
+        float64[K], one p-value per column.
 
     Raises:
-        ValueError: Fewer than one flip.
+        ValueError: ``flips`` is below 1.
     """
     if flips < 1:
         raise ValueError(f"{flips} flips; at least one is needed")
     d_UK = differences.sums_UK
     total_K = d_UK.sum(axis=0)
-    # Summed in another order a tie may fall short by rounding; it must count as a tie.
+    # Summed in another order, a tie may fall short by rounding; it must count as a tie.
     observed_K = np.abs(total_K) - _TIE * np.abs(d_UK).sum(axis=0)
     exact = differences.num_users < 63 and 2**differences.num_users <= flips
     patterns = (
@@ -175,7 +175,7 @@ def sign_flip_test(
 
 
 def _user_weights(users: int, resamples: int, seed: int, block: int) -> Iterator[np.ndarray]:
-    """How often each user is in each resample, float64[B, U], blocks of resamples."""
+    """Yield how often each user is in each resample, float64[B, U], in blocks."""
     rng = np.random.default_rng(seed)
     for size in _blocks(users, resamples, block):
         # Drawing 32 bits and counting one resample at a time, in a core's cache, is 3 times faster.
@@ -187,7 +187,7 @@ def _user_weights(users: int, resamples: int, seed: int, block: int) -> Iterator
 
 
 def _random_signs(users: int, flips: int, seed: int, block: int) -> Iterator[np.ndarray]:
-    """1.0 where a user's sign is plus, 0.0 where it is minus, float64[B, U]."""
+    """Yield random signs, 1.0 for plus and 0.0 for minus, float64[B, U]."""
     rng = np.random.default_rng(seed)
     words = -(-users // 64)
     for size in _blocks(users, flips, block):

@@ -1,8 +1,8 @@
-"""Models before the same resampled users: the interval of each, and of the difference of two.
+"""Comparison of models on the same resampled users: intervals, and intervals of differences.
 
-Several runs of a name are averaged impression by impression first. What is compared then is the
-mean of these very runs; how far another training run would differ is another question, which the
-spread over seeds answers.
+Several runs of a name are first averaged impression by impression. The comparison is then about the
+mean of these particular runs; how much another training run would differ is a separate question,
+which the spread over seeds answers.
 
 Legend: n impressions, U users, R resamples, K metrics, P models.
 """
@@ -40,13 +40,13 @@ Records = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Resampled:
-    """Models before the same users, drawn again and again.
+    """Models evaluated on the same repeatedly drawn users.
 
     Attributes:
-        names: P models.
-        sums: By user, columns model by model and metric by metric.
+        names: Names of the P models.
+        sums: Sums by user, with columns model by model and metric by metric.
         draws_RPK: float64[R, P, K] means of the resamples.
-        num_impressions: n.
+        num_impressions: Number of impressions, n.
     """
 
     names: tuple[str, ...]
@@ -56,38 +56,38 @@ class Resampled:
 
     @property
     def resamples(self) -> int:
-        """R."""
+        """Number of resamples, R."""
         return len(self.draws_RPK)
 
     def intervals(self) -> dict[str, dict[str, Interval]]:
-        """The interval of each metric of each model, by name and metric."""
+        """Return the interval of each metric of each model, by name and metric."""
         return {
             name: dict(zip(METRIC_NAMES, intervals(self.draws_RPK[:, place]), strict=True))
             for place, name in enumerate(self.names)
         }
 
     def sums_of(self, name: str) -> np.ndarray:
-        """Sums of one model by user, float64[U, K]."""
+        """Return the sums of one model by user, float64[U, K]."""
         start = self.names.index(name) * len(METRIC_NAMES)
         return self.sums.sums_UK[:, start : start + len(METRIC_NAMES)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One metric of two models."""
+    """Difference of one metric between two models."""
 
     first: float
     second: float
     interval: Interval
-    """Of first minus second."""
+    """Interval of first minus second."""
     p: float
     by_seed: Spread | None
-    """First minus second over pairs of one training seed; None with fewer than two pairs."""
+    """First minus second over pairs with the same training seed; None with fewer than two pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two models on the same impressions."""
+    """Comparison of two models on the same impressions."""
 
     first: str
     second: str
@@ -99,17 +99,17 @@ class Comparison:
 
 
 def per_impression_models(records: Records) -> tuple[list[PerImpression], list[str]]:
-    """Single impressions of every name, averaged over its runs.
+    """Read every name's values by impression, averaged over its runs.
 
     Args:
-        records: As of :func:`trainer.evaluate.report.read_evaluations`.
+        records: Records from :func:`trainer.evaluate.report.read_evaluations`.
 
     Returns:
-        Models that have them for all their runs; and a line for each name that has them for only
-        some, or whose file is missing.
+        The models with such values for all their runs; and a line for each name that has values for
+        only some runs, or whose file is missing.
 
     Raises:
-        DataError: The models are not of the same impressions.
+        DataError: The models have different impressions.
         DamageError: A file is damaged.
     """
     models: list[PerImpression] = []
@@ -136,21 +136,21 @@ def per_impression_models(records: Records) -> tuple[list[PerImpression], list[s
 
 
 def resample(models: Sequence[PerImpression], resamples: int = RESAMPLES) -> Resampled:
-    """Draw the users again for all models at once.
+    """Draw users once for all models together.
 
     Args:
-        models: At least one, all of the same impressions.
-        resamples: R.
+        models: At least one model, all with the same impressions.
+        resamples: Number of resamples, R.
 
     Raises:
-        DataError: The impressions are of one user alone: there is nothing to draw from.
+        DataError: All impressions belong to one user, so there is nothing to draw from.
     """
     first = models[0]
     sums = UserSums.of(first.users, np.concatenate([m.values_nK for m in models], axis=1))
     if sums.num_users < 2:
         raise DataError(
-            f"all {len(first.rows):,} impressions of {first.name} are of one user, so nothing can "
-            "be said of other users; intervals need a log that tells users apart"
+            f"all {len(first.rows):,} impressions of {first.name} belong to one user, so they say "
+            "nothing about other users; intervals need a log that distinguishes users"
         )
     draws = resampled_means(sums, resamples)
     return Resampled(
@@ -165,10 +165,10 @@ def compare(resampled: Resampled, records: Records, first: str, second: str) -> 
     """Compare two models: difference of means, its interval and the paired test.
 
     Args:
-        resampled: Holds both.
+        resampled: Contains both models.
         records: Evaluations, for the number of runs and their seeds.
-        first: The name that is compared.
-        second: What it is compared with: differences are first minus second.
+        first: Name of the first model.
+        second: Name of the second model; differences are first minus second.
     """
     sums_UK = resampled.sums_of(first) - resampled.sums_of(second)
     counts_U = resampled.sums.counts_U
@@ -200,56 +200,60 @@ def compare(resampled: Resampled, records: Records, first: str, second: str) -> 
 
 
 def pairs_to_compare(records: Records, against: str | None) -> list[tuple[str, str]]:
-    """Which names to compare.
+    """Choose the pairs of names to compare.
 
     Args:
         records: Evaluations, in the order in which they were given.
-        against: The name that every other one is compared with; None: there must be two names, and
-            the one given first is compared with the other.
+        against: Name that all others are compared with; None if there must be two names, of which
+            the first one given is compared with the other.
 
     Raises:
-        UsageError: There is no such name, or nothing or too much to compare.
+        UsageError: The name does not exist, or there are too few or too many names.
     """
     names = list(by_name(records))
     if against is not None:
         if against not in names:
-            raise UsageError(f"no evaluation is named {against!r}; there is {', '.join(names)}")
+            raise UsageError(
+                f"no evaluation is named {against!r}; expected one of {', '.join(names)}"
+            )
         pairs = [(name, against) for name in names if name != against]
         if not pairs:
-            raise UsageError(f"there is nothing to compare with {against}: name another evaluation")
+            raise UsageError(
+                f"{against} is the only evaluation: name another one to compare it with"
+            )
         return pairs
     if len(names) != 2:
         raise UsageError(
-            f"--compare is for two models, and these evaluations are of {len(names)} "
-            f"({', '.join(names)}); for more, --against NAME compares all others with one"
+            f"--compare is for two models, but these evaluations are of {len(names)} "
+            f"({', '.join(names)}); with more, --against NAME compares all others with one"
         )
     return [(names[0], names[1])]
 
 
 def check_can_compare(pairs: Sequence[tuple[str, str]], models: Sequence[PerImpression]) -> None:
-    """Make sure that all models to be compared have results by impression.
+    """Check that all models to compare have results by impression.
 
     Raises:
-        DataError: One has none; the message says how to get them.
+        DataError: A model has no such results; the message says how to get them.
     """
     known = {model.name for model in models}
     lacking = sorted({name for pair in pairs for name in pair} - known)
     if lacking:
         raise DataError(
-            f"no results by impression of {', '.join(lacking)}, so nothing can be compared user by "
-            "user; 'tnr evaluate ... --out FILE' writes them beside the record"
+            f"no results by impression of {', '.join(lacking)}, so they cannot be compared user "
+            "by user; 'tnr evaluate ... --out FILE' writes such results next to the record"
         )
 
 
 def tell_apart(records: Records) -> list[dict[str, Any]]:
-    """Two evaluations of one name, to be compared with each other, are named by their files too."""
+    """Add file names to evaluations of one name, so that they can be compared."""
     if len(records) == 2 and records[0]["name"] == records[1]["name"]:
         return [record | {"name": f"{record['name']} ({record['file']})"} for record in records]
     return list(records)
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """The comparison of two models as a table with a heading line."""
+    """Format the comparison of two models as a table with a heading line."""
     seeds = any(difference.by_seed for difference in comparison.metrics.values())
     percent = f"{CONFIDENCE:.0%} interval"
     head = ["metric", comparison.first, comparison.second, "difference", percent, "p"]
@@ -269,14 +273,14 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """What the numbers of comparisons mean, and what they do not cover, a line each."""
+    """Explain the numbers of comparisons and their limits, one line each."""
     draws = comparisons[0].resamples
     notes = [
         f"Interval: bootstrap over users, percentiles of {draws:,} resamples, the same for both "
         f"models. p: two-sided sign-flip test over users, {draws:,} flips, so that it cannot be "
         f"less than {1 / (draws + 1):.1g}.",
-        "Both cover which users were looked at, not the training: they speak of these trained "
-        "models, and another training seed may differ by more.",
+        "Both cover the choice of users, not the training: they describe these trained models, "
+        "and another training seed may differ by more.",
     ]
     several = {
         f"{name} is the mean of {runs} runs"
@@ -296,14 +300,17 @@ def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
         )
     if len(comparisons) > 1:
         notes.append(
-            f"These are {len(comparisons)} comparisons and the p-values are those of each alone; "
-            "for a claim about the best of them, multiply by their number (Bonferroni)."
+            f"These are {len(comparisons)} comparisons, and each p-value is for one comparison "
+            "alone; for a claim about the best of them, multiply by their number (Bonferroni)."
         )
     return notes
 
 
 def _by_seed(first: Records, second: Records, metric: str) -> Spread | None:
-    """Differences of runs with the same training seed; a teacher's seed is its copy's number."""
+    """Return differences of runs with the same training seed.
+
+    A teacher's seed is the number of its copy.
+    """
     if "teacher" in (first[0].get("role"), second[0].get("role")):
         return None
     seconds = {record.get("seed"): float(record["metrics"][metric]) for record in second}

@@ -1,4 +1,4 @@
-"""Article vectors of a news encoder, in batches of like lengths under a budget of tokens.
+"""Article vectors of a news encoder, in batches of similar lengths under a token budget.
 
 Legend: N articles, U articles of one batch, L tokens, D width of the language model, E news width.
 """
@@ -38,23 +38,23 @@ def encode_articles(
 ) -> np.ndarray:
     """Encode the texts of some articles.
 
-    In batches of like lengths, the longest first, so that one that does not fit in memory is the
-    first; the result is in the order of ``rows``.
+    Batches hold texts of similar lengths, the longest first, so that a batch that does not fit into
+    memory fails at the start; the result is in the order of ``rows``.
 
     Args:
         model: A ``NewsEncoder`` or a ``Recommender``, already on ``device``.
-        texts: What the model reads of an article, or what its frozen layers say about that: then
+        texts: Texts that the model reads of an article, or hidden states of its frozen layers: then
             only the layers above are computed, and the model's backbone is cut there.
         rows: int64[N] article rows, in any order.
-        pad_to_max: Pad every text to ``texts.max_tokens``: for models whose pooling reads padding;
+        pad_to_max: Pad every text to ``texts.max_tokens``, for models whose pooling reads padding;
             not for states.
-        batch_tokens: Tokens of a forward pass; one text is always allowed.
-        device: Where the batches go.
+        batch_tokens: Tokens per forward pass; a single text is always allowed.
+        device: Device of the batches.
         precision: ``fp32``, or ``bf16`` for autocast.
         progress: Show a bar or progress lines.
-        on_batch: Called after each batch with the number of its tokens, padding left out; what it
-            raises ends the work.
-        batches: Encode only these of :func:`article_batches`; the other vectors are zeros.
+        on_batch: Called after each batch with its number of tokens, without padding; an exception
+            that it raises ends the work.
+        batches: Encode only these batches of :func:`article_batches`; the other vectors are zeros.
 
     Returns:
         float32[N, E] on the CPU.
@@ -74,7 +74,7 @@ def encode_articles(
     ):
         for places in batches:
             if isinstance(texts, StateView):
-                read, mask_UL = texts.batch(rows[places])  # states [U, L, D] in place of ids
+                read, mask_UL = texts.batch(rows[places])  # states [U, L, D] instead of ids
             else:
                 read, mask_UL = texts.batch(rows[places], pad_to_max)
             out_UE = encode(torch.from_numpy(read).to(device), torch.from_numpy(mask_UL).to(device))
@@ -96,7 +96,7 @@ def article_batches(
     pad_to_max: bool = False,
     batch_tokens: int = 16384,
 ) -> list[np.ndarray]:
-    """The batches of :func:`encode_articles`: places in ``rows``, int64[u] each."""
+    """Return the batches of :func:`encode_articles`: places in ``rows``, int64[u] each."""
     if pad_to_max:
         lengths = np.full(len(rows), texts.max_tokens, dtype=np.int64)
     else:
@@ -106,10 +106,10 @@ def article_batches(
 
 @contextlib.contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; the model's own mode comes back afterwards.
+    """Set eval mode without gradients, and restore the model's own mode afterwards.
 
-    No inference mode: what a family keeps from a forward pass (tables of positions) could not be
-    used in training then.
+    Inference mode is not used: tensors that a family keeps from a forward pass (tables of
+    positions) would then be unusable in training.
     """
     was_training = model.training
     model.eval()
@@ -121,15 +121,17 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: str | torch.device, precision: str) -> torch.autocast:
-    """Autocast to bf16 on a device, or a context that does nothing for ``fp32``; bf16 that the
-    device only emulates is said once."""
+    """Return autocast to bf16 on a device, or a context without effect for ``fp32``.
+
+    If the device only emulates bf16, a warning is printed once.
+    """
     warn_if_emulated(precision, str(device), "precision")
     kind = torch.device(device).type
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def bar(total: int, what: str, unit: str, show: bool) -> Progress:
-    """Progress that is shown, or only counted."""
+    """Return a progress display that is shown, or only counted."""
     if show:
         return Progress(total, what, unit)
-    return Progress(total, "", unit, stream=io.StringIO())  # counts, and shows it to nobody
+    return Progress(total, "", unit, stream=io.StringIO())  # counts without output

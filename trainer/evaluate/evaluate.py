@@ -1,7 +1,7 @@
-"""One evaluation: a model (or a baseline) on a labelled click log, as a record ready for JSON.
+"""Evaluation of a model or a baseline on a labelled click log, as a record for JSON.
 
-The record is what ``tnr report`` reads: name, role, seed, metrics, counts, speed, parameters,
-layers, segments, and the fingerprints of the data.
+``tnr report`` reads the record: name, role, seed, metrics, counts, speed, parameters, layers,
+segments, and the fingerprints of the data.
 """
 
 from __future__ import annotations
@@ -34,53 +34,54 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 ROLES = ("teacher", "student", "plain", "baseline", "other")
-"""What a model is in a report: ``plain`` is a model finetuned on clicks alone, without teachers."""
+"""Roles of a model in a report; ``plain`` is finetuned on clicks alone, without teachers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """How a model is evaluated, and how the record is labelled."""
+    """Settings of an evaluation, and the labels of its record."""
 
     name: str | None = None
-    """Name in the report, which averages evaluations of one name. None: the run's folder name."""
+    """Name in the report, which averages evaluations of the same name; None uses the run's folder
+    name."""
     role: str = "other"
     """One of :data:`ROLES`."""
     seed: int = 0
-    """Which repetition this is; also seeds the random baseline."""
+    """Number of the repetition; also seeds the random baseline."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
     precision: str = "fp32"
     """``fp32`` or ``bf16``."""
     batch_tokens: int = 16384
-    """Tokens of a forward pass, padding included."""
+    """Tokens per forward pass, padding included."""
     train_clicks: str | None = None
-    """Training log: for the cold-news segments and the popularity baseline."""
+    """Training log, for the cold-news segments and the popularity baseline."""
     train_since: str | None = None
-    """Of the training log, take the impressions from this date or time on."""
+    """Start of the period of the training log (date or time)."""
     train_until: str | None = None
-    """Of the training log, take the impressions before this date or time."""
+    """End of the period of the training log (date or time, exclusive)."""
     since: str | None = None
-    """Measure the impressions from this date or time on (UTC, as the log's times are taken)."""
+    """Measure impressions from this date or time on (UTC, as the log's times are taken)."""
     until: str | None = None
-    """Measure the impressions before this date or time."""
+    """Measure impressions before this date or time (exclusive)."""
     speed_s: float = 1.0
-    """Seconds to spend on measuring the encoding speed; 0 leaves it out."""
+    """Seconds to spend on measuring the encoding speed; 0 does not measure it."""
     progress: bool = False
     """Show progress on stderr."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found."""
+    """Result of an evaluation."""
 
     record: dict[str, Any]
-    """What ``tnr report`` reads; every value is a JSON value."""
+    """Record for ``tnr report``; every value is a JSON value."""
     metrics: Metrics
-    """With the values of every impression."""
+    """Metrics, with the values of every impression."""
     log: ClickLog
 
     def write(self, path: Path) -> None:
-        """Write the record, and the metrics of single impressions beside it."""
+        """Write the record, and the metrics of single impressions next to it."""
         users = self.log.clicks.user(self.log.rows())
         clicks = self.log.impressions.fingerprint
         named = write_impressions(path, self.metrics, users, clicks)
@@ -93,14 +94,14 @@ class Ready:
 
     model: Any
     news_NE: np.ndarray
-    """float32[N, E] by article row; zeros where the log does not name the article."""
+    """float32[N, E] by article row; zeros for articles that the log does not name."""
     history_length: int
     device: str
     speed: dict[str, Any]
-    """What was measured on the way."""
+    """Speed measured during encoding."""
     texts: TextView
     used: np.ndarray
-    """int64, the articles that were encoded."""
+    """int64, the encoded articles."""
 
 
 def evaluate_model(
@@ -110,23 +111,24 @@ def evaluate_model(
     options: EvaluateOptions,
     ranks: Ranks | None = None,
 ) -> Evaluation | None:
-    """Encode the articles that a log names, score its impressions and measure the ranking.
+    """Encode the articles of a log, score its impressions and measure the ranking.
 
     Args:
         export: Folder of an exported recommender.
         articles: Article set with a token column of the model's tokenizer.
         clicks: Labelled impression set over these articles.
-        options: How, and under which name.
-        ranks: This process among those that evaluate together; None: it is alone.
+        options: Settings and labels of the evaluation.
+        ranks: This process among those that evaluate together; None for a single process.
 
     Returns:
         The evaluation on rank 0, None on the others. Apart from times, its record does not depend
         on the number of ranks.
 
     Raises:
-        UsageError: The period's bounds are no dates or times.
-        ModelError: The export has no user encoder, or does not fit the tokens.
-        DataError: The sets do not belong together, have no labels, or nothing lies in the period.
+        UsageError: A bound of the period is not a date or time.
+        ModelError: The export has no user encoder, or does not match the tokens.
+        DataError: The sets do not belong together, have no labels, or have no impressions in the
+            period.
     """
     from trainer.evaluate.sharded import Ranks, measure
     from trainer.export.folder import load_export
@@ -170,10 +172,10 @@ def evaluate_model(
 def evaluate_baseline(
     kind: str, articles: str | Path, clicks: str | Path, options: EvaluateOptions
 ) -> Evaluation:
-    """Measure a baseline that needs no model; the record has no layers, parameters or speed.
+    """Measure a baseline without a model; its record has no layers, parameters or speed.
 
     Raises:
-        UsageError: Unknown baseline, or popularity without ``train_clicks``.
+        UsageError: The baseline is unknown, or popularity lacks ``train_clicks``.
         DataError: The sets do not belong together, or have no labels.
     """
     from trainer.evaluate.baselines import make_baseline
@@ -193,10 +195,10 @@ def evaluate_baseline(
 
 
 def make_ready(export: Export, log: ClickLog, options: EvaluateOptions, ranks: Ranks) -> Ready:
-    """Load a recommender and encode the articles that a log names, by all ranks together.
+    """Load a recommender and encode the articles of a log, all ranks together.
 
     Raises:
-        ModelError: The export has no user encoder, or there is no token column for it.
+        ModelError: The export has no user encoder, or its token column is missing.
     """
     from trainer.evaluate.sharded import encode_shared
     from trainer.hardware import pick_device
@@ -216,8 +218,8 @@ def make_ready(export: Export, log: ClickLog, options: EvaluateOptions, ranks: R
     damaged = int(np.isin(used, tokens.skipped_rows).sum())
     if damaged and ranks.is_main:
         print(
-            f"{damaged:,} of {len(used):,} articles were damaged when they were tokenized, and"
-            f" count as empty titles; {tokens.folder / 'skipped.jsonl'} names them",
+            f"{damaged:,} of {len(used):,} articles were damaged when they were tokenized and "
+            f"count as empty titles; {tokens.folder / 'skipped.jsonl'} names them",
             file=sys.stderr,
         )
     start = time.perf_counter()
@@ -255,17 +257,19 @@ def _articles_per_second(ready: Ready, export: Export, options: EvaluateOptions)
 
 
 def open_training_log(articles: str | Path, options: EvaluateOptions) -> TrainingLog | None:
-    """The training period of ``options.train_clicks``, None where it names no log.
+    """Open the training period of ``options.train_clicks``; None without a log.
 
     Raises:
-        UsageError: A bound is no date or time, the period is empty, or it is one of no log.
-        DataError: The log is missing, of other articles, or has nothing in the period.
+        UsageError: A bound is not a date or time, the period is empty, or a bound is given without
+            a log.
+        DataError: The log is missing, belongs to other articles, or has no impressions in the
+            period.
     """
     period = parse_period(options.train_since, options.train_until, "--train-")
     if options.train_clicks is None:
         if period.is_bounded:
             raise UsageError(
-                "--train-since and --train-until are of a training log: name it with --train-clicks"
+                "--train-since and --train-until need a training log: name it with --train-clicks"
             )
         return None
     clicks = open_click_log(articles, options.train_clicks).clicks
@@ -284,22 +288,22 @@ def make_record(
     train: TrainingLog | None = None,
     outside: int = 0,
 ) -> dict[str, Any]:
-    """What a record says of any evaluation, of a model or of a baseline.
+    """Make the record of an evaluation of a model or a baseline.
 
     Args:
-        name: In reports.
-        metrics: Of all impressions of the log, in its order.
+        name: Name in reports.
+        metrics: Metrics of all impressions of the log, in its order.
         log: The evaluated log.
-        options: How, and under which role.
+        options: Settings and role of the evaluation.
         train: The training log, for the segments by news seen in training.
-        outside: Impressions outside the period that is measured.
+        outside: Number of impressions outside the measured period.
 
     Raises:
-        UsageError: There is no such role.
+        UsageError: The role is unknown.
         DataError: No impression counts.
     """
     if options.role not in ROLES:
-        raise UsageError(f"--role is {options.role!r}; there is {', '.join(ROLES)}")
+        raise UsageError(f"--role is {options.role!r}; expected one of {', '.join(ROLES)}")
     values = metrics.to_dict()
     if metrics.num_impressions == 0:
         raise DataError(
@@ -335,7 +339,7 @@ def _num_layers(model: nn.Module) -> int:
 
 
 def summary(record: dict[str, Any], say: Callable[[str], None] = print) -> None:
-    """Print a record in a few lines: the four metrics to four decimals, counts and speed."""
+    """Print a record's metrics, to four decimals, with counts and speed."""
     metrics, counts = record["metrics"], record["counts"]
     say(f"{record['name']}: {counts['impressions']:,} impressions, {counts['skipped']:,} skipped")
     for key, label in (("auc", "AUC"), ("mrr", "MRR"), ("ndcg5", "nDCG@5"), ("ndcg10", "nDCG@10")):
@@ -344,4 +348,4 @@ def summary(record: dict[str, Any], say: Callable[[str], None] = print) -> None:
         say(f"  {record['layers']} layers, {record['parameters']:,} parameters")
     rate = record.get("speed", {}).get("articles_per_s")
     if rate and math.isfinite(rate):
-        say(f"  {rate:,.0f} articles encoded a second on {record['speed']['device']}")
+        say(f"  {rate:,.0f} articles encoded per second on {record['speed']['device']}")

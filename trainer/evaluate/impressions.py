@@ -1,7 +1,7 @@
-"""The metrics of single impressions, in a file beside an evaluation's record.
+"""Metrics of single impressions, in a file next to an evaluation's record.
 
-What confidence intervals and paired comparisons of two models are computed from. A safetensors file
-with one row for each impression that counts:
+Confidence intervals and paired comparisons of two models are computed from this safetensors file.
+It has one row for each impression that counts:
 
 - ``row`` int64: the impression's row in its set;
 - ``user`` int32: the user's number, by first appearance in the log;
@@ -22,23 +22,23 @@ from trainer.evaluate.metrics import METRIC_NAMES, Metrics
 
 FORMAT = "1"
 FILE_KEY = "impressions_file"
-"""Entry of the record: the file's name, in the record's own folder."""
+"""Entry of the record: name of the file in the record's own folder."""
 HASH_KEY = "impressions_sha256"
 
 
 def write_impressions(
     record: Path, metrics: Metrics, users: np.ndarray, clicks: str
 ) -> dict[str, str]:
-    """Write the values of every impression that counts beside a record.
+    """Write the values of every impression that counts next to a record.
 
     Args:
-        record: Where the record will be written; ``x.json`` gets ``x.impressions.safetensors``.
-        metrics: Of all impressions of the set, in its order.
-        users: int32[n], the user of each.
+        record: Path of the record; ``x.json`` gets ``x.impressions.safetensors``.
+        metrics: Metrics of all impressions of the set, in its order.
+        users: int32[n], the user of each impression.
         clicks: Fingerprint of the impression set.
 
     Returns:
-        What the record says of the file: its name and its sha256.
+        Entries of the record for the file: its name and its sha256.
     """
     from safetensors.numpy import save
 
@@ -53,8 +53,10 @@ def write_impressions(
 
 
 def _sorted_metadata(data: bytes) -> bytes:
-    """A safetensors file whose metadata come in the order of their names; safetensors itself writes
-    them in any, and equal evaluations are to be equal bytes."""
+    """Sort the metadata of a safetensors file by name.
+
+    safetensors itself writes them in any order, but equal evaluations must give equal bytes.
+    """
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

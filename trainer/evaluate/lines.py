@@ -1,10 +1,10 @@
-"""Lines of MIND's prediction and log files, some thousands at a time.
+"""Lines of MIND's prediction and log files, read some thousands at a time.
 
-Files of this kind have up to a hundred million numbers. In lines as they should be, the numbers of
-a block are read by NumPy without a Python object for each; a block with anything else in it goes
-through line by line, which decides what is accepted and names the line that is not.
+Such files have up to a hundred million numbers. In well-formed lines, NumPy reads the numbers of a
+block without a Python object for each; any other block is read line by line, which decides what is
+accepted and names a bad line.
 
-Legend: L lines of a block, K numbers of them all.
+Legend: L lines of a block, K numbers in all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST_DIGITS = 9
 
 
 class Line(NamedTuple):
-    """One line and its number in the file, from 1."""
+    """A line with its number in the file, from 1."""
 
     number: int
     data: bytes
@@ -43,14 +43,14 @@ class Lists(NamedTuple):
 
 
 Parser = Callable[[bytes], tuple[bytes, list[float]]]
-"""Reads one line; ``ValueError`` says what is wrong with it."""
+"""Parses one line; its ``ValueError`` says what is wrong with the line."""
 
 
 def read_lines(file: InputFile) -> Iterator[Line]:
     """Yield the lines of a file.
 
     Raises:
-        DataError: A line is longer than any that MIND's files could have.
+        DataError: A line is longer than any line that MIND's files could have.
         DamageError: The file cannot be read to its end.
     """
     for number, data in file.lines():
@@ -60,19 +60,19 @@ def read_lines(file: InputFile) -> Iterator[Line]:
 
 
 def take(lines: Iterator[Line], count: int) -> list[Line]:
-    """The next lines, as many as are there."""
+    """Return the next lines, at most ``count``."""
     return list(islice(lines, count))
 
 
 def parse_ranks(lines: Sequence[Line], name: str) -> Lists:
-    """Read lines of a prediction file: an id, one space, ranks as ``[2,1,3]``.
+    """Parse lines of a prediction file: an id, one space, ranks as ``[2,1,3]``.
 
     Args:
-        lines: Of one block.
-        name: The file's, for messages.
+        lines: Lines of one block.
+        name: Name of the file, for messages.
 
     Raises:
-        DataError: A line is of another form; names it.
+        DataError: A line has another form; names it.
     """
     return _fast_ranks(_joined(lines), len(lines)) or one_by_one(
         lines,
@@ -83,14 +83,14 @@ def parse_ranks(lines: Sequence[Line], name: str) -> Lists:
 
 
 def parse_labels(lines: Sequence[Line], name: str) -> Lists:
-    """Read lines of a labelled ``behaviors.tsv``: the values are 0 and 1.
+    """Parse lines of a labelled ``behaviors.tsv``: the values are 0 and 1.
 
     Args:
-        lines: Of one block.
-        name: The file's, for messages.
+        lines: Lines of one block.
+        name: Name of the file, for messages.
 
     Raises:
-        DataError: A line is of another form, or a candidate has no label; names it.
+        DataError: A line has another form, or a candidate has no label; names the line.
     """
     return _fast_labels(_joined(lines), len(lines)) or one_by_one(
         lines,
@@ -106,16 +106,16 @@ def _joined(lines: Sequence[Line]) -> bytes:
 
 
 def one_by_one(lines: Sequence[Line], parse: Parser, where: str, expected: str) -> Lists:
-    """Read the lines of a block one after the other, whatever they look like.
+    """Parse the lines of a block one by one, whatever their form.
 
     Args:
-        lines: Of one block.
-        parse: Reads one of them.
-        where: What stands before a line's number in messages.
-        expected: What they say was expected.
+        lines: Lines of one block.
+        parse: Parser of one line.
+        where: Text before a line's number in messages.
+        expected: Description of a valid line, for messages.
 
     Raises:
-        DataError: A line cannot be read; names it.
+        DataError: A line is invalid; names it.
     """
     ids, values, lengths = [], [], []
     for number, data in lines:
@@ -131,28 +131,28 @@ def one_by_one(lines: Sequence[Line], parse: Parser, where: str, expected: str) 
 
 
 def ranks_of_line(data: bytes) -> tuple[bytes, list[float]]:
-    """Read one line of a prediction file, as MIND's own procedure does.
+    """Parse one line of a prediction file, as MIND's own procedure does.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The line is not valid.
     """
     fields = data.decode("utf-8").split()
     if len(fields) != 2:
         raise ValueError(f"{len(fields)} fields separated by spaces")
     ranks = json.loads(fields[1])
     if not isinstance(ranks, list) or not all(type(rank) in (int, float) for rank in ranks):
-        raise ValueError("the second field is no list of numbers")
+        raise ValueError("the second field is not a list of numbers")
     try:
         return fields[0].encode(), [float(rank) for rank in ranks]
     except OverflowError as error:
-        raise ValueError("a rank is beyond any number of candidates") from error
+        raise ValueError("a rank is higher than any number of candidates") from error
 
 
 def labels_of_line(data: bytes) -> tuple[bytes, list[float]]:
-    """Read the id and the labels of one line of ``behaviors.tsv``.
+    """Parse the id and the labels of one line of ``behaviors.tsv``.
 
     Raises:
-        ValueError: It is none, or a candidate has no label.
+        ValueError: The line is not valid, or a candidate has no label.
     """
     columns = data.decode("utf-8").split("\t")
     if len(columns) != 5:
@@ -164,7 +164,7 @@ def labels_of_line(data: bytes) -> tuple[bytes, list[float]]:
 
 
 def _fast_ranks(text: bytes, count: int) -> Lists | None:
-    """Whole numbers below 10^9 and nothing unusual anywhere, else None."""
+    """Parse lines of integers below 10^9 without anything unusual, else return None."""
     if not text:
         return None
     data = np.frombuffer(text, dtype=np.uint8)
@@ -174,7 +174,7 @@ def _fast_ranks(text: bytes, count: int) -> Lists | None:
     plain = (data > _SPACE) & (data < 127)
     if not len(opens) == len(closes) == count or len(data) - plain.sum() != 2 * count:
         return None
-    # One space in each line, and it lies between the id and the list.
+    # Each line has one space, between the id and the list.
     if (
         (opens - 1 <= starts).any()
         or (data[opens - 1] != _SPACE).any()
@@ -198,14 +198,13 @@ def _fast_ranks(text: bytes, count: int) -> Lists | None:
 
 
 def _whole_numbers(data: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> np.ndarray | None:
-    """The numbers written from ``begins`` up to ``stops``, float64; None if one is something
-    else."""
+    """Parse the numbers from ``begins`` to ``stops``, float64; None if one is invalid."""
     lengths = stops - begins
     most = int(lengths.max(initial=1))
     if lengths.min(initial=1) < 1 or most > _MOST_DIGITS:
         return None
     if ((data[begins] == _ZERO) & (lengths > 1)).any():
-        return None  # no number in JSON
+        return None  # not a number in JSON
     values = np.zeros(len(begins), dtype=np.int64)
     for place in range(most):
         has = np.flatnonzero(lengths > place) if place else slice(None)
@@ -217,7 +216,7 @@ def _whole_numbers(data: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> n
 
 
 def _fast_labels(text: bytes, count: int) -> Lists | None:
-    """Lines of ASCII with five columns and single spaces between candidates, else None."""
+    """Parse ASCII lines of five columns with single spaces between candidates, else return None."""
     if not text:
         return None
     data = np.frombuffer(text, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Tables in Markdown that also read well as plain text."""
+"""Markdown tables that also read well as plain text."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 
 def align(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose columns are as wide as their widest cell: the first to the left, numbers to the
-    right.
+    """Format a table whose columns are as wide as their widest cell.
+
+    The first column is left-aligned; the others, with numbers, are right-aligned.
 
     Args:
         head: Names of the columns.
-        lines: Rows of as many cells.
+        lines: Rows with one cell per column.
     """
-    # A bar inside a cell would be read as the end of the cell.
+    # A bar inside a cell would end the cell.
     rows = [[cell.replace("|", "\\|") for cell in line] for line in [head, *lines]]
     widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
 

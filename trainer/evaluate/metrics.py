@@ -1,17 +1,17 @@
 """MIND's ranking metrics over ragged impressions, vectorised.
 
 Every metric is computed per impression and then averaged with equal weight over the impressions
-that have at least one clicked and one other candidate; the rest are skipped and counted (MIND has
-none of them).
+that have at least one clicked and one other candidate; the rest are skipped and counted (MIND does
+not have such impressions).
 
 Only the ranks of *clicked* candidates enter a metric, and most impressions have one or two. So
-nothing is sorted: each clicked candidate is compared with those of its impression. That is a
-fraction of a sort's work, and exact. (Clicks times candidates comparisons: where dozens of
-candidates are clicked, a sort would be as fast.)
+nothing is sorted: each clicked candidate is compared with those of its impression. This is a
+fraction of a sort's work, and exact. (It takes clicks times candidates comparisons: with dozens of
+clicked candidates, a sort would be as fast.)
 
-Order of equal scores. MIND's own procedure sorts ascending with NumPy's default sort and reverses
-the result, so its order of ties is that of an unstable sort. Here it is the order that a *stable*
-sort gives: of two equal scores the later candidate comes first. AUC does not depend on it: a tie
+Order of equal scores: MIND's own procedure sorts ascending with NumPy's default sort and reverses
+the result, so its order of ties is that of an unstable sort. Here it is the order of a *stable*
+sort: of two equal scores, the later candidate comes first. AUC does not depend on the order: a tie
 counts one half.
 
 Legend: K candidates of all impressions, n impressions, P clicked candidates.
@@ -35,9 +35,9 @@ _COMPARISONS = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Means over impressions, and the values they are means of.
+    """Means over impressions, with the values of every impression.
 
-    The arrays have one float64 an impression, NaN where the impression was skipped.
+    The arrays have one float64 per impression, NaN for skipped impressions.
     """
 
     auc: float
@@ -53,10 +53,10 @@ class Metrics:
 
     @classmethod
     def of(cls, arrays: dict[str, np.ndarray]) -> Metrics:
-        """The means of per-impression values.
+        """Make the means of per-impression values.
 
         Args:
-            arrays: ``auc_n`` and the others, float64[n] each, NaN where an impression is skipped.
+            arrays: ``auc_n`` and the others, float64[n] each, NaN for skipped impressions.
         """
         counted = ~np.isnan(arrays["auc_n"])
         num_impressions = int(counted.sum())
@@ -72,21 +72,21 @@ class Metrics:
 
     @classmethod
     def join(cls, parts: Sequence[dict[str, np.ndarray]]) -> Metrics:
-        """The means over the impressions of several parts, each from :func:`impression_metrics`."""
+        """Make the means over several parts, each from :func:`impression_metrics`."""
         names = [f"{name}_n" for name in METRIC_NAMES]
         none = np.zeros(0)
         return cls.of({name: np.concatenate([none, *(p[name] for p in parts)]) for name in names})
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The per-impression values, as :meth:`of` takes them."""
+        """Return the per-impression values in the form that :meth:`of` takes."""
         return {f"{name}_n": getattr(self, f"{name}_n") for name in METRIC_NAMES}
 
     def to_dict(self) -> dict[str, float]:
-        """The four means by name; NaN when every impression was skipped."""
+        """Return the four means by name; NaN if every impression was skipped."""
         return {name: getattr(self, name) for name in METRIC_NAMES}
 
     def subset(self, chosen_n: np.ndarray) -> Metrics:
-        """The same metrics over some impressions only.
+        """Return the same metrics over some impressions only.
 
         Args:
             chosen_n: bool[n].
@@ -95,7 +95,7 @@ class Metrics:
 
 
 def ranking_metrics(scores: np.ndarray, labels: np.ndarray, offsets: np.ndarray) -> Metrics:
-    """AUC, MRR, nDCG@5 and nDCG@10 as MIND defines them.
+    """Compute AUC, MRR, nDCG@5 and nDCG@10 as MIND defines them.
 
     Per impression: AUC is the probability that a clicked candidate scores above another one (ties
     half); MRR is the sum of 1/rank over *all* clicked candidates divided by their number; nDCG@k
@@ -111,7 +111,7 @@ def ranking_metrics(scores: np.ndarray, labels: np.ndarray, offsets: np.ndarray)
         Means over impressions and per-impression arrays.
 
     Raises:
-        DataError: Lengths do not fit, a score is not finite, or a label is neither 0 nor 1.
+        DataError: Lengths do not match, a score is not finite, or a label is neither 0 nor 1.
     """
     return Metrics.of(impression_metrics(scores, labels, offsets))
 
@@ -119,7 +119,7 @@ def ranking_metrics(scores: np.ndarray, labels: np.ndarray, offsets: np.ndarray)
 def impression_metrics(
     scores: np.ndarray, labels: np.ndarray, offsets: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The per-impression values of :func:`ranking_metrics`, for callers who join several parts.
+    """Compute the per-impression values of :func:`ranking_metrics`, to join several parts.
 
     Args:
         scores: float[K].
@@ -127,11 +127,11 @@ def impression_metrics(
         offsets: int64[n+1].
 
     Returns:
-        ``auc_n``, ``mrr_n``, ``ndcg5_n``, ``ndcg10_n``: float64[n], NaN where an impression has
-        no clicked or no other candidate.
+        ``auc_n``, ``mrr_n``, ``ndcg5_n``, ``ndcg10_n``: float64[n], NaN if an impression has no
+        clicked or no other candidate.
 
     Raises:
-        DataError: As :func:`ranking_metrics`.
+        DataError: As for :func:`ranking_metrics`.
     """
     scores, labels, offsets = _check(scores, labels, offsets)
     num, sizes = len(offsets) - 1, np.diff(offsets)
@@ -140,11 +140,11 @@ def impression_metrics(
     counted = (positives > 0) & (positives < sizes)
 
     def total(values_P: np.ndarray) -> np.ndarray:
-        """Sums over the clicked candidates of each impression, NaN where it is not counted."""
+        """Sum over the clicked candidates of each impression; NaN if it is skipped."""
         sums = np.bincount(clicked.owner_P, weights=values_P, minlength=num)
         return np.where(counted, sums, np.nan)
 
-    # Mann-Whitney: the rank sum of the clicked, counted from the worst, minus its least value.
+    # Mann-Whitney: the rank sum of the clicked, counted from the worst, minus its minimum.
     from_worst = sizes[clicked.owner_P] - clicked.above_P - clicked.tied_P / 2.0
     won = total(from_worst) - positives * (positives + 1) / 2
     rank_P = 1 + clicked.above_P + clicked.tied_later_P
@@ -154,7 +154,7 @@ def impression_metrics(
     }
     for k in (5, 10):
         gain_P = np.where(rank_P <= k, 1.0 / np.log2(rank_P + 1.0), 0.0)
-        # With labels 0 and 1 the best list has its p clicked ones first: a sum over min(p, k).
+        # With labels 0 and 1, the best list has its p clicked ones first: a sum over min(p, k).
         best = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))])
         ideal = best[np.minimum(positives, k).astype(np.int64)]
         arrays[f"ndcg{k}_n"] = _divide(total(gain_P), ideal)
@@ -162,7 +162,7 @@ def impression_metrics(
 
 
 def ranks_without_ties(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Rank of every candidate inside its impression, 1 = best, each rank once.
+    """Rank every candidate in its impression, from 1 for the best, without ties.
 
     Args:
         scores: float[K].
@@ -176,7 +176,7 @@ def ranks_without_ties(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     by_size = np.argsort(sizes, kind="stable")
     lengths, firsts = np.unique(sizes[by_size], return_index=True)
     for size, group in zip(lengths.tolist(), np.split(by_size, firsts[1:]), strict=True):
-        # Impressions of equal size are rows of one matrix. Reversed input and a stable sort put
+        # Impressions of equal size are rows of one matrix. With reversed input, a stable sort puts
         # the later of two equal candidates first.
         places = offsets[group][:, None] + np.arange(size - 1, -1, -1)
         best_first = np.argsort(-scores[places], axis=1, kind="stable")
@@ -187,20 +187,20 @@ def ranks_without_ties(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 class _Clicked(NamedTuple):
-    """Where the clicked candidates stand among those of their impression; int64[P] each."""
+    """Position of the clicked candidates among those of their impression; int64[P] each."""
 
     owner_P: np.ndarray
-    """The impression."""
+    """Index of the impression."""
     above_P: np.ndarray
-    """Candidates with a higher score."""
+    """Number of candidates with a higher score."""
     tied_P: np.ndarray
-    """Other candidates with the same score."""
+    """Number of other candidates with the same score."""
     tied_later_P: np.ndarray
-    """Those of them that come later in the list."""
+    """Number of those that come later in the list."""
 
 
 def _clicked(scores: np.ndarray, labels: np.ndarray, offsets: np.ndarray) -> _Clicked:
-    """Compare every clicked candidate with all of its impression."""
+    """Compare every clicked candidate with all candidates of its impression."""
     places = np.flatnonzero(labels)
     owner = row_of_value(offsets, places)
     sizes, starts = np.diff(offsets)[owner], offsets[owner]
@@ -222,7 +222,7 @@ def _clicked(scores: np.ndarray, labels: np.ndarray, offsets: np.ndarray) -> _Cl
 
 
 def _parts(ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Cut clicked candidates, whose comparisons end at ``ends`` (int64[P + 1]), into parts."""
+    """Cut clicked candidates into parts; their comparisons end at ``ends``, int64[P + 1]."""
     begin = 0
     while begin < len(ends) - 1:
         last = int(np.searchsorted(ends, ends[begin] + _COMPARISONS, side="right")) - 1

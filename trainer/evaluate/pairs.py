@@ -1,4 +1,4 @@
-"""Opening an article set and a click log that belong together, and going through the log."""
+"""An article set and a click log that belong together, opened and iterated."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from shards.reader import ShardSet
 from trainer.errors import DataError
 
 _ROWS = 16384
-"""Impressions of a part: what is in memory at a time."""
+"""Impressions per part, which are in memory at a time."""
 
 
 class LogPart(NamedTuple):
-    """What some consecutive impressions showed."""
+    """Candidates of some consecutive impressions."""
 
     rows: np.ndarray
     """int64[B] impressions."""
@@ -29,8 +29,7 @@ class LogPart(NamedTuple):
 
 
 def log_parts(clicks: ClickColumn, rows: np.ndarray | None = None) -> Iterator[LogPart]:
-    """Go through the impressions of a log, these (int64[n]) or all; without any there is no
-    part."""
+    """Yield the impressions of a log in parts: the given rows, int64[n], or all."""
     if rows is None:
         rows = np.arange(clicks.num_impressions, dtype=np.int64)
     for start in range(0, len(rows), _ROWS):
@@ -39,14 +38,14 @@ def log_parts(clicks: ClickColumn, rows: np.ndarray | None = None) -> Iterator[L
 
 
 class TrainingLog(NamedTuple):
-    """The impressions that models were trained on: those of a log, or of a period of it."""
+    """Impressions of the training data: those of a log, or of a period of it."""
 
     clicks: ClickColumn
     rows: np.ndarray
     """int64[n]."""
 
     def parts(self) -> Iterator[LogPart]:
-        """Go through these impressions."""
+        """Yield these impressions in parts."""
         return log_parts(self.clicks, self.rows)
 
 
@@ -59,7 +58,7 @@ class ClickLog:
     clicks: ClickColumn
 
     def describe(self) -> dict[str, Any]:
-        """Names and fingerprints of both sets, for the record of an evaluation."""
+        """Return names and fingerprints of both sets, for the record of an evaluation."""
         return {
             "articles": str(self.articles.path),
             "articles_fingerprint": self.articles.fingerprint,
@@ -68,31 +67,31 @@ class ClickLog:
         }
 
     def rows(self) -> np.ndarray:
-        """All impressions, int64[n]."""
+        """Return all impressions, int64[n]."""
         return np.arange(self.clicks.num_impressions, dtype=np.int64)
 
     def check_labelled(self) -> None:
-        """Check that the log says what was clicked.
+        """Check that the log has labels.
 
         Raises:
-            DataError: It does not.
+            DataError: The log has no labels.
         """
         if not self.impressions.manifest.labelled:
             raise DataError(
-                f"{self.impressions.path} has no labels, so nothing can be measured on it; "
-                "'tnr predict' writes its prediction file"
+                f"{self.impressions.path} has no labels to measure on; 'tnr "
+                "predict' writes its prediction file"
             )
 
     def ids(self) -> Iterator[str]:
-        """Ids of the impressions in the order of the log, read from the shards one by one.
+        """Yield the ids of the impressions, in the order of the log.
 
         Raises:
-            DamageError: A sample's bytes are not the ones that were written.
+            DamageError: A sample's bytes differ from those that were written.
         """
         return (str(sample["id"]) for sample in self.impressions)
 
     def used_articles(self, history_length: int) -> np.ndarray:
-        """Sorted article rows that a candidate list or the read part of a history names, int64."""
+        """Return the sorted rows of articles among candidates or in the read part of histories."""
         used = np.zeros(self.articles.num_rows, dtype=bool)
         for part in log_parts(self.clicks):
             used[part.candidates] = True
@@ -102,20 +101,20 @@ class ClickLog:
 
 
 def open_click_log(articles: str | Path, impressions: str | Path) -> ClickLog:
-    """Open both sets and check that the impressions refer to this very article set.
+    """Open both sets and check that the impressions refer to this article set.
 
     Raises:
         DataError: A set is missing, of the wrong kind, or the two do not belong together.
     """
-    # Columns alone are read, and these are tied to the shards as they were.
+    # Only columns are read, and these are bound to the original shards.
     article_set = ShardSet.open(articles, kind="articles", check_files=False)
     impression_set = ShardSet.open(impressions, kind="impressions", check_files=False)
     wanted = impression_set.manifest.articles_fingerprint
     if wanted != article_set.fingerprint:
         raise DataError(
-            f"{impression_set.path} refers to articles {str(wanted)[:12]}…, but {article_set.path} "
-            f"is {article_set.fingerprint[:12]}…; name the article set it was built with, or build "
-            "the clicks again"
+            f"{impression_set.path} refers to articles {str(wanted)[:12]}…, but "
+            f"{article_set.path} is {article_set.fingerprint[:12]}…; name the article set it was "
+            "built with, or build the clicks again"
         )
     clicks = ClickColumn.open(impression_set, article_set.num_rows)
     return ClickLog(article_set, impression_set, clicks)

@@ -1,4 +1,4 @@
-"""Metrics of single impressions, as ``tnr evaluate`` keeps them beside its record.
+"""Metrics of single impressions, as ``tnr evaluate`` writes them next to its record.
 
 A safetensors file with ``row`` int64[n], ``user`` int32[n] and float64[n] for each metric, over the
 impressions that count (those with a clicked and another candidate), in the order of the log; its
@@ -27,7 +27,7 @@ _CLOSE = 1e-9
 
 
 class MissingImpressions(DataError):
-    """A record names a file that is not there, perhaps because the record alone was copied."""
+    """A record names a missing file, perhaps because only the record was copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,10 @@ class PerImpression:
 
     Attributes:
         rows: int64[n], ascending rows of the impression set.
-        users: int32[n], users as the log's click column numbers them.
+        users: int32[n], users by their numbers in the log's click column.
         values_nK: float64[n, K] in the order of ``METRIC_NAMES``.
         clicks: Fingerprint of the click log.
-        name: What messages call it.
+        name: Name in messages.
     """
 
     rows: np.ndarray
@@ -50,14 +50,14 @@ class PerImpression:
 
     @property
     def num_users(self) -> int:
-        """How many users the impressions are of."""
+        """Number of users of the impressions."""
         return len(np.unique(self.users))
 
     def check_same(self, other: PerImpression) -> None:
-        """Make sure that both are of the very same impressions.
+        """Check that both have exactly the same impressions.
 
         Raises:
-            DataError: They are not; the message names what differs.
+            DataError: The impressions differ; the message names the difference.
         """
         names = f"{self.name} and {other.name}"
         if self.clicks != other.clicks:
@@ -82,19 +82,19 @@ def read_per_impression(path: str | Path, name: str | None = None) -> PerImpress
 
     Args:
         path: The file.
-        name: What messages call it; None for its path.
+        name: Name in messages; None uses the path.
 
     Raises:
-        MissingImpressions: There is no such file.
-        DataError: It is of another format, or holds no impressions.
-        DamageError: It cannot be read or does not hold what it should.
+        MissingImpressions: The file does not exist.
+        DataError: The file has another format, or no impressions.
+        DamageError: The file is unreadable or has wrong content.
     """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     if not path.exists():
         raise MissingImpressions(
-            f"{path} does not exist; 'tnr evaluate --out' writes it beside the record"
+            f"{path} does not exist; 'tnr evaluate --out' writes it next to the record"
         )
     open_regular(path).close()
     try:
@@ -102,7 +102,7 @@ def read_per_impression(path: str | Path, name: str | None = None) -> PerImpress
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys() if key in _TYPES}  # noqa: SIM118
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
-        # The last two are what safetensors has for types that NumPy lacks, such as bfloat16.
+        # safetensors raises the last two for types that NumPy lacks, such as bfloat16.
         raise DamageError(f"{path} cannot be read: {error}; evaluate again") from error
     if metadata.get("format") != FORMAT:
         raise DataError(f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}")
@@ -117,19 +117,19 @@ def read_per_impression(path: str | Path, name: str | None = None) -> PerImpress
 
 
 def of_record(record: dict[str, Any], file: str | Path) -> PerImpression | None:
-    """The single impressions of an evaluation.
+    """Read the single impressions of an evaluation.
 
     Args:
-        record: As ``tnr evaluate --out`` writes it.
-        file: Where it was read from.
+        record: Record from ``tnr evaluate --out``.
+        file: Path of the record.
 
     Returns:
-        None where the record names no such file: it was made without.
+        The metrics; None if the record does not name such a file.
 
     Raises:
-        MissingImpressions: The file that it names is not there.
-        DataError: The file is of another log than the record.
-        DamageError: It cannot be read, or it is not the file that was written with the record.
+        MissingImpressions: The named file does not exist.
+        DataError: The file belongs to another log than the record.
+        DamageError: The file is unreadable, or was not written with the record.
     """
     named = record.get(FILE_KEY)
     if not named:
@@ -139,20 +139,20 @@ def of_record(record: dict[str, Any], file: str | Path) -> PerImpression | None:
     wanted = str((record.get("data") or {}).get("impressions_fingerprint"))
     if found.clicks != wanted:
         raise DataError(
-            f"{path} is of click log {found.clicks[:12]}…, but {file} of {wanted[:12]}…; evaluate "
-            "again"
+            f"{path} belongs to click log {found.clicks[:12]}…, but {file} to {wanted[:12]}…; "
+            "evaluate again"
         )
     digest = record.get(HASH_KEY)
     if digest is not None and sha256_file(path) != digest:
         raise DamageError(
             f"{path} is not the file that was written with {file} (its sha256 differs): it is "
-            "damaged or of another evaluation; evaluate again"
+            "damaged or belongs to another evaluation; evaluate again"
         )
     for metric, mean in zip(METRIC_NAMES, found.values_nK.mean(axis=0), strict=True):
         if abs(mean - record["metrics"][metric]) > _CLOSE:
             raise DamageError(
                 f"{path} has a mean {metric} of {mean:.6f}, but {file} says "
-                f"{record['metrics'][metric]:.6f}: the two are not of one evaluation; evaluate "
+                f"{record['metrics'][metric]:.6f}: they belong to different evaluations; evaluate "
                 "again"
             )
     return found
@@ -162,7 +162,7 @@ def average_runs(runs: Sequence[PerImpression], name: str) -> PerImpression:
     """Average the metrics of each impression over several runs of one model.
 
     Raises:
-        DataError: The runs are of different impressions.
+        DataError: The runs have different impressions.
     """
     for other in runs[1:]:
         runs[0].check_same(other)
@@ -186,9 +186,9 @@ def _check(path: Path, tensors: dict[str, np.ndarray]) -> None:
                 f"{np.dtype(kind)}[{num}]; evaluate again"
             )
     if num == 0:
-        raise DataError(f"{path} holds no impressions")
+        raise DataError(f"{path} has no impressions")
     if (np.diff(tensors["row"]) <= 0).any():
-        raise DamageError(f"{path}: its rows do not ascend; evaluate again")
+        raise DamageError(f"{path}: its rows are not ascending; evaluate again")
     broken = [metric for metric in METRIC_NAMES if not np.isfinite(tensors[metric]).all()]
     if broken:
         raise DamageError(f"{path}: {', '.join(broken)} is not finite; evaluate again")

@@ -1,4 +1,4 @@
-"""Quality against speed, one labelled point a model, as a PNG (needs matplotlib)."""
+"""Plot of quality against speed, one labelled point per model, as a PNG (needs matplotlib)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OFFSETS = (
     *((0, 12, "center"), (0, -19, "center"), (12, 20, "left"), (-12, 20, "right")),
     *((12, -27, "left"), (-12, -27, "right"), (0, 30, "center"), (0, -38, "center")),
 )
-"""Where a label may stand, in points from its marker, best first."""
+"""Offsets of a label from its marker in points, best first."""
 
 
 def plot_quality_speed(
@@ -32,12 +32,12 @@ def plot_quality_speed(
     """Draw AUC against articles encoded per second.
 
     Args:
-        rows: Models; those without a speed (baselines) are not drawn.
-        path: The PNG; its folder must exist.
-        ceilings: Best reachable AUC, as lines.
+        rows: Models; those without a speed (baselines) are left out.
+        path: Path of the PNG; its folder must exist.
+        ceilings: Best reachable AUC, drawn as lines.
 
     Returns:
-        How many models were drawn.
+        The number of models drawn.
 
     Raises:
         PlotUnavailable: matplotlib is missing; the message says how to install it.
@@ -47,8 +47,8 @@ def plot_quality_speed(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotUnavailable(
-            f"no plot, because matplotlib is not installed ({error}); "
-            "pip install 'tiny-newsrec[report]' and run tnr report again"
+            f"no plot, because matplotlib is not installed ({error}); pip install "
+            "'tiny-newsrec[report]' and run tnr report again"
         ) from error
 
     drawn = [row for row in rows if row.rate is not None]
@@ -71,11 +71,11 @@ def plot_quality_speed(
 
 
 def _draw_points(axes: Any, rows: Sequence[Row], marker: str, color: str, label: str) -> None:
-    """Markers with a thin capped bar for the interval over users, a broad one for runs."""
+    """Draw markers with a thin bar for users and a broad bar for runs."""
     x = [row.rate.mean for row in rows if row.rate is not None]
     y = [row.metrics["auc"].mean for row in rows]
     ends = [_interval(row) for row in rows]
-    # A percentile interval need not hold the mean, and matplotlib takes no negative length.
+    # A percentile interval may exclude the mean, and matplotlib refuses negative lengths.
     below = [max(mean - low, 0.0) for mean, (low, _) in zip(y, ends, strict=True)]
     above = [max(high - mean, 0.0) for mean, (_, high) in zip(y, ends, strict=True)]
     spread = [row.metrics["auc"].std for row in rows]
@@ -98,20 +98,20 @@ def _draw_points(axes: Any, rows: Sequence[Row], marker: str, color: str, label:
 
 
 def _interval(row: Row) -> tuple[float, float]:
-    """Interval of the AUC over users; without one, the mean twice: a bar of no length."""
+    """Return the AUC's interval over users; without one, the mean twice (no bar)."""
     mean = row.metrics["auc"].mean
     return (mean, mean) if row.intervals is None else row.intervals["auc"]
 
 
 def _reach(row: Row) -> tuple[float, float]:
-    """Lowest and highest AUC that the bars of a model touch."""
+    """Return the lowest and highest AUC that a model's bars reach."""
     low, high = _interval(row)
     auc = row.metrics["auc"]
     return min(low, auc.mean - auc.std), max(high, auc.mean + auc.std)
 
 
 def _bars(rows: Sequence[Row]) -> str:
-    """What the bars are, for the axis."""
+    """Explain the bars, for the axis label."""
     kinds = []
     if any(row.intervals is not None for row in rows):
         kinds.append(f"thin bars: {CONFIDENCE:.0%} interval over users")
@@ -124,7 +124,7 @@ def _frame(axes: Any, rows: Sequence[Row], ceilings: Sequence[Ceiling]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     rates = [row.rate.mean for row in rows if row.rate is not None] or [1.0]
-    axes.set_autoscale_on(False)  # it would warn of points that are all equally fast
+    axes.set_autoscale_on(False)  # it would warn about points of equal speed
     axes.set_xlim(min(rates) / 1.8, max(rates) * 1.8)
     ends = [end for row in rows for end in _reach(row)]
     ends += [ceiling.metrics["auc"] for ceiling in ceilings]
@@ -149,7 +149,7 @@ def _frame(axes: Any, rows: Sequence[Row], ceilings: Sequence[Ceiling]) -> None:
 def _label_points(
     figure: Any, canvas: Any, axes: Any, rows: Sequence[Row], ceilings: Sequence[Ceiling]
 ) -> None:
-    """Put each name where it touches no marker, no other name and no line, as far as possible."""
+    """Place each name so that it overlaps markers, names and lines as little as possible."""
     from matplotlib.transforms import Bbox
 
     canvas.draw()
@@ -178,7 +178,7 @@ def _label_points(
             color="#3a3a3a",
         )
         taken.append(_place(label, ((6, 4, "left"), (6, -12, "left")), taken, inside, renderer))
-    # Crowded points first: they have the fewest places left.
+    # Crowded points first, because they have the fewest free places.
     for row in sorted(rows, key=lambda row: _crowd(row, rows)):
         assert row.rate is not None
         label = axes.annotate(
@@ -186,7 +186,7 @@ def _label_points(
             (row.rate.mean, row.metrics["auc"].mean),
             xytext=(0, 0),
             textcoords="offset points",
-            parse_math=False,  # a "$" in a name is one
+            parse_math=False,  # a "$" in a name is literal
             fontsize=9,
             color=_STYLE.get(row.role, _STYLE["other"])[1],
         )
@@ -194,14 +194,14 @@ def _label_points(
 
 
 def _place(label: Any, offsets: Sequence[Any], taken: list[Any], inside: Any, renderer: Any) -> Any:
-    """Move a label to the offset with the least overlap; return the box it takes there."""
+    """Move a label to the offset with the least overlap; return its box there."""
     best, least = None, float("inf")
     for x, y, side in offsets:
         label.set_position((x, y))
         label.set_horizontalalignment(side)
         box = label.get_window_extent(renderer)
         cost = sum(_overlap(box, other) for other in taken)
-        cost += box.width * box.height - _overlap(box, inside)  # what hangs out of the axes
+        cost += box.width * box.height - _overlap(box, inside)  # the part outside the axes
         if cost < least - 1e-9:
             best, least = (x, y, side, box), cost
         if cost < 1e-9:
@@ -219,7 +219,7 @@ def _overlap(a: Any, b: Any) -> float:
 
 
 def _crowd(row: Row, rows: Sequence[Row]) -> float:
-    """Distance to the nearest other point, in shares of the largest speed ratio."""
+    """Return the distance to the nearest other point, relative to the largest speed ratio."""
     assert row.rate is not None
     return min(
         (

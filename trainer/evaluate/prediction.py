@@ -1,9 +1,10 @@
 """MIND's prediction file: ranks of the candidates of every impression, in a zip.
 
-``prediction.txt`` has one line an impression, in the order of the log: the impression's id, a
+``prediction.txt`` has one line per impression, in the order of the log: the impression's id, a
 space, and the ranks of its candidates in their own order as ``[r1,r2,...]`` without spaces, 1 =
-best. Ranks written here have no ties and are the same on every run; reading accepts what MIND's own
-scoring accepts. Both go through the file in blocks of lines, so memory does not grow with it.
+best. Written ranks have no ties and are the same on every run; reading accepts what MIND's own
+scoring accepts. Writing and reading both process the file in blocks of lines, so memory does not
+grow with it.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ from trainer.evaluate.lines import (
 from trainer.evaluate.metrics import Metrics, impression_metrics, ranks_without_ties
 
 MEMBER = "prediction.txt"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date in the zip: equal predictions are equal bytes
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date in the zip: equal predictions have equal bytes
 
 
 class Scored(NamedTuple):
-    """What a prediction is worth."""
+    """Metrics of a prediction."""
 
     metrics: Metrics
     num_missing: int
     """Impressions without a line, counted as all ranks 1."""
     has_more: bool
-    """Whether the file goes on behind the log's last impression; that is not read."""
+    """Whether the file has lines after the log's last impression; they are not read."""
 
 
 def write_prediction(
@@ -60,14 +61,14 @@ def write_prediction(
     """Write ``prediction.txt`` into a zip and check what was written.
 
     Args:
-        path: The zip; it appears only when it is whole and checked.
+        path: Path of the zip; it appears only when it is complete and checked.
         ids: Impression ids, n of them, in the order of the log.
         scores: float[K] scores of all candidates, higher is better, finite.
         offsets: int64[n+1] places of each impression's scores.
-        progress: Show progress.
+        progress: Whether to show progress.
 
     Raises:
-        DataError: Counts differ, a score is not finite, or an id has a space in it.
+        DataError: Counts differ, a score is not finite, or an id contains a space.
     """
     member = zipfile.ZipInfo(MEMBER, _EPOCH)
     member.compress_type = zipfile.ZIP_DEFLATED
@@ -95,17 +96,17 @@ def write_prediction(
 
 
 def check_prediction(path: Path, ids: Iterable[bytes], sizes: np.ndarray, shown: Progress) -> None:
-    """Check the lines of a prediction against the log it is for.
+    """Check the lines of a prediction against its log.
 
     Args:
         path: The zip, or a bare ``prediction.txt``.
         ids: Impression ids in the order of the log, each with a newline.
         sizes: int[n], candidates of each impression.
-        shown: Gets the lines that are checked.
+        shown: Progress display of the checked lines.
 
     Raises:
-        DataError: Another number of lines, another id, or ranks that are not 1..n each once; names
-            the line.
+        DataError: The number of lines or an id differs, or ranks are not 1..n, each once; names the
+            line.
     """
     lines, wanted = read_lines(prediction_file(path)), iter(ids)
     done = 0
@@ -126,18 +127,18 @@ def check_prediction(path: Path, ids: Iterable[bytes], sizes: np.ndarray, shown:
 def score_prediction(path: str | Path, behaviors: str | Path) -> Scored:
     """Score a prediction file against a labelled log, as MIND's own procedure does.
 
-    A candidate's score is 1/rank, so equal ranks tie. An impression without candidates is passed
-    over, its line not looked at. Lines that are missing at the end count as all ranks 1. One thing
-    is stricter: MIND's procedure has no answer for an impression of one class, here it is skipped
-    and counted.
+    A candidate's score is 1/rank, so equal ranks tie. An impression without candidates is skipped
+    without reading its line. Lines that are missing at the end count as all ranks 1. There is one
+    difference: MIND's procedure fails on an impression of one class; here it is skipped and
+    counted.
 
     Args:
         path: ``prediction.zip`` or a bare ``prediction.txt``.
-        behaviors: ``behaviors.tsv``, perhaps ``.gz``, or a folder or zip that holds it.
+        behaviors: ``behaviors.tsv``, perhaps ``.gz``, or a folder or zip that contains it.
 
     Raises:
-        DataError: A file is missing or a line is of another form, an id differs, the numbers of
-            ranks and labels differ, or a rank is below 1; names file and line.
+        DataError: A file is missing or a line has another form, an id differs, the numbers of ranks
+            and labels differ, or a rank is below 1; names file and line.
         DamageError: A file cannot be read to its end.
     """
     source = find_member(Path(behaviors), BEHAVIORS_NAME) or InputFile(Path(behaviors))
@@ -160,12 +161,12 @@ def score_prediction(path: str | Path, behaviors: str | Path) -> Scored:
 
 
 def prediction_file(path: str | Path) -> InputFile:
-    """The prediction in a zip, in whatever folder of it, or the bare file.
+    """Return the prediction in any folder of a zip, or the bare file.
 
-    It is read where it is: nothing is ever unpacked.
+    The file is read in place; nothing is unpacked.
 
     Raises:
-        DataError: No such file, or a zip without a ``prediction.txt``, or with several.
+        DataError: The file does not exist, or the zip has no ``prediction.txt``, or several.
     """
     source = Path(path)
     if not source.is_file():
@@ -182,7 +183,7 @@ def prediction_file(path: str | Path) -> InputFile:
 
 
 def _lines(ids: list[str], scores: np.ndarray, offsets: np.ndarray) -> bytes:
-    """Lines of some impressions."""
+    """Format the lines of some impressions."""
     finite = np.isfinite(scores)
     if not finite.all():
         place = int(row_of_value(offsets, np.flatnonzero(~finite)[:1])[0])
@@ -196,7 +197,8 @@ def _lines(ids: list[str], scores: np.ndarray, offsets: np.ndarray) -> bytes:
     for place, one in enumerate(ids):
         if one.split() != [one]:
             raise DataError(
-                f"impression id {one!r} is empty or has a space; MIND's file cannot hold it"
+                f"impression id {one!r} is empty or contains a space, which MIND's file does not "
+                "allow"
             )
         lines.append(f"{one} [{','.join(words[ends[place] : ends[place + 1]])}]\n")
     return "".join(lines).encode()
@@ -205,12 +207,12 @@ def _lines(ids: list[str], scores: np.ndarray, offsets: np.ndarray) -> bytes:
 def _check_ranks(
     path: Path, lines: list[Line], ranks: Lists, ids: list[bytes], sizes: np.ndarray
 ) -> None:
-    """Check that every line has the id that is expected, and each rank from 1 to n once."""
+    """Check each line's id, and that it has each rank once."""
     _check_ids(path, lines, ranks.ids, ids)
     found = np.diff(ranks.offsets)
     owner = np.repeat(np.arange(len(lines)), found)
     counts = (ranks.values >= 1) & (ranks.values <= found[owner]) & (ranks.values % 1 == 0)
-    taken = np.zeros(len(ranks.values), dtype=bool)  # n ranks, each once, take n places
+    taken = np.zeros(len(ranks.values), dtype=bool)  # n distinct ranks take n places
     taken[ranks.offsets[owner[counts]] + ranks.values[counts].astype(np.int64) - 1] = True
     wrong = np.bincount(owner[~taken], minlength=len(lines)) + (found != sizes)
     if wrong.any():
@@ -224,7 +226,7 @@ def _check_ranks(
 def _check_lines(
     path: Path, lines: list[Line], places: np.ndarray, ranks: Lists, labels: Lists
 ) -> None:
-    """Check that lines fit the impressions ``places`` of a block, as MIND's procedure does."""
+    """Check that lines match the impressions ``places`` of a block, as MIND's procedure does."""
     here = [lines[place] for place in places.tolist()]
     _check_ids(path, here, ranks.ids, [labels.ids[place] for place in places.tolist()])
     found, sizes = np.diff(ranks.offsets), np.diff(labels.offsets)[places]

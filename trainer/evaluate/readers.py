@@ -1,4 +1,4 @@
-"""Whose list is asked for: a history named by ids, an impression of a log, or a user of a log."""
+"""User of a recommendation: a history of ids, an impression of a log, or a user of a log."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def _none() -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """A user: what was read, and what an impression of a log knows.
+    """A user: the history, and the data of an impression of a log.
 
     Attributes:
-        about: Where this is from, for people.
+        about: Origin of the user, for people.
         history: int64[h], article rows, oldest first.
-        shown: int64[c], the candidates of the impression, if it is of one.
-        clicked: int64[k], those that are known to have been clicked.
+        shown: int64[c], the candidates of the impression, if there is one.
+        clicked: int64[k], candidates that the log records as clicked.
     """
 
     about: str
@@ -39,10 +39,10 @@ class Reader:
 
 
 def reader_of_ids(articles: ShardSet, ids: Sequence[str]) -> Reader:
-    """A history of articles by their own ids, oldest first.
+    """Make a history of articles by their own ids, oldest first.
 
     Raises:
-        UsageError: An id is not there; the message names those that are most like it.
+        UsageError: An id does not exist; the message names similar ids.
     """
     found = find_articles(articles, set(ids))
     missing = next((one for one in ids if one not in found), None)
@@ -60,9 +60,9 @@ def reader_of_ids(articles: ShardSet, ids: Sequence[str]) -> Reader:
 
 
 def find_articles(articles: ShardSet, ids: Collection[str]) -> dict[str, int]:
-    """Rows of articles by their own ids, as far as they are there.
+    """Find the rows of articles by their own ids; unknown ids are left out.
 
-    One pass over the set, up to the last that is asked for; nothing else of it is kept.
+    One pass over the set, up to the last requested id; nothing else is kept.
     """
     found: dict[str, int] = {}
     with Progress(articles.num_rows, "find ids", "articles") as bar:
@@ -75,10 +75,10 @@ def find_articles(articles: ShardSet, ids: Collection[str]) -> dict[str, int]:
 
 
 def reader_of_impression(log: ClickLog, row: int) -> Reader:
-    """The user of an impression, what it showed and, in a labelled log, what was clicked.
+    """Return the user of an impression, its candidates and, if labelled, its clicks.
 
     Raises:
-        UsageError: There is no such row.
+        UsageError: The row does not exist.
     """
     if not 0 <= row < log.clicks.num_impressions:
         raise UsageError(
@@ -100,14 +100,14 @@ def reader_of_impression(log: ClickLog, row: int) -> Reader:
 
 
 def last_impression_of(log: ClickLog, user: str) -> int:
-    """The row of a user's latest impression; of those of one time, the last in the log.
+    """Return the row of a user's latest impression, the last of equal times.
 
     Raises:
-        UsageError: The log has no such user; the message names those that are most like it.
+        UsageError: The log does not have the user; the message names similar users.
         DamageError: An impression before the user's first one is damaged.
     """
     rows = np.arange(log.clicks.num_impressions, dtype=np.int64)
-    # The column numbers users, and one impression of a user tells the number.
+    # The column numbers users, so one impression of a user gives the number.
     with Progress(len(rows), "find the user", "impressions") as bar:
         for row, sample in enumerate(log.impressions):
             bar.update()
@@ -120,7 +120,7 @@ def last_impression_of(log: ClickLog, user: str) -> int:
 
 
 def _ids(articles: ShardSet, bar: Progress) -> Iterator[tuple[int, str]]:
-    """(row, id) of every article that can be read; `tnr shards verify` names the others."""
+    """Yield (row, id) of every readable article; `tnr shards verify` names the others."""
     for row in range(articles.num_rows):
         bar.update()
         try:
@@ -131,6 +131,9 @@ def _ids(articles: ShardSet, bar: Progress) -> Iterator[tuple[int, str]]:
 
 
 def _alike(name: str, names: Iterable[str]) -> str:
-    """A hint at the names that are most like one, or nothing; ``names`` is gone through once."""
+    """Return a hint at the names most similar to one, or nothing.
+
+    ``names`` is iterated once.
+    """
     found = difflib.get_close_matches(name, names)
     return f"; did you mean {' or '.join(found)}?" if found else ""

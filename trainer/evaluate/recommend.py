@@ -1,4 +1,4 @@
-"""What a history would be shown: articles ranked for one user, for a person to look at.
+"""Recommendations for one user: articles ranked by a model, for a person to look at.
 
 Legend: N articles to rank, H history slots, E news width.
 """
@@ -31,27 +31,27 @@ class Recommended:
     title: str
     category: str
     read: bool
-    """It is in the history."""
+    """Whether the article is in the history."""
     shown: bool
-    """The impression showed it."""
+    """Whether the impression showed the article."""
     clicked: bool
-    """It is known to have been clicked there."""
+    """Whether the log records a click."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendations:
-    """A ranked list with what it was made for.
+    """A ranked list with its input.
 
     Attributes:
-        about: Whose list it is.
-        history: Samples of the articles that were read, oldest first.
-        num_history_used: So many of the last of them are what the model reads.
-        top: The best of those ranked.
-        num_ranked: How many were ranked.
-        num_read: How many more were left out because they had been read.
-        num_damaged: How many more were left out because their text was damaged.
-        clicked_ranks: Ranks of what was clicked in the impression, as far as it was ranked.
-        all_equal: Every score is the same, so the order says nothing.
+        about: Origin of the user.
+        history: Samples of the articles in the history, oldest first.
+        num_history_used: How many of the last of them the model reads.
+        top: The best of the ranked articles.
+        num_ranked: Number of ranked articles.
+        num_read: Number of articles left out because they are in the history.
+        num_damaged: Number of articles left out because their text is damaged.
+        clicked_ranks: Ranks of the impression's clicked articles that were ranked.
+        all_equal: Whether all scores are equal, so that the order means nothing.
     """
 
     about: str
@@ -65,7 +65,7 @@ class Recommendations:
     all_equal: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the list as JSON values."""
         history = [
             {key: str(sample.get(key, "")) for key in ("id", "title", "category")}
             for sample in self.history
@@ -88,20 +88,20 @@ def recommend(
     """Rank articles for one user with an exported recommender.
 
     Args:
-        export: The model.
-        articles: Article set that the history is of, with a token column of the model's tokenizer.
-        reader: Whose list it is.
-        pool: Article set to rank, with such a column, too; None for ``articles``.
-        only_shown: Rank what the reader's impression showed instead, all of it.
-        top: How many to name.
-        include_read: Rank articles that are in the history, too.
-        vectors: File of the pool's vectors: read if it is there, else made.
+        export: Export of the model.
+        articles: Article set of the history, with a token column of the model's tokenizer.
+        reader: The user.
+        pool: Article set to rank, also with such a column; None means ``articles``.
+        only_shown: Rank all candidates of the reader's impression instead.
+        top: Number of articles to return.
+        include_read: Rank articles of the history, too.
+        vectors: File of the pool's vectors: read if it exists, otherwise written.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        ModelError: The export has no user encoder, or there is no token column for it.
-        DataError: The file of vectors is another model's or another set's.
-        UsageError: Nothing is left to rank.
+        ModelError: The export has no user encoder, or its token column is missing.
+        DataError: The file of vectors belongs to another model or another set.
+        UsageError: No articles are left to rank.
     """
     from trainer.hardware import pick_device
 
@@ -145,7 +145,7 @@ def _check_recommender(export: Export) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Ranked:
-    """What is ranked: rows of an article set, and which of its rows the reader knows."""
+    """Articles to rank: rows of an article set, and which of them the user knows."""
 
     articles: ShardSet
     rows: np.ndarray
@@ -179,12 +179,12 @@ def _choose(
     only_shown: bool,
     with_read: bool,
 ) -> _Ranked:
-    """The articles to rank."""
+    """Choose the articles to rank."""
     read, shown, clicked = reader.history, reader.shown, reader.clicked
     if pool is None or pool.fingerprint == articles.fingerprint:
         pool = articles
     else:
-        # In another set an article is known by its id alone, and what a log showed is of no use.
+        # In another set, an article is known only by its id, and a log's candidates do not apply.
         found = find_articles(pool, {str(sample.get("id", "")) for sample in history})
         read = np.array(sorted(found.values()), dtype=np.int64)
         shown = clicked = np.zeros(0, dtype=np.int64)
@@ -193,8 +193,8 @@ def _choose(
     left_out = np.isin(rows, read) & ~damaged & (not (with_read or only_shown))
     if (damaged | left_out).all():
         raise UsageError(
-            f"nothing is left to rank: {left_out.sum():,} articles have been read already "
-            f"(--include-read ranks them too), and the text of {damaged.sum():,} was damaged"
+            f"no articles are left to rank: {left_out.sum():,} are in the history (--include-read "
+            f"ranks them, too), and the text of {damaged.sum():,} is damaged"
         )
     return _Ranked(
         articles=pool,
@@ -210,7 +210,7 @@ def _choose(
 def _encode(
     export: Export, model: Any, articles: ShardSet, rows: np.ndarray, device: str
 ) -> np.ndarray:
-    """Vectors float32[len(rows), E] of some articles."""
+    """Return vectors float32[len(rows), E] of some articles."""
     from trainer.evaluate.encode import encode_articles
 
     return encode_articles(
@@ -224,7 +224,7 @@ def _encode(
 
 
 def _stored(export: Export, model: Any, articles: ShardSet, path: Path, device: str) -> np.ndarray:
-    """Vectors float32[N, E] of a whole set, from a file; made and written if it is not there."""
+    """Return vectors float32[N, E] of a set from a file, which is written if missing."""
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import save
 
@@ -242,10 +242,10 @@ def _stored(export: Export, model: Any, articles: ShardSet, path: Path, device: 
         with safe_open(path, framework="numpy") as stored:
             metadata, news_NE = stored.metadata() or {}, stored.get_tensor("news")
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
-        # The last two are what safetensors has for types that NumPy lacks, such as bfloat16.
+        # safetensors raises the last two for types that NumPy lacks, such as bfloat16.
         raise DataError(
-            f"{path} holds no article vectors ({error}); name another file, or remove it to make "
-            "it again"
+            f"{path} does not hold article vectors ({error}); name another file, or remove it to "
+            "make it again"
         ) from error
     differs = [key for key, value in made_from.items() if metadata.get(key) != value]
     if differs:
@@ -265,7 +265,7 @@ def _stored(export: Export, model: Any, articles: ShardSet, path: Path, device: 
 def _scores(
     model: Any, news_NE: np.ndarray, history_HE: np.ndarray, history_length: int
 ) -> np.ndarray:
-    """Scores float32[N] of articles for a history, which is laid out as in evaluation."""
+    """Return scores float32[N] of articles for a history, laid out as in evaluation."""
     import torch
 
     from trainer.evaluate.encode import inference

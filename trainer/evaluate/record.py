@@ -1,6 +1,6 @@
-"""What an evaluation's record may hold: the schema of the JSON that ``tnr evaluate --out`` writes.
+"""Schema of an evaluation's record, the JSON that ``tnr evaluate --out`` writes.
 
-Records are made elsewhere, edited and copied, so their readers get only what has the types that the
+Records are made elsewhere, edited and copied, so readers check that values have the types that the
 report computes with.
 """
 
@@ -20,14 +20,14 @@ _MAX_BYTES = 64 << 20
 
 T = TypeVar("T")
 Metric = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
-"""Finite, and small enough that means and deviations are finite too."""
+"""Finite, and small enough that means and deviations are finite, too."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Rate = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """MIND's four numbers."""
+    """MIND's four metrics."""
 
     auc: Metric
     mrr: Metric
@@ -37,7 +37,7 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How fast a model encoded, and on what."""
+    """Encoding speed of a model, and its device."""
 
     device: str
     articles_per_s: Rate | None = None
@@ -45,7 +45,7 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How much was measured."""
+    """Amount of measured data."""
 
     impressions: Count = 0
     skipped: Count = 0
@@ -54,7 +54,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What was measured on."""
+    """Data that the metrics were measured on."""
 
     impressions: str = "unknown"
     impressions_fingerprint: str | None = None
@@ -62,7 +62,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of the log, as a segment names it."""
+    """Part of the log that a segment names."""
 
     impressions: Count
     auc: Metric | None = None
@@ -88,9 +88,9 @@ class EvaluationRecord:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """Read the record in a JSON file of ``tnr evaluate``; its path is added as ``file``.
+    """Read the record in a JSON file of ``tnr evaluate``; add its path as ``file``.
 
-    Its texts are as they may be printed: each on one line, without keys of URLs.
+    Its texts are safe to print: each on one line, without keys of URLs.
 
     Raises:
         DataError: The file is missing or is not such a record.
@@ -110,12 +110,12 @@ def read_evaluation(path: Path) -> dict[str, Any]:
             share = parts.get("cold_candidates_share")
             check_type(share, Metric | None, where=f"{path}: cold_candidates_share")
     if checked.speed is None:
-        record.pop("speed", None)  # null is as good as nothing
+        record.pop("speed", None)  # null is the same as a missing value
     return _printable(dict(record)) | {"file": str(path)}
 
 
 def _printable(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a checked record with the texts that reports print as they may be printed."""
+    """Make the texts of a checked record safe to print."""
     found: dict[str, Any] = {
         key: shown_line(record[key]) for key in ("name", "role") if key in record
     }
@@ -135,7 +135,7 @@ def check_type(value: Any, kind: type[T] | Any, *, where: object) -> T:
     """Check a value of parsed JSON against a type.
 
     Raises:
-        DamageError: It has another; the message begins with ``where`` and names the place.
+        DamageError: The type differs; the message begins with ``where`` and names the place.
     """
     try:
         return msgspec.convert(value, kind)

@@ -1,7 +1,7 @@
-"""Predictions for the lines of a log that were refused when its shard set was built.
+"""Predictions for lines of a log that were refused when its shard set was built.
 
-MIND's scoring goes through prediction and log line by line, so a line that is not there shifts
-nothing and fails everything. A refused impression gets the line of a user without any preference.
+MIND's scoring reads prediction and log line by line, so a single missing line makes it fail. A
+refused impression gets the line of a user without preferences.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _ROWS = 65536
 
 
 def log_lines(behaviors: str | Path) -> Iterator[tuple[str, int]]:
-    """Yield (impression id, number of candidates) of every line of a log that is not blank.
+    """Yield (impression id, number of candidates) of a log's non-blank lines.
 
     Args:
-        behaviors: ``behaviors.tsv``, perhaps ``.gz``, or a folder or zip that holds it.
+        behaviors: ``behaviors.tsv``, perhaps ``.gz``, or a folder or zip that contains it.
 
     Raises:
-        DataError: There is no such file.
-        DamageError: It cannot be read to its end.
+        DataError: The file does not exist.
+        DamageError: The file cannot be read to its end.
     """
     source = find_member(Path(behaviors), BEHAVIORS_NAME) or InputFile(Path(behaviors))
     for line in read_lines(source):
@@ -42,12 +42,12 @@ def log_lines(behaviors: str | Path) -> Iterator[tuple[str, int]]:
 def with_refused(
     scored: ImpressionScores, ids: Iterable[str], behaviors: str | Path
 ) -> ImpressionScores:
-    """Scores of every line of the log: those of the set, and all the same for refused lines.
+    """Add equal scores for refused lines to the scores of a set's impressions.
 
     Args:
-        scored: Of the impressions of the set.
-        ids: Their ids, in their order.
-        behaviors: The log that the set was built from.
+        scored: Scores of the set's impressions.
+        ids: Ids of these impressions, in their order.
+        behaviors: The log from which the set was built.
 
     Returns:
         Scores and offsets in the order of :func:`log_lines`.
@@ -66,7 +66,7 @@ def with_refused(
     if wanted is not None:
         raise DataError(
             f"{behaviors} is not the log that the set was built from: impression {wanted[0]} with "
-            f"{wanted[1]} candidates is not in it, or not behind the one before"
+            f"{wanted[1]} candidates is missing or comes before the previous one"
         )
     offsets = offsets_from_lengths(np.array(sizes, dtype=np.int64))
     places = np.array(kept, dtype=np.int64)

@@ -1,8 +1,8 @@
-"""A table over evaluations: mean and spread over repetitions, and what distillation gained.
+"""Table over evaluations: mean and spread over repetitions, and the gain of distillation.
 
-Records of one name are repetitions of one model. Students and teachers are compared with the
-plainly finetuned model of as many layers: students seed by seed where both have the seed. The
-spread is over training; the interval, where results by impression are at hand, is over users.
+Records of one name are repetitions of one model. Students and teachers are compared with the model
+of the same depth that was finetuned without teachers: students seed by seed if both have the seed.
+The spread is over training; the interval, with results by impression, is over users.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value; one value has a deviation of 0."""
+        """Make the spread of some values; one value has deviation 0."""
         std = statistics.stdev(values) if len(values) > 1 else 0.0
         return cls(statistics.fmean(values), std, len(values))
 
     def text(self, digits: int = 4, *, sign: bool = False) -> str:
-        """``0.6831 ± 0.0012``; a single value stands alone."""
+        """Format as ``0.6831 ± 0.0012``; a single value has no deviation."""
         form = f"{'+' if sign else ''}.{digits}f"
         mean = format(self.mean, form)
         return mean if self.count == 1 else f"{mean} ± {self.std:.{digits}f}"
@@ -59,28 +59,28 @@ class Row:
     parameters: int | None
     metrics: dict[str, Spread]
     rate: Spread | None
-    """Articles encoded a second; None for baselines."""
+    """Articles encoded per second; None for baselines."""
     gain: Spread | None
-    """AUC over the plainly finetuned model of the same depth; None where there is none."""
+    """AUC minus that of the plain model of the same depth; None without such a model."""
     runs: int
     intervals: Mapping[str, Interval] | None = None
-    """Of each metric, over users; None where no results by impression are known."""
+    """Interval of each metric over users; None without results by impression."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ceiling:
-    """The best that can be reached on a synthesized world's log, by what is known to the ranker."""
+    """Best reachable metrics on a synthesized world's log, by what the ranker knows."""
 
     name: str
     metrics: dict[str, float]
 
 
 def read_evaluations(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """The records in JSON files of ``tnr evaluate``, each with its path as ``file``.
+    """Read the records in JSON files of ``tnr evaluate``, each with its path as ``file``.
 
     Raises:
-        DataError: A file is missing or is not such a record, two are one evaluation, or the records
-            are of different logs, or of different periods of one.
+        DataError: A file is missing or is not such a record, two records are the same evaluation,
+            or the records belong to different logs or periods.
     """
     records = [read_evaluation(Path(path)) for path in paths]
     _check_distinct(records)
@@ -88,32 +88,32 @@ def read_evaluations(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     if len(logs) > 1:
         if None in logs:
             raise DataError(
-                f"{logs[None]['file']} does not say of which click log it is "
+                f"{logs[None]['file']} does not name its click log "
                 "(data.impressions_fingerprint), as others here do; evaluate it again"
             )
         raise DataError(
-            f"the evaluations are of {len(logs)} different click logs, so their numbers cannot "
-            "stand in one table; report them one log at a time"
+            f"the evaluations are of {len(logs)} different click logs, so their numbers cannot be "
+            "in one table; report one log at a time"
         )
     periods = {str(_period(record)): record["file"] for record in records}
     if len(periods) > 1:
         named = (f"{period} ({file})" for period, file in sorted(periods.items()))
         raise DataError(
             f"the evaluations are of {len(periods)} different periods of the log: "
-            f"{'; '.join(named)}; report them one period at a time"
+            f"{'; '.join(named)}; report one period at a time"
         )
     return records
 
 
 def _check_distinct(records: Sequence[dict[str, Any]]) -> None:
-    """Refuse an evaluation that is given twice: it would count as two runs.
+    """Refuse an evaluation that is given twice, which would count as two runs.
 
     Raises:
-        DataError: Then; names both files.
+        DataError: An evaluation is given twice; names both files.
     """
     known: dict[str, str] = {}
     for record in records:
-        # Beside a copy, the results by impression have another name.
+        # In a copy, the results by impression have another name.
         own = {key: v for key, v in record.items() if key not in ("file", "impressions_file")}
         text = json.dumps(own, sort_keys=True)
         if text in known:
@@ -124,10 +124,10 @@ def _check_distinct(records: Sequence[dict[str, Any]]) -> None:
 
 
 def _period(record: Mapping[str, Any]) -> Period:
-    """The period of the log that a record is of; the whole log where it names none.
+    """Return the period of a record; the whole log if it does not name one.
 
     Raises:
-        DamageError: A bound is no date or time, or the period is empty.
+        DamageError: A bound is not a date or time, or the period is empty.
     """
     since, until = record.get("period") or (None, None)
     try:
@@ -137,9 +137,9 @@ def _period(record: Mapping[str, Any]) -> Period:
 
 
 def repeated_seeds(records: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each name under which several evaluations have one seed.
+    """Return a line for each name with several evaluations of the same seed.
 
-    Records of a name count as runs of one model, and runs of one model have seeds of their own.
+    Records of a name count as runs of one model, and runs of one model have different seeds.
     """
     lines = []
     for name, group in by_name(records).items():
@@ -148,7 +148,7 @@ def repeated_seeds(records: Sequence[dict[str, Any]]) -> list[str]:
             files.setdefault(record.get("seed"), []).append(record["file"])
         lines += [
             f"{' and '.join(same)} are all named {name}, with seed {seed}, and count as runs of "
-            "one model; if they are of several models, evaluate them with a --name for each"
+            "one model; if they are different models, evaluate each with its own --name"
             for seed, same in files.items()
             if len(same) > 1
         ]
@@ -156,13 +156,13 @@ def repeated_seeds(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def read_ceilings(path: str | Path) -> list[Ceiling]:
-    """The best reachable metrics, from the ``truth.json`` of a synthesized world.
+    """Read the best reachable metrics from the ``truth.json`` of a synthesized world.
 
-    ``ceiling`` ranks by the very odds that clicks were drawn from; ``reader of histories`` by a
-    reader who knows every word, but knows users only by what they clicked: a mark, no limit.
+    ``ceiling`` ranks by the true click probabilities; ``reader of histories`` ranks like a reader
+    who knows every word, but knows users only by their clicks: a reference, not a limit.
 
     Raises:
-        DataError: The file is missing or says nothing of the kind.
+        DataError: The file is missing or does not have such metrics.
     """
     source = Path(path)
     if not source.exists():
@@ -176,12 +176,12 @@ def read_ceilings(path: str | Path) -> list[Ceiling]:
             check_type(metrics, dict[str, Metric], where=f"{source} ({key}_*)")
             ceilings.append(Ceiling(name=name, metrics=metrics))
     if not ceilings:
-        raise DataError(f"{source} says nothing of a best AUC; is it a world's truth.json?")
+        raise DataError(f"{source} does not have a best AUC; is it a world's truth.json?")
     return ceilings
 
 
 def by_name(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Evaluations by name, in the order in which the names come first."""
+    """Group evaluations by name, in the order of each name's first evaluation."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         groups.setdefault(str(record["name"]), []).append(record)
@@ -192,11 +192,11 @@ def make_rows(
     records: Sequence[dict[str, Any]],
     intervals: Mapping[str, Mapping[str, Interval]] | None = None,
 ) -> list[Row]:
-    """One row a name, students first, each role from the fewest layers to the most.
+    """Make one row per name, by role (students first) and number of layers.
 
     Args:
         records: Evaluations.
-        intervals: Of each metric, by name, where known.
+        intervals: Interval of each metric, by name, if known.
     """
     known = intervals or {}
     rows = [_row(name, group, records, known.get(name)) for name, group in by_name(records).items()]
@@ -204,7 +204,7 @@ def make_rows(
 
 
 def table(rows: Sequence[Row], ceilings: Sequence[Ceiling] = ()) -> str:
-    """The rows as a Markdown table that also reads well as plain text."""
+    """Format the rows as a Markdown table that also reads well as plain text."""
     several = any(row.runs > 1 for row in rows)
     gains = any(row.gain is not None for row in rows)
     bounds = any(row.intervals is not None for row in rows)
@@ -252,7 +252,7 @@ def _row(
 
 
 def _gain(group: list[dict[str, Any]], records: Sequence[dict[str, Any]]) -> Spread | None:
-    """AUC minus that of the plain model of this depth: a student's paired by seed if possible."""
+    """Return the AUC minus the plain model's of this depth, paired by seed if possible."""
     role = group[0].get("role")
     if role not in ("student", "teacher"):
         return None
@@ -264,7 +264,7 @@ def _gain(group: list[dict[str, Any]], records: Sequence[dict[str, Any]]) -> Spr
     paired = [
         float(r["metrics"]["auc"]) - by_seed[r.get("seed")]
         for r in group
-        if role == "student" and r.get("seed") in by_seed  # a teacher's is the copy's number
+        if role == "student" and r.get("seed") in by_seed  # a teacher's seed is the copy's number
     ]
     if paired:
         return Spread.of(paired)

@@ -1,8 +1,8 @@
 """User vectors and candidate scores of whole impressions, from article vectors.
 
 A user's history is the same in several impressions of a log (three on average in MIND), so every
-distinct history is encoded once. Impressions are scored in blocks of users; a block's composition
-follows from the log alone, so the scores are the same, bit for bit, whoever computes which block.
+distinct history is encoded once. Impressions are scored in blocks of users; a block's content
+follows from the log alone, so the scores are equal to the bit on every rank.
 
 Legend: N articles, n impressions, B impressions of one block, D distinct histories of it, H history
 slots, K candidates, E news width.
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from trainer.models.recommender import Recommender
 
 BLOCK_USERS = 4096
-"""Distinct histories of a block: what one rank scores at a time."""
+"""Distinct histories per block, which one rank scores at a time."""
 _BATCH_USERS = 512
 _CPU_CHUNK_BYTES, _GPU_CHUNK_BYTES = 1 << 18, 1 << 28
-"""Vectors of candidates gathered at a time: on a CPU, what stays in a core's cache."""
+"""Vectors of candidates gathered at a time: on a CPU, as many as stay in a core's cache."""
 
 
 class HistoryGroups(NamedTuple):
     """Impressions in the order of their histories."""
 
     places_n: np.ndarray
-    """int64[n]: impressions with the same history one after the other, histories in the order in
-    which the log first shows them."""
+    """int64[n]: impressions with the same history are consecutive, histories are in the order of
+    their first appearance in the log."""
     starts: np.ndarray
-    """int64[U+1]: history u is that of ``places_n[starts[u]:starts[u+1]]``."""
+    """int64[U+1]: history u belongs to ``places_n[starts[u]:starts[u+1]]``."""
 
     def num_blocks(self, block_users: int = BLOCK_USERS) -> int:
-        """Blocks of so many histories."""
+        """Return the number of blocks of ``block_users`` histories."""
         return -(-(len(self.starts) - 1) // block_users)
 
 
@@ -50,7 +50,7 @@ class ScoredBlock(NamedTuple):
     """Scores of some impressions."""
 
     places: np.ndarray
-    """int64[B], which of the chosen impressions they are."""
+    """int64[B], index of each impression among the chosen ones."""
     scores: np.ndarray
     """float32[K] raw scores of their candidates, impression after impression."""
     offsets: np.ndarray
@@ -58,7 +58,7 @@ class ScoredBlock(NamedTuple):
 
 
 class ImpressionScores(NamedTuple):
-    """What a recommender says about a list of impressions."""
+    """Scores of a recommender for a list of impressions."""
 
     scores: np.ndarray
     """float32[K] raw scores of all candidates, impression after impression."""
@@ -69,11 +69,11 @@ class ImpressionScores(NamedTuple):
 def group_by_history(
     clicks: ClickColumn, history_length: int, rows: np.ndarray | None = None
 ) -> HistoryGroups:
-    """Put impressions with the same history together.
+    """Group impressions with the same history.
 
     Args:
         clicks: Clicks of the impression set.
-        history_length: Most recent clicks that are read.
+        history_length: How many most recent clicks are read.
         rows: int64[n] impression rows; None takes all.
     """
     holder = holders(clicks, history_length, rows)
@@ -92,16 +92,16 @@ def score_impressions(
     history_length: int = 50,
     device: str | torch.device = "cpu",
 ) -> ImpressionScores:
-    """Score every candidate of impressions with the dot product of its vector and the user's.
+    """Score every candidate by the dot product of its vector and the user's.
 
     Args:
         model: A recommender; only its user encoder runs, on ``device``.
-        news_NE: float32[N, E] article vectors, by article row. Rows that no chosen impression names
-            are not read.
+        news_NE: float32[N, E] article vectors, by article row. Rows that the chosen impressions do
+            not name are not read.
         clicks: Clicks of the impression set.
         rows: int64[n] impression rows; None takes all.
-        history_length: Most recent clicks that are read.
-        device: Where users are encoded and scored.
+        history_length: How many most recent clicks are read.
+        device: Device on which users are encoded and scored.
 
     Returns:
         Scores and offsets, in the order of ``rows``.
@@ -132,15 +132,15 @@ def score_blocks(
     """Score impressions block by block.
 
     Args:
-        model: As for :func:`score_impressions`, like what follows.
+        model: As for :func:`score_impressions`, like the following arguments.
         news_NE: float32[N, E].
         clicks: Clicks of the impression set.
         groups: The impressions of ``rows``, from :func:`group_by_history`.
         rows: int64[n]; None takes all.
-        history_length: Most recent clicks that are read.
-        device: Where users are encoded and scored.
+        history_length: How many most recent clicks are read.
+        device: Device on which users are encoded and scored.
         share: (r, W): only every W-th block, from the r-th on.
-        block_users: Distinct histories of a block.
+        block_users: Distinct histories per block.
     """
     model = model.to(device)  # type: ignore[arg-type]
     news = torch.from_numpy(news_NE).to(device)
@@ -161,20 +161,20 @@ def score_blocks(
 def encode_users(
     model: Recommender, news_NE: Tensor, history_DH: np.ndarray, mask_DH: np.ndarray
 ) -> Tensor:
-    """Vectors float32[D, E] of users, those with like histories at a time.
+    """Return vectors float32[D, E] of users, computed in groups of similar lengths.
 
     Args:
         model: A recommender, on the device of ``news_NE``.
         news_NE: float32[N, E] article vectors.
         history_DH: int64[D, H] article rows, right-aligned, -1 in empty slots.
-        mask_DH: bool[D, H], True where there is one.
+        mask_DH: bool[D, H], True in slots with a click.
     """
     users_DE = news_NE.new_zeros(history_DH.shape[0], news_NE.shape[1])
     lengths = mask_DH.sum(axis=1)
     order = np.argsort(-lengths, kind="stable")
     for start in range(0, len(order), _BATCH_USERS):
         batch = order[start : start + _BATCH_USERS]
-        # Empty slots are masked, so those that no user of the batch fills need not be there.
+        # Slots that no user of the batch fills are masked, so they can be left out.
         width = history_DH.shape[1] - int(lengths[batch[0]])
         history = np.maximum(history_DH[batch, width:], 0)
         slots = torch.from_numpy(history).to(news_NE.device)
@@ -187,7 +187,7 @@ def encode_users(
 def _dot(
     model: Recommender, news_NE: Tensor, values: np.ndarray, users_DE: Tensor, user_K: np.ndarray
 ) -> np.ndarray:
-    """Scores float32[K] of candidates, in chunks that stay where they are fast."""
+    """Return scores float32[K] of candidates, computed in chunks that fit the cache."""
     scores = np.empty(len(values), dtype=np.float32)
     chunk_bytes = _CPU_CHUNK_BYTES if news_NE.device.type == "cpu" else _GPU_CHUNK_BYTES
     chunk = max(chunk_bytes // (4 * news_NE.shape[1]), 1)
@@ -202,7 +202,7 @@ def _dot(
 
 
 def candidate_offsets(clicks: ClickColumn, rows: np.ndarray | None = None) -> np.ndarray:
-    """Where each impression's candidates begin when all are laid end to end, int64[n+1]."""
+    """Return the start of each impression's candidates in the concatenation of all, int64[n+1]."""
     if rows is None:
         rows = np.arange(clicks.num_impressions, dtype=np.int64)
     return offsets_from_lengths(clicks.reader.lengths("candidates", rows))
@@ -211,12 +211,12 @@ def candidate_offsets(clicks: ClickColumn, rows: np.ndarray | None = None) -> np
 def lay_scores(
     scores_K: np.ndarray, offsets: np.ndarray, places: np.ndarray, values: np.ndarray
 ) -> None:
-    """Put the scores of some impressions where they belong among those of all.
+    """Write the scores of some impressions to their places among those of all.
 
     Args:
-        scores_K: float32[K] of all impressions, written to.
-        offsets: int64[n+1], of :func:`candidate_offsets`.
-        places: int64[B], which impressions.
+        scores_K: float32[K] of all impressions; is modified.
+        offsets: int64[n+1] from :func:`candidate_offsets`.
+        places: int64[B], indices of the impressions.
         values: float32, their scores, impression after impression.
     """
     starts = offsets[places]

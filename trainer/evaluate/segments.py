@@ -1,8 +1,10 @@
-"""Metrics over parts of a click log: by length of history, news seen in training or not, category
-of what was clicked, and hour of the day.
+"""Metrics over parts of a click log.
+
+The parts are by length of history, news seen in training or not, category of the clicked article,
+and hour of the day.
 
 Every segment is ``{"impressions", "auc", "mrr", "ndcg5", "ndcg10"}`` over the impressions that
-count; empty ones are left out.
+count; empty segments are left out.
 
 Legend: n impressions, K candidates, P clicked candidates.
 """
@@ -24,14 +26,15 @@ from trainer.evaluate.pairs import ClickLog, TrainingLog, log_parts
 HISTORY_BUCKETS = ((0, 0), (1, 5), (6, 20), (21, 50), (51, None))
 """Clicks in a user's history, first and last of each bucket."""
 MOST_CATEGORIES = 30
-"""Categories that have a segment of their own; those with fewer impressions share ``(other)``."""
+"""Largest number of categories with their own segment; those with fewer impressions share
+``(other)``."""
 
 
 def segments(metrics: Metrics, log: ClickLog, train: TrainingLog | None) -> dict[str, Any]:
-    """All segments of an evaluation, by what they are cut by.
+    """Return all segments of an evaluation, by kind.
 
     Args:
-        metrics: Of all impressions of the log, in its order.
+        metrics: Metrics of all impressions of the log, in its order.
         log: The evaluated log, labelled.
         train: The training log, over the same articles; None leaves ``cold`` out.
     """
@@ -46,7 +49,7 @@ def segments(metrics: Metrics, log: ClickLog, train: TrainingLog | None) -> dict
 
 
 def history_segments(metrics: Metrics, clicks: ClickColumn) -> dict[str, Any]:
-    """Metrics by how many clicks the user's history holds."""
+    """Return metrics by the number of clicks in the user's history."""
     rows = np.arange(clicks.num_impressions, dtype=np.int64)
     lengths = clicks.reader.lengths("history", rows)
     names = {}
@@ -58,8 +61,11 @@ def history_segments(metrics: Metrics, clicks: ClickColumn) -> dict[str, Any]:
 
 
 def hour_segments(metrics: Metrics, clicks: ClickColumn) -> dict[str, Any]:
-    """Metrics by the hour of the day, ``00`` to ``23`` by the log's own clock (UTC where a time
-    names its zone); ``unknown`` where an impression has no time."""
+    """Return metrics by the hour of the day.
+
+    Hours are ``00`` to ``23`` by the log's own clock (UTC if a time names its zone); ``unknown``
+    for impressions without a time.
+    """
     time = clicks.time(np.arange(clicks.num_impressions, dtype=np.int64))
     hours = np.where(time < 0, -1, time // 3600 % 24)
     names = {f"{hour:02d}": hours == hour for hour in range(24)}
@@ -69,13 +75,15 @@ def hour_segments(metrics: Metrics, clicks: ClickColumn) -> dict[str, Any]:
 def cold_segments(
     metrics: Metrics, clicks: ClickColumn, train: TrainingLog, num_articles: int
 ) -> dict[str, Any]:
-    """Metrics where all, some or none of the clicked articles are cold: not in the training log.
+    """Return metrics by whether all, some or none of the clicked articles are cold.
+
+    Cold means not in the training log.
 
     Args:
-        metrics: Of all impressions of ``clicks``.
+        metrics: Metrics of all impressions of ``clicks``.
         clicks: The evaluated log, labelled.
         train: The training log, over the same articles.
-        num_articles: Articles of the set.
+        num_articles: Number of articles in the set.
     """
     known = seen_articles(train, num_articles)
     owner_P, article_P = clicked_articles(clicks)
@@ -95,19 +103,19 @@ def cold_segments(
 
 
 def category_segments(metrics: Metrics, clicks: ClickColumn, articles: ShardSet) -> dict[str, Any]:
-    """Metrics by the category of the clicked article.
+    """Return metrics by the category of the clicked article.
 
     An impression with clicks in two categories counts in both. Articles without a category are
     ``(none)``, damaged ones ``(damaged)``.
 
     Args:
-        metrics: Of all impressions of ``clicks``.
+        metrics: Metrics of all impressions of ``clicks``.
         clicks: The evaluated log, labelled.
-        articles: Its article set; only what was clicked is read of it.
+        articles: Article set of the log; only clicked articles are read.
 
     Returns:
-        Nothing where the articles have no categories, or the set lies elsewhere: its tars would
-        have to be brought over for this alone.
+        The metrics; empty if the articles have no categories, or the set is at a URL, from which
+        its tars would have to be downloaded only for this.
     """
     if "category" not in articles.manifest.fields or articles.mirror is not None:
         return {}
@@ -118,7 +126,7 @@ def category_segments(metrics: Metrics, clicks: ClickColumn, articles: ShardSet)
         [numbers.setdefault(_category(articles, row), len(numbers)) for row in clicked.tolist()],
         dtype=np.int64,
     )
-    # Each (impression, category) once, however many of its clicks are of the category.
+    # Each (impression, category) once, even if several clicks are of the category.
     pairs = np.unique(owner_P * max(len(numbers), 1) + code[which_P])
     owner, code = pairs // max(len(numbers), 1), pairs % max(len(numbers), 1)
     counts = Counter({name: int((code == number).sum()) for name, number in numbers.items()})
@@ -133,7 +141,7 @@ def category_segments(metrics: Metrics, clicks: ClickColumn, articles: ShardSet)
 
 
 def clicked_articles(clicks: ClickColumn) -> tuple[np.ndarray, np.ndarray]:
-    """Every click of a log: (its impression int64[P], the article int64[P])."""
+    """Return every click of a log as (impression int64[P], article int64[P])."""
     none = np.zeros(0, dtype=np.int64)
     owners, found = [none], [none]
     for part in log_parts(clicks):
@@ -144,7 +152,10 @@ def clicked_articles(clicks: ClickColumn) -> tuple[np.ndarray, np.ndarray]:
 
 
 def seen_articles(train: TrainingLog, num_articles: int) -> np.ndarray:
-    """Which articles a training log names as candidate or in a history, bool[num_articles]."""
+    """Return which articles a training log names, bool[num_articles].
+
+    Candidates and histories both count.
+    """
     seen = np.zeros(num_articles, dtype=bool)
     for part in train.parts():
         seen[part.candidates] = True
@@ -160,7 +171,7 @@ def _category(articles: ShardSet, row: int) -> str:
 
 
 def _segments(metrics: Metrics, names: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The segments of impressions bool[n] by name, without those in which nothing counts."""
+    """Return the segments of impressions bool[n] by name, without empty ones."""
     found = {}
     for name, chosen in names.items():
         part = metrics.subset(chosen)

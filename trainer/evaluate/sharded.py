@@ -1,9 +1,8 @@
-"""Evaluation shared among ranks: each encodes its part of the articles and scores its part of the
-impressions.
+"""Evaluation shared among ranks: each encodes some articles and scores some impressions.
 
-What a part is made of does not depend on the number of ranks: articles are shared batch by batch,
-impressions block by block, and both are cut from the whole. So the numbers are those of one
-process, to the last bit where every rank computes with as many threads.
+The parts do not depend on the number of ranks: articles are shared batch by batch, impressions
+block by block, and both are cut from the whole. So the results equal those of one process, to the
+last bit if every rank computes with the same number of threads.
 
 Legend: N articles, n impressions, E news width.
 """
@@ -42,12 +41,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that evaluate together; without arguments it is alone."""
+    """The current process among those that evaluate together; by default a single process."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Among the processes of this machine."""
+    """Rank among the processes of this machine."""
     group: Any = None
     """Process group on the CPU; None for the default group."""
 
@@ -57,10 +56,10 @@ class Ranks:
         return self.rank == 0
 
     def all_gather(self, array: np.ndarray) -> list[np.ndarray]:
-        """The arrays of all ranks, on every rank.
+        """Return the arrays of all ranks on every rank.
 
         Args:
-            array: Of any length; type and further dimensions are the same on all ranks.
+            array: Array of any length; type and further dimensions are the same on all ranks.
 
         Raises:
             TrainingError: Another rank has ended.
@@ -68,7 +67,7 @@ class Ranks:
         return self._collect(array, to_all=True)
 
     def gather(self, array: np.ndarray) -> list[np.ndarray]:
-        """The arrays of all ranks, on rank 0; the others get an empty list.
+        """Return the arrays of all ranks on rank 0, an empty list elsewhere.
 
         Args:
             array: As for :meth:`all_gather`.
@@ -114,11 +113,11 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def start_ranks() -> Iterator[Ranks]:
-    """Join the processes that torchrun or ``accelerate launch`` started, if one did.
+    """Join the processes that torchrun or ``accelerate launch`` started, if any.
 
     Yields:
-        This process among them. It leaves the process group at the end of the block, unless it was
-        in one before.
+        The current process among them. A process group that this function joined is left at the end
+        of the block.
 
     Raises:
         UsageError: The launcher's variables contradict each other.
@@ -150,21 +149,21 @@ def start_ranks() -> Iterator[Ranks]:
 def encode_shared(
     model: Any, texts: TextView | StateView, rows: np.ndarray, ranks: Ranks, **how: Any
 ) -> np.ndarray:
-    """:func:`trainer.evaluate.encode.encode_articles` by all ranks together.
+    """Run :func:`trainer.evaluate.encode.encode_articles` on all ranks together.
 
     Args:
         model: A ``NewsEncoder`` or a ``Recommender``, the same on every rank.
         texts: As for ``encode_articles``.
         rows: int64[N] article rows.
-        ranks: This process among the others.
-        how: As for ``encode_articles``; progress is shown by rank 0 alone, of its own part.
+        ranks: The current process among the others.
+        how: As for ``encode_articles``; only rank 0 shows progress, of its own part.
 
     Returns:
         float32[N, E], the same on every rank.
     """
     how["progress"] = bool(how.get("progress")) and ranks.is_main
     cut = {name: how[name] for name in ("pad_to_max", "batch_tokens") if name in how}
-    batches = article_batches(texts, rows, **cut)  # longest first: every rank gets of all lengths
+    batches = article_batches(texts, rows, **cut)  # longest first: ranks get texts of all lengths
     shares = [batches[rank :: ranks.world_size] for rank in range(ranks.world_size)]
     vectors_NE = encode_articles(model, texts, rows, batches=shares[ranks.rank], **how)
     if ranks.world_size > 1:
@@ -190,7 +189,7 @@ def measure(
     progress: bool = False,
     block_users: int = BLOCK_USERS,
 ) -> Metrics:
-    """MIND's metrics of a recommender on labelled impressions, scored by all ranks together.
+    """Measure MIND's metrics of a recommender on labelled impressions, on all ranks together.
 
     Scores are measured block by block and dropped, so memory does not grow with the candidates.
 
@@ -198,14 +197,14 @@ def measure(
         model: A recommender, the same on every rank; only its user encoder runs.
         news_NE: float32[N, E] article vectors by row, the same on every rank.
         clicks: Clicks of the impression set.
-        ranks: This process among the others.
+        ranks: The current process among the others.
         rows: int64[n] impression rows; None takes all.
-        groups: Those of ``rows``, where they are known from an earlier call
+        groups: Groups of ``rows``, if known from an earlier call
             (:func:`trainer.evaluate.scoring.group_by_history`).
-        history_length: Most recent clicks that are read.
-        device: Where users are encoded and scored.
-        progress: Rank 0 shows progress.
-        block_users: Distinct histories of a block.
+        history_length: How many most recent clicks are read.
+        device: Device on which users are encoded and scored.
+        progress: Whether rank 0 shows progress.
+        block_users: Distinct histories per block.
 
     Returns:
         Metrics with their per-impression values in the order of ``rows``, the same on every rank.
@@ -242,20 +241,20 @@ def score_all(
     progress: bool = False,
     block_users: int = BLOCK_USERS,
 ) -> ImpressionScores | None:
-    """Scores of every candidate of a log, labelled or not, by all ranks together.
+    """Score every candidate of a log, labelled or not, on all ranks together.
 
     Args:
-        model: As for :func:`measure`, like what follows.
+        model: As for :func:`measure`, like the following arguments.
         news_NE: float32[N, E].
         clicks: Clicks of the impression set.
-        ranks: This process among the others.
-        history_length: Most recent clicks that are read.
-        device: Where users are encoded and scored.
-        progress: Rank 0 shows progress.
-        block_users: Distinct histories of a block.
+        ranks: The current process among the others.
+        history_length: How many most recent clicks are read.
+        device: Device on which users are encoded and scored.
+        progress: Whether rank 0 shows progress.
+        block_users: Distinct histories per block.
 
     Returns:
-        On rank 0 all scores (4 bytes a candidate) in the order of the log, on the others None.
+        On rank 0 all scores (4 bytes per candidate) in the order of the log, on the others None.
 
     Raises:
         TrainingError: Another rank has ended.
@@ -290,7 +289,7 @@ def _own_blocks(
     progress: bool,
     **how: Any,
 ) -> Iterator[ScoredBlock]:
-    """This rank's share of the blocks; rank 0 shows its progress."""
+    """Yield this rank's share of the blocks; rank 0 shows its progress."""
     total = len(groups.places_n) // ranks.world_size
     share = (ranks.rank, ranks.world_size)
     with bar(total, "score", "impressions", progress and ranks.is_main) as shown:

@@ -1,4 +1,4 @@
-"""How many articles a second a model encodes: tokens ready, one warm-up, median of passes."""
+"""Encoding speed of a model in articles per second, with ready tokens, after a warm-up."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ def articles_per_second(
     budget_s: float = 1.0,
     **options: object,
 ) -> float:
-    """Articles encoded a second: median over passes of a fixed sample, after one not counted.
+    """Measure the articles encoded per second on a fixed sample.
+
+    The result is the median over passes after one that does not count.
 
     Args:
         model: A news encoder or recommender.
-        texts: What the model reads of an article.
-        rows: int64[N] article rows to take the sample from, evenly.
-        budget_s: Time for the counted passes; at least one is made.
+        texts: Texts that the model reads of an article.
+        rows: int64[N] article rows, from which the sample is taken evenly.
+        budget_s: Seconds for the counted passes; there is at least one.
         options: As for :func:`trainer.evaluate.encode.encode_articles`.
 
     Returns:
-        Articles per second of wall time on this machine, with the threads it was given.
+        Articles per second of wall time on this machine, with its given threads.
     """
     if len(rows) == 0:
         return 0.0

@@ -1,4 +1,4 @@
-"""The report as Markdown: the table, what it rests on, intervals, segments and comparisons."""
+"""The report as Markdown: the table, its basis, intervals, segments and comparisons."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def text_report(
     resampled: Resampled | None = None,
     comparisons: Sequence[Comparison] = (),
 ) -> str:
-    """The whole report.
+    """Format the whole report.
 
     Args:
         rows: Models in the order of the table.
-        records: Evaluations they were made of.
+        records: Evaluations of the models.
         shown: The table.
-        resampled: What the intervals of the rows are from.
-        comparisons: Of two models each.
+        resampled: Source of the rows' intervals.
+        comparisons: Comparisons of two models each.
     """
     parts = ["# Evaluation", "", shown, "", *_notes(rows, records)]
     if resampled is not None:
         parts += ["", f"## {CONFIDENCE:.0%} intervals", "", interval_table(rows), ""]
         parts.append(
             f"Bootstrap over the {resampled.sums.num_users:,} users, percentiles of "
-            f"{resampled.resamples:,} resamples: these trained models before other users. It does "
-            "not cover training again with another seed. Intervals of two models may overlap "
-            "although one is clearly better, for both have the same easy and hard users: see "
+            f"{resampled.resamples:,} resamples: these trained models on other users. It does not "
+            "cover training again with another seed. Intervals of two models may overlap "
+            "although one is clearly better, because both have the same easy and hard users: see "
             "`tnr report --compare`."
         )
     if comparisons:
@@ -68,7 +68,7 @@ def text_report(
 
 
 def interval_table(rows: Sequence[Row]) -> str:
-    """The intervals of all metrics of the models that have them."""
+    """Format the intervals of all metrics of the models that have them."""
     lines = [
         [row.name, *(row.intervals[metric].text() for metric in TITLES)]
         for row in rows
@@ -78,12 +78,12 @@ def interval_table(rows: Sequence[Row]) -> str:
 
 
 def segment_tables(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """A table for each kind of segment: its parts down, the models' AUC across.
+    """Format a table of the models' AUC for each kind of segment.
 
     Args:
         rows: Models in the order of the columns.
         records: Evaluations with ``segments``: by kind and part, the number of ``impressions`` and
-            metrics. What is no such part is left out.
+            metrics. Anything else is left out.
 
     Returns:
         (title, table) of each kind that any model has.
@@ -114,7 +114,7 @@ def segment_tables(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> li
 
 
 def _parts(group: Sequence[Mapping[str, Any]], kind: str) -> dict[str, tuple[int, float]]:
-    """(impressions, AUC) of each part of the log: the mean of a model's runs."""
+    """Return (impressions, AUC) of each part of the log, averaged over a model's runs."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for record in group:
         for name, part in ((record.get("segments") or {}).get(kind) or {}).items():
@@ -150,10 +150,10 @@ def _notes(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> list[str]:
         )
     if any(row.gain is not None for row in rows):
         notes.append(
-            "vs. plain: AUC over the model of the same depth finetuned without teachers; of "
-            "students seed by seed where both have the seed."
+            "vs. plain: AUC minus that of the model of the same depth finetuned without "
+            "teachers; for students seed by seed if both have the seed."
         )
     devices = sorted({str(r["speed"]["device"]) for r in records if "speed" in r})
     if devices:
-        notes.append(f"articles/s: titles encoded a second on {', '.join(devices)}.")
+        notes.append(f"articles/s: titles encoded per second on {', '.join(devices)}.")
     return notes

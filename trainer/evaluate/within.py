@@ -1,4 +1,4 @@
-"""Metrics of the impressions of a period alone."""
+"""Metrics of the impressions of a period only."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from trainer.evaluate.metrics import Metrics
 
 
 def outside_period(clicks: ClickColumn, since: str | None, until: str | None) -> np.ndarray:
-    """Which impressions of a log are not in a period, bool[n].
+    """Return which impressions of a log are outside a period, bool[n].
 
     Args:
         clicks: The log.
-        since: First date or time of the period (UTC), None for the beginning of the log.
-        until: The first one after it, None for the end of the log.
+        since: Start of the period (date or time, UTC); None for the beginning of the log.
+        until: End of the period (exclusive); None for the end of the log.
 
     Raises:
-        UsageError: A bound is no date or time, or the period is empty.
-        DataError: No impression lies in it.
+        UsageError: A bound is not a date or time, or the period is empty.
+        DataError: The period does not contain any impression.
     """
     period, num = parse_period(since, until, "--"), clicks.num_impressions
     inside = rows_inside(clicks, period)
@@ -31,6 +31,6 @@ def outside_period(clicks: ClickColumn, since: str | None, until: str | None) ->
 
 
 def leave_out(metrics: Metrics, outside_n: np.ndarray) -> Metrics:
-    """The same metrics without some impressions, as if these had not been measured: NaN."""
+    """Set the metrics of some impressions to NaN, as if they had not been measured."""
     kept = {name: np.where(outside_n, np.nan, array) for name, array in metrics.arrays().items()}
     return Metrics.of(kept)

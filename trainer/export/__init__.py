@@ -1,1 +1,1 @@
-"""Exported models: their folder, and the formats that they are written in."""
+"""Exported models: their folder, and the formats in which they are written."""

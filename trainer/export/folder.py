@@ -1,11 +1,11 @@
-"""An exported model: a folder of Hugging Face's layout that says what texts it was made for.
+"""An exported model: a folder in Hugging Face layout with the settings of its texts.
 
-This project's classes open it; ``AutoModel`` knows only that of a language model
+This project's classes open the folder; ``AutoModel`` opens only a language model's
 (:mod:`trainer.export.formats` writes other folders).
 
-Beside ``config.json``, ``model.safetensors`` and the tokenizer's files there is ``tnr.json``: what
-kind of model it is, its text lengths, the sha256 of its weights and tokenizer, by which columns
-know it, and a seal over all of it (:mod:`trainer.export.info`).
+Next to ``config.json``, ``model.safetensors`` and the tokenizer's files there is ``tnr.json``: the
+kind of model, its text lengths, the sha256 of its weights and tokenizer, by which columns identify
+it, and a seal over all entries (:mod:`trainer.export.info`).
 """
 
 import glob
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class _Facts(dict[str, Any]):
-    """Entries of ``tnr.json``; one that is asked for and missing is the file's fault."""
+    """Entries of ``tnr.json``; a missing entry raises an error that names the file."""
 
     def __missing__(self, key: str) -> Any:
         raise ModelError(f"{INFO} has no entry {key!r}: it was edited; export the model again")
@@ -59,19 +59,19 @@ class Export:
 
     @property
     def is_recommender(self) -> bool:
-        """Whether it has a user encoder beside its news encoder."""
+        """Whether the model has a user encoder besides its news encoder."""
         return bool(self.info["kind"] == "recommender")
 
     @property
     def is_language_model(self) -> bool:
-        """Whether it is a backbone with its head, without a news encoder."""
+        """Whether the model is a backbone with its head, without a news encoder."""
         return bool(self.info["kind"] == "language_model")
 
     def check_weights(self) -> None:
         """Compare the weights with their sha256.
 
         Raises:
-            ModelError: The weights are not the ones that were exported.
+            ModelError: The weights are not those that were exported.
         """
         found = sha256_file(self.folder / WEIGHTS)
         if found != self.weights_sha256:
@@ -84,7 +84,7 @@ class Export:
         """Load the model: a ``NewsEncoder`` or a ``Recommender``, in eval mode, fp32.
 
         Raises:
-            ModelError: The weights are not the ones that were exported.
+            ModelError: The weights are not those that were exported.
         """
         from trainer.models.loading import load_model
 
@@ -92,13 +92,15 @@ class Export:
         return load_model(self.folder).eval()
 
     def tokens(self, articles: "ShardSet") -> "TokenColumn":
-        """The token column of an article set that was made with this model's tokenizer and stores
-        what the model reads.
+        """Return an article set's token column that matches this model.
+
+        Such a column was made with this model's tokenizer and stores what the model reads.
 
         Raises:
-            ModelError: The set has none of its tokenizer; the message has the command that makes
-                one.
-            ColumnError: Those of its tokenizer store less than it reads; so has this message.
+            ModelError: The set has no column of the tokenizer; the message has the command that
+                makes one.
+            ColumnError: The columns of the tokenizer store less than the model reads; the message
+                has the command, too.
         """
         from shards.tokens import TokenColumn
 
@@ -106,7 +108,7 @@ class Export:
         for folder in sorted(articles.columns_dir.glob("tokens-*")):
             try:
                 column = TokenColumn.open(articles, folder.name)
-            except DataError as error:  # unfinished, stale or damaged: another may serve
+            except DataError as error:  # unfinished, stale or damaged: another column may match
                 found.append(f"{folder.name} ({error})")
                 continue
             if column.tokenizer_sha256 != self.info["tokenizer_sha256"]:
@@ -120,13 +122,16 @@ class Export:
             raise ColumnError(f"{self.folder} does not fit the token column: {too_little}")
         raise ModelError(
             f"{articles.location} has no token column of the tokenizer of {self.folder} "
-            f"({self.info['tokenizer_sha256'][:12]}…); found: {', '.join(found) or 'none'}. "
-            f"Make it: tnr shards tokenize {articles.location} --tokenizer {self.folder}"
+            f"({self.info['tokenizer_sha256'][:12]}…); found: {', '.join(found) or 'none'}. Make "
+            f"it: tnr shards tokenize {articles.location} --tokenizer {self.folder}"
         )
 
     def damaged_rows(self, articles: "ShardSet") -> list[int]:
-        """Rows whose samples were damaged when :meth:`tokens` was made, ascending: their texts are
-        empty. None where there is no such column; looked for once."""
+        """Return the rows whose texts are empty in the matching token column.
+
+        Their samples were damaged when the column was made. Ascending; empty without such a column;
+        computed once.
+        """
         if articles.location not in self._damaged:
             try:
                 rows = self.tokens(articles).skipped_rows.tolist()
@@ -137,19 +142,22 @@ class Export:
 
     @property
     def news_parts(self) -> tuple[tuple[str, int], ...]:
-        """Fields of an article that it reads in recommendation, in their order, each with its
-        longest length in tokens: the title alone where an older export does not say."""
+        """Fields of an article that the model reads in recommendation, with their longest lengths.
+
+        In the model's order, lengths in tokens; the title alone if an older export does not record
+        them.
+        """
         said = self.info.get("news_text") or [("title", self.info["max_title_tokens"])]
         return tuple((str(field), int(tokens)) for field, tokens in said)
 
     @property
     def _parts_read(self) -> list[tuple[str, int]]:
-        """Everything that it may be asked to encode."""
+        """All fields that the model may have to encode."""
         body = self.info.get("max_body_tokens")
         return [*self.news_parts, *([("body", int(body))] if body else [])]
 
     def news_texts(self, tokens: "TokenColumn") -> "TextView":
-        """What this model reads of an article in recommendation.
+        """Return a view of the texts that this model reads of an article in recommendation.
 
         Raises:
             ColumnError: The column stores less than the model reads.
@@ -157,7 +165,7 @@ class Export:
         return tokens.view(*self.news_parts)
 
     def body_texts(self, tokens: "TokenColumn") -> "TextView":
-        """The bodies that this model was post-trained on.
+        """Return a view of the bodies on which this model was post-trained.
 
         Raises:
             ColumnError: The column stores less than the model reads.
@@ -169,7 +177,7 @@ def load_export(folder: str | Path) -> Export:
     """Open an exported model with a news encoder without loading it.
 
     Raises:
-        ModelError: The folder is no export, of a newer format, or holds a language model alone.
+        ModelError: The folder is not an export, has a newer format, or holds only a language model.
         DamageError: A file was edited after the export.
     """
     export = open_export(folder)
@@ -182,7 +190,10 @@ def load_export(folder: str | Path) -> Export:
 
 
 def open_export(folder: str | Path) -> Export:
-    """Open an exported model of any kind without loading it; errors as of :func:`load_export`."""
+    """Open an exported model of any kind without loading it.
+
+    Errors are those of :func:`load_export`.
+    """
     path = Path(folder)
     if not (path / INFO).is_file():
         if not path.is_dir():
@@ -202,22 +213,22 @@ class Exportable(Protocol):
     """A model that can be exported."""
 
     kind: str
-    """What ``tnr.json`` calls it."""
+    """Name of the kind of model in ``tnr.json``."""
 
     def save_pretrained(self, save_directory: Path) -> object:
-        """Write its ``config.json`` and ``model.safetensors`` into a folder that is made."""
+        """Write its ``config.json`` and ``model.safetensors`` to a folder that is created."""
         ...
 
 
 def export_model(
     model: Exportable, folder: Path, tokenizer_dir: Path | None, info: dict[str, Any]
 ) -> Export:
-    """Write a model as an exported folder; the folder appears whole or not at all.
+    """Write a model as an exported folder, which appears whole or not at all.
 
     Args:
-        model: With its full weights, such as a ``NewsEncoder`` or a ``Recommender``.
-        folder: Where to; an export that stands there is replaced.
-        tokenizer_dir: A saved tokenizer to put beside the weights.
+        model: Model with its full weights, such as a ``NewsEncoder`` or a ``Recommender``.
+        folder: Folder to write; an existing export is replaced.
+        tokenizer_dir: A saved tokenizer to copy next to the weights.
         info: Further entries of ``tnr.json``, such as ``tokenizer_sha256`` and text lengths.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +239,7 @@ def export_model(
             model.save_pretrained(building)
         if tokenizer_dir is not None:
             for file in sorted(tokenizer_dir.iterdir()):
-                # A served tokenizer's folder may hold anything: nothing of the model's gives way.
+                # A tokenizer's folder may hold any files, but none may replace a file of the model.
                 if file.is_file() and not (building / file.name).exists():
                     shutil.copyfile(file, building / file.name)
         described = info | {
@@ -247,7 +258,7 @@ def export_model(
 
 
 def _clear(folder: Path) -> None:
-    """Remove what killed exports left; one that was to be replaced comes back to an empty place."""
+    """Remove leftovers of killed exports, and restore an export whose replacement was killed."""
     name = glob.escape(folder.name)
     for old in folder.parent.glob(f".{name}.old-*"):
         if not folder.exists():
@@ -257,7 +268,7 @@ def _clear(folder: Path) -> None:
 
 
 def _replace(new: Path, folder: Path) -> None:
-    """Put a finished folder in its place; a rename over a full folder is refused by the system."""
+    """Move a finished folder to its place; the system refuses to replace a full folder."""
     old = None
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old-{uuid.uuid4().hex[:8]}")

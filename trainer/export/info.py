@@ -1,4 +1,4 @@
-"""``tnr.json`` of an exported model: what it must hold, and the seal by which an edit is named."""
+"""``tnr.json`` of an exported model: its required entries, and the seal that detects edits."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,10 @@ _Clicks = Annotated[int, Meta(ge=1, lt=1 << 31)]
 
 @dataclass(frozen=True)
 class Settings:
-    """Of ``model_settings``, what every export has; parts of the model bring settings of their own.
-    A news encoder has no user encoder."""
+    """Entries of ``model_settings`` that every export has.
+
+    Parts of the model add their own settings. A news encoder has no user encoder.
+    """
 
     news_dim: _Width
     pooling: str = "attention"
@@ -39,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Info:
-    """What ``tnr.json`` must hold; entries with a default are missing in some exports."""
+    """Required entries of ``tnr.json``; entries with a default are missing in some exports."""
 
     format: int
     kind: Literal["news_encoder", "recommender", "language_model"]
@@ -52,20 +54,20 @@ class Info:
     pad_to_max: bool = False
     model_settings: Settings | None = None
     files: dict[str, Sha256] | None = None
-    """sha256 of every other file that was exported; older exports have neither this nor a seal."""
+    """sha256 of every other exported file; older exports have neither this nor a seal."""
     fingerprint: Sha256 | None = None
-    """Of all other entries."""
+    """Hash of all other entries."""
 
 
 def sealed(info: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Add to the entries of ``tnr.json`` by what an edit of them, or of a file, is noticed.
+    """Add hashes to the entries of ``tnr.json`` that detect edits of entries and files.
 
     Args:
-        info: The entries; what a former seal added is replaced.
-        folder: The export with all its files but ``tnr.json``. The weights have their own entry.
+        info: The entries; hashes from an earlier seal are replaced.
+        folder: The export with all its files except ``tnr.json``. The weights have their own entry.
 
     Raises:
-        DataError: A file cannot be read.
+        DataError: A file is unreadable.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     files = {name: sha256_file(folder / name) for name in names if name not in (INFO, WEIGHTS)}
@@ -78,9 +80,9 @@ def read_info(folder: Path) -> dict[str, Any]:
     """Read ``tnr.json`` of an exported model.
 
     Raises:
-        ModelError: It is of another format.
-        DamageError: It, or another file than the weights, is not what was exported.
-        DataError: A file cannot be read.
+        ModelError: The file has another format.
+        DamageError: This file, or a file other than the weights, differs from the export.
+        DataError: A file is unreadable.
     """
     path = folder / INFO
     entries = read_json(path, dict[str, Any])

@@ -1,9 +1,9 @@
-"""What frozen lower layers say about every text, kept as a column of the article set.
+"""Frozen layers' hidden states of every text, stored as a column of the article set.
 
-Layers that are not trained give the same states for a text at every step. They are computed once
-and stored token by token; training reads them and runs the layers above alone. Reading order:
-``identity`` (what a column is made from), ``fill`` (computing what is missing), ``states`` (reading
-a batch), ``texts`` (all of it for a run).
+Layers that are not trained give the same states for a text at every step. The states are computed
+once and stored token by token; training reads them and computes only the layers above. Reading
+order: ``identity`` (what determines a column), ``fill`` (computing missing cells), ``states``
+(reading a batch), ``texts`` (all of it for a run).
 """
 
 from typing import TYPE_CHECKING

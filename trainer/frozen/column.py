@@ -11,11 +11,11 @@ FROZEN = "frozen-states"
 
 
 class FrozenStates(ColumnKind):
-    """States of every token of a text, at the cut below the layers that are trained."""
+    """States of every token of a text, at the cut below the trained layers."""
 
     name = FROZEN
 
     @classmethod
     def repair(cls, shard_set: ShardSet, made_from: Mapping[str, Any]) -> str:
-        """Return the command of a run that fills what it lacks."""
+        """Return the command of a run that fills the missing cells."""
         return "tnr train RECIPE --model.frozen_states TYPE"

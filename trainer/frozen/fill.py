@@ -1,15 +1,15 @@
-"""Computing the cells that a column of frozen states lacks, on all ranks of a run.
+"""Filling of a column of frozen states, on all ranks of a run.
 
-Every rank computes its share, then whatever is still missing, so that none waits for one that is
-slower or gone; a cell is committed whole or not at all, and one that is there is left alone. So a
-run that is killed goes on where it was, and two runs at once leave one valid file a cell.
+Every rank computes its share, then any cell that is still missing, so that no rank waits for a
+slower or dead one. A cell is committed whole or not at all, and existing cells are kept. So a
+killed run continues where it was, and two runs at once leave one valid file per cell.
 
-Of a set at a URL the column lies in the cache of each node, among the columns that are made there:
-they are neither evicted nor counted in ``data.cache_gib``. The ranks of a node then fill all of it,
-as those of another node commit elsewhere.
+For a set at a URL, the column lies in the cache of each node, among columns made there: these are
+neither evicted nor counted in ``data.cache_gib``. The ranks of a node then fill the whole column,
+because those of another node commit elsewhere.
 
-The column takes ``tokens x width x bytes of a value``: the 101,527 titles of MIND at a mean of 14
-tokens, 768 wide in float16, are 2.2 GB.
+The column takes ``tokens x width x bytes per value``: 2.2 GB for MIND's 101,527 titles at a mean of
+14 tokens, 768 wide, in float16.
 """
 
 import io
@@ -44,22 +44,22 @@ from trainer.teacher_server.watch import CellWork, FillProgress
 
 
 def column_bytes(tokens: int, texts: int, width: int, dtype: str) -> int:
-    """Bytes of a column, but for its cells' headers: states, and where each text's begin."""
+    """Return the bytes of a column, states and offsets, without its cells' headers."""
     return tokens * width * np.dtype(dtype).itemsize + 8 * texts
 
 
 class StateFiller:
-    """Fills a column from an encoder in memory.
+    """Filler of a column, with an encoder in memory.
 
     Args:
         target: The column.
-        encoder: Its backbone is cut; on ``device``.
-        texts: What is read of an article.
+        encoder: Encoder with a cut backbone, on ``device``.
+        texts: Texts that are read of an article.
         here: This rank among the others.
-        batch_tokens: Tokens of a forward pass, padding included.
-        device: Where the encoder is.
-        stop: Asked between batches whether to go on; a cell that is nearly done is finished.
-        report: Gets lines for people; called on rank 0 alone.
+        batch_tokens: Tokens per forward pass, padding included.
+        device: Device of the encoder.
+        stop: Asked between batches whether to continue; an almost finished cell is finished.
+        report: Receives lines for people; called only on rank 0.
         tick: Called after every batch.
     """
 
@@ -88,14 +88,14 @@ class StateFiller:
         self.dtype = str(target.made_from["dtype"])
 
     def fill(self) -> None:
-        """Compute what is missing; the column is complete when this returns.
+        """Compute the missing cells; the column is complete when this returns.
 
         Raises:
-            DataError: The disk has no room for it.
-            ColumnError: A state is not finite in the stored type (the rows are named), or the
-                folder cannot be written.
+            DataError: The disk is too small for the column.
+            ColumnError: A state is not finite in the storage type (names the rows), or the folder
+                cannot be written.
             ModelError: The device has too little memory.
-            StopForRequeue: The process was asked to stop; what is committed stays.
+            StopForRequeue: The process was asked to stop; committed cells stay.
         """
         missing = set(missing_cells(self.target))
         if not missing:
@@ -114,7 +114,7 @@ class StateFiller:
         except StopForRequeue as stopped:
             raise StopForRequeue(
                 f"{stopped}: {len(writer.missing())} of {len(cells)} cells of frozen layers' "
-                "states are left; what is committed stays, the same command goes on from there"
+                "states are left; committed cells stay, run the same command again to continue"
             ) from stopped
         except torch.OutOfMemoryError as error:
             raise ModelError(
@@ -123,7 +123,7 @@ class StateFiller:
             ) from error
 
     def _cells(self) -> list[Cell]:
-        """Every cell, with its tokens as its work."""
+        """Return every cell, with its tokens as its work."""
         starts = self.target.shard_set.shard_starts.tolist()
         tokens = (
             int(self.texts.lengths(np.arange(begin, end)).sum()) for begin, end in pairwise(starts)
@@ -151,7 +151,7 @@ class StateFiller:
             self.report(f"frozen layers: the nearest column there differs: {'; '.join(nearest)}")
 
     def _compute(self, writer: ColumnWriter, cells: list[Cell]) -> None:
-        """Fill this rank's share, shown on rank 0."""
+        """Fill this rank's share; rank 0 shows progress."""
         work, size = sum(cell.work for cell in cells), sum(map(self._bytes, cells))
         stream = None if self.here.rank == 0 else io.StringIO()
         with FillProgress(work, len(cells), size, stream=stream) as progress:
@@ -166,14 +166,14 @@ class StateFiller:
                     counted.drop()
 
     def _help(self, writer: ColumnWriter, cells: list[Cell]) -> None:
-        """Fill what other ranks have not committed yet, in an order of this rank's own."""
+        """Fill cells that other ranks have not committed yet, in this rank's own order."""
         order = np.random.default_rng(self.here.rank).permutation(len(cells))
         while writer.missing():
             for shard in order.tolist():
                 self._commit(writer, shard, Pace(cells[shard].work))
 
     def _commit(self, writer: ColumnWriter, shard: int, work: Pace) -> bool:
-        """Compute and commit one cell; False where it is there by now."""
+        """Compute and commit one cell; return False if it exists by now."""
         self.stop.check()
         if writer.is_committed(shard):
             return False
@@ -182,7 +182,7 @@ class StateFiller:
         return True
 
     def _tensors(self, rows: np.ndarray, work: Pace) -> dict[str, np.ndarray]:
-        """A cell's tensors: the states of the texts of some rows."""
+        """Return a cell's tensors: the states of the texts of some rows."""
         lengths = self.texts.lengths(rows)
         offsets = offsets_from_lengths(lengths)
         width = self.encoder.config.language_model.hidden_size

@@ -1,7 +1,7 @@
-"""What a column of frozen layers' states is made from: nothing of the layers above plays a part.
+"""Identity of a column of frozen layers' states, which the layers above do not affect.
 
-So models whose frozen layers are the same share one column, whatever was trained on top of them:
-the M teachers of a post-training run, or students made of the same layers.
+So models with the same frozen layers share one column, whatever was trained on top: the M teachers
+of a post-training run, or students made of the same layers.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from trainer.models.layers import find_layers
 
 FORMAT = 1
 
-# Settings of a language model that change no state below the cut.
+# Settings of a language model that do not change states below the cut.
 _NO_PART = {
     "_name_or_path",
     "add_pooling_layer",
@@ -37,13 +37,13 @@ _NO_PART = {
 def frozen_identity(
     backbone: Backbone, texts: TextView, dtype: str, compute: str
 ) -> dict[str, Any]:
-    """What the states at a backbone's cut are made from; the column adds the article set.
+    """Return the identity of the states at a backbone's cut, without the article set.
 
     Args:
-        backbone: Cut; its weights whole.
-        texts: What is read of an article.
-        dtype: How the states are stored.
-        compute: ``fp32`` or ``bf16``: how they are computed.
+        backbone: Backbone that is cut, with its weights whole.
+        texts: Texts that are read of an article.
+        dtype: Storage type of the states.
+        compute: Precision in which they are computed, ``fp32`` or ``bf16``.
     """
     assert backbone.split is not None
     damaged = texts.tokens.skipped_rows.tolist()
@@ -55,7 +55,7 @@ def frozen_identity(
         "tokenizer_sha256": texts.tokens.tokenizer_sha256,
         "fields": list(texts.fields),
         "max_tokens": list(texts.limits),
-        # Their texts are empty; tokenized again after a repair, they are no longer.
+        # Their texts are empty; tokenized again after a repair, they are not.
         "damaged_rows": fingerprint(damaged) if damaged else None,
         "dtype": dtype,
         "compute": compute,
@@ -63,7 +63,7 @@ def frozen_identity(
 
 
 def _weights_sha256(backbone: Backbone, num_below: int) -> str:
-    """Hash of all weights of a backbone but those of the layers above the cut."""
+    """Hash all weights of a backbone except those of the layers above the cut."""
     path, layers = find_layers(backbone.language_model)
     above = tuple(f"language_model.{path}.{n}." for n in range(num_below, len(layers)))
     digest = hashlib.sha256()
@@ -75,7 +75,7 @@ def _weights_sha256(backbone: Backbone, num_below: int) -> str:
 
 
 def _settings(backbone: Backbone) -> dict[str, Any]:
-    """The settings of a language model that its weights do not tell, as JSON values."""
+    """Return a language model's settings that its weights do not determine, as JSON values."""
     config = backbone.language_model.config
     given: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
     no_part = _NO_PART | {config.attribute_map.get(name, name) for name in _NO_PART}

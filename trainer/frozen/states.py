@@ -1,4 +1,6 @@
-"""Reading the states of a batch's texts. Only NumPy here.
+"""Reading of the stored states of a batch's texts.
+
+This module needs only NumPy.
 
 Shapes: U texts, u texts of a sub-batch, L tokens, D width.
 """
@@ -13,24 +15,25 @@ from shards.length_groups import length_groups
 from shards.ragged import offsets_from_lengths, ranges
 
 STATES = "states"
-"""The ragged tensor of a column: a row's tokens, each with its state."""
+"""Name of a column's ragged tensor: the states of a row's tokens."""
 
 
 @dataclass(frozen=True)
 class StateGroup:
-    """One sub-batch: texts of like lengths, padded with zeros to the longest of them."""
+    """One sub-batch: texts of similar lengths, padded with zeros to the longest of them."""
 
     states: np.ndarray
     """[u, L, D] as stored."""
     mask: np.ndarray
-    """int64[u, L], 1 where there is a token."""
+    """int64[u, L], 1 at tokens."""
     places: np.ndarray
-    """int64[u], which of the rows that were asked for each text is."""
+    """int64[u], index of each text among the requested rows."""
 
 
 class StateView:
-    """The texts of an article set as states, by row: what :class:`shards.texts.TextView` is for
-    token ids.
+    """The texts of an article set as states, by row.
+
+    The counterpart of :class:`shards.texts.TextView` for token ids.
 
     Args:
         reader: The column.
@@ -42,14 +45,14 @@ class StateView:
         self.max_tokens = max_tokens
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Lengths of the texts in tokens, special tokens included, int64[n]."""
+        """Return the lengths of the texts in tokens, special tokens included, int64[n]."""
         return self.reader.lengths(STATES, rows)
 
     def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Some texts as one batch: (states [U, L, D] as stored, mask int64[U, L]).
+        """Return texts as one batch: (states [U, L, D] as stored, mask int64[U, L]).
 
         Raises:
-            IndexError: A row is not within the set.
+            IndexError: A row is outside the set.
         """
         (group,) = self._lay_out(np.asarray(rows, dtype=np.int64), [np.arange(len(rows))])
         return group.states, group.mask
@@ -57,22 +60,21 @@ class StateView:
     def groups(
         self, rows: np.ndarray, batch_tokens: int, exactly: int | None = None
     ) -> list[StateGroup]:
-        """The same texts in sub-batches, as :meth:`shards.texts.TextView.groups` cuts them.
+        """Return the texts in sub-batches, cut as :meth:`shards.texts.TextView.groups` cuts them.
 
         Args:
             rows: int64[U]; may repeat.
-            batch_tokens: Tokens a sub-batch at most, padding included.
-            exactly: Number of sub-batches, None for as many as the budget needs.
+            batch_tokens: Largest number of tokens per sub-batch, padding included.
+            exactly: Number of sub-batches; None for as many as the budget needs.
 
         Raises:
-            IndexError: A row is not within the set.
+            IndexError: A row is outside the set.
         """
         rows = np.asarray(rows, dtype=np.int64)
         return self._lay_out(rows, length_groups(self.lengths(rows), batch_tokens, exactly))
 
     def _lay_out(self, rows: np.ndarray, groups: list[np.ndarray]) -> list[StateGroup]:
-        """Sub-batches of rows at these places; all lie in one array, so that nothing is copied
-        twice."""
+        """Lay out sub-batches of rows at these places, in one array, without a second copy."""
         if not groups:
             return []
         order = np.concatenate(groups)
@@ -80,7 +82,7 @@ class StateView:
         sizes = np.array([len(group) for group in groups])
         begins = offsets_from_lengths(sizes)
         longest = [int(lengths[b:e].max(initial=0)) for b, e in pairwise(begins.tolist())]
-        padded = np.repeat(longest, sizes)  # of every text: the length that its group has
+        padded = np.repeat(longest, sizes)  # for every text, the length of its group
         starts = offsets_from_lengths(padded)
         dtype, shape = self.reader.tensors[f"{STATES}.values"]
         slots = np.empty((int(starts[-1]), *shape), dtype)

@@ -1,4 +1,4 @@
-"""The texts of a run whose frozen layers are read from a column: cut, filled, opened, compared."""
+"""Texts of a run that reads its frozen layers from a column: cut, fill, open, compare."""
 
 import sys
 from collections.abc import Callable
@@ -23,17 +23,17 @@ from trainer.teacher_server.cells import Target
 from trainer.teacher_server.ranks import place
 
 _COMPARED = 8
-"""Texts that are computed both ways."""
+"""Number of texts that are computed both ways."""
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
-"""Largest difference of two states, as a share of the largest state, by how they are stored."""
+"""Largest difference of two states, relative to the largest state, by storage type."""
 _TOLERANCE_BF16 = 1e-1
-"""The same where states are computed in bf16, which has 8 bits."""
+"""The same for states computed in bf16, which has 8 bits."""
 
 
 def compute_of(config: ClickConfig) -> str:
-    """How a run's frozen layers are computed: as its plain way would, but in fp16.
+    """Return the precision of a run's frozen layers; fp16 becomes fp32.
 
-    fp16 under autocast overflows where fp32 does not, and a column is computed once.
+    fp16 under autocast overflows where fp32 does not, and a column is computed only once.
     """
     return "bf16" if config.run.precision == "bf16" else "fp32"
 
@@ -47,19 +47,19 @@ def frozen_texts(
 ) -> StateView:
     """Cut a run's encoder above its frozen layers, and open their states of all articles.
 
-    Cells that are missing are computed first, by all ranks of the run; called on each.
+    All ranks call this, and compute missing cells first.
 
     Args:
-        config: The run; ``model.frozen_states`` names the stored type.
-        encoder: With its initial weights, whole, on the CPU.
-        texts: What it reads of an article.
-        report: Gets lines for people, on rank 0.
+        config: The run; ``model.frozen_states`` names the storage type.
+        encoder: Encoder with its initial weights, whole, on the CPU.
+        texts: Texts that the encoder reads of an article.
+        report: Receives lines for people, on rank 0.
         tick: Called after every batch.
 
     Raises:
-        ConfigError: No layer is frozen.
-        ModelError: The backbone cannot be cut, or gives other states when it is.
-        DataError: The disk has no room.
+        ConfigError: No layers are frozen.
+        ModelError: The backbone cannot be cut, or a cut changes its states.
+        DataError: The disk is too small.
         ColumnError: A state is not finite, or the column cannot be written.
         StopForRequeue: The process was asked to stop.
     """
@@ -68,7 +68,7 @@ def frozen_texts(
     if trained is None or trained >= layers:
         raise ConfigError(
             f"model.frozen_states is {config.model.frozen_states}, but model.trainable_layers "
-            f"{trained} leaves none of the backbone's {layers} layers frozen; lower it, or set "
+            f"{trained} freezes none of the backbone's {layers} layers: lower it, or set "
             "model.frozen_states to off"
         )
     encoder.backbone.cut(layers - trained)
@@ -92,24 +92,24 @@ def frozen_texts(
         ).fill()
     view = StateView(ColumnReader.open(*target), texts.max_tokens)
     check_equal(encoder, texts, view, device)
-    # The engine moves it where it belongs: with ZeRO-3 no device holds it whole.
+    # The engine moves the encoder to its device: with ZeRO-3, no device holds it whole.
     torch.nn.Module.to(encoder, "cpu")
     return view
 
 
 def check_equal(encoder: NewsEncoder, texts: TextView, view: StateView, device: str) -> None:
-    """Compare some texts' states of the last layer from the column with those of the whole model.
+    """Compare some texts' last states from the column with those of the whole model.
 
     Raises:
-        ModelError: They differ: the layers of this family pass on more than their states, or the
-            column is damaged.
+        ModelError: The states differ: the layers of this family pass on more than their states, or
+            the column is damaged.
     """
     made_from = view.reader.made_from
     rows = np.unique(np.linspace(0, view.reader.num_rows - 1, _COMPARED).astype(np.int64))
     ids, mask = (torch.from_numpy(array).to(device) for array in texts.batch(rows))
     states = torch.from_numpy(view.batch(rows)[0]).to(device)
     remove = removal_command(view.reader.shard_set, view.reader.folder)
-    anew = f"`{remove}` removes it, and it is made anew"
+    anew = f"`{remove}` removes it, and it is made again"
     if states.shape[:2] != ids.shape:
         raise ModelError(
             f"{view.reader.folder} holds texts of other lengths than the token column "

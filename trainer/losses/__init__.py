@@ -1,1 +1,1 @@
-"""Losses as pure functions of tensors, one file each, with the paper's symbols beside ours."""
+"""Losses as pure functions of tensors, one file each, with the paper's symbols."""

@@ -1,4 +1,4 @@
-"""Which candidate is the true one? Cross-entropy over raw scores.
+"""Contrastive loss: cross-entropy of the true candidate over raw scores.
 
 Shape legend: B samples, C candidates, N titles of the global batch, E news width.
 """
@@ -11,15 +11,15 @@ from trainer.losses.precision import widen
 
 
 def contrastive(scores_BC: Tensor, target_B: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy of the true candidate among C.
+    """Compute the mean cross-entropy of the true candidate among C.
 
     ``L = -1/B sum_b log( exp(y_b,t) / sum_c exp(y_b,c) )``: the paper's L_DP over a body's own
     title and N others, and L_FT over a clicked article and S unclicked ones of the same impression
     (y-hat are the scores).
 
     Args:
-        scores_BC: ``[B, C]`` raw scores (dot products), no probabilities.
-        target_B: int64 ``[B]``, place of the true candidate; None means the first everywhere.
+        scores_BC: ``[B, C]`` raw scores (dot products), not probabilities.
+        target_B: int64 ``[B]``, place of the true candidate; None means the first.
 
     Returns:
         Scalar, mean over the samples.
@@ -30,7 +30,7 @@ def contrastive(scores_BC: Tensor, target_B: Tensor | None = None) -> Tensor:
 
 
 def in_batch_scores(body_BE: Tensor, title_NE: Tensor) -> Tensor:
-    """Scores of every body with every title, for in-batch negatives.
+    """Return scores of every body with every title, for in-batch negatives.
 
     Args:
         body_BE: ``[B, E]`` bodies of this rank.
@@ -46,12 +46,12 @@ def in_batch_scores(body_BE: Tensor, title_NE: Tensor) -> Tensor:
 def in_batch_targets(
     batch: int, offset: int = 0, device: torch.device | str | None = None
 ) -> Tensor:
-    """Places of the bodies' own titles among those of the global batch.
+    """Return the places of the bodies' own titles among those of the global batch.
 
     Args:
         batch: B, samples of this rank.
         offset: Samples of the ranks before this one (rank times B).
-        device: Where to make the tensor.
+        device: Device of the tensor.
 
     Returns:
         int64 ``[B]``.

@@ -1,4 +1,4 @@
-"""Learn the teachers' soft label.
+"""Distillation loss: learn the teachers' soft label.
 
 Shape legend: B samples, C candidates.
 """
@@ -15,7 +15,7 @@ def distillation(
     temperature: float = 1.0,
     temperature_squared: bool = True,
 ) -> Tensor:
-    """Cross-entropy of the student's softened scores with the teachers'.
+    """Compute the cross-entropy of the student's softened scores with the teachers'.
 
     ``L_distill = T^2 * CE(softmax(sum_i alpha_i y_i / T), y_s / T)`` with T = T_DP in stage I and
     T_FT in stage II; summed over the candidates, mean over the samples. T^2 keeps the gradient's
@@ -23,8 +23,8 @@ def distillation(
 
     Args:
         student_scores_BC: ``[B, C]`` raw scores of the student (y_s).
-        soft_scores_BC: ``[B, C]`` of :func:`trainer.losses.teacher_weights.soft_label`; no
-            gradient flows to it.
+        soft_scores_BC: ``[B, C]`` from :func:`trainer.losses.teacher_weights.soft_label`; receives
+            no gradient.
         temperature: T, above 0.
         temperature_squared: Multiply by T squared.
 

@@ -1,4 +1,4 @@
-"""How far each teacher is trusted on each sample, and the soft label that follows.
+"""Each teacher's weight on each sample, and the resulting soft label.
 
 Shape legend: M teachers, B samples, C candidates.
 """
@@ -11,17 +11,17 @@ from trainer.losses.precision import widen
 
 
 def teacher_weights(teacher_scores_MBC: Tensor, target_B: Tensor | None = None) -> Tensor:
-    """Weight of every teacher on every sample: the better it knows the answer, the more.
+    """Return every teacher's weight on every sample: the better its answer, the higher.
 
     ``alpha_i = exp(-CE(y_i, y)) / sum_j exp(-CE(y_j, y))`` (stage I; beta_i in stage II), per
     sample, where y_i are teacher i's raw scores and y is the true label.
 
     Args:
         teacher_scores_MBC: ``[M, B, C]`` raw scores of the teachers.
-        target_B: int64 ``[B]``, place of the true candidate; None means the first everywhere.
+        target_B: int64 ``[B]``, place of the true candidate; None means the first.
 
     Returns:
-        ``[M, B]``, summing to one over the teachers; detached.
+        ``[M, B]``, with a sum of one over the teachers; detached.
     """
     scores_MBC = widen(teacher_scores_MBC.detach())
     num_teachers, batch, _ = scores_MBC.shape
@@ -34,11 +34,11 @@ def teacher_weights(teacher_scores_MBC: Tensor, target_B: Tensor | None = None) 
 
 
 def soft_label(teacher_scores_MBC: Tensor, weights_MB: Tensor) -> Tensor:
-    """The teachers' weighted scores, ``sum_i alpha_i y_i``: scores are mixed, not probabilities.
+    """Return the teachers' weighted scores ``sum_i alpha_i y_i`` (not probabilities).
 
     Args:
         teacher_scores_MBC: ``[M, B, C]`` raw scores of the teachers.
-        weights_MB: ``[M, B]`` of :func:`teacher_weights`.
+        weights_MB: ``[M, B]`` from :func:`teacher_weights`.
 
     Returns:
         ``[B, C]`` raw scores; detached.

@@ -1,1 +1,1 @@
-"""News encoder, user encoder, and everything about their weights."""
+"""News encoder, user encoder, and all handling of their weights."""

@@ -1,8 +1,8 @@
-"""What attention takes the softmax of, kept while a language model runs as it always does.
+"""Attention scores before the softmax, kept while a language model runs unchanged.
 
 Scores are ``q k / sqrt(d)``, with position bias and mask. A family either calls the softmax itself
-or leaves it to torch's fused attention. Both calls are seen here, so that no family needs code of
-its own, and the fused one stays in use.
+or uses torch's fused attention. Both calls are intercepted here, so that no family needs special
+code and the fused attention stays in use.
 
 Shape legend: U texts, L tokens, A attention heads.
 """
@@ -28,17 +28,17 @@ def scores_kept(layers: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
     """Keep the scores of some layers while the block runs their model.
 
     Args:
-        layers: Of a language model.
+        layers: Layers of a language model.
 
     Yields:
         For every layer the scores [U, A, L, L] of each of its attentions, once it has run.
 
     Raises:
-        ModelError: A layer computes its activations again in the backward pass.
+        ModelError: A layer recomputes its activations in the backward pass.
     """
     if any(getattr(layer, "gradient_checkpointing", False) for layer in layers):
         raise ModelError(
-            "attention scores cannot be had with run.activation_checkpointing: set it to false"
+            "attention scores are not available with run.activation_checkpointing: set it to false"
         )
     mode = _Keeper()
     kept: list[list[Tensor]] = [[] for _ in layers]
@@ -55,18 +55,18 @@ def scores_kept(layers: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
 
 
 class _Keeper(TorchFunctionMode):
-    """Sees every call of torch while it is active; keeps scores inside the layers it enters."""
+    """Interceptor of all torch calls while active; keeps scores inside the layers it enters."""
 
     def __init__(self) -> None:
         super().__init__()
         self._scores: list[Tensor] | None = None
 
     def enter(self, scores: list[Tensor], *_: Any) -> None:
-        """Be a hook before a layer's forward pass."""
+        """Start keeping scores; a hook before a layer's forward pass."""
         self._scores = scores
 
     def leave(self, *_: Any) -> None:
-        """Be a hook after it."""
+        """Stop keeping scores; a hook after a layer's forward pass."""
         self._scores = None
 
     def __torch_function__(
@@ -82,7 +82,7 @@ class _Keeper(TorchFunctionMode):
 
 
 def _softmax_input(input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> list[Tensor]:
-    """Scores, where the softmax is one over keys."""
+    """Return the scores if the softmax is one over keys."""
     is_over_keys = dim in (-1, 3) and input.ndim == 4 and input.shape[2] == input.shape[3]
     return [input] if is_over_keys else []
 
@@ -97,8 +97,10 @@ def _fused_scores(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The scores that torch's fused attention does not give; arguments are those of
-    :func:`torch.nn.functional.scaled_dot_product_attention`."""
+    """Compute the scores that torch's fused attention does not return.
+
+    The arguments are those of :func:`torch.nn.functional.scaled_dot_product_attention`.
+    """
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale

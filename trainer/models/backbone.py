@@ -18,15 +18,15 @@ from trainer.models.layers import find_layers, new_language_model
 from trainer.models.relative_position import RelativePositionBias
 from trainer.models.split import LayerSplit
 
-# Families whose attention adds a given float mask [U, A, L, L] to its scores as it is.
+# Families whose attention adds a given float mask [U, A, L, L] to its scores unchanged.
 _TAKES_A_BIAS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 def max_tokens(model: PreTrainedModel) -> int | None:
-    """Longest text in tokens that a language model can read, or None where nothing limits it.
+    """Return the longest text in tokens for a language model; None without a limit.
 
-    RoBERTa's kin count positions from the padding id on, and mark that place in their table: they
-    read so many tokens less.
+    RoBERTa and its relatives count positions from the padding id on, and their table marks that
+    place: they read correspondingly fewer tokens.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
@@ -61,10 +61,10 @@ class Backbone(nn.Module):
         Args:
             config: Configuration of the language model.
             relative_position_bias: Add UniLMv2's bias to the scores of every layer.
-            language_model: The model itself where it has been loaded already.
+            language_model: The model itself, if it is already loaded.
 
         Raises:
-            ModelError: The bias is asked of a family whose attention cannot take it.
+            ModelError: The family's attention does not support the bias.
         """
         super().__init__()
         if language_model is None:
@@ -78,24 +78,24 @@ class Backbone(nn.Module):
             if config.model_type not in _TAKES_A_BIAS:
                 raise ModelError(
                     "relative_position_bias is not possible with a backbone of type "
-                    f"{config.model_type!r}; "
-                    f"it is with {', '.join(_TAKES_A_BIAS)} (MPNet has such a bias of its own)"
+                    f"{config.model_type!r}, only with {', '.join(_TAKES_A_BIAS)} (MPNet has its "
+                    "own such bias)"
                 )
             self.rel_pos_bias = RelativePositionBias(config.num_attention_heads)
 
     def forward(self, input_ids_UL: Tensor, attention_mask_UL: Tensor) -> Tensor:
-        """States of the last layer.
+        """Return the states of the last layer.
 
         Args:
             input_ids_UL: int64 ``[U, L]``.
-            attention_mask_UL: bool ``[U, L]``, at least one True a text.
+            attention_mask_UL: bool ``[U, L]``, at least one True per text.
 
         Returns:
             ``[U, L, D]``.
 
         Raises:
-            ModelError: L is more than the language model can read, or its family cannot encode
-                such texts.
+            ModelError: L exceeds what the language model can read, or its family cannot encode such
+                texts.
         """
         return self._run(input_ids_UL, attention_mask_UL).last_hidden_state
 
@@ -106,13 +106,15 @@ class Backbone(nn.Module):
         states_of: Sequence[int],
         scores_of: Sequence[int],
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """States of the last layer as of :meth:`forward`, and what some layers computed; arguments
-        and errors as of :meth:`trainer.models.news_encoder.NewsEncoder.encode`."""
+        """Return the last layer's states as :meth:`forward`, and what some layers computed.
+
+        Arguments and errors are those of :meth:`trainer.models.news_encoder.NewsEncoder.encode`.
+        """
         _, layers = find_layers(self.language_model)
         for number in (*states_of, *scores_of):
             if not 0 <= number < len(layers):
                 raise ModelError(
-                    f"there is no layer {number} in a backbone of {len(layers)} layers"
+                    f"layer {number} does not exist in a backbone of {len(layers)} layers"
                 )
         with scores_kept([layers[number] for number in scores_of]) as kept:
             output = self._run(
@@ -121,9 +123,10 @@ class Backbone(nn.Module):
         for scores in kept:
             if len(scores) != 1:
                 raise ModelError(
-                    f"a backbone of type {self.language_model.config.model_type!r} gives no "
-                    f"attention scores: a layer takes {len(scores)} softmaxes over [texts, heads, "
-                    "tokens, tokens], expected 1; take a backbone of another family"
+                    "attention scores are not available from a backbone of type "
+                    f"{self.language_model.config.model_type!r}: a layer computes {len(scores)} "
+                    "softmaxes over [texts, heads, tokens, tokens], expected 1; use a backbone "
+                    "of another family"
                 )
         states = tuple(output.hidden_states[number + 1] for number in states_of)
         return output.last_hidden_state, states, tuple(scores for (scores,) in kept)
@@ -134,7 +137,7 @@ class Backbone(nn.Module):
             return self.language_model(input_ids=input_ids_UL, attention_mask=mask, **wanted)
 
     def cut(self, num_below: int) -> None:
-        """Make :meth:`below` and :meth:`above` possible; :meth:`forward` stays as it is.
+        """Prepare :meth:`below` and :meth:`above`; :meth:`forward` stays unchanged.
 
         Args:
             num_below: Layers below the cut.
@@ -145,17 +148,17 @@ class Backbone(nn.Module):
         self.split = LayerSplit(self.language_model, num_below)
 
     def below(self, input_ids_UL: Tensor, attention_mask_UL: Tensor) -> Tensor:
-        """States ``[U, L, D]`` at the cut; arguments and errors as of :meth:`forward`."""
+        """Return states ``[U, L, D]`` at the cut; arguments and errors as for :meth:`forward`."""
         assert self.split is not None
         mask = self._prepared(attention_mask_UL)
         with self._naming_family(attention_mask_UL):
             return self.split.below(input_ids_UL, mask)
 
     def above(self, states_ULD: Tensor, attention_mask_UL: Tensor) -> Tensor:
-        """States of the last layer from those at the cut.
+        """Compute the states of the last layer from those at the cut.
 
         Args:
-            states_ULD: ``[U, L, D]``, of :meth:`below`; anything finite where the mask is False.
+            states_ULD: ``[U, L, D]``, from :meth:`below`; any finite value where the mask is False.
             attention_mask_UL: bool ``[U, L]``.
 
         Returns:
@@ -170,26 +173,29 @@ class Backbone(nn.Module):
     def _naming_family(self, mask_UL: Tensor) -> Iterator[None]:
         """Turn an error inside a family's forward pass into one line that names the family.
 
-        Running out of memory, and what ranks say to each other, are not the family's errors.
+        Out-of-memory errors and communication errors are passed on, as the family does not cause
+        them.
         """
         try:
             yield
         except (ModelError, torch.OutOfMemoryError, torch.distributed.DistError):
             raise
-        except Exception as error:  # as many kinds as there are families
+        except Exception as error:  # families raise errors of all kinds
             num_texts, length = mask_UL.shape
             family = self.language_model.config.model_type
             raise ModelError(
                 f"a backbone of type {family!r} cannot encode {num_texts} texts of {length} "
-                f"tokens: {first_line(error)}; take other lengths, or a backbone of another family"
+                f"tokens: {first_line(error)}; use other lengths, or a backbone of another family"
             ) from error
 
     def _prepared(self, mask_UL: Tensor) -> Tensor:
-        """The mask as the language model takes it: 0 and 1 as tokenizers give it (some families
-        compute ``1 - mask``), or with the bias, where there is one.
+        """Return the mask in the form that the language model takes.
+
+        With 0 and 1 as from tokenizers (some families compute ``1 - mask``), or with the bias, if
+        the model has one.
 
         Raises:
-            ModelError: L is more than the language model can read.
+            ModelError: L exceeds what the language model can read.
         """
         length = mask_UL.shape[1]
         if self.max_tokens is not None and length > self.max_tokens:
@@ -204,7 +210,7 @@ class Backbone(nn.Module):
 
     @staticmethod
     def _bias_and_padding(bias_ALL: Tensor, mask_UL: Tensor) -> Tensor:
-        """One additive mask ``[U, A, L, L]``: a view of a single bias where nothing is padded."""
+        """Return one additive mask ``[U, A, L, L]``, a view if nothing is padded."""
         num_texts = mask_UL.shape[0]
         if bool(mask_UL.all()):
             return bias_ALL.unsqueeze(0).expand(num_texts, -1, -1, -1)

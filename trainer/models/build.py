@@ -1,4 +1,4 @@
-"""Models from a run's configuration: where weights start, which layers stay, what is trained."""
+"""Models from a run's configuration: initial weights, kept layers, trained parameters."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -43,31 +43,33 @@ _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 
 
 def build_news_encoder(config: ModelConfig, *, vocab_size: int, pad_id: int) -> NewsEncoder:
-    """A news encoder to train.
+    """Build a news encoder for training.
 
     With ``config.init`` everything comes from that export (a recommender gives its news encoder),
-    and ``backbone`` only says which of its layers stay and what their dropout is. Otherwise the
-    language model is ``backbone``'s, and pooling and Linear are random. The caller seeds torch
-    before, and chooses train or eval mode after.
+    and ``backbone`` only selects layers and dropout. Otherwise the language model is
+    ``backbone``'s, and pooling and Linear are random. The caller seeds torch before the call, and
+    chooses train or eval mode after it.
 
     Args:
         config: The run's model section.
         vocab_size: Entries of the tokenizer that made the tokens.
-        pad_id: Its padding id.
+        pad_id: Padding id of that tokenizer.
 
     Returns:
         The encoder; ``config.trainable_layers`` has been applied.
 
     Raises:
-        ModelError: Something cannot be loaded, or does not fit the tokens or the configuration.
+        ModelError: A part cannot be loaded, or does not match the tokens or the configuration.
     """
     encoder, _ = _news_encoder(config, vocab_size, pad_id)
     return encoder
 
 
 def build_backbone(config: LanguageModelConfig, *, vocab_size: int, pad_id: int) -> Backbone:
-    """A language model to train, without anything on top; arguments and errors of
-    :func:`build_news_encoder`."""
+    """Build a language model for training, without layers on top.
+
+    Arguments and errors are those of :func:`build_news_encoder`.
+    """
     if config.init is None:
         settled = settle_bias(config)
         language_model = _language_model(settled.backbone, vocab_size, pad_id)
@@ -85,20 +87,21 @@ def build_backbone(config: LanguageModelConfig, *, vocab_size: int, pad_id: int)
 
 
 def build_recommender(config: ClickModelConfig, *, vocab_size: int, pad_id: int) -> Recommender:
-    """A recommender to train: a news encoder as of :func:`build_news_encoder` with a user encoder.
+    """Build a recommender for training: a news encoder with a user encoder.
 
-    The user encoder comes from ``config.init`` where that is a recommender, else it is random.
+    The news encoder is built as in :func:`build_news_encoder`. The user encoder comes from
+    ``config.init`` if that is a recommender; otherwise it is random.
 
     Args:
         config: The run's model section.
         vocab_size: Entries of the tokenizer that made the tokens.
-        pad_id: Its padding id.
+        pad_id: Padding id of that tokenizer.
 
     Returns:
         The recommender; ``config.trainable_layers`` has been applied.
 
     Raises:
-        ModelError: Something cannot be loaded, or does not fit the tokens or the configuration.
+        ModelError: A part cannot be loaded, or does not match the tokens or the configuration.
     """
     encoder, exported = _news_encoder(config, vocab_size, pad_id)
     part: UserEncoder = part_of(config, "user_encoder")
@@ -127,7 +130,7 @@ def build_recommender(config: ClickModelConfig, *, vocab_size: int, pad_id: int)
 def _news_encoder(
     config: ModelConfig, vocab_size: int, pad_id: int
 ) -> tuple[NewsEncoder, NewsEncoder | Recommender | None]:
-    """The news encoder, and the export that it came from if there is one."""
+    """Build the news encoder; return it with the export that it came from, if any."""
     exported = None
     if config.init is None:
         encoder = _encoder_of_backbone(config, vocab_size, pad_id)
@@ -166,7 +169,7 @@ def _encoder_of_backbone(config: ModelConfig, vocab_size: int, pad_id: int) -> N
 
 
 def _language_model(backbone: BackboneConfig, vocab_size: int, pad_id: int) -> PreTrainedModel:
-    """The plain language model, with the layers that are kept."""
+    """Return the plain language model with the kept layers."""
     language_model: PreTrainedModel
     lm_config: PreTrainedConfig
     if backbone.name == RANDOM:
@@ -183,7 +186,7 @@ def _language_model(backbone: BackboneConfig, vocab_size: int, pad_id: int) -> P
 
 
 def _complete(backbone: Backbone, config: BackboneConfig) -> None:
-    """Check that padding changes nothing, and read the table of positions where there is one."""
+    """Check that padding changes nothing, and load the bias table if there is one."""
     check_padding(backbone, config.name)
     table = backbone.rel_pos_bias
     if table is not None and (stored := read_tensor(Path(config.name), BIAS_KEY)) is not None:
@@ -224,7 +227,7 @@ def _adapt_exported(encoder: NewsEncoder, config: ModelConfig) -> None:
 
 def _adapt_backbone(encoder: NewsEncoder, config: LanguageModelConfig) -> None:
     biased = encoder.config.relative_position_bias
-    # Asking for a bias that the export lacks is an error; not repeating that it has one is none.
+    # Asking for a bias that the export lacks is an error; not asking for one that it has is not.
     if config.backbone.relative_position_bias and not biased:
         raise ModelError(
             f"backbone.relative_position_bias is true, but {config.init} was trained without it"
@@ -241,7 +244,7 @@ def _adapt_backbone(encoder: NewsEncoder, config: LanguageModelConfig) -> None:
 
 
 def _override_dropout(lm_config: PreTrainedConfig, backbone: BackboneConfig) -> bool:
-    """Write the recipe's dropout into a language model's configuration; tells whether it did."""
+    """Write the recipe's dropout into a language model's configuration; return whether it did."""
     written = False
     for field, value, names in (
         ("hidden_dropout", backbone.hidden_dropout, _HIDDEN_DROPOUTS),
@@ -268,7 +271,10 @@ def _check_part(choice: str, part: nn.Module, make: Callable[[], nn.Module]) -> 
     Args:
         choice: The setting and its value, for messages.
         part: The part with its weights.
-        make: Makes it again.
+        make: Makes the part again.
+
+    Raises:
+        ModelError: The part cannot be exported, or cannot be made again like this.
     """
     for module in part.modules():
         for name in module._non_persistent_buffers_set:
@@ -286,7 +292,7 @@ def _check_part(choice: str, part: nn.Module, make: Callable[[], nn.Module]) -> 
     try:
         with torch.device("meta"):
             twin = make()
-    except Exception as error:  # whatever its layers do
+    except Exception as error:  # layers may raise anything
         raise ModelError(
             f"{choice} cannot be made on torch's meta device, which loading an export does first: "
             f"{first_line(error)}"
@@ -299,7 +305,7 @@ def _check_part(choice: str, part: nn.Module, make: Callable[[], nn.Module]) -> 
 def _check_same(
     config: ModelConfig, exported: Any, fields: Sequence[str], part: Any = None
 ) -> None:
-    """Refuse settings other than an export's; those of a part are its own, or the export's."""
+    """Refuse settings that differ from the part's, or else from the export's."""
     for field in fields:
         asked = getattr(config, field)
         found = getattr(part, field) if hasattr(part, field) else getattr(exported, field)

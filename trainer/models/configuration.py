@@ -1,7 +1,7 @@
-"""Configurations of the exported models: what ``config.json`` of an export holds.
+"""Configurations of the exported models, as in the ``config.json`` of an export.
 
 The whole configuration of the language model is nested inside, so that loading an export needs
-neither the network nor the folder that the model was once made from.
+neither the network nor the folder from which the model was made.
 """
 
 import copy
@@ -25,7 +25,7 @@ class NewsEncoderConfig(PreTrainedConfig):
 
     Attributes:
         backbone: Configuration of the language model (any encoder of transformers).
-        pooling: Name of a pooling, whose own settings are further attributes.
+        pooling: Name of a pooling, whose settings are further attributes.
         pooling_mask: Leave padding out of the pooling.
         query_dim: Width of the queries of attention pooling.
         news_dim: Width of a news vector.
@@ -48,16 +48,16 @@ class NewsEncoderConfig(PreTrainedConfig):
         """Fill in the nested configuration and check the values.
 
         Raises:
-            ModelError: A value is not one that this version knows.
+            ModelError: This version does not know a value.
         """
         self.backbone = _own_copy(self.backbone)
         super().__post_init__(**kwargs)
         _check_positive(self, "query_dim", "news_dim")
-        self.pooling_part  # noqa: B018  # refuses what it does not know
+        self.pooling_part  # noqa: B018  # refuses unknown values
 
     @property
     def language_model(self) -> PreTrainedConfig:
-        """The nested configuration as an object, which it always is once initialised."""
+        """The nested configuration as an object, which it always is after initialisation."""
         nested = self.backbone
         if not isinstance(nested, PreTrainedConfig):
             raise ModelError(f"backbone is {type(nested).__name__}, not a configuration")
@@ -70,7 +70,7 @@ class NewsEncoderConfig(PreTrainedConfig):
         return part
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What ``config.json`` holds: everything, since another version may have other defaults."""
+        """Return all values for ``config.json``; other versions may have other defaults."""
         return _without_paths(self.to_dict())
 
 
@@ -79,7 +79,7 @@ class RecommenderConfig(PreTrainedConfig):
 
     Attributes:
         news_encoder: Configuration of the news encoder.
-        user_encoder: Name of a user encoder, whose own settings are further attributes.
+        user_encoder: Name of a user encoder, whose settings are further attributes.
         query_dim: Width of the queries of additive attention over the history.
         history_padding: ``mask`` or ``learned``, see
             :class:`trainer.models.user_model.UserModel`.
@@ -99,7 +99,7 @@ class RecommenderConfig(PreTrainedConfig):
         """Fill in the nested configuration and check the values.
 
         Raises:
-            ModelError: A value is not one that this version knows, or values do not fit each other.
+            ModelError: This version does not know a value, or values contradict each other.
         """
         self.news_encoder = _own_copy(self.news_encoder)
         super().__post_init__(**kwargs)
@@ -112,7 +112,7 @@ class RecommenderConfig(PreTrainedConfig):
 
     @property
     def news_config(self) -> NewsEncoderConfig:
-        """The nested configuration as an object, which it always is once initialised."""
+        """The nested configuration as an object, which it always is after initialisation."""
         nested = self.news_encoder
         if not isinstance(nested, NewsEncoderConfig):
             raise ModelError(f"news_encoder is {type(nested).__name__}, not a configuration")
@@ -130,17 +130,17 @@ class RecommenderConfig(PreTrainedConfig):
         return part
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What ``config.json`` holds: everything, since another version may have other defaults."""
+        """Return all values for ``config.json``; other versions may have other defaults."""
         return _without_paths(self.to_dict())
 
 
 def _own_copy(nested: Any) -> Any:
-    """A copy: transformers resets nested configurations, and a live model's must stay."""
+    """Return a copy: transformers resets nested configurations, and a live model's must stay."""
     return copy.deepcopy(nested)
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """Without the folders that the parts came from, which mean nothing on another machine."""
+    """Remove the folders of the parts, which mean nothing on another machine."""
     return {
         key: _without_paths(value) if isinstance(value, dict) else value
         for key, value in config.items()

@@ -1,6 +1,6 @@
-"""How the layers of a backbone are run: compiled, and without keeping what they computed.
+"""Execution of a backbone's layers: compiled, or with activation checkpointing.
 
-Neither changes a result, a parameter's name, or what is saved; both are settings of a run.
+Neither changes results, parameter names or saved files; both are settings of a run.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from trainer.models.backbone import Backbone
 from trainer.models.layers import find_layers
 
 VARIANTS = 64
-"""Compilations at most of one layer's code; beyond, torch runs it as it is. The variants are few
-(with and without a mask, one text or several, frozen or trained, half precision or not), but
-torch's own limit of 8 is reached by them."""
+"""Largest number of compilations of one layer's code; beyond it, torch runs the layer uncompiled.
+There are few variants (with and without a mask, one text or several, frozen or trained, half
+precision or not), but they exceed torch's own limit of 8."""
 
 
 def prepare_layers(model: nn.Module, *, compiled: bool, checkpointed: bool) -> None:
-    """Apply a run's settings ``compile`` and ``activation_checkpointing``, before it is wrapped.
+    """Apply a run's settings ``compile`` and ``activation_checkpointing`` before wrapping.
 
     Raises:
         ModelError: See :func:`checkpoint_activations`.
@@ -34,16 +34,16 @@ def prepare_layers(model: nn.Module, *, compiled: bool, checkpointed: bool) -> N
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Let every layer of every backbone keep only its input while training.
+    """Make every layer of every backbone keep only its input during training.
 
-    The rest is computed once more in the backward pass, with the random numbers (dropout) and the
-    autocast of the first time.
+    The rest is recomputed in the backward pass, with the same random numbers (dropout) and the same
+    autocast.
 
     Args:
-        model: A news encoder, a recommender, or anything that contains one.
+        model: A news encoder, a recommender, or a module that contains one.
 
     Raises:
-        ModelError: The backbone's family does not take part in transformers' checkpointing.
+        ModelError: The backbone's family does not support transformers' checkpointing.
     """
     for backbone, layers in _layers(model):
         for layer in layers:
@@ -53,22 +53,22 @@ def checkpoint_activations(model: nn.Module) -> None:
                     f"run.activation_checkpointing is not possible with a backbone of type "
                     f"{family!r}: transformers does not checkpoint its layers; leave it out"
                 )
-            # What transformers' own switch sets on a layer. The switch would also checkpoint other
-            # parts of the model, and warns that it is about to be renamed.
+            # Transformers' own switch sets this on a layer. The switch would also checkpoint other
+            # parts of the model, and warns that it will be renamed.
             layer.gradient_checkpointing = True
             recompute: Any = partial(checkpoint, use_reentrant=False)
             layer._gradient_checkpointing_func = recompute
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile every layer of every backbone, at its first call, for texts of any length and number.
+    """Compile every layer of every backbone at its first call, for texts of any shape.
 
-    Layers are compiled one by one and in place: they have the same code, so that a few compilations
-    serve all of them, and no name changes. A layer that checkpoints its activations is compiled
-    part by part, so that the compiled code lies within what is computed again.
+    Layers are compiled one by one and in place: they share their code, so a few compilations serve
+    all of them, and no name changes. A layer that checkpoints its activations is compiled part by
+    part, so that the compiled code lies within the recomputed part.
 
     Args:
-        model: A news encoder, a recommender, or anything that contains one.
+        model: A news encoder, a recommender, or a module that contains one.
     """
     for _, layers in _layers(model):
         for layer in layers:

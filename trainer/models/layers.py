@@ -1,4 +1,4 @@
-"""The layers of a language model, whatever its family: find them, keep some of them."""
+"""Layers of a language model of any family: find them, keep some of them."""
 
 import inspect
 from typing import Any
@@ -13,19 +13,20 @@ from trainer.errors import DataError, ModelError
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of transformer layers inside a language model.
+    """Find the list of transformer layers inside a language model.
 
-    It is the ``ModuleList`` with as many entries as the configuration has layers; where several
-    have that length (experts, for instance), the one with the most weights.
+    The list is the ``ModuleList`` with as many entries as the configuration has layers; if several
+    have that length (experts, for instance), it is the one with the most weights.
 
     Args:
         model: Any encoder of transformers.
 
     Returns:
-        Its name inside the model (``encoder.layer`` in BERT) and the list itself.
+        The list's name inside the model (``encoder.layer`` in BERT) and the list itself.
 
     Raises:
-        ModelError: There is none, as in models whose layers share one set of weights (ALBERT).
+        ModelError: The model has no such list, for example because its layers share one set of
+            weights (ALBERT).
     """
     wanted = model.config.num_hidden_layers
     found = [
@@ -35,24 +36,26 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     ]
     if not found:
         raise ModelError(
-            f"no list of {wanted} layers in a model of type {model.config.model_type!r}: its "
-            "layers can be neither selected nor frozen one by one; give --model.backbone.layers "
-            "None --model.trainable_layers None, or take another backbone"
+            f"no list of {wanted} layers in a model of type {model.config.model_type!r}, so its "
+            "layers cannot be selected or frozen one by one: give --model.backbone.layers None "
+            "--model.trainable_layers None, or use another backbone"
         )
     _, name, layers = max(found, key=lambda entry: entry[0])
     return name, layers
 
 
 def pooler_arguments(config: PreTrainedConfig) -> dict[str, Any]:
-    """Arguments that keep a language model from building a pooler that nothing here would use.
+    """Return arguments that keep a language model from building an unused pooler.
 
-    An unused pooler would be counted, exported, and waited for by every data-parallel reduction.
+    An unused pooler would be counted and exported, and every data-parallel reduction would wait for
+    it.
 
     Args:
         config: Configuration of the language model.
 
     Returns:
-        ``{"add_pooling_layer": False}`` where the model's class knows that argument, else nothing.
+        ``{"add_pooling_layer": False}`` if the model's class accepts that argument, otherwise
+        nothing.
     """
     if type(config) not in MODEL_MAPPING:
         raise ModelError(f"transformers has no plain model of type {config.model_type!r}")
@@ -67,7 +70,7 @@ def new_language_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Build a language model with random weights and without an unused pooler.
 
     Raises:
-        ModelError: Its family cannot be built from this configuration.
+        ModelError: The family cannot be built from this configuration.
     """
     try:
         return pretrained.new_model(config, **pooler_arguments(config))
@@ -76,14 +79,14 @@ def new_language_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def select_layers(model: PreTrainedModel, layers: tuple[int, ...]) -> None:
-    """Keep only some layers of a language model, in place; its configuration follows.
+    """Keep only some layers of a language model, in place, and adapt its configuration.
 
-    Embeddings and everything else outside the list of layers stay. Settings that have one entry a
+    Embeddings and everything else outside the list of layers stay. Settings with one entry per
     layer (such as ``layer_types``) are cut in the same way, so that a saved student loads again.
 
     Args:
         model: Any encoder of transformers.
-        layers: Numbers of the layers to keep, from 0, rising.
+        layers: Numbers of the layers to keep, from 0, ascending.
 
     Raises:
         ModelError: A number is out of range, repeated or out of order, or the family ties its
@@ -93,9 +96,8 @@ def select_layers(model: PreTrainedModel, layers: tuple[int, ...]) -> None:
     total = config.num_hidden_layers
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= total:
         raise ModelError(
-            f"backbone.layers is {list(layers)}; expected rising layer numbers between 0 and "
-            f"{total - 1} "
-            f"(the backbone has {total} layers)"
+            f"backbone.layers is {list(layers)}; expected ascending layer numbers between 0 and "
+            f"{total - 1} (the backbone has {total} layers)"
         )
     if list(layers) == list(range(total)):
         return
@@ -116,7 +118,7 @@ def select_layers(model: PreTrainedModel, layers: tuple[int, ...]) -> None:
 
 
 def _check_loadable(model: PreTrainedModel) -> None:
-    """Compare names and shapes with those of a model built anew from the adapted configuration."""
+    """Compare names and shapes with a new model from the adapted configuration."""
     with torch.device("meta"):
         fresh = new_language_model(model.config)
     expected = {name: tuple(value.shape) for name, value in fresh.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Loading: exported models by folder, language models by name or folder; never a pickle."""
+"""Loading of exported models by folder, and of language models by name or folder; no pickles."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,18 +28,18 @@ _KINDS: dict[str, tuple[Any, Any]] = {
 
 
 def load_model(folder: str | Path) -> NewsEncoder | Recommender:
-    """Load an exported model, whichever of the two kinds it is.
+    """Load an exported model of either kind.
 
     Args:
         folder: Folder with ``config.json`` and ``model.safetensors``.
 
     Returns:
-        The model in fp32 and, as transformers leaves it, in eval mode.
+        The model in fp32 and in eval mode, as transformers returns it.
 
     Raises:
-        ModelError: The folder is not an exported model, has only pickled weights, wants code of its
-            own, or its weights are damaged, missing or left over; or padding changes what its
-            backbone makes of a text.
+        ModelError: The folder is not an exported model, has only pickled weights, requires code of
+            its own, or its weights are damaged, missing or left over; or its backbone's states
+            depend on padding.
     """
     path = Path(folder)
     config_kind, kind = _kind_of(path)
@@ -57,7 +57,7 @@ def load_news_config(folder: str | Path) -> NewsEncoderConfig:
     """Load the configuration of an export's news encoder; no weights are read.
 
     Raises:
-        ModelError: The folder is not an exported model, or wants code of its own.
+        ModelError: The folder is not an exported model, or requires code of its own.
     """
     path = Path(folder)
     kind, _ = _kind_of(path)
@@ -67,12 +67,12 @@ def load_news_config(folder: str | Path) -> NewsEncoderConfig:
 
 
 def _kind_of(path: Path) -> tuple[Any, Any]:
-    """The classes of an export's configuration and model."""
+    """Return the classes of an export's configuration and model."""
     model_type = str(_read_config(path).get("model_type"))
     if model_type not in _KINDS:
         raise ModelError(
             f"{path} holds a model of type {model_type!r}; expected an export of this project "
-            f"({' or '.join(_KINDS)}). A language model is given as model.backbone.name instead"
+            f"({' or '.join(_KINDS)}). Name a language model by model.backbone.name instead"
         )
     return _KINDS[model_type]
 
@@ -84,22 +84,22 @@ def _loaded(path: Path, kind: Any) -> Any:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Say in one line that an export cannot be loaded."""
+    """Turn errors of loading an export into one line."""
     try:
         yield
     except (DataError, ModelError) as error:
         known = str(path) in str(error)
         raise ModelError(f"{'' if known else f'{path} cannot be loaded: '}{error}") from error
-    except Exception as error:  # whatever the family of the nested configuration raises
+    except Exception as error:  # a nested configuration's family raises errors of all kinds
         raise ModelError(f"{path} cannot be loaded: {first_line(error)}") from error
 
 
 def load_language_model_config(name: str) -> PreTrainedConfig:
-    """Load the configuration of a language model by folder or Hugging Face name; no hub is asked.
+    """Load a language model's configuration by folder or Hugging Face name, without a hub.
 
     Raises:
-        ModelError: There is none of that name on this machine, it wants code of its own, or it is
-            not an encoder.
+        ModelError: The name does not exist on this machine, requires code of its own, or is not an
+            encoder.
     """
     try:
         config = pretrained.load_config(name)
@@ -108,9 +108,8 @@ def load_language_model_config(name: str) -> PreTrainedConfig:
     needed = ("num_hidden_layers", "hidden_size", "vocab_size")
     if config.is_encoder_decoder or not all(hasattr(config, key) for key in needed):
         raise ModelError(
-            f"backbone.name {name!r} is of type {config.model_type!r}, which is no text encoder: "
-            "expected "
-            "a model like BERT, RoBERTa, MPNet or DistilBERT"
+            f"backbone.name {name!r} is of type {config.model_type!r}, which is not a text "
+            "encoder: expected a model like BERT, RoBERTa, MPNet or DistilBERT"
         )
     return config
 
@@ -120,13 +119,13 @@ def load_language_model(name: str, config: PreTrainedConfig) -> PreTrainedModel:
 
     Args:
         name: A folder, or a Hugging Face name in the local cache.
-        config: Its configuration, with any overrides.
+        config: Configuration of the model, with any overrides.
 
     Returns:
         The model.
 
     Raises:
-        ModelError: The weights are not on this machine, are pickled, or miss a part of the encoder.
+        ModelError: The weights are not on this machine, are pickled, or lack a part of the encoder.
     """
     try:
         _check_safetensors(pretrained.find_folder(name))
@@ -136,7 +135,7 @@ def load_language_model(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     except DataError as error:
         raise ModelError(f"backbone.name {error}") from error
     absent = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
-    # A pooler that could not be left out is neither used nor worth refusing a model for.
+    # A pooler that could not be left out is not used; do not refuse a model because of it.
     absent = [key for key in absent if not key.startswith("pooler.")]
     if absent:
         raise ModelError(
@@ -148,7 +147,7 @@ def load_language_model(name: str, config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def read_tensor(folder: Path, key: str) -> torch.Tensor | None:
-    """One tensor of a folder's ``model.safetensors``, or None where it has no such file or key."""
+    """Read one tensor of a folder's ``model.safetensors``; None without the file or key."""
     weights = folder / _WEIGHTS[0]
     if not weights.is_file():
         return None

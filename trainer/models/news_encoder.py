@@ -1,7 +1,7 @@
-"""News encoder: language model, pooling, Linear. The same one reads titles and bodies.
+"""News encoder: language model, pooling, Linear; the same encoder reads titles and bodies.
 
-With a backbone that is cut (:meth:`trainer.models.backbone.Backbone.cut`) it can also start from
-the states at the cut.
+With a cut backbone (:meth:`trainer.models.backbone.Backbone.cut`), it can also start from the
+states at the cut.
 
 Shape legend: U texts, L tokens, D width of the language model, A its heads, E news width.
 """
@@ -19,19 +19,19 @@ from trainer.models.strict import StrictModel
 
 
 class EncoderOutput(NamedTuple):
-    """What a news encoder says about texts; a tuple, so that ZeRO-3 finds its tensors."""
+    """Output of a news encoder for texts; a tuple, so that ZeRO-3 finds its tensors."""
 
     vectors: Tensor
     """``[U, E]``."""
     states: tuple[Tensor, ...]
-    """``[U, L, D]`` after each layer that was asked for."""
+    """``[U, L, D]`` after each requested layer."""
     scores: tuple[Tensor, ...]
-    """``[U, A, L, L]`` (query, key) of each layer that was asked for, before the softmax, position
-    bias included; very low where the key is no token."""
+    """``[U, A, L, L]`` (query, key) of each requested layer, before the softmax, position bias
+    included; very low where the key is padding."""
 
 
 class NewsEncoder(StrictModel):
-    """Turns token ids into one vector a text (the paper's news model; no norm, no activation)."""
+    """Encoder from token ids to one vector per text (the paper's; no norm, no activation)."""
 
     config: NewsEncoderConfig
     base_model_prefix = "news_encoder"
@@ -44,14 +44,14 @@ class NewsEncoder(StrictModel):
         """Build the encoder.
 
         Args:
-            config: Its configuration.
+            config: Configuration of the encoder.
             language_model: A language model with its weights; None builds one with random weights.
         """
         super().__init__(config)
         self.backbone = Backbone(
             config.language_model, config.relative_position_bias, language_model
         )
-        # transformers may copy a configuration on its way; the export must hold the one in use.
+        # transformers may copy the configuration; the export must hold the one in use.
         config.backbone = self.backbone.language_model.config
         width = config.language_model.hidden_size
         self.pooling = config.pooling_part.build(width, config.query_dim)
@@ -61,20 +61,20 @@ class NewsEncoder(StrictModel):
     def forward(self, input_ids_UL: Tensor, attention_mask_UL: Tensor) -> Tensor:
         """Encode texts.
 
-        A text without a single token (an empty history slot of the released code) would leave
-        attention nothing to attend to. Its first position then counts, whatever the padded length;
-        with ``pooling_mask`` off all its positions do, which is what the released code's constant
-        mask comes to.
+        A text without tokens (an empty history slot of the released code) would leave attention
+        nothing to attend to. Its first position then counts, whatever the padded length; with
+        ``pooling_mask`` off, all its positions count, which equals the released code's constant
+        mask.
 
         Args:
             input_ids_UL: int64 ``[U, L]``.
-            attention_mask_UL: ``[U, L]``, nonzero where there is a token.
+            attention_mask_UL: ``[U, L]``, nonzero at tokens.
 
         Returns:
             ``[U, E]``, fp32 even under autocast.
 
         Raises:
-            ModelError: L is more than the language model can read.
+            ModelError: L exceeds what the language model can read.
         """
         mask_UL = self._attended(attention_mask_UL)
         return self._pooled(self.backbone(input_ids_UL, mask_UL), mask_UL)
@@ -86,18 +86,17 @@ class NewsEncoder(StrictModel):
         states_of: Sequence[int] = (),
         scores_of: Sequence[int] = (),
     ) -> EncoderOutput:
-        """Encode texts, and say what some layers computed; the vectors are those of
-        :meth:`forward`.
+        """Encode texts as :meth:`forward`, and return what some layers computed.
 
         Args:
             input_ids_UL: int64 ``[U, L]``.
-            attention_mask_UL: ``[U, L]``, nonzero where there is a token.
-            states_of: Layers, from 0, whose hidden states are wanted: transformers'
+            attention_mask_UL: ``[U, L]``, nonzero at tokens.
+            states_of: Layers, from 0, whose hidden states to return: transformers'
                 ``hidden_states[n + 1]``.
-            scores_of: Layers, from 0, whose attention scores are wanted.
+            scores_of: Layers, from 0, whose attention scores to return.
 
         Raises:
-            ModelError: As :meth:`forward`; or there is no such layer, or it gives no scores.
+            ModelError: As for :meth:`forward`; or a layer does not exist or has no scores.
         """
         mask_UL = self._attended(attention_mask_UL)
         last_ULD, states, scores = self.backbone.look_inside(
@@ -109,18 +108,18 @@ class NewsEncoder(StrictModel):
         """Encode texts from the states of their tokens at the backbone's cut.
 
         Args:
-            states_ULD: ``[U, L, D]`` of any floating type; anything finite where there is no token.
-            attention_mask_UL: ``[U, L]``, nonzero where there is a token; at least one a text.
+            states_ULD: ``[U, L, D]`` of any floating type; any finite value at padding.
+            attention_mask_UL: ``[U, L]``, nonzero at tokens; at least one token per text.
 
         Returns:
-            As :meth:`forward` of the same texts.
+            As :meth:`forward` for the same texts.
         """
         mask_UL = attention_mask_UL.bool()
         given_ULD = states_ULD.to(self.dense.weight.dtype)
         return self._pooled(self.backbone.above(given_ULD, mask_UL), mask_UL)
 
     def _attended(self, attention_mask_UL: Tensor) -> Tensor:
-        """bool ``[U, L]``, where there is something to attend to; at least one a text."""
+        """Return the positions to attend to, bool ``[U, L]``; at least one per text."""
         mask_UL = attention_mask_UL.bool()
         empty_U1 = ~mask_UL.any(dim=1, keepdim=True)
         if self.config.pooling_mask:

@@ -1,4 +1,4 @@
-"""Which parameters are trained, in which groups, and how many there are."""
+"""Trained parameters: which ones, in which groups, and how many."""
 
 from typing import Any
 
@@ -13,22 +13,22 @@ from trainer.models.layers import find_layers
 def set_trainable(model: nn.Module, trainable_layers: int | None) -> None:
     """Freeze the lower part of every backbone inside a model.
 
-    Everything outside the backbone is always trained. Frozen parts keep their dropout while
+    Everything outside the backbone is always trained. Frozen parts keep their dropout during
     training, as in the released code.
 
     Args:
-        model: A news encoder, a recommender, or anything that contains one.
-        trainable_layers: How many of the backbone's top layers are trained; more than it has means
-            all its layers. The embeddings, the relative position table and the lower layers are
-            frozen then, for 0 the whole backbone. None trains all of it but what its family itself
-            keeps fixed, such as a table of sines.
+        model: A news encoder, a recommender, or a module that contains one.
+        trainable_layers: Number of the backbone's top layers to train; a larger number than it has
+            means all its layers. The embeddings, the relative position table and the lower layers
+            are then frozen; with 0, the whole backbone. None trains all of it except what its
+            family itself keeps fixed, such as a table of sines.
 
     Raises:
-        ModelError: The number is negative, or the backbone's layers cannot be told apart.
+        ModelError: The number is negative, or the backbone's layers cannot be identified.
     """
     if trainable_layers is not None and trainable_layers < 0:
         raise ModelError(
-            f"trainable_layers is {trainable_layers}; expected 0 or more, or none for all"
+            f"trainable_layers is {trainable_layers}; expected 0 or more, or None for all"
         )
     for backbone in (module for module in model.modules() if isinstance(module, Backbone)):
         backbone.requires_grad_(trainable_layers is None)
@@ -41,20 +41,19 @@ def set_trainable(model: nn.Module, trainable_layers: int | None) -> None:
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Optimizer groups: the backbone and the rest, each with its learning rate.
+    """Return optimizer groups for the backbone and the rest, each with its learning rate.
 
     Args:
-        module: The module whose parameters are optimized: a model, or a task that contains one
-            beside projections of its own. Frozen parameters are left out.
+        module: The module whose parameters are optimized: a model, or a task with a model and its
+            own projections. Frozen parameters are left out.
         config: Learning rates and weight decay.
 
     Returns:
-        For each group that is not empty, ``backbone`` before ``rest``, a dict with ``name``,
-        ``params``, ``names`` (as in ``module.named_parameters()``, in that order), ``lr`` and
-        ``weight_decay``.
+        For each non-empty group, ``backbone`` before ``rest``, a dict with ``name``, ``params``,
+        ``names`` (as in ``module.named_parameters()``, in that order), ``lr`` and ``weight_decay``.
 
     Raises:
-        ModelError: Nothing is left to train.
+        ModelError: No parameter is left to train.
     """
     in_backbone = {
         id(parameter)
@@ -85,13 +84,13 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
-    """Number of parameters, shared ones counted once.
+    """Count the parameters, shared ones once.
 
     Args:
         model: Any module with its full weights (not partitioned by ZeRO-3).
-        trainable_only: Count only those that are trained.
+        trainable_only: Count only trained parameters.
 
     Returns:
-        The number.
+        The number of parameters.
     """
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)

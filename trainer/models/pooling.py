@@ -1,4 +1,4 @@
-"""From many vectors to one: additive attention, mean, first token.
+"""Pooling of many vectors to one: additive attention, mean, first token.
 
 Shape legend: B batch, S slots (tokens of a text or articles of a history), D width, Q query width.
 """
@@ -8,20 +8,20 @@ from torch import Tensor, nn
 
 
 def _widen(tensor: Tensor) -> Tensor:
-    """Half precision to fp32; wider ones as they are."""
+    """Convert half precision to fp32; keep wider types."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def masked_softmax(scores_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
-    """Softmax over the slots that count, computed in fp32 at least.
+    """Return the softmax over unmasked slots, computed in fp32 at least.
 
     Args:
         scores_BS: ``[B, S]`` scores.
-        mask_BS: ``[B, S]``, nonzero where a slot counts; None counts them all.
+        mask_BS: ``[B, S]``, nonzero in slots that count; None counts all slots.
 
     Returns:
-        ``[B, S]`` weights: zero in masked slots, summing to one over the others, and all zero in a
-        row that has no slot that counts.
+        ``[B, S]`` weights: zero in masked slots, with a sum of one over the others; all zero in a
+        row without unmasked slots.
     """
     scores_BS = _widen(scores_BS)
     if mask_BS is None:
@@ -32,7 +32,7 @@ def masked_softmax(scores_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
 
 
 def weighted_sum(weights_BS: Tensor, vectors_BSD: Tensor) -> Tensor:
-    """Sum of the slots' vectors by weight, in the precision of the weights whatever autocast says.
+    """Sum the slots' vectors by weight, in the weights' precision even under autocast.
 
     Args:
         weights_BS: ``[B, S]``, fp32 or wider.
@@ -48,8 +48,8 @@ def weighted_sum(weights_BS: Tensor, vectors_BSD: Tensor) -> Tensor:
 class AttentionPooling(nn.Module):
     """Additive attention with one learned query: softmax of ``w . tanh(W h + b)`` (the paper's).
 
-    The released code divides by (sum + 1e-8) and does not subtract the maximum; softmax is the
-    same function up to that constant, without the overflow.
+    The released code divides by (sum + 1e-8) and does not subtract the maximum; softmax is the same
+    function up to that constant, without the overflow.
     """
 
     def __init__(self, width: int, query_dim: int):
@@ -64,14 +64,14 @@ class AttentionPooling(nn.Module):
         self.query = nn.Linear(query_dim, 1)
 
     def forward(self, vectors_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
-        """Pool.
+        """Pool ``[B, S, D]`` to ``[B, D]`` by attention.
 
         Args:
             vectors_BSD: ``[B, S, D]``.
-            mask_BS: ``[B, S]``, nonzero where a slot counts; None counts them all.
+            mask_BS: ``[B, S]``, nonzero in slots that count; None counts all slots.
 
         Returns:
-            ``[B, D]``, fp32 or wider; zero in a row without any slot that counts.
+            ``[B, D]``, fp32 or wider; zero in a row without unmasked slots.
         """
         keys_BSQ = torch.tanh(self.key(vectors_BSD.to(self.key.weight.dtype)))
         scores_BS = self.query(keys_BSQ).squeeze(-1)
@@ -79,7 +79,7 @@ class AttentionPooling(nn.Module):
 
 
 class MeanPooling(nn.Module):
-    """Mean of the slots that count."""
+    """Mean of the unmasked slots."""
 
     def forward(self, vectors_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
         """Pool ``[B, S, D]`` to ``[B, D]``; see :class:`AttentionPooling` for the mask."""
@@ -91,5 +91,5 @@ class FirstTokenPooling(nn.Module):
     """State of the first token ([CLS])."""
 
     def forward(self, vectors_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
-        """Pool ``[B, S, D]`` to ``[B, D]``; the mask plays no part."""
+        """Pool ``[B, S, D]`` to ``[B, D]``; the mask is not used."""
         return _widen(vectors_BSD[:, 0])

@@ -1,6 +1,6 @@
 """Poolings by name: how token states become one text vector.
 
-A new pooling is a class, here or in a file of its own, and a line of the registry.
+A new pooling is a class, here or in its own file, and a line of the registry.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Attention(Pooling):
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(Pooling):
-    """Mean of the tokens that count."""
+    """Mean of the unmasked tokens."""
 
     def build(self, width: int, query_dim: int) -> nn.Module:
         """See :meth:`Pooling.build`."""

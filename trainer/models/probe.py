@@ -1,7 +1,7 @@
-"""What a language model does with its input, asked of the model itself with a short text.
+"""Probes of a language model: what it does with its input, tested on a short text.
 
-No list of families is kept: whether padding changes a text's states, and which weights play a part,
-is seen in what the model computes.
+There is no list of families: the probes observe whether padding changes a text's states, and which
+weights affect the output.
 
 Shape legend: U texts, L tokens, D width.
 """
@@ -17,28 +17,28 @@ from trainer.models.backbone import Backbone
 
 _TEXT_TOKENS = 7
 _PADDED_TOKENS = 17
-"""Odd, and beyond the windows and strides that a smaller number would hide."""
+"""Odd, and larger than windows and strides that a smaller number would hide."""
 _TOLERANCE = 2e-4
-"""Largest difference of two states that are to be the same, as a share of their size (RMS)."""
+"""Largest difference between two states that should be equal, relative to their size (RMS)."""
 _NAMES_SHOWN = 4
 
 
 def check_padding(backbone: Backbone, name: str) -> None:
-    """Refuse a language model whose states of a text depend on the padding beside it.
+    """Refuse a language model whose states of a text depend on padding.
 
-    A text's vector would then depend on what the text is batched with: the teachers' columns, the
-    student's training and its evaluation would each see other vectors. One text is encoded alone,
-    and padded beside a longer one: two forward passes of 7 and 34 tokens.
+    A text's vector would then depend on the other texts of its batch: the teachers' columns, the
+    student's training and its evaluation would all see different vectors. One text is encoded
+    alone, and padded next to a longer one: two forward passes of 7 and 34 tokens.
 
     Args:
-        backbone: With its weights; left as it is.
-        name: Where it came from, for the message.
+        backbone: Backbone with its weights; it stays unchanged.
+        name: Origin of the backbone, for the message.
 
     Raises:
         ModelError: The states differ, or the model cannot encode such texts.
     """
     if backbone.language_model.device.type == "meta":
-        return  # sizes are asked for, there is nothing to compute with
+        return  # only sizes are computed; there are no values
     ids_UL, mask_UL = _texts(backbone)
     length = int(mask_UL[0].sum())
     if mask_UL.shape[1] == length:
@@ -48,29 +48,29 @@ def check_padding(backbone: Backbone, name: str) -> None:
         padded_LD = backbone(ids_UL, mask_UL)[0, :length]
     difference = float((alone_LD - padded_LD).abs().max())
     size = float(alone_LD.square().mean().sqrt())
-    # What is not finite is named by its rows where it is stored or trained on.
+    # Values that are not finite are reported by row where they are stored or trained on.
     if difference > _TOLERANCE * size:
         family = backbone.language_model.config.model_type
         raise ModelError(
-            f"{name}: a backbone of type {family!r} does not leave padding out: the states of a "
-            f"text of {length} tokens alone and padded to {mask_UL.shape[1]} differ by "
+            f"{name}: a backbone of type {family!r} does not ignore padding: the states of a text "
+            f"of {length} tokens alone and padded to {mask_UL.shape[1]} differ by "
             f"{difference / size:.1e} of their size (at most {_TOLERANCE:.0e} is rounding), so a "
-            "text's vector would depend on what it is batched with; take a backbone of another "
-            "family"
+            "text's vector would depend on the other texts of its batch; use a backbone of "
+            "another family"
         )
 
 
 def freeze_idle(backbone: Backbone) -> str | None:
-    """Freeze the weights of a language model that play no part in encoding texts.
+    """Freeze the weights of a language model that do not affect its output.
 
-    Some families have weights for inputs that are never given here (entities, global attention,
+    Some families have weights for inputs that this project never gives (entities, global attention,
     segments) or fixed tables stored as weights. An optimizer would wait for their gradients.
 
     Args:
-        backbone: With its weights, and with what is trained marked.
+        backbone: Backbone with its weights, whose trained parameters are marked.
 
     Returns:
-        What is said about it; None where every trained weight plays a part.
+        A line to print; None if every trained weight takes part.
 
     Raises:
         ModelError: The model cannot encode a short text.
@@ -105,13 +105,13 @@ def freeze_idle(backbone: Backbone) -> str | None:
     shown = ", ".join(name.removeprefix("language_model.") for name in idle[:_NAMES_SHOWN])
     more = f" and {len(idle) - _NAMES_SHOWN} more" if len(idle) > _NAMES_SHOWN else ""
     return (
-        f"{len(idle)} weights of the {backbone.language_model.config.model_type} backbone play no "
-        f"part in encoding texts and stay as they are: {shown}{more}"
+        f"{len(idle)} weights of the {backbone.language_model.config.model_type} backbone take no "
+        f"part in encoding texts and stay unchanged: {shown}{more}"
     )
 
 
 def _texts(backbone: Backbone) -> tuple[Tensor, Tensor]:
-    """A text of 7 tokens, and one that is longer (as long as can be read); ids and mask."""
+    """Return ids and mask of a text of 7 tokens and a longer one."""
     config = backbone.language_model.config
     padding = getattr(config, "pad_token_id", None) or 0
     limit = backbone.max_tokens or _PADDED_TOKENS
@@ -119,7 +119,7 @@ def _texts(backbone: Backbone) -> tuple[Tensor, Tensor]:
     length = min(_TEXT_TOKENS, longest)
     step = max(1, (config.vocab_size - 2) // (longest + 1))
     words = [n for n in range(2, config.vocab_size, step) if n != padding][:longest] or [0]
-    words *= -(-longest // len(words))  # again from the start where there are very few
+    words *= -(-longest // len(words))  # ids repeat if the vocabulary is very small
     device = backbone.language_model.device
     texts_UL = torch.tensor([words[:longest]] * 2, device=device)
     mask_UL = torch.ones_like(texts_UL)
@@ -130,7 +130,7 @@ def _texts(backbone: Backbone) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _at_rest(backbone: Backbone) -> Iterator[None]:
-    """Without dropout, and leaving modes, random numbers and buffers as they were."""
+    """Turn dropout off; restore modes, random states and buffers afterwards."""
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     try:

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 class TeacherProjections(nn.Module):
-    """One Linear with bias a teacher, applied to the *teacher's* vectors, trained with the student.
+    """One Linear with bias per teacher, for the *teacher's* vectors, trained with the student.
 
-    Stage I uses one set for titles and bodies. Stage II uses one for news and one for user vectors
-    (the paper's W_n and W_u), or the same one for both (``loss.shared_projection``, the released
-    code).
+    Stage I uses one set for titles and bodies. Stage II uses one set for news and one for user
+    vectors (the paper's W_n and W_u), or the same set for both (``loss.shared_projection``, the
+    released code).
     """
 
     def __init__(self, teacher_dims: Sequence[int], student_dim: int):
-        """Make Xavier-initialised projections with zero bias.
+        """Create Xavier-initialised projections with zero bias.
 
         Args:
             teacher_dims: Width E_m of every teacher's vectors, in the teachers' order.
@@ -31,7 +31,7 @@ class TeacherProjections(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, teacher_vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Project.
+        """Project the vectors of every teacher.
 
         Args:
             teacher_vectors: For every teacher a tensor ``[..., E_m]``, in the teachers' order.

@@ -24,7 +24,7 @@ class Recommender(StrictModel):
         """Build the model.
 
         Args:
-            config: Its configuration.
+            config: Configuration of the model.
             news_encoder: A news encoder with its weights; None builds one with random weights.
         """
         super().__init__(config)
@@ -36,34 +36,34 @@ class Recommender(StrictModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As its parent, and ``pad_doc`` uniform in (-1, 1) as in the released code."""
+        """Initialise like the parent, and ``pad_doc`` uniformly in (-1, 1) (released code)."""
         super()._init_weights(module)
         if isinstance(module, UserModel):
             nn.init.uniform_(module.pad_doc, -1.0, 1.0)
 
     def encode_news(self, input_ids_UL: Tensor, attention_mask_UL: Tensor) -> Tensor:
-        """Vectors ``[U, E]`` of texts; see :meth:`NewsEncoder.forward`."""
+        """Return vectors ``[U, E]`` of texts; see :meth:`NewsEncoder.forward`."""
         return self.news_encoder(input_ids_UL, attention_mask_UL)
 
     def encode_states(self, states_ULD: Tensor, attention_mask_UL: Tensor) -> Tensor:
-        """Vectors ``[U, E]`` of texts; see :meth:`NewsEncoder.encode_states`."""
+        """Return vectors ``[U, E]`` of texts; see :meth:`NewsEncoder.encode_states`."""
         return self.news_encoder.encode_states(states_ULD, attention_mask_UL)
 
     def encode_users(
         self, history_BHE: Tensor, mask_BH: Tensor, mask_history: bool | None = None
     ) -> Tensor:
-        """Vectors ``[B, E]`` of users; see :meth:`UserModel.forward`."""
+        """Return vectors ``[B, E]`` of users; see :meth:`UserModel.forward`."""
         return self.user_encoder(history_BHE, mask_BH, mask_history)
 
     def score(self, candidates_BCE: Tensor, user_BE: Tensor) -> Tensor:
-        """Dot products, never in less than the vectors' own precision.
+        """Return dot products, never in less than the vectors' own precision.
 
         Args:
             candidates_BCE: ``[B, C, E]``.
             user_BE: ``[B, E]``.
 
         Returns:
-            ``[B, C]`` raw scores (the paper's y-hat), no probabilities.
+            ``[B, C]`` raw scores (the paper's y-hat), not probabilities.
         """
         return (candidates_BCE * user_BE.unsqueeze(1)).sum(dim=-1)
 
@@ -75,15 +75,15 @@ class Recommender(StrictModel):
         history_mask_BH: Tensor,
         candidate_index_BC: Tensor,
     ) -> Tensor:
-        """Scores of candidates, every distinct text encoded once.
+        """Score candidates; every distinct text is encoded once.
 
         Args:
             input_ids_UL: int64 ``[U, L]``, the distinct texts.
-            attention_mask_UL: ``[U, L]``, nonzero where there is a token.
-            history_index_BH: int64 ``[B, H]``, which of the U texts is in each slot (any in empty
-                ones).
-            history_mask_BH: ``[B, H]``, nonzero in slots that hold a click.
-            candidate_index_BC: int64 ``[B, C]``, which of the U texts each candidate is.
+            attention_mask_UL: ``[U, L]``, nonzero at tokens.
+            history_index_BH: int64 ``[B, H]``, index into the U texts for each slot (any value in
+                empty ones).
+            history_mask_BH: ``[B, H]``, nonzero in slots with a click.
+            candidate_index_BC: int64 ``[B, C]``, index into the U texts for each candidate.
 
         Returns:
             ``[B, C]`` raw scores.

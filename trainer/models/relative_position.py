@@ -1,8 +1,8 @@
 """UniLMv2's relative position bias: one table, shared by all layers, added to attention scores.
 
-Relative positions fall into 32 buckets, as in T5: 16 a direction; distances below 8 have a bucket
-each, larger ones share buckets that widen logarithmically up to distance 128, and all beyond share
-the last one.
+Relative positions fall into 32 buckets, as in T5: 16 per direction; each distance below 8 has its
+own bucket, larger distances share buckets that widen logarithmically up to distance 128, and all
+distances beyond share the last bucket.
 
 Shape legend: A attention heads, L tokens.
 """
@@ -18,7 +18,7 @@ MAX_DISTANCE = 128
 
 
 def relative_position_bucket(relative: Tensor) -> Tensor:
-    """Bucket of each relative position.
+    """Return the bucket of each relative position.
 
     Args:
         relative: Integer tensor of any shape, key position minus query position.
@@ -33,7 +33,7 @@ def relative_position_bucket(relative: Tensor) -> Tensor:
     per_direction = NUM_BUCKETS // 2
     num_exact = per_direction // 2
     distance = relative.abs()
-    # Clamped to 1 so that log has no zero to meet; those entries take the exact branch anyway.
+    # Clamped to 1 so that log never sees zero; those entries take the exact branch anyway.
     log_ratio = torch.log(distance.clamp(min=1).float() / num_exact)
     log_ratio = log_ratio / math.log(MAX_DISTANCE / num_exact)
     coarse = num_exact + (log_ratio * (per_direction - num_exact)).long()
@@ -42,17 +42,20 @@ def relative_position_bucket(relative: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-@torch.inference_mode(False)  # where a teacher is the first to ask, a student trains on it
+@torch.inference_mode(False)  # if a teacher calls this first, a student still trains on the result
 def _buckets_by_offset(length: int) -> Tensor:
-    """Buckets of the positions ``-(length - 1) .. length - 1``; on the CPU, so equal everywhere."""
+    """Return the buckets of positions ``1 - length .. length - 1``.
+
+    They are computed on the CPU, so they are equal on every machine.
+    """
     return relative_position_bucket(torch.arange(-(length - 1), length))
 
 
 class RelativePositionBias(nn.Module):
-    """The table (32 buckets x heads, no bias term) and its unfolding to an L x L matrix a head."""
+    """The table (32 buckets x heads, without bias term), expanded to an L x L matrix per head."""
 
     def __init__(self, num_heads: int):
-        """Make a table of zeros, which leaves a backbone's own attention as it is.
+        """Create a table of zeros, which leaves a backbone's own attention unchanged.
 
         Args:
             num_heads: A, attention heads of the backbone.
@@ -61,10 +64,10 @@ class RelativePositionBias(nn.Module):
         self.weight = nn.Parameter(torch.zeros(NUM_BUCKETS, num_heads))
 
     def forward(self, length: int) -> Tensor:
-        """The bias for texts of ``length`` tokens, whatever their number.
+        """Return the bias for texts of ``length`` tokens, for any number of texts.
 
-        A score's bias depends on key minus query alone, so 2L - 1 values a head make the whole
-        matrix: row q is the window of them that starts at L - 1 - q.
+        A score's bias depends only on key minus query, so 2L - 1 values per head determine the
+        whole matrix: row q is the window of these values that starts at L - 1 - q.
 
         Args:
             length: L.

@@ -10,7 +10,7 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention among the clicked articles (NRMS), without output projection."""
 
     def __init__(self, width: int, num_heads: int):
-        """Make the layer.
+        """Create the layer.
 
         Args:
             width: E; the heads are E / A wide each.
@@ -23,11 +23,11 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(width, width)
 
     def forward(self, history_BHE: Tensor, mask_BH: Tensor) -> Tensor:
-        """Attend.
+        """Attend among the articles of each history.
 
         Args:
             history_BHE: ``[B, H, E]``.
-            mask_BH: bool ``[B, H]``, True in slots that may be attended to; at least one a row.
+            mask_BH: bool ``[B, H]``, True in slots to attend to; at least one per row.
 
         Returns:
             ``[B, H, E]``.

@@ -1,8 +1,8 @@
-"""A language model cut in two between its layers: what is below the cut, and what is above it.
+"""A language model cut in two between its layers: one half below the cut, one above it.
 
-Each half is the family's own forward pass, with stand-ins in the places of the layers that are left
-out. So masks, position biases and norms outside the layers are prepared as the family does it, and
-names and weights stay what they are.
+Each half is the family's own forward pass, with stand-ins in place of the layers that are left out.
+So masks, position biases and norms outside the layers are prepared as in the family, and names and
+weights stay unchanged.
 
 Shape legend: U texts, L tokens, D width.
 """
@@ -19,16 +19,16 @@ from trainer.errors import ModelError
 from trainer.models.layers import find_layers
 
 _TOLERANCE = 1e-4
-"""Largest difference of two states that are to be the same, as a share of the largest."""
+"""Largest difference between two states that should be equal, relative to the largest value."""
 
 
 class _StandIn(nn.Module):
-    """Takes the place of a module that is left out: returns what is given, or what comes in.
+    """Stand-in for a module that is left out: returns the given states, or its input.
 
     Args:
-        replaced: The module.
-        num_empty: None where it returns a tensor; where it returns a tuple, its length without the
-            states, which is filled with None.
+        replaced: The module to replace.
+        num_empty: None if the module returns a tensor; if it returns a tuple, the tuple's length
+            without the states, which is filled with None.
     """
 
     def __init__(self, replaced: nn.Module, num_empty: int | None = None) -> None:
@@ -46,26 +46,26 @@ class _StandIn(nn.Module):
 
 
 class LayerSplit:
-    """A language model below and above a number of its layers.
+    """A language model split into the parts below and above a number of its layers.
 
-    The states between the two must be all that the upper half needs of the lower one, which holds
-    for encoders that are a plain stack of layers. It is not known from a family's type, so the two
-    ways are compared on a short text when the model is cut.
+    The upper half may need only the states of the lower half, which holds for encoders that are a
+    plain stack of layers. A family's type does not tell this, so both ways are compared on a short
+    text when the model is cut.
 
     Args:
-        language_model: With its weights whole.
+        language_model: Language model with its weights whole.
         num_below: Layers below the cut, at least 1.
 
     Attributes:
-        num_below: The same.
+        num_below: The same number.
 
     Raises:
-        ModelError: There are not so many layers, they cannot be told apart, or more than states
-            passes between them.
+        ModelError: There are fewer layers, they cannot be identified, or more than states passes
+            between them.
     """
 
     def __init__(self, language_model: PreTrainedModel, num_below: int) -> None:
-        """Look at what the layers return, and compare both ways."""
+        """Examine the outputs of the layers, and compare both ways."""
         path, layers = find_layers(language_model)
         if not 0 < num_below <= len(layers):
             raise ModelError(
@@ -85,11 +85,11 @@ class LayerSplit:
             language_model.train(was_training)
 
     def below(self, input_ids_UL: Tensor, mask: Tensor) -> Tensor:
-        """States ``[U, L, D]`` after the layers below the cut; the others are not computed.
+        """Return states ``[U, L, D]`` after the layers below the cut, without computing the others.
 
         Args:
             input_ids_UL: int64 ``[U, L]``.
-            mask: As the language model takes it.
+            mask: Mask in the language model's form.
         """
         found: list[Tensor] = []
 
@@ -106,14 +106,14 @@ class LayerSplit:
         return found[0]
 
     def above(self, states_ULD: Tensor, mask: Tensor) -> Tensor:
-        """States of the last layer ``[U, L, D]``, from those of :meth:`below`.
+        """Compute the states ``[U, L, D]`` of the last layer from those of :meth:`below`.
 
         Args:
             states_ULD: ``[U, L, D]``.
-            mask: As the language model takes it.
+            mask: Mask in the language model's form.
         """
         below = {str(n): self._stand_ins[n] for n in range(self.num_below)}
-        # What stands for embeddings is read for its shape, device and dtype alone.
+        # The stand-in for embeddings is read only for its shape, device and dtype.
         embedded = states_ULD.new_zeros(1).expand(*states_ULD.shape[:2], self._embedded_width)
         name = self._embeddings
         first = {} if name is None else {name: self._stand_in}
@@ -129,7 +129,7 @@ class LayerSplit:
         return output.last_hidden_state
 
     def _prepare(self) -> None:
-        """Make the stand-ins from what the replaced modules return, and compare both ways.
+        """Create the stand-ins from the replaced modules' outputs, and compare both ways.
 
         Raises:
             ModelError: The model cannot be cut.
@@ -161,8 +161,7 @@ class LayerSplit:
             raise self._cannot("more than states passes between its layers")
 
     def _watched(self, ids_UL: Tensor, mask_UL: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """The whole model's states, and what its last layer below the cut and its embeddings
-        returned."""
+        """Return the model's states, and the outputs of the layer below the cut and embeddings."""
         model = self._language_model
         watched = {"layer": self._last_below}
         if self._embeddings is not None:
@@ -189,10 +188,10 @@ class LayerSplit:
 
 
 def _embeddings(language_model: PreTrainedModel, layers: str) -> str | None:
-    """Name of the part of a language model that turns token ids into what its layers read.
+    """Name the part of a language model that computes its layers' input from token ids.
 
-    It is the child that holds the table of input embeddings, and not the layers; None where the
-    table is a child itself, which is then not called where its output is given.
+    The part is the child that holds the table of input embeddings, without the layers; None if the
+    table is a child itself, because such a table is not called when its output is given.
     """
     table = language_model.get_input_embeddings()
     for name, child in language_model.named_children():
@@ -204,7 +203,7 @@ def _embeddings(language_model: PreTrainedModel, layers: str) -> str | None:
 
 @contextmanager
 def _replaced(owner: nn.Module, stand_ins: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Put stand-ins in the places of some children of a module while the block runs."""
+    """Replace some children of a module by stand-ins while the block runs."""
     kept = {name: owner._modules[name] for name in stand_ins}
     owner._modules.update(stand_ins)
     try:

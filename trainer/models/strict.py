@@ -1,4 +1,4 @@
-"""What our two kinds of model share: complete loading, saving, initial weights."""
+"""Common base of both kinds of model: complete loading, saving, initial weights."""
 
 import copy
 from pathlib import Path
@@ -13,9 +13,9 @@ from trainer.errors import ModelError
 
 
 def save_weights(weights: dict[str, Tensor], file: Path) -> None:
-    """Write tensors as a safetensors file for transformers, as readable as any new file.
+    """Write tensors as a safetensors file for transformers, with normal file permissions.
 
-    The package makes files that only their owner may read, whatever the umask says.
+    The package's own files are readable only by their owner, whatever the umask is.
 
     Raises:
         OSError: The file cannot be written.
@@ -36,7 +36,7 @@ class StrictModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load an exported folder, in fp32 unless told otherwise.
+        """Load an exported folder, in fp32 unless another type is given.
 
         Args:
             pretrained_model_name_or_path: Folder with ``config.json`` and safetensors weights.
@@ -44,15 +44,16 @@ class StrictModel(PreTrainedModel):
             **kwargs: Passed on to transformers.
 
         Returns:
-            The model in eval mode (as transformers does), or with ``output_loading_info=True`` the
-            pair of it and transformers' account of the loading.
+            The model in eval mode (as in transformers), or with ``output_loading_info=True`` a pair
+            of the model and transformers' loading information.
 
         Raises:
             ModelError: Weights are missing, left over or of another shape.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("dtype", torch.float32)
-        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # they are told below
+        # Mismatched sizes are reported below.
+        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
@@ -69,13 +70,13 @@ class StrictModel(PreTrainedModel):
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any) -> None:  # type: ignore[override]
-        """Write ``config.json`` and ``model.safetensors``, as transformers lays them out.
+        """Write ``config.json`` and ``model.safetensors`` in transformers' layout.
 
-        Not through transformers, which imports DeepSpeed (seconds, and a warning) to unwrap a model
-        that is never wrapped here.
+        Transformers' own function is not used: it imports DeepSpeed (seconds, and a warning) to
+        unwrap a model that is never wrapped here.
 
         Args:
-            save_directory: Folder to write to; made if it is not there.
+            save_directory: Folder to write to; created if missing.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,10 @@ class StrictModel(PreTrainedModel):
         save_weights(self.state_dict(), folder / "model.safetensors")
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Xavier weights and zero biases for our layers; the language model has its own rule."""
+        """Initialise our layers with Xavier weights and zero biases.
+
+        The language model has its own rule.
+        """
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:

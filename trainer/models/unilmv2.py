@@ -1,4 +1,4 @@
-"""UniLMv2, the paper's language model: its released weights in Hugging Face's form.
+"""UniLMv2, the paper's language model: its released weights in Hugging Face format.
 
 Shape legend: A attention heads, D width.
 """
@@ -31,9 +31,10 @@ _TELL_SIZES = (
 def convert_unilmv2(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename and split the weights of a released UniLMv2 checkpoint.
 
-    The release has one ``qkv_linear.weight`` [3D, D] a layer (queries, keys, values in this order)
-    with ``q_bias`` and ``v_bias`` and no key bias (it cancels in the softmax, so zero stands for
-    it), and the bias table as the weight [A, 32] of a Linear. Heads and pooler are left out.
+    The release has one ``qkv_linear.weight`` [3D, D] per layer (queries, keys, values in this
+    order) with ``q_bias`` and ``v_bias`` but without key bias (which cancels in the softmax, so
+    zero replaces it), and the bias table as the weight [A, 32] of a Linear. Heads and pooler are
+    left out.
 
     Args:
         state: Names to tensors, as released (``bert.…``).
@@ -66,8 +67,9 @@ def convert_unilmv2(state: dict[str, Tensor]) -> dict[str, Tensor]:
             converted[name] = tensor
     missing = [name for name in _TELL_SIZES if name not in converted]
     if missing:
-        raise ModelError(f"this is no UniLMv2 checkpoint: it has no {missing[0]}")
-    # Clones: the three parts of a fused weight would share one storage, which safetensors refuses.
+        raise ModelError(f"not a UniLMv2 checkpoint: it does not have {missing[0]}")
+    # Clones, because the three parts of a fused weight would share storage, which safetensors
+    # refuses.
     return {
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in converted.items()
@@ -75,21 +77,21 @@ def convert_unilmv2(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_unilmv2(checkpoint: str | Path, vocab: str | Path, folder: str | Path) -> Path:
-    """Convert a released checkpoint to a folder that ``backbone.name`` and ``--tokenizer`` name.
+    """Convert a released checkpoint to a folder for ``backbone.name`` and ``--tokenizer``.
 
-    The checkpoint is read with ``weights_only``, so that nothing in it is run. Sizes are those of
-    its tensors; what these do not tell (GELU, dropout 0.1, epsilon 1e-12) is BERT's.
+    The checkpoint is read with ``weights_only``, so that no code in it runs. Sizes are those of its
+    tensors; settings that these do not determine (GELU, dropout 0.1, epsilon 1e-12) are BERT's.
 
     Args:
         checkpoint: The released ``.bin`` file.
-        vocab: The word pieces that belong to it, uncased, one a line.
-        folder: Where configuration, weights and tokenizer are written; made if absent.
+        vocab: Word pieces of the checkpoint, uncased, one per line.
+        folder: Folder for configuration, weights and tokenizer; created if missing.
 
     Returns:
         The folder.
 
     Raises:
-        ModelError: A file cannot be read, holds something else, or does not fit the other.
+        ModelError: A file is unreadable, holds something else, or does not match the other.
     """
     weights = convert_unilmv2(_read_checkpoint(checkpoint))
     tokenizer = BertTokenizer(vocab=_read_vocab(vocab))
@@ -113,7 +115,7 @@ def _read_checkpoint(checkpoint: str | Path) -> dict[str, Tensor]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except DataError as error:
         raise ModelError(f"{checkpoint} cannot be read as a checkpoint: {error}") from error
-    except Exception as error:  # an edited pickle makes errors of many kinds
+    except Exception as error:  # an edited pickle raises errors of many kinds
         raise ModelError(
             f"{checkpoint} cannot be read as a checkpoint: {first_line(error)}"
         ) from error

@@ -13,20 +13,20 @@ from trainer.models.configuration import RecommenderConfig
 class UserModel(nn.Module):
     """A user encoder (:mod:`trainer.models.user_encoders`) over a history with empty slots.
 
-    Empty history slots, ``history_padding``:
+    Treatment of empty history slots by ``history_padding``:
 
-    - ``mask``: left out. A user without any history is encoded as one click on the learned vector
-      ``pad_doc``, in training and in use, so cold users get a trained vector.
-    - ``learned`` (released code): while training, ``pad_doc`` fills the empty slots and takes
-      part; in use they are left out, and a user without any history is the zero vector. The
-      released code reads its *teachers* the training way: pass ``mask_history=False``.
+    - ``mask``: they are left out. A user without a history is encoded as one click on the learned
+      vector ``pad_doc``, in training and in use, so cold users get a trained vector.
+    - ``learned`` (released code): during training, ``pad_doc`` fills the empty slots and takes
+      part; in use they are left out, and a user without a history is the zero vector. The released
+      code uses its *teachers* as in training: pass ``mask_history=False``.
     """
 
     def __init__(self, config: RecommenderConfig):
-        """Make the model from its configuration.
+        """Create the model from its configuration.
 
         Raises:
-            ModelError: A layer of the user encoder has a name that is taken.
+            ModelError: A layer of the user encoder has a name that is already used.
         """
         super().__init__()
         self.history_padding = config.history_padding
@@ -46,12 +46,10 @@ class UserModel(nn.Module):
         """Encode users.
 
         Args:
-            history_BHE: ``[B, H, E]`` vectors of the clicked articles; those of empty slots are
-                not read.
-            mask_BH: ``[B, H]``, nonzero in slots that hold a click.
-            mask_history: Leave empty slots out (True), or let ``pad_doc`` take part in them
-                (False). None follows ``history_padding``: True, except while training with
-                ``learned``.
+            history_BHE: ``[B, H, E]`` vectors of the clicked articles; empty slots are not read.
+            mask_BH: ``[B, H]``, nonzero in slots with a click.
+            mask_history: Leave empty slots out (True), or fill them with ``pad_doc`` (False). None
+                follows ``history_padding``: True, except during training with ``learned``.
 
         Returns:
             ``[B, E]`` in fp32 or wider.
@@ -66,7 +64,7 @@ class UserModel(nn.Module):
         history_BHE = torch.where(filled_BH.unsqueeze(-1), history_BHE, pad_doc)
         empty_B1 = ~filled_BH.any(dim=1, keepdim=True)
         last_H = torch.arange(filled_BH.shape[1], device=filled_BH.device) == filled_BH.shape[1] - 1
-        # At least one slot a user can be attended to: softmax over nothing is not a number.
+        # At least one slot per user counts: a softmax over nothing is NaN.
         attended_BH = filled_BH | (empty_B1 & last_H)
         if not mask_history:
             attended_BH = torch.ones_like(filled_BH)

@@ -1,1 +1,1 @@
-"""What a run says about itself: console lines, TensorBoard and ``metrics.jsonl``."""
+"""Output of a run: console lines, TensorBoard and ``metrics.jsonl``."""

@@ -1,5 +1,4 @@
-"""TensorBoard: scalars, histograms, the run's row on the HPARAMS page, and charts that belong
-together."""
+"""TensorBoard: scalars, histograms, the run's row on the HPARAMS page, and grouped charts."""
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ FINAL = (
     "speed/tokens_per_s",
     "speed/mfu_pct",
 )
-"""Metrics of the HPARAMS page, where the run has them: a run's last value of each."""
+"""Metrics of the HPARAMS page; a run shows its last value of each metric that it has."""
 
 LAYOUT = {
     "Training": {
@@ -61,19 +60,20 @@ NOT_COMPARED = (
     "run.export",
     "validation.clicks",
 )
-"""Settings, by how their names begin, that say nothing about what a run computes."""
+"""Prefixes of settings that do not affect what a run computes."""
 COMPARED = ("data.clicks_since", "data.clicks_until")
-"""Those that begin so and do."""
+"""Exceptions: settings with these prefixes that do affect it."""
 
 
 class Board:
-    """The event files of one run, all in one folder.
+    """Event files of one run, all in one folder.
 
     Args:
-        folder: Where they are.
-        resumed_step: Later steps of an earlier attempt are hidden.
+        folder: Folder of the event files.
+        resumed_step: Step after which an earlier attempt's records are hidden.
         settings: The run's settings by full name, for the HPARAMS page; empty leaves it out.
-        finals: Metrics of that page that the first record does not have yet: a validation's best.
+        finals: Metrics of that page that the first record does not have yet, such as a validation's
+            best.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Board:
     def write(
         self, step: int, values: Mapping[str, float], histograms: Mapping[str, list[float]]
     ) -> None:
-        """Write the numbers and histograms of one step."""
+        """Write the scalars and histograms of one step."""
         if not self._is_described:
             self._describe(values)
         for name, value in values.items():
@@ -108,7 +108,7 @@ class Board:
             self._writer.add_histogram_raw(f"{name}s", **bars(counts), global_step=step)
 
     def _describe(self, names: Iterable[str]) -> None:
-        """The run's settings, beside its metrics: ``add_hparams`` would make a run of its own."""
+        """Write the run's settings next to its metrics; ``add_hparams`` would add a run."""
         from torch.utils.tensorboard.summary import hparams
 
         self._is_described = True
@@ -126,7 +126,7 @@ class Board:
                 self._writer.file_writer.add_summary(summary)
 
     def end(self) -> None:
-        """Say on the HPARAMS page that the run came to its end."""
+        """Mark the run as finished on the HPARAMS page."""
         if self._ending is not None:
             self._writer.file_writer.add_summary(self._ending)
 
@@ -140,7 +140,7 @@ class Board:
 
 
 def _leave_errors_to_callers() -> None:
-    """Keep Python from printing what TensorBoard's thread met: its next call raises it here."""
+    """Keep Python from printing errors of TensorBoard's thread; its next call raises them here."""
     before = threading.excepthook
     if getattr(before, "leaves_to_callers", False):
         return
@@ -155,7 +155,7 @@ def _leave_errors_to_callers() -> None:
 
 
 def bars(counts: list[float]) -> dict[str, Any]:
-    """Arguments of ``add_histogram_raw`` for equal bars between 0 and 1."""
+    """Return the arguments of ``add_histogram_raw`` for equal bars between 0 and 1."""
     width = 1.0 / len(counts)
     middles = [(place + 0.5) * width for place in range(len(counts))]
     pairs = list(zip(middles, counts, strict=True))
@@ -171,7 +171,7 @@ def bars(counts: list[float]) -> dict[str, Any]:
 
 
 def hparam(value: Any) -> bool | float | int | str:
-    """A setting as the HPARAMS page takes it: numbers and truth as they are, all else as words."""
+    """Convert a setting for the HPARAMS page: numbers and booleans stay, others become text."""
     if isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):

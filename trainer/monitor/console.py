@@ -1,25 +1,25 @@
-"""The one line that a record is on the console and in ``log/train.log``."""
+"""The line of a record on the console and in ``log/train.log``."""
 
 import time
 from collections import deque
 from collections.abc import Mapping
 
 SHOWN = ("loss", "accuracy", "lr", "grad_norm", "loss_scale", "skipped_steps")
-"""What of ``train/`` is shown, in this order; ``loss`` and ``lr`` with all their components."""
+"""Metrics of ``train/`` to show, in this order; ``loss`` and ``lr`` with all their components."""
 SPEEDS = ("samples_per_s", "padding_pct", "data_wait_pct", "memory_mib", "mfu_pct")
-"""What of ``speed/`` is shown; everything else is in TensorBoard and ``metrics.jsonl``."""
+"""Metrics of ``speed/`` to show; all others are in TensorBoard and ``metrics.jsonl``."""
 
 
 class Pace:
-    """How long the rest of a run takes, from the later half of the last records.
+    """Estimate of a run's remaining time, from the later half of the last records.
 
-    The first step (start-up, compilation) is never in it, and slow steps after it fall out as the
-    window moves on; a resumed run starts a window of its own. Checkpoints and exports in the window
-    count, as there will be more of them.
+    The first step (start-up, compilation) never counts, and slow steps after it drop out as the
+    window moves on; a resumed run starts a new window. Checkpoints and exports in the window count,
+    because more of them will follow.
 
     Args:
         steps: Steps of the whole run.
-        step_s: Seconds a step that the run took before it was resumed, for its first record.
+        step_s: Seconds per step before the run was resumed, for the first record.
     """
 
     def __init__(self, steps: int, step_s: float | None = None) -> None:
@@ -28,12 +28,13 @@ class Pace:
         self._seen: deque[tuple[int, float]] = deque(maxlen=200)
 
     def seconds_left(self, step: int, now: float | None = None) -> float | None:
-        """Note that a step was reached (now, unless told) and estimate.
+        """Record that a step was reached (now, unless given) and estimate the seconds left.
 
-        At the first record nothing was measured yet: None, unless the run was resumed.
+        At the first record there is no measurement yet: the result is None, unless the run was
+        resumed.
         """
         self._seen.append((step, time.monotonic() if now is None else now))
-        # Index 0 for two records: the later half of the way between the first and the last.
+        # Index 0 for two records: the later half between the first and the last.
         first, since = self._seen[(len(self._seen) - 1) // 2]
         if first == step:
             return None if self._step_s is None else self._step_s * (self._steps - step)
@@ -43,13 +44,16 @@ class Pace:
 def console_line(
     step: int, values: Mapping[str, float], steps: int, seconds_left: float | None
 ) -> str:
-    """Step, time left, losses, learning rates, gradient norm, speed, padding, waiting, memory.
+    """Format the line of a record.
+
+    The line has step, time left, losses, learning rates, gradient norm, speed, padding, waiting
+    and memory.
 
     Args:
-        step: The step.
-        values: The record's numbers by their full names.
+        step: Step of the record.
+        values: The record's metrics by their full names.
         steps: Steps of the whole run.
-        seconds_left: Estimate for the rest of the run; None where there is none yet.
+        seconds_left: Estimate for the rest of the run; None if there is none yet.
     """
     left = "-:--:--" if seconds_left is None else duration(seconds_left)
     parts = [f"step {step:>{len(str(steps))}}/{steps}", f"left {left}"]
@@ -66,7 +70,7 @@ def console_line(
 
 
 def duration(seconds: float) -> str:
-    """Seconds as ``h:mm:ss``."""
+    """Format seconds as ``h:mm:ss``."""
     whole = max(0, round(seconds))
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 

@@ -1,14 +1,13 @@
-"""Model FLOPs of a training step: what the mathematics asks for, padding and recomputation left
-out.
+"""Model FLOPs of a training step, without padding and recomputation.
 
-Counted are the matrix products of the news encoder, a multiply and an add as two, as
-``PaLM`` (Chowdhery et al. 2022, appendix B) counts them. With P weights in a layer's matrices, D
-its width and n tokens in a text:
+Only the matrix products of the news encoder count, a multiply and an add as two, as in ``PaLM``
+(Chowdhery et al. 2022, appendix B). With P weights in a layer's matrices, D its width and n tokens
+in a text:
 
 - forward: ``2 P n + 4 D n^2`` (the second term is attention: scores, then their weighted sum);
-- backward: the same again for the gradient of the weights, where they are trained, and once more
-  for the gradient of what comes in, where anything at or below the layer is trained. So 6 P n for
-  a trained layer, 4 P n for a frozen one above a trained one, 2 P n for a frozen one below.
+- backward: the same again for the gradient of the weights, if they are trained, and once more for
+  the gradient of the input, if anything at or below the layer is trained. So 6 P n for a trained
+  layer, 4 P n for a frozen one above a trained one, 2 P n for a frozen one below.
 
 Embedding look-ups, norms, activations, the optimizer, the user encoder, the scores and the
 projections of teachers' vectors are left out: together less than a few percent of an encoder. The
@@ -40,17 +39,17 @@ PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
     ("T4", {"fp16": 65.0, "fp32": 8.1}),
 )
 """Peaks in TFLOP/s without sparsity, from NVIDIA's data sheets, by a word of the device's name; the
-first that matches counts."""
+first match counts."""
 
 
 @dataclass(frozen=True)
 class TextFlops:
-    """FLOPs of a training step for the texts of a news encoder, as a polynomial in their lengths.
+    """FLOPs of a training step for a news encoder's texts, as a polynomial in their lengths.
 
     Attributes:
-        per_text: For every text (Linear after the pooling).
-        per_token: For every token that is no padding.
-        per_square: For every token squared: a text of n tokens counts n^2 times (attention).
+        per_text: FLOPs per text (Linear after the pooling).
+        per_token: FLOPs per token that is not padding.
+        per_square: FLOPs per squared token: a text of n tokens counts n^2 times (attention).
     """
 
     per_text: float
@@ -58,20 +57,20 @@ class TextFlops:
     per_square: float
 
     def of(self, num_texts: float, num_tokens: float, num_squares: float) -> float:
-        """FLOPs of so many texts with so many tokens, and the sum of their squared lengths."""
+        """Return the FLOPs of texts from their number, tokens and sum of squared lengths."""
         return (
             self.per_text * num_texts + self.per_token * num_tokens + self.per_square * num_squares
         )
 
 
 def text_flops(model: nn.Module) -> TextFlops | None:
-    """Count a model's news encoder, as it is to be trained.
+    """Count the FLOPs of a model's news encoder as it will be trained.
 
     Args:
-        model: Anything that contains a news encoder, with its weights whole or sharded.
+        model: Any module that contains a news encoder, with whole or sharded weights.
 
     Returns:
-        None where there is no news encoder, or its layers share one set of weights.
+        The FLOPs; None without a news encoder, or if its layers share one set of weights.
     """
     encoders = [module for module in model.modules() if isinstance(module, NewsEncoder)]
     if len(encoders) != 1:
@@ -83,12 +82,12 @@ def text_flops(model: nn.Module) -> TextFlops | None:
     except ModelError:
         return None
     in_layers = {id(parameter) for parameter in layers.parameters()}
-    # Whatever the backbone holds outside its layers (embeddings, position bias) is below them.
+    # Everything in the backbone outside its layers (embeddings, position bias) is below them.
     is_reached = any(
         p.requires_grad for p in encoder.backbone.parameters() if id(p) not in in_layers
     )
     per_token = per_square = 0.0
-    # Layers below the cut were computed once for all steps.
+    # Layers below the split were computed once for all steps.
     split = encoder.backbone.split
     for layer in list(layers)[0 if split is None else split.num_below :]:
         weights = sum(_matrix(module) for module in layer.modules())
@@ -96,7 +95,7 @@ def text_flops(model: nn.Module) -> TextFlops | None:
         is_reached = is_reached or is_trained
         per_token += 2.0 * weights * (1 + is_trained + is_reached)
         per_square += 4.0 * language_model.config.hidden_size * (1 + 2 * is_reached)
-    # The pooling and the Linear are always trained; the gradient goes on where something below is.
+    # The pooling and the Linear are always trained; the gradient goes on if anything below is.
     passes = 2 + is_reached
     if isinstance(encoder.pooling, AttentionPooling):
         weights = sum(_matrix(module) for module in encoder.pooling.modules())
@@ -105,9 +104,9 @@ def text_flops(model: nn.Module) -> TextFlops | None:
 
 
 def peak_tflops(device: torch.device, precision: str) -> float | None:
-    """Peak of a well-known GPU in the run's precision, in TFLOP/s; None for any other device.
+    """Return the peak of a known GPU in the run's precision; None for other devices.
 
-    fp32 means TF32 where torch is allowed to use it.
+    In TFLOP/s. fp32 means TF32 if torch may use it.
     """
     if device.type != "cuda":
         return None
@@ -117,18 +116,18 @@ def peak_tflops(device: torch.device, precision: str) -> float | None:
 
 
 def peak_of(name: str, precision: str) -> float | None:
-    """Peak by a device's name (``NVIDIA A100-SXM4-80GB``) and precision, None if not known."""
+    """Return the peak for a device name and a precision; None if unknown."""
     words = name.replace("Tesla ", "")
     for known, peaks in PEAK_TFLOPS:
         if f" {known}" in f" {words}":
             rest = f" {words}".split(f" {known}", 1)[1]
-            if not rest[:1].isalnum():  # L40 is no L4
+            if not rest[:1].isalnum():  # L40 is not L4
                 return peaks.get(precision)
     return None
 
 
 def _matrix(module: nn.Module) -> int:
-    """Weights of a module that is a matrix product, from its sizes: ZeRO-3 empties the tensors."""
+    """Return the weights of a matrix product from its sizes, because ZeRO-3 empties tensors."""
     if isinstance(module, nn.Linear):
         return module.in_features * module.out_features
     if isinstance(module, Conv1D):

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one JSON object a record, floats with all their digits, cut back on resume."""
+"""``metrics.jsonl``: one JSON object per record, with all digits, truncated on resume."""
 
 import io
 import json
@@ -11,15 +11,15 @@ from trainer.monitor.run_files import METRICS, as_record, parse_line
 
 
 class MetricsFile:
-    """Appends records to a run's ``metrics.jsonl``.
+    """Writer that appends records to a run's ``metrics.jsonl``.
 
     Args:
         folder: The run folder.
-        resumed_step: Records after this step are cut off, and so is a line that a kill left half
-            written: they will be, or were, made again.
+        resumed_step: Records after this step, and a line that a kill left incomplete, are cut off:
+            the run writes them again.
 
     Attributes:
-        step_s: Seconds a step by the last record that is kept, None where there is none.
+        step_s: Seconds per step by the last record kept; None without one.
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
@@ -30,13 +30,13 @@ class MetricsFile:
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; when this returns it is in the file, if not yet on the disk."""
+        """Append one record; on return it may not yet be on the disk."""
         # json writes floats with repr, the shortest text that reads back as the same number.
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Make the records durable, as they must be before a checkpoint that follows them."""
+        """Make the records durable, which must happen before a later checkpoint is written."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -45,10 +45,10 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a ``metrics.jsonl``, up to a line that is half written or not a record.
+    """Return the records of a ``metrics.jsonl``, up to the first incomplete or invalid line.
 
     Raises:
-        DataError: It is not a regular file, or cannot be read.
+        DataError: The file is not regular, or unreadable.
     """
     records: list[dict[str, Any]] = []
     if not path.exists():
@@ -63,7 +63,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keep only the records up to a step, and return them. The file is replaced whole."""
+    """Keep only the records up to a step, and return them; replaces the file."""
     if not path.exists():
         return []
     kept = [record for record in read_metrics(path) if record["step"] <= step]

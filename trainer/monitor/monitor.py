@@ -1,4 +1,4 @@
-"""One record, three places: the console, TensorBoard and ``metrics.jsonl``. Rank 0 only."""
+"""Monitor: writes each record to the console, TensorBoard and ``metrics.jsonl``; rank 0 only."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +14,13 @@ from trainer.monitor.metrics import MetricsFile
 
 @dataclass(kw_only=True)
 class Record:
-    """What is said about one step.
+    """Metrics of one step.
 
     Attributes:
         step: Optimizer step, from 1.
-        values: Numbers by their full names (``train/loss``, ``speed/samples_per_s``).
-        histograms: By name, how many values are in each of equal bars between 0 and 1; shown in
-            TensorBoard alone.
+        values: Metrics by their full names (``train/loss``, ``speed/samples_per_s``).
+        histograms: By name, the number of values in each of equal bars between 0 and 1; shown only
+            in TensorBoard.
     """
 
     step: int
@@ -29,12 +29,12 @@ class Record:
 
 
 class Monitor:
-    """Writes records.
+    """Writer of records to all places.
 
     Args:
         folder: The run folder.
         steps: Steps of the whole run.
-        resumed_step: Step of the checkpoint that the run goes on from, 0 at its start. Later
+        resumed_step: Step of the checkpoint that the run continues from, 0 at its start. Later
             records of an earlier attempt are removed from ``metrics.jsonl`` and hidden in
             TensorBoard.
         say: Prints a line.
@@ -58,10 +58,10 @@ class Monitor:
         self._board = Board(folder / "tensorboard", resumed_step, settings or {}, finals)
 
     def write(self, record: Record) -> None:
-        """Write one record everywhere.
+        """Write one record to all places.
 
         Raises:
-            TrainingError: The disk refused.
+            TrainingError: The disk refused the write.
         """
         try:
             self._metrics.write({"step": record.step, "time": time.time(), **record.values})
@@ -69,7 +69,7 @@ class Monitor:
         except OSError as error:
             raise TrainingError(
                 f"metrics of step {record.step} cannot be written to {self._metrics.path}: "
-                f"{error.strerror or error}; make room and start the run again"
+                f"{error.strerror or error}; free space and start the run again"
             ) from error
         left = self._pace.seconds_left(record.step)
         self._say(console_line(record.step, record.values, self._steps, left))
@@ -80,7 +80,7 @@ class Monitor:
         self._board.flush()
 
     def end(self) -> None:
-        """Note that the run came to its end."""
+        """Mark the run as finished."""
         self._board.end()
 
     def close(self) -> None:

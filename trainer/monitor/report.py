@@ -1,4 +1,4 @@
-"""What is counted while a run trains, and how it becomes records."""
+"""Counters of a training run, and their conversion to records."""
 
 import contextlib
 import resource
@@ -22,13 +22,13 @@ from trainer.monitor.monitor import Monitor, Record
 
 
 class Report(Callback):
-    """Counts every step; at a log step, reduces what was counted over ranks and writes it down.
+    """Callback that counts every step, and writes a record at each log step.
 
     Args:
         run: The run.
         task: The task, not yet wrapped.
-        finals: Metrics of a validation under which runs are compared.
-        callbacks: Hear of every record.
+        finals: Metrics of a validation by which runs are compared.
+        callbacks: Called for every record.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Report(Callback):
         self._monitor: Monitor | None = None
 
     def on_start(self, session: Session) -> None:
-        """Cut the records back to where the session is, and count from now."""
+        """Cut the records back to the session's step, and start counting."""
         self._close()
         run = self._run
         if run.distributed.is_main:
@@ -50,7 +50,7 @@ class Report(Callback):
         self._meter.restart()
 
     def before_step(self, step: Step) -> None:
-        """Log the first step, the last, and every few."""
+        """Log the first step, the last step, and every few steps."""
         is_due = step.number % self._run.config.run.log_every == 0
         step.is_logged |= is_due or step.number in (1, self._run.steps)
 
@@ -88,7 +88,7 @@ class Report(Callback):
         self._close()
 
     def on_stop(self, error: BaseException) -> None:
-        """Close; a disk that is full may be the reason itself, and must not hide it."""
+        """Close; an error here must not hide the cause of the end."""
         with contextlib.suppress(OSError):
             self._close()
 
@@ -99,11 +99,11 @@ class Report(Callback):
 
 
 class Meter:
-    """Counts between log lines: time, waiting, tokens, computation, steps left out.
+    """Counters between log lines: time, waiting, tokens, computation, skipped steps.
 
     Args:
         run: The run.
-        task: Its task, whose texts cost computation.
+        task: The run's task, whose texts cost computation.
     """
 
     def __init__(self, run: Run, task: nn.Module) -> None:
@@ -114,7 +114,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begin a new count now."""
+        """Start a new count now."""
         self._since = time.monotonic()
         self._waited_s = 0.0
         self._steps = 0
@@ -129,10 +129,11 @@ class Meter:
         self._overflows += not step.result.is_applied and step.result.loss_scale is not None
 
     def read(self) -> dict[str, float]:
-        """The rates since the last call, and begin a new count.
+        """Return the rates since the last call, and start a new count.
 
-        Their mean over ranks is the run's: throughputs are those of all ranks together, waiting
-        and computation those of one. Time is wall time, checkpoints and exports included.
+        The mean of the rates over ranks is the run's rate: throughputs are those of all ranks
+        together, waiting and computation those of one rank. Time is wall time, checkpoints and
+        exports included.
         """
         elapsed = max(1e-9, time.monotonic() - self._since)
         rates = {
@@ -154,10 +155,10 @@ class Meter:
 
 
 def memory_mib(device: torch.device) -> dict[str, float]:
-    """Memory of this rank in MiB: its highest so far and what it is now.
+    """Return this rank's peak memory and current memory in MiB.
 
-    ``memory`` is the device's: torch's allocations on a GPU, else this process. With a GPU the
-    process's own is ``process_memory``.
+    ``memory`` is the device's: torch's allocations on a GPU, otherwise this process. With a GPU,
+    the process's own memory is ``process_memory``.
     """
     process = [process_peak_mib(), process_memory_mib()]
     if device.type != "cuda":
@@ -171,13 +172,13 @@ def memory_mib(device: torch.device) -> dict[str, float]:
 
 
 def process_peak_mib() -> float:
-    """Highest resident memory of this process so far, in MiB."""
+    """Return the highest resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def process_memory_mib() -> float:
-    """Resident memory of this process in MiB; its peak where the system does not tell."""
+    """Return this process's resident memory in MiB, or its peak if unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
@@ -186,6 +187,6 @@ def process_memory_mib() -> float:
 
 
 def highest(distributed: Distributed, values: Mapping[str, float]) -> dict[str, float]:
-    """The highest of each over all ranks, to the whole number: the rank that runs out first."""
+    """Return the maximum of each value over all ranks, rounded: the fullest rank matters."""
     whole: Sequence[int] = distributed.maximum([round(value) for value in values.values()])
     return {name: float(value) for name, value in zip(values, whole, strict=True)}

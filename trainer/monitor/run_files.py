@@ -1,7 +1,8 @@
-"""What a run folder says about its run, read by those that only look: typed, and never in full.
+"""Typed reading of a run folder's files, for commands that only look at runs.
 
-A run that trains writes these files while they are read, and a killed one leaves a half-written
-line: such a line counts as not there. A file of another form is an error that names it.
+Files are never read in full. A training run writes these files while they are read, and a killed
+run leaves an incomplete line: such a line is ignored. A file of another form is an error that names
+the file.
 """
 
 import json
@@ -27,11 +28,11 @@ Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """``state.json``: what a run does, or how it ended."""
+    """``state.json``: what a run is doing, or how it ended."""
 
     state: Literal["running", "finished", "stopped"]
     step: Count
-    """Step of its last checkpoint."""
+    """Step of the last checkpoint."""
     steps: Count
     reason: str | None = None
     is_failed: bool = False
@@ -46,10 +47,10 @@ class RunSettings:
 
 
 def read_state(folder: Path) -> RunState:
-    """Read a run's ``state.json``; its reason is as it may be printed.
+    """Read a run's ``state.json``; its reason is safe to print.
 
     Raises:
-        DataError: It is missing, or is not what a run writes.
+        DataError: The file is missing or not valid.
     """
     state = read_json(folder / STATE, RunState, limit=_MAX_STATE_BYTES)
     return state if state.reason is None else replace(state, reason=shown_line(state.reason))
@@ -59,16 +60,16 @@ def read_settings(folder: Path) -> RunSettings:
     """Read a run's ``config.json``.
 
     Raises:
-        DataError: It is missing, or is not what a run writes.
+        DataError: The file is missing or not valid.
     """
     return read_json(folder / CONFIG, RunSettings)
 
 
 def last_entries(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects at the end of a file of lines; none where there is no such file.
+    """Return the JSON objects at the end of a file of lines, if any.
 
     Raises:
-        DataError: It is not a regular file, or cannot be read.
+        DataError: The file is not regular, or unreadable.
     """
     if not path.exists():
         return []
@@ -83,13 +84,13 @@ def last_entries(path: Path) -> list[dict[str, Any]]:
 
 
 def count_starts(folder: Path) -> int:
-    """Count the starts of a run: the whole lines of the first 64 MiB of ``starts.jsonl``.
+    """Count the starts of a run in the first 64 MiB of ``starts.jsonl``.
 
-    A start takes a kilobyte or two, so that is tens of thousands: the number is a lower bound only
-    beyond them.
+    A start takes one or two kilobytes, so 64 MiB hold tens of thousands of starts; beyond that, the
+    number is a lower bound.
 
     Raises:
-        DataError: The file is not a regular one, or cannot be read.
+        DataError: The file is not regular, or unreadable.
     """
     path, count, before = folder / STARTS, 0, b""
     if not path.exists():
@@ -108,9 +109,9 @@ def count_starts(folder: Path) -> int:
 
 
 def parse_line(line: str | bytes) -> dict[str, Any] | None:
-    """Parse a line as a JSON object; None where it is not one: half written, cut, or damaged."""
+    """Parse a line as a JSON object; None if it is incomplete or damaged."""
     try:
-        # Not msgspec: a loss that is not finite is written as NaN, which JSON does not have.
+        # Not msgspec: a loss that is not finite is written as NaN, which JSON does not allow.
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
@@ -118,7 +119,7 @@ def parse_line(line: str | bytes) -> dict[str, Any] | None:
 
 
 def as_record(entry: dict[str, Any]) -> dict[str, float] | None:
-    """Return a line of ``metrics.jsonl`` as numbers by name; None where it has no step.
+    """Return a line of ``metrics.jsonl`` as numbers by name; None without a step.
 
     Values that are not numbers are left out.
     """
@@ -129,29 +130,29 @@ def as_record(entry: dict[str, Any]) -> dict[str, float] | None:
         if name != "step" and type(value) in (int, float) and abs(value) < 1 << 1000:
             record[name] = float(value)
         elif type(value) is float:
-            record[name] = value  # NaN or infinite, as the run measured it
+            record[name] = value  # NaN or infinite, as measured
     return record
 
 
 def last_record(folder: Path, needed: str = "step") -> dict[str, float] | None:
-    """Return a run's last record that has a number of this name; None where it has none yet.
+    """Return a run's last record with a number of this name; None without one.
 
     Raises:
-        DataError: ``metrics.jsonl`` is not a regular file, or cannot be read.
+        DataError: ``metrics.jsonl`` is not a regular file, or is unreadable.
     """
     records = map(as_record, reversed(last_entries(folder / METRICS)))
     return next((one for one in records if one is not None and needed in one), None)
 
 
 def reached_step(folder: Path, state: RunState, record: dict[str, float] | None) -> int:
-    """Return how far a run is: by its state, its records and its checkpoints, whichever is newest.
+    """Return a run's newest step by its state, its records and its checkpoints.
 
-    A run writes a record every few steps and its state after a checkpoint: where it was killed
-    between the two, either may be behind.
+    A run writes a record every few steps and its state after a checkpoint: if it was killed in
+    between, either may be behind.
     """
     try:
         names = [_CHECKPOINT.fullmatch(path.name) for path in (folder / "checkpoints").iterdir()]
     except OSError:
-        names = []  # it has none yet
+        names = []  # the run has no checkpoints yet
     steps = [int(name[1]) for name in names if name is not None]
     return max(state.step, 0 if record is None else int(record["step"]), *steps, 0)

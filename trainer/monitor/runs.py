@@ -1,4 +1,4 @@
-"""What has run: run folders, their state and their last numbers, read without torch."""
+"""List of runs: run folders, their state and their last metrics, read without torch."""
 
 import math
 import os
@@ -33,27 +33,27 @@ class Run:
     """One run folder, as ``tnr runs`` lists it."""
 
     name: str
-    """The folder, below the one that was searched."""
+    """Folder of the run, relative to the searched folder."""
     task: str
     state: str
-    """``running``, ``finished``, ``stopped`` (go on with the same command), ``failed``, ``dead``
-    (it says that it runs, but no process holds it) or ``damaged`` (``reason`` names the file)."""
+    """``running``, ``finished``, ``stopped`` (the same command continues), ``failed``, ``dead`` (by
+    its state it runs, but no process holds it) or ``damaged`` (``reason`` names the file)."""
     step: int
     steps: int
     loss: float | None
     metrics: dict[str, float]
-    """All numbers of the last record."""
+    """All metrics of the last record."""
     age_s: float | None
     """Seconds since the last record was written, by the clock of the machine that wrote it."""
     starts: int
-    """How often it was started; a lower bound where ``starts.jsonl`` has more than 64 MiB."""
+    """How often the run was started; a lower bound if ``starts.jsonl`` has more than 64 MiB."""
     host: str | None
     reason: str | None
-    """Why it stopped or failed, or which file of it cannot be read."""
+    """Why the run stopped or failed, or which of its files is unreadable."""
 
 
 def find_runs(roots: Sequence[Path]) -> list[Run]:
-    """The run folders in and below some folders, by name. Nothing inside a run is looked into."""
+    """Find the run folders in and below some folders, sorted by name."""
     return [
         _read(folder, str(folder.relative_to(root)) if folder != root else folder.name)
         for root in roots
@@ -62,7 +62,7 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
 
 
 def table(runs: Sequence[Run]) -> list[str]:
-    """Aligned lines, the first with the names of the columns."""
+    """Format aligned lines, the first with the names of the columns."""
     rows = [("run", "task", "state", "step", "loss", "accuracy", "samples/s", "age", "starts")]
     for run in runs:
         numbers = [run.metrics.get(name) for name in _SHOWN]
@@ -93,14 +93,14 @@ def _folders(root: Path) -> Iterator[Path]:
     left = [root]
     while left:
         folder = left.pop()
-        # A file of another kind in their place makes a damaged run, not none.
+        # Something other than a file in their place makes the run damaged, not absent.
         if os.path.exists(folder / CONFIG) and os.path.exists(folder / STATE):  # noqa: PTH110
             yield folder
             continue
         try:
             entries = sorted(folder.iterdir(), reverse=True)
         except OSError:
-            continue  # not a folder, or one that may not be read
+            continue  # not a folder, or an unreadable one
         left += [
             entry
             for entry in entries
@@ -154,7 +154,7 @@ def _state(folder: Path, state: RunState) -> str:
 
 
 def _is_held(folder: Path) -> bool:
-    """Whether a process trains in the folder; a start that meets this probe waits for it."""
+    """Return whether a process trains in the folder; starts wait for this probe."""
     path = folder / ".lock"
     if not path.exists():
         return False
@@ -164,7 +164,7 @@ def _is_held(folder: Path) -> bool:
     except Timeout:
         return True
     except (NotImplementedError, OSError):
-        return True  # a file system without locks, or one that may not be written: believe it
+        return True  # a file system without locks, or read-only: believe the state
     lock.release()
     return False
 

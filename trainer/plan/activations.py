@@ -1,17 +1,17 @@
 """Bytes of activations that a micro-batch keeps for its backward pass: an estimate.
 
-Counted are the tensors that autograd saves in one layer of BERT (Korthikanti et al. 2022, equation
-2, with fused attention in place of the 5 a s / h term), for each slot (token or padding). A slot of
-width D, feed-forward F, in fp32:
+The estimate counts the tensors that autograd saves in one layer of BERT (Korthikanti et al. 2022,
+equation 2, with fused attention instead of the 5 a s / h term), for each slot (token or padding). A
+slot of width D, feed-forward F, in fp32:
 
 * inputs of the two norms and of the three matrices after the first, queries, keys, values, and the
   output of attention: 8 D; before and after the activation: 2 F;
 * the masks of the two dropouts, one byte an element on a GPU (four on a CPU): 2 D.
 
-Under autocast matrices read half-width copies, the norms' inputs stay fp32, and every one of the
-three projections has its own copy: 24 D + 4 F bytes. Frozen layers below the trained ones keep
-nothing. All sub-batches of a micro-batch are alive until its backward pass, so
-``data.batch_tokens`` changes nothing here beside the padding.
+Under autocast, matrices read half-width copies, the norms' inputs stay fp32, and each of the three
+projections has its own copy: 24 D + 4 F bytes. Frozen layers below the trained ones keep nothing.
+All sub-batches of a micro-batch are alive until its backward pass, so ``data.batch_tokens`` affects
+only the padding here.
 """
 
 from dataclasses import dataclass
@@ -21,27 +21,27 @@ from trainer.plan.sizes import TaskSize
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides about activations, beside the model."""
+    """Settings besides the model that determine activations."""
 
     precision: str = "fp32"
-    """``fp32``, ``bf16`` or ``fp16``."""
+    """Precision: ``fp32``, ``bf16`` or ``fp16``."""
     has_dropout: bool = True
     """Whether hidden dropout is above 0."""
     attention_dropout: bool = False
-    """Whether attention dropout is above 0: on a CPU it leaves the fused kernel."""
+    """Whether attention dropout is above 0; on a CPU, attention then leaves the fused kernel."""
     is_checkpointed: bool = False
-    """``run.activation_checkpointing``."""
+    """Value of ``run.activation_checkpointing``."""
     device: str = "gpu"
-    """``gpu`` or ``cpu``."""
+    """Kind of device: ``gpu`` or ``cpu``."""
 
 
 def layer_bytes(size: TaskSize, slots: int, slots_squared: int, settings: Settings) -> int:
-    """Bytes that one trained layer keeps.
+    """Return the bytes that one trained layer keeps.
 
     Args:
         size: The model.
         slots: Token slots of the micro-batch, padding included: sum of n x L over its sub-batches.
-        slots_squared: Sum of n x L x L: what attention's own matrices grow with.
+        slots_squared: Sum of n x L x L, with which attention's own matrices grow.
         settings: Precision, dropout, device.
     """
     D, F = size.backbone.width, size.backbone.inner
@@ -52,15 +52,15 @@ def layer_bytes(size: TaskSize, slots: int, slots_squared: int, settings: Settin
         each += 2 * D * (1 if settings.device == "gpu" else 2 if is_half else 4)
     squared = 0
     if settings.attention_dropout and settings.device == "cpu":
-        squared = 3 * 4 * size.backbone.heads  # softmax, its dropout's mask, and what comes out
+        squared = 3 * 4 * size.backbone.heads  # softmax, its dropout mask, and the output
     return slots * each + slots_squared * squared
 
 
 def activation_bytes(size: TaskSize, slots: int, slots_squared: int, settings: Settings) -> int:
-    """Bytes that a micro-batch keeps between its forward and its backward pass.
+    """Return the bytes that a micro-batch keeps between its forward and backward pass.
 
-    With checkpointing every trained layer keeps its input alone, and one layer at a time is
-    computed again.
+    With checkpointing, every trained layer keeps only its input, and one layer at a time is
+    recomputed.
 
     Args:
         size: The model.

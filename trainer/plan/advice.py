@@ -1,4 +1,4 @@
-"""Which way to share a run over GPUs of a given size, and with which micro-batch."""
+"""Advice for GPUs of a given size: the way to share a run, and the micro-batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from trainer.plan.memory import RankMemory
 GIB = 1 << 30
 
 QUICKEST_FIRST = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
-"""From the least to the most that is sent or computed elsewhere. ``zero0`` is DDP, and ``zeropp``
+"""Ways from the least to the most communication or offloading. ``zero0`` equals DDP, and ``zeropp``
 is for slow links, not for memory."""
 
 
@@ -17,17 +17,17 @@ class Advice:
     """The quickest way that fits."""
 
     way: str | None
-    """Its name, or None where nothing fits."""
+    """Name of the way; None if nothing fits."""
     micro_batch: int
-    """The largest micro-batch that fits with it, up to the configured one."""
+    """Largest micro-batch that fits, up to the configured one."""
     is_checkpointed: bool
-    """Whether that takes ``run.activation_checkpointing``."""
+    """Whether ``run.activation_checkpointing`` is needed."""
     peak: int
-    """Bytes on the GPU."""
+    """Peak bytes on the GPU."""
 
     def line(self, gib: float, reserve_gib: float) -> str:
-        """The advice in words."""
-        room = f"{gib:g} GiB a GPU ({reserve_gib:g} kept for CUDA and fragments)"
+        """Format the advice."""
+        room = f"{gib:g} GiB per GPU ({reserve_gib:g} reserved for CUDA, NCCL and fragmentation)"
         if self.way is None:
             return f"{room}: nothing fits, not even {self.peak / GIB:.1f} GiB with micro-batch 1"
         file = "no DeepSpeed file (DDP)" if self.way == "ddp" else f"run.deepspeed {self.way}"
@@ -47,15 +47,15 @@ def advise(
 ) -> Advice:
     """Choose the quickest way that fits with the largest micro-batch.
 
-    A smaller micro-batch costs less than another way of sharing, as long as it is an eighth of the
-    configured one at least; computing activations again costs a third of a step.
+    A smaller micro-batch costs less than another way of sharing, as long as it is at least an
+    eighth of the configured one; recomputing activations costs a third of a step.
 
     Args:
-        memories: What each way takes, by name.
-        activations: Bytes of activations for (micro-batch, with checkpointing?).
-        micro_batches: Those to choose from, the configured one the largest.
-        room: Bytes of a GPU that may be used.
-        is_checkpointed: Whether the run is configured with checkpointing already.
+        memories: Memory of each way, by name.
+        activations: Bytes of activations by (micro-batch, with checkpointing?).
+        micro_batches: Possible micro-batches, of which the configured one is the largest.
+        room: Usable bytes of a GPU.
+        is_checkpointed: Whether the run is already configured with checkpointing.
     """
     sizes = sorted(micro_batches, reverse=True)
     ways = [name for name in QUICKEST_FIRST if name in memories]

@@ -1,4 +1,4 @@
-"""How a global batch is shared out, and what a run of so many units comes to in steps."""
+"""Division of a global batch among ranks, and the number of steps of a run."""
 
 import math
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ class BatchPlan:
     """One optimizer step over all ranks: global = nodes x processes x micro x accumulation."""
 
     global_batch: int
-    """Samples an optimizer step."""
+    """Samples per optimizer step."""
     nodes: int
-    """Machines."""
+    """Number of nodes."""
     processes: int
-    """Ranks on each machine."""
+    """Ranks per node."""
     micro_batch: int
-    """Samples a forward pass on one rank."""
+    """Samples per forward pass on one rank."""
     accumulation: int
-    """Micro-batches of one rank in a step."""
+    """Micro-batches of one rank per step."""
     micro_batches: tuple[int, ...]
     """Every micro-batch that divides this rank's share."""
 
     @property
     def ranks(self) -> int:
-        """All processes."""
+        """Number of all processes."""
         return self.nodes * self.processes
 
     def line(self) -> str:
-        """The arithmetic in words."""
+        """Format the arithmetic."""
         ranks = f"{self.ranks} ranks"
         if self.nodes > 1:
             ranks = f"{self.nodes} nodes x {self.processes} ranks"
@@ -44,14 +44,14 @@ class BatchPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """A run in optimizer steps."""
+    """Optimizer steps of a run."""
 
     units: int
-    """Samples of an epoch."""
+    """Samples per epoch."""
     epochs: float
-    """Passes over them that are asked for."""
+    """Requested passes over the samples."""
     steps: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     warmup_steps: int
     """Steps over which the learning rate rises."""
     copies: tuple[int, ...]
@@ -60,7 +60,7 @@ class StepPlan:
     """Steps after which a checkpoint is written."""
 
     def lines(self) -> list[str]:
-        """Units, steps and copies in words."""
+        """Format units, steps and copies."""
         copies = ", ".join(map(str, self.copies)) or "none"
         return [
             f"{self.units:,} units x {self.epochs:g} epochs -> {self.steps:,} optimizer steps",
@@ -69,15 +69,15 @@ class StepPlan:
 
 
 def plan_batches(config: TrainConfig, nodes: int, processes: int) -> BatchPlan:
-    """Share a run's global batch out.
+    """Divide a run's global batch among the ranks.
 
     Args:
         config: The run.
-        nodes: Machines.
-        processes: Ranks on each machine.
+        nodes: Number of nodes.
+        processes: Ranks per node.
 
     Raises:
-        ConfigError: The global batch does not divide; the message shows the arithmetic.
+        ConfigError: The global batch is not divisible; the message shows the arithmetic.
     """
     run, ranks = config.run, nodes * processes
     accumulation = check_batch(config, ranks)
@@ -101,14 +101,14 @@ def _divisors(number: int) -> tuple[int, ...]:
 
 
 def plan_steps(config: TrainConfig, units: int) -> StepPlan:
-    """Steps of a run over so many units.
+    """Compute the steps of a run over a number of units.
 
     Args:
         config: The run.
-        units: Samples of an epoch: articles, or clicks.
+        units: Samples per epoch: articles, or clicks.
 
     Raises:
-        ConfigError: The run is too short for the teacher copies that it is to leave.
+        ConfigError: The run is too short for its teacher copies.
     """
     run = config.run
     steps = total_steps(run, units)

@@ -1,4 +1,4 @@
-"""FLOPs of a run, counted as 2 for a multiplication with its addition.
+"""FLOPs of a run; a multiplication with its addition counts as 2.
 
 For token slots S of sub-batches of length L (padding included), a layer's forward pass takes
 
@@ -6,8 +6,9 @@ For token slots S of sub-batches of length L (padding included), a layer's forwa
     4 S L D               scores of attention and their weighted sum
 
 and the head 2 S D Q for additive pooling and 2 U D E for the vectors of U texts. A backward pass is
-twice the forward pass of what is trained; nothing flows into frozen layers below. Left out are
-embedding look-ups, norms, dropout, the user encoder and losses, which no matrix of D x D is in.
+twice the forward pass of the trained parts; no gradient flows into frozen layers below. Embedding
+look-ups, norms, dropout, the user encoder and losses are left out, because they contain no D x D
+matrix.
 """
 
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from trainer.plan.sizes import TaskSize
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the encoder is given in an optimizer step (or any other portion), over all ranks."""
+    """Input of the encoder in an optimizer step (or another portion), over all ranks."""
 
     texts: float
-    """Distinct texts, each encoded once a micro-batch."""
+    """Distinct texts, each encoded once per micro-batch."""
     tokens: float
-    """Their tokens, special ones included."""
+    """Tokens of these texts, special tokens included."""
     slots: float
     """Slots computed for them: tokens and padding."""
     slots_squared: float
@@ -35,7 +36,7 @@ class Work:
         return 1.0 - self.tokens / self.slots if self.slots else 0.0
 
     def times(self, factor: float) -> "Work":
-        """So many of them."""
+        """Return the work multiplied by a factor."""
         return Work(
             texts=self.texts * factor,
             tokens=self.tokens * factor,
@@ -46,18 +47,18 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroWork:
-    """A micro-batch as the encoder sees it."""
+    """Work of a micro-batch for the encoder."""
 
     mean: Work
-    """On average."""
+    """Mean micro-batch."""
     largest: Work
-    """The one with most slots."""
+    """Micro-batch with the most slots."""
     basis: str
-    """Where the numbers come from."""
+    """Basis of the numbers, in words."""
 
 
 def longest_work(config: TrainConfig) -> MicroWork:
-    """A micro-batch of longest texts, all different: the most that any can be."""
+    """Return the work of a micro-batch of longest texts, all different: the upper bound."""
     counts = config.most_texts(config.run.micro_batch)
     slots = sum(texts * tokens for texts, tokens in counts)
     work = Work(
@@ -70,24 +71,24 @@ def longest_work(config: TrainConfig) -> MicroWork:
 
 
 def layer_flops(size: TaskSize, work: Work) -> float:
-    """Forward pass of one layer."""
+    """Return the FLOPs of one layer's forward pass."""
     D, F = size.backbone.width, size.backbone.inner
     return 2 * work.slots * (4 * D * D + 2 * D * F) + 4 * work.slots_squared * D
 
 
 def forward_flops(size: TaskSize, work: Work) -> float:
-    """Forward pass of the encoder."""
+    """Return the FLOPs of the encoder's forward pass."""
     return size.backbone.layers * layer_flops(size, work) + _head_flops(size, work)
 
 
 def training_flops(
     size: TaskSize, work: Work, *, is_checkpointed: bool = False, from_states: bool = False
 ) -> float:
-    """Forward and backward pass.
+    """Return the FLOPs of the forward and backward pass.
 
     Args:
         size: The model.
-        work: What it is given.
+        work: Input of the encoder.
         is_checkpointed: Whether trained layers are computed twice
             (``run.activation_checkpointing``).
         from_states: Whether frozen layers are read from a column (``model.frozen_states``).

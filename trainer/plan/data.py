@@ -1,4 +1,4 @@
-"""How many rows there are: in sets that are there, or as told for sets that are not built yet."""
+"""Numbers of rows: counted in existing sets, or given for sets that are not built yet."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,30 +10,30 @@ from trainer.tasks.registry import open_sources
 from trainer.tasks.sources import Sources
 
 CANDIDATES_EACH = 40
-"""Candidates of an impression where only impressions are told; MIND has 37 on average."""
+"""Candidates per impression if only impressions are given; MIND has 37 on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Rows of a run's data."""
+    """Numbers of rows of a run's data."""
 
     articles: int
     impressions: int = 0
     clicks: int = 0
     """Clicked candidates: the units of a click task."""
     candidates: int = 0
-    """Of all impressions."""
+    """Candidates of all impressions."""
     left_out: int = 0
-    """Units that damage, or the run's period, leaves out."""
+    """Units left out because of damage or the run's period."""
 
     def units(self, config: TrainConfig) -> int:
-        """Units of an epoch."""
+        """Return the units of an epoch."""
         rows = self.clicks if config.reads_clicks else self.articles
         return rows - self.left_out
 
 
 def told(articles: int, impressions: int) -> Counts:
-    """Counts of data that are not there: one click an impression."""
+    """Return counts of data that do not exist yet: one click per impression."""
     return Counts(
         articles=articles,
         impressions=impressions,
@@ -43,10 +43,10 @@ def told(articles: int, impressions: int) -> Counts:
 
 
 def open_if_there(config: TrainConfig, instead: Counts | None) -> Sources | None:
-    """Open a run's data; where they are missing and sizes are told instead, None.
+    """Open a run's data; return None if they are missing and sizes are given instead.
 
     Raises:
-        DataError: A set is missing, and no sizes are told.
+        DataError: A set is missing, and no sizes are given.
     """
     if instead is not None and not _is_there(config):
         return None
@@ -56,7 +56,7 @@ def open_if_there(config: TrainConfig, instead: Counts | None) -> Sources | None
 def counts_of(
     config: TrainConfig, sources: Sources | None, instead: Counts | None
 ) -> Counts | None:
-    """Rows of the data that were opened, or as told; None where neither is."""
+    """Return the counts of opened data, or the given counts; None without either."""
     if sources is None:
         return instead
     articles = sources.articles.num_rows

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, in bytes, and whether it fits."""
+"""Bytes that a run writes to disk, and whether they fit."""
 
 import os
 from dataclasses import dataclass
@@ -17,40 +17,40 @@ class DiskItem:
     """One kind of files."""
 
     what: str
-    """In words, with how many."""
+    """Description, with the number of files."""
     bytes: int
-    """All of them together."""
+    """Bytes of all of them together."""
     where: str
-    """Folder that they go to."""
+    """Folder that they are written to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """A file system and what is to go onto it."""
+    """A file system and the bytes to be written to it."""
 
     where: str
     """One of the folders on it."""
     needed: int
-    """Bytes."""
+    """Bytes to be written."""
     free: int
     """Bytes that a user may still write."""
 
     @property
     def fits(self) -> bool:
-        """Whether it does."""
+        """Whether the bytes fit."""
         return self.needed <= self.free
 
 
 def run_items(
     config: TrainConfig, size: TaskSize, steps: StepPlan | None, *, moments: int
 ) -> list[DiskItem]:
-    """Files of the run folder at their most: while a checkpoint is written, beside all that stay.
+    """List the run folder's files at their peak, while a checkpoint is written.
 
     Args:
         config: The run.
-        size: Its task.
-        steps: Its steps, None where they are not known: then without permanent ones and copies.
-        moments: Tensors of Adam for a parameter.
+        size: Size of its task.
+        steps: Steps of the run; None if unknown: then without permanent checkpoints and copies.
+        moments: Adam's tensors per parameter.
     """
     run, folder = config.run, config.run.dir
     made = len(steps.checkpoints) if steps else run.keep_checkpoints + 1
@@ -59,7 +59,7 @@ def run_items(
     kept = min(run.keep_checkpoints, made)
     permanent = steps.steps // run.keep_every if steps and run.keep_every else 0
     best = 1 if retention_of(config).metric is not None else 0
-    count = min(kept + permanent + best, made) + 1  # the next one is complete before one goes
+    count = min(kept + permanent + best, made) + 1  # the next is complete before one is deleted
     each = checkpoint_bytes(size, moments=moments)
     items = [
         DiskItem(
@@ -84,17 +84,18 @@ def teacher_columns(
     stage: int, *, teachers: int, articles: int, impressions: int, candidates: int, width: int,
     dtype: str,
 ) -> int:  # fmt: skip
-    """Bytes of the columns that M teachers fill for a stage, at most: user vectors are fewer where
-    histories come again.
+    """Return the largest size of the columns that M teachers fill for a stage.
+
+    There are fewer user vectors if histories repeat.
 
     Args:
-        stage: 1 or 2.
-        teachers: M.
+        stage: Stage 1 or 2.
+        teachers: Number of teachers, M.
         articles: Rows of the article set.
         impressions: Rows of the impression set.
         candidates: Candidates of all impressions.
         width: Width of the teachers' vectors.
-        dtype: How they are stored.
+        dtype: Storage type.
     """
     rows = {"articles": articles, "impressions": impressions, "candidates": candidates}
     kinds = kinds_of(str(stage))
@@ -102,19 +103,19 @@ def teacher_columns(
 
 
 def token_column(articles: int, tokens_each: float, fields: int = 2, value_bytes: int = 2) -> int:
-    """Bytes of a token column: ids, and an offset an article for each field.
+    """Return the bytes of a token column: ids, and one offset per article and field.
 
     Args:
-        articles: Rows.
-        tokens_each: Tokens of all fields of an article, without special ones.
-        fields: Texts of an article that are stored, such as title and body.
-        value_bytes: Of an id: 2 below 65,536 entries of a vocabulary, else 4.
+        articles: Number of rows.
+        tokens_each: Tokens of all fields of an article, without special tokens.
+        fields: Stored texts of an article, such as title and body.
+        value_bytes: Bytes of an id: 2 below 65,536 vocabulary entries, else 4.
     """
     return round(articles * (tokens_each * value_bytes + fields * 8))
 
 
 def rooms(items: list[DiskItem]) -> list[Room]:
-    """Each file system that items go to: what they need together, and what is free."""
+    """Return each file system's needed and free bytes."""
     found: dict[int, Room] = {}
     for item in items:
         folder = _existing(Path(item.where))
@@ -129,7 +130,7 @@ def rooms(items: list[DiskItem]) -> list[Room]:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """Return the folder, or the nearest existing folder above it."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""What the column of frozen layers' states takes on the disk."""
+"""Disk size of the column of frozen layers' states."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from trainer.tasks.sources import Sources
 def frozen_column(
     config: TrainConfig, width: int | None, sources: Sources | None, counts: Counts | None
 ) -> DiskItem | None:
-    """The column that a run reads, whether it is there or not; None of one that reads none.
+    """Return the column that a run reads, existing or not; None if it reads none.
 
     Args:
         config: The run.
-        width: Of the language model; None reads it from the run's configurations.
-        sources: Its data, where they are there: then the tokens are counted.
-        counts: Rows otherwise: then every text is as long as it may be.
+        width: Width of the language model; None reads it from the run's configurations.
+        sources: The run's data, if they exist: then the tokens are counted.
+        counts: Rows otherwise: then every text is assumed to be as long as allowed.
     """
     if not isinstance(config, ClickConfig) or config.model.frozen_states == "off":
         return None
@@ -52,10 +52,10 @@ def frozen_column(
 
 
 def _width_of(config: TrainConfig) -> int:
-    """Width of a run's language model; only configurations are read.
+    """Return the width of a run's language model; only configurations are read.
 
     Raises:
-        ModelError: There is no such model on this machine.
+        ModelError: The model does not exist on this machine.
     """
     model = config.model
     is_there = model.init is not None and (Path(model.init) / "config.json").is_file()

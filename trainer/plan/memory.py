@@ -1,10 +1,10 @@
-"""Bytes of weights, gradients and optimizer on one rank, way by way, as this trainer holds them.
+"""Bytes of weights, gradients and optimizer on one rank, for each way of sharing them.
 
-Weights, gradients and Adam's moments are fp32 in every precision: autocast is inside the forward
-pass. DeepSpeed copies this rank's part of the weights all the same at stages 1 and 2; stage 3 lets
-Adam work on the part itself, but keeps a spare gradient as large as its largest group. With P
-parameters, T of them trained, W ranks, m moments (2, with AMSGrad 3), in units of 4 bytes at the
-end of the last backward pass:
+Weights, gradients and Adam's moments are fp32 in every precision, because autocast is inside the
+forward pass. DeepSpeed still copies this rank's part of the weights at stages 1 and 2; at stage 3,
+Adam works on the part itself, but DeepSpeed keeps a spare gradient as large as its largest group.
+With P parameters, T of them trained, W ranks, m moments (2, with AMSGrad 3), in units of 4 bytes at
+the end of the last backward pass:
 
     way     weights  copy     gradients        moments  buffers
     DDP     P                 T                m T      T (its buckets, W > 1)
@@ -14,9 +14,9 @@ end of the last backward pass:
     zero3   P / W             T / W            m T / W  bucket, and the largest group's T / W
 
 ``bucket`` is ``reduce_bucket_size``, twice with ``overlap_comm``; the all-gather after a step works
-in place. Gathered weights of stage 3 come on top, at most ``stage3_max_live_parameters``, and with
-ZeRO++ a second copy P / hpz. Left out is that stages 1 and 2 keep the gradient of a tensor that
-lies across the border of two ranks' parts whole: at most one largest tensor a parameter group.
+in place. Gathered weights of stage 3 are added, at most ``stage3_max_live_parameters``, and with
+ZeRO++ a second copy P / hpz. One thing is left out: stages 1 and 2 keep the whole gradient of a
+tensor that crosses the border of two ranks' parts, at most one largest tensor per parameter group.
 Offloading moves copy, moments and update to the host: see :func:`host_bytes`.
 """
 
@@ -28,7 +28,7 @@ from trainer.plan.sizes import TaskSize
 
 FP32 = 4
 
-# DeepSpeed's own values of settings that a file leaves out; the first also bounds what stage 0
+# DeepSpeed's defaults of settings that a file leaves out; the first also limits what stage 0
 # flattens at once.
 _BUCKET = 500_000_000
 _MAX_LIVE = 1_000_000_000
@@ -36,46 +36,46 @@ _MAX_LIVE = 1_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How ranks share the state of a run: what a DeepSpeed file says about memory."""
+    """A way of sharing a run's state among ranks: the memory settings of a DeepSpeed file."""
 
     name: str
     """Name of the file, or ``ddp``."""
     stage: int | None = None
-    """ZeRO stage; None is plain or DDP."""
+    """ZeRO stage; None means one process or DDP."""
     bucket: int = _BUCKET
     """Elements of a communication buffer."""
     buckets: int = 1
-    """How many of them there are."""
+    """Number of these buffers."""
     max_live: int = _MAX_LIVE
-    """Gathered weights that stage 3 keeps at most, in elements."""
+    """Largest number of gathered weights that stage 3 keeps, in elements."""
     hpz: int = 1
-    """Ranks among which ZeRO++ keeps a second copy of the weights; 1: there is none."""
+    """Ranks among which ZeRO++ keeps a second copy of the weights; 1 means no copy."""
     offload_optimizer: bool = False
-    """Moments and their arithmetic are on the host."""
+    """Whether moments and their arithmetic are on the host."""
     offload_param: bool = False
-    """Sharded weights are on the host."""
+    """Whether sharded weights are on the host."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
-    """Bytes on one rank's device, or on the only one."""
+    """Bytes on the device of one rank."""
 
     weights: int
-    """What the model computes with."""
+    """Weights that the model computes with."""
     copy: int = 0
     """ZeRO's second copy of this rank's part of the weights."""
     gradients: int
-    """At the end of the last backward pass."""
+    """Gradients at the end of the last backward pass."""
     moments: int = 0
-    """Adam's."""
+    """Adam's moments."""
     buffers: int = 0
-    """Of communication, and stage 3's spare gradient."""
+    """Communication buffers, and stage 3's spare gradient."""
     gathered: int = 0
-    """Weights that stage 3 has brought together, at most."""
+    """Largest size of weights that stage 3 has gathered."""
     host: int = 0
-    """On the host, for this rank."""
+    """Bytes on the host for this rank."""
     update: int = 0
-    """What the update takes beside all that for a moment, when activations are gone."""
+    """Temporary bytes of the update, when activations are gone."""
 
     @property
     def state(self) -> int:
@@ -84,19 +84,19 @@ class RankMemory:
 
     @property
     def fixed(self) -> int:
-        """What a step takes however small its micro-batch is."""
+        """Bytes of a step that do not depend on its micro-batch."""
         return self.peak(0)
 
     def peak(self, activations: int) -> int:
-        """The most at any time of a step: in the backward pass, or in the update after it."""
+        """Return a step's peak, in the backward pass or in the update."""
         return self.state + self.buffers + max(self.gathered + activations, self.update)
 
 
 def way_of(name: str, content: Mapping[str, Any] | None) -> Way:
-    """What a DeepSpeed file says about memory.
+    """Return the memory settings of a DeepSpeed file.
 
     Args:
-        name: Its name.
+        name: Name of the file.
         content: The file; None for DDP.
     """
     if content is None:
@@ -117,13 +117,13 @@ def way_of(name: str, content: Mapping[str, Any] | None) -> Way:
 
 
 def rank_memory(size: TaskSize, way: Way, ranks: int, *, moments: int = 2) -> RankMemory:
-    """Bytes that one rank holds.
+    """Return the bytes that one rank holds.
 
     Args:
         size: The task.
-        way: How ranks share it.
-        ranks: W.
-        moments: Tensors of Adam for a parameter: 2, 3 with AMSGrad.
+        way: How ranks share the state.
+        ranks: Number of ranks, W.
+        moments: Adam's tensors per parameter: 2, or 3 with AMSGrad.
     """
     P, T = size.parameters * FP32, size.trained * FP32
     if not way.stage:
@@ -138,12 +138,12 @@ def rank_memory(size: TaskSize, way: Way, ranks: int, *, moments: int = 2) -> Ra
         gathered = min(P, max(way.max_live, size.backbone.largest) * FP32)
         spare = -(-_largest_group(size) * FP32 // ranks)
     if way.offload_optimizer:
-        gradients = T if way.stage == 1 else part  # at most: they leave while others arrive
+        gradients = T if way.stage == 1 else part  # at most: some leave while others arrive
         return RankMemory(
             weights=weights, gradients=gradients, buffers=bucket, gathered=gathered, host=host
         )
-    # Stages 1 and 2 lay gradients end to end at the step, and Adam needs as much again; stage 1
-    # has let go of the whole gradient by then.
+    # Stages 1 and 2 concatenate gradients at the step, and Adam needs the same size again; stage 1
+    # has released the whole gradient by then.
     laid = {1: max(0, 2 * part - T), 2: 2 * part, 3: spare}[way.stage]
     return RankMemory(
         weights=weights,
@@ -158,11 +158,11 @@ def rank_memory(size: TaskSize, way: Way, ranks: int, *, moments: int = 2) -> Ra
 
 
 def host_bytes(size: TaskSize, way: Way, ranks: int, *, moments: int = 2) -> int:
-    """Host memory of one rank's offloaded state, in bytes.
+    """Return the host memory of one rank's offloaded state in bytes.
 
-    ``offload_optimizer``: the second copy of the weights, the moments, the gradient of the update
-    and the gradient that accumulates; stages 1 and 2 also stage the weights on their way back.
-    ``offload_param``: this rank's part of all weights.
+    With ``offload_optimizer``: the second copy of the weights, the moments, the gradient of the
+    update and the accumulated gradient; stages 1 and 2 also stage the weights on their way back.
+    With ``offload_param``: this rank's part of all weights.
     """
     if not way.stage:
         return 0
@@ -176,9 +176,10 @@ def host_bytes(size: TaskSize, way: Way, ranks: int, *, moments: int = 2) -> int
 
 
 def checkpoint_bytes(size: TaskSize, *, moments: int = 2) -> int:
-    """Bytes of a checkpoint: all weights, and the moments of those that are trained.
+    """Return the bytes of a checkpoint: all weights, and the moments of trained weights.
 
-    So much host memory it also takes on rank 0, where it is brought together before it is written.
+    Rank 0 needs the same amount of host memory, in which the checkpoint is gathered before it is
+    written.
     """
     return FP32 * (size.parameters + moments * size.trained)
 

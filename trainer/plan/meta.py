@@ -1,4 +1,4 @@
-"""Sizes of any backbone, counted on torch's meta device: shapes without memory."""
+"""Sizes of any backbone, measured on torch's meta device: shapes without memory."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ _INNER = ("intermediate_size", "hidden_dim", "ffn_dim")
 
 
 def backbone_size(config: LanguageModelConfig) -> BackboneSize:
-    """Sizes of the backbone that a run starts from: an export's, or a language model's.
+    """Return the sizes of a run's initial backbone, from an export or a language model.
 
     Args:
         config: The run's model section; only configurations are read, no weights.
 
     Raises:
-        ModelError: There is no such model on this machine, or its layers cannot be told apart.
+        ModelError: The model does not exist on this machine, or its layers cannot be identified.
     """
     if config.init is not None:
         lm_config = load_news_config(config.init).language_model
@@ -31,7 +31,7 @@ def backbone_size(config: LanguageModelConfig) -> BackboneSize:
     layers = list(find_layers(model)[1])
     each = sum(p.numel() for p in layers[-1].parameters())
     sizes = [p.numel() for p in model.parameters()]
-    heads = int(getattr(lm_config, "num_attention_heads", 1))  # FNet mixes without any
+    heads = int(getattr(lm_config, "num_attention_heads", 1))  # FNet mixes without attention
     bias = RELATIVE_BUCKETS * heads if config.backbone.relative_position_bias else 0
     inner = next((getattr(lm_config, n) for n in _INNER if hasattr(lm_config, n)), None)
     return BackboneSize(

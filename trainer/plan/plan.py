@@ -33,43 +33,43 @@ DDP = "ddp"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a plan is asked for beside the run."""
+    """Options of a plan besides the run."""
 
     nodes: int = 1
     processes: int = 1
     gpu_gib: float | None = None
-    """Memory of a GPU; None gives no advice."""
+    """Memory of a GPU in GiB; None gives no advice."""
     reserve_gib: float = 2.0
-    """Of it, what CUDA, NCCL and fragments take."""
+    """GiB reserved for CUDA, NCCL and fragmentation."""
     device: str = "gpu"
     tflops: float | None = None
-    """Peak of one device; None gives no time."""
+    """Peak of one device in TFLOP/s; None gives no time."""
     utilisation: float = 0.4
-    """Share of the peak that is reached."""
+    """Share of the peak that the run reaches."""
     counts: Counts | None = None
-    """Sizes of data that are not there yet."""
+    """Sizes of data that do not exist yet."""
     vocab_size: int = 30522
     """Vocabulary of a ``random`` backbone without data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run comes to; bytes are bytes, FLOPs are FLOPs."""
+    """Results of a plan; sizes are in bytes, work is in FLOPs."""
 
     name: str
     task: str
     batches: BatchPlan
     steps: StepPlan | None
-    """None where neither data nor their sizes are known."""
+    """Steps; None if neither data nor their sizes are known."""
     size: TaskSize
     micro: MicroWork
     flops_a_step: float
     seconds: float | None
-    """Of the whole run, where a peak is given."""
+    """Seconds of the whole run, if a peak is given."""
     memory: dict[str, RankMemory]
-    """By DeepSpeed file."""
+    """Memory by DeepSpeed file."""
     chosen: str
-    """The run's own way among them."""
+    """Name of the run's own way among them."""
     activations: int
     activations_checkpointed: int
     is_checkpointed: bool
@@ -80,19 +80,20 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes on one device in the run's own way."""
+        """Peak bytes on one device in the run's own way."""
         kept = self.activations_checkpointed if self.is_checkpointed else self.activations
         return self.memory[self.chosen].peak(kept)
 
 
 def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: bool) -> Plan:
-    """Plan one run; nothing is allocated and nothing written.
+    """Plan one run; nothing is allocated or written.
 
     Args:
         config: The run.
-        options: What is asked for.
-        name: What the plan is called.
-        has_data: Whether ``data.articles`` names a set; otherwise only what needs none is planned.
+        options: Options of the plan.
+        name: Name of the plan.
+        has_data: Whether ``data.articles`` names a set; without one, only what needs no data is
+            planned.
 
     Raises:
         TinyNewsRecError: Batches do not divide, or data or the model are missing.
@@ -144,7 +145,7 @@ def make_plan(config: TrainConfig, options: Options, *, name: str, has_data: boo
 
 
 def crowded(items: list[DiskItem]) -> list[str]:
-    """A warning for each file system that items do not fit on."""
+    """Return a warning for each file system that is too small for its items."""
     return [
         f"{room.where}: {room.needed / 1e9:.1f} GB needed, {room.free / 1e9:.1f} GB free"
         for room in rooms(items)
@@ -153,7 +154,7 @@ def crowded(items: list[DiskItem]) -> list[str]:
 
 
 def deepspeed_files(also: str | None) -> dict[str, dict[str, Any]]:
-    """The DeepSpeed files that come with the project, and the run's own, by name."""
+    """Return the DeepSpeed files in ds_configs, and the run's own, by name."""
     folder = deepspeed_file_path("zero0").parent
     paths = sorted(folder.glob("*.json"))
     if also is not None:
@@ -168,7 +169,7 @@ def deepspeed_files(also: str | None) -> dict[str, dict[str, Any]]:
 
 
 def _memory(config: TrainConfig, size: TaskSize, ranks: int, moments: int) -> dict[str, RankMemory]:
-    """Each way that so many ranks can take; the run's own is always among them."""
+    """Compute each way that works for this number of ranks, including the run's own."""
     files: dict[str, dict[str, Any] | None] = {DDP: None, **deepspeed_files(config.run.deepspeed)}
     ways = [way_of(name, content) for name, content in files.items()]
     return {
@@ -187,7 +188,7 @@ def _kept(
     micro_batch: int,
     is_checkpointed: bool,
 ) -> int:
-    """Activations of another micro-batch than the configured one, whose work is given."""
+    """Return activations of a micro-batch other than the configured one."""
     part = work.times(micro_batch / config.run.micro_batch)
     settings = _settings(config, device, is_checkpointed)
     return activation_bytes(size, round(part.slots), round(part.slots_squared), settings)
@@ -218,7 +219,7 @@ def _backbone(
 ) -> BackboneSize:
     model = config.model
     if model.init is not None and not (Path(model.init) / "config.json").is_file():
-        notes.append(f"model.init {model.init} is not made yet: sized as model.backbone")
+        notes.append(f"model.init {model.init} does not exist yet: sized as model.backbone")
         model = dataclasses.replace(model, init=None)
     if model.init is None and model.backbone.name == "random":
         vocab_size = sources.tokens.vocab_size if sources else options.vocab_size
@@ -263,7 +264,7 @@ def _disk(
     *,
     moments: int,
 ) -> list[DiskItem]:
-    """Everything that the run and what belongs to it write."""
+    """List everything that the run and its columns write."""
     items = run_items(config, size, steps, moments=moments)
     data = config.data
     where = "." if is_url(data.articles) else data.articles

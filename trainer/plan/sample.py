@@ -1,4 +1,4 @@
-"""What real micro-batches give the encoder."""
+"""Encoder input of real micro-batches."""
 
 import numpy as np
 
@@ -12,12 +12,12 @@ MICRO_BATCHES = 16
 
 
 def sampled_work(config: TrainConfig, data: TaskData, count: int = MICRO_BATCHES) -> MicroWork:
-    """Lay out micro-batches from places evenly spaced over the first epoch, as training does.
+    """Lay out micro-batches evenly spaced over the first epoch, as training does.
 
     Args:
         config: The run.
-        data: Its data half.
-        count: Micro-batches to look at, at most.
+        data: Data half of the run's task.
+        count: Largest number of micro-batches to lay out.
     """
     order, size = data.order, config.run.micro_batch
     places = np.unique(np.linspace(0, max(0, order.num_units - size), count).astype(int))
@@ -40,7 +40,7 @@ def sampled_work(config: TrainConfig, data: TaskData, count: int = MICRO_BATCHES
 
 
 def work_of(counts: TextCounts) -> Work:
-    """Texts, tokens and slots of one laid-out micro-batch, repeated texts included."""
+    """Return texts, tokens and slots of one micro-batch, repeated texts included."""
     return Work(
         texts=float(counts.rows),
         tokens=float(counts.row_tokens),

@@ -13,7 +13,7 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
 def lines(plan: Plan, options: Options) -> list[str]:
-    """The plan of one run, a heading and what belongs to it a line."""
+    """Format the plan of one run: a heading and one line per topic."""
     return [
         f"{plan.name}: {plan.task}",
         *_batches(plan),
@@ -25,13 +25,13 @@ def lines(plan: Plan, options: Options) -> list[str]:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data: bytes, FLOPs, seconds, counts.
+    """Convert the plan to plain data: bytes, FLOPs, seconds, counts.
 
     Args:
         plan: The plan.
 
     Returns:
-        What ``json.dumps`` takes; peaks of memory are added by way.
+        A value for ``json.dumps``; peaks of memory are added by way.
     """
     content = dataclasses.asdict(plan)
     content["peak"] = plan.peak
@@ -45,7 +45,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def quantity(value: float, unit: str = "") -> str:
-    """Three digits and a decimal prefix: ``1.25 PFLOP``."""
+    """Format three digits and a decimal prefix: ``1.25 PFLOP``."""
     power = 0
     while abs(value) >= 999.5 and power < len(_PREFIXES) - 1:
         value, power = value / 1000, power + 1
@@ -72,8 +72,8 @@ def _batches(plan: Plan) -> list[str]:
 
 def _work(plan: Plan, options: Options) -> list[str]:
     step = plan.micro.mean.times(plan.batches.accumulation * plan.batches.ranks)
-    tokens = f"{quantity(step.tokens)} tokens a step in {quantity(step.slots)} slots"
-    flops = f"{quantity(plan.flops_a_step, 'FLOP')} a step forward and backward"
+    tokens = f"{quantity(step.tokens)} tokens per step in {quantity(step.slots)} slots"
+    flops = f"{quantity(plan.flops_a_step, 'FLOP')} per step forward and backward"
     if plan.steps is not None:
         tokens += f", {quantity(step.tokens * plan.steps.steps)} tokens in the run"
         flops += f", {quantity(plan.flops_a_step * plan.steps.steps, 'FLOP')} in the run"
@@ -95,9 +95,9 @@ def _work(plan: Plan, options: Options) -> list[str]:
 def _memory(plan: Plan, options: Options) -> list[str]:
     ranks = plan.batches.ranks
     found = [
-        f"  memory   GiB a rank, {ranks} ranks; activations of micro-batch "
+        f"  memory   GiB per rank, {ranks} ranks; activations of micro-batch "
         f"{plan.batches.micro_batch}: {_gib(plan.activations)}, checkpointed "
-        f"{_gib(plan.activations_checkpointed)} (estimate); 'fixed' is all but them",
+        f"{_gib(plan.activations_checkpointed)} (estimate); 'fixed' is everything else",
         "           " + _row("file", RankMemory.__dataclass_fields__, "fixed", "peak", "ckpt"),
     ]
     for name, memory in plan.memory.items():

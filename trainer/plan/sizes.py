@@ -1,9 +1,9 @@
-"""Parameters of a model in closed form, where its backbone is a new one of given sizes.
+"""Parameters of a model in closed form, if its backbone is a new one of given sizes.
 
-The backbone of ``random`` is BERT's: per layer four D x D projections, two feed-forward matrices
-D x F, two norms; embeddings of V tokens, P positions and 2 segments. Any other is counted by
-:mod:`trainer.plan.meta`. Legend: V vocabulary, D width, F feed-forward width, E news width,
-Q query width.
+The backbone of ``random`` is BERT's: per layer four D x D projections, two feed-forward matrices D
+x F, two norms; embeddings of V tokens, P positions and 2 segments. Other backbones are measured by
+:mod:`trainer.plan.meta`. Legend: V vocabulary, D width, F feed-forward width, E news width, Q query
+width.
 """
 
 from __future__ import annotations
@@ -27,47 +27,47 @@ RELATIVE_BUCKETS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSize:
-    """A language model's sizes and parameters."""
+    """Sizes and parameters of a language model."""
 
     layers: int
-    """Layers that are kept."""
+    """Number of kept layers."""
     width: int
-    """D."""
+    """Width, D."""
     heads: int
     """Attention heads."""
     inner: int
-    """F, width of the feed-forward part."""
+    """Width of the feed-forward part, F."""
     layer_parameters: int
     """Parameters of one layer."""
     other_parameters: int
-    """Embeddings and everything else outside the layers."""
+    """Parameters outside the layers, such as embeddings."""
     largest: int
     """Elements of the largest tensor."""
 
     @property
     def parameters(self) -> int:
-        """All parameters."""
+        """Number of all parameters."""
         return self.layers * self.layer_parameters + self.other_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSize:
-    """What a task holds and trains, in parameters."""
+    """Parameters that a task holds and trains."""
 
     backbone: BackboneSize
-    """The language model."""
+    """Sizes of the language model."""
     model: int
-    """The model that is exported: news encoder, and in click tasks the user encoder."""
+    """Parameters of the exported model: news encoder, and in click tasks the user encoder."""
     projections: int
-    """Projections of teacher vectors, trained beside the model."""
+    """Parameters of the projections of teacher vectors, which are trained with the model."""
     trained_layers: int
-    """Top layers of the backbone that are trained."""
+    """Number of trained top layers of the backbone."""
     trains_embeddings: bool
-    """Whether embeddings are trained too: then every layer is."""
+    """Whether embeddings are trained, too: then every layer is trained."""
     news_dim: int
-    """E; 0 without a news encoder."""
+    """News width E; 0 without a news encoder."""
     query_dim: int
-    """Q; 0 without a news encoder."""
+    """Query width Q; 0 without a news encoder."""
 
     @property
     def parameters(self) -> int:
@@ -82,15 +82,15 @@ class TaskSize:
 
     @property
     def trained(self) -> int:
-        """Trained parameters: they have gradients and moments."""
+        """Trained parameters, which have gradients and moments."""
         return self.parameters - self.backbone.parameters + self.trained_backbone
 
 
 def bert_size(backbone: BackboneConfig, vocab_size: int) -> BackboneSize:
-    """Sizes of a ``random`` backbone (BERT without its pooler).
+    """Return the sizes of a ``random`` backbone (BERT without its pooler).
 
     Args:
-        backbone: Its section.
+        backbone: Section of the configuration.
         vocab_size: Entries of the tokenizer.
     """
     D, F = backbone.hidden_size, backbone.intermediate_size
@@ -111,11 +111,11 @@ def bert_size(backbone: BackboneConfig, vocab_size: int) -> BackboneSize:
 def task_size(
     config: TrainConfig, backbone: BackboneSize, teacher_dims: Sequence[int] = ()
 ) -> TaskSize:
-    """Parameters of a run's whole task around a backbone.
+    """Return the parameters of a run's whole task around a backbone.
 
     Args:
         config: The run.
-        backbone: Its language model.
+        backbone: Sizes of its language model.
         teacher_dims: Width of each teacher's vectors; empty without teachers.
     """
     model, head, E, Q = config.model, 0, 0, 0
@@ -139,7 +139,7 @@ def task_size(
 
 
 def _count(layers: Callable[[], Iterable[nn.Module]]) -> int:
-    """Parameters of layers, which take no memory."""
+    """Count the parameters of layers, without allocating them."""
     import torch
 
     with torch.device("meta"):

@@ -1,1 +1,1 @@
-"""Recipes (YAML), and how one becomes the configuration of a run."""
+"""Recipes (YAML), and their resolution to the configuration of a run."""

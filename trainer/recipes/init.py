@@ -1,9 +1,9 @@
-"""What the export that a run starts from (``model.init``) decides about the run's settings.
+"""Settings that an export determines for a run that starts from it (``model.init``).
 
-Its pooling and widths must be kept, and the lengths that its texts were cut to are what it was made
-for. So they are the defaults of a run that starts from it: over the schema's and over those of the
-recipes that come with the project, under everything that is set by hand. A width or pooling that is
-set by hand to something else is refused when the model is built; lengths may be chosen anew.
+The export's pooling and widths must be kept, and the lengths of its texts are those that it was
+made for. So they are the defaults of a run that starts from it: they override the schema's defaults
+and those of the recipes that come with the project, and anything set by hand overrides them. A
+different width or pooling set by hand is refused when the model is built; lengths may be changed.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class _NewsEncoder:
 
 @dataclass(frozen=True)
 class _Recommender:
-    """``config.json`` of a recommender; that of a news encoder has no ``news_encoder``."""
+    """``config.json`` of a recommender; a news encoder's does not have ``news_encoder``."""
 
     news_encoder: _NewsEncoder | None = None
     user_encoder: str | None = None
@@ -39,17 +39,17 @@ class _Recommender:
 
 
 def settings_of_export(init: str, *, reads_clicks: bool) -> dict[str, Any]:
-    """Return the dotted settings that an export decides for a run that starts from it.
+    """Return the dotted settings that an export determines for a run.
 
-    An export that is not there (yet) decides nothing. Not every task reads all of them.
+    A missing export determines nothing. Not every task reads all of the settings.
 
     Args:
-        init: The export.
+        init: Folder of the export.
         reads_clicks: Whether the run has a user encoder.
 
     Raises:
-        DamageError: A file of the export is not what an export has, or was edited.
-        ModelError: The export is of another format.
+        DamageError: A file of the export is invalid or was edited.
+        ModelError: The export has another format.
     """
     folder = Path(init)
     if not (folder / INFO).is_file():
@@ -58,10 +58,10 @@ def settings_of_export(init: str, *, reads_clicks: bool) -> dict[str, Any]:
 
 
 def news_dim_of(folder: Path) -> int | None:
-    """Read the width of an export's vectors; None where its ``config.json`` does not say.
+    """Read the width of an export's vectors; None if its ``config.json`` lacks it.
 
     Raises:
-        DataError: The file cannot be read, or is not what an export has.
+        DataError: The file is unreadable or invalid.
     """
     return _config_of(folder)[1].news_dim
 
@@ -78,7 +78,7 @@ def _of_export(folder: Path, reads_clicks: bool) -> dict[str, Any]:
         "model.pooling": encoder.pooling,
         "model.pooling_mask": encoder.pooling_mask,
         "model.news_dim": encoder.news_dim,
-        # An adopted encoder has no queries: its width of them is nothing but the schema's default.
+        # An adopted encoder has no queries: its query width is only the schema's default.
         "model.query_dim": encoder.query_dim if _has_queries(encoder.pooling) else None,
         "data.pad_to_max": info.get("pad_to_max"),
         "data.max_title_tokens": info.get("max_title_tokens"),

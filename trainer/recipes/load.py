@@ -1,9 +1,9 @@
-"""From a recipe and the command line to the configuration of one run.
+"""Resolution of a recipe and the command line to the configuration of one run.
 
-A recipe is YAML with the sections of its task's configuration. It may name another recipe as
-its ``base`` and then holds only what differs. Recipe, preset and command line are laid over each
-other as dotted settings and checked once against the schema, so that a mistake is found in the same
-way wherever it is made; the message says where the setting was given last.
+A recipe is YAML with the sections of its task's configuration. It may name another recipe as its
+``base`` and then holds only the differences. Recipe, preset and command line are laid over each
+other as dotted settings and checked once against the schema, so that a mistake is reported in the
+same way everywhere; the message says where the setting was given last.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ from trainer.tasks.task import Task
 
 RECIPES = Path(__file__).parent
 MAX_BASES = 16
-"""Recipes that rest on each other."""
+"""Largest number of recipes in a chain of bases."""
 _UNSET = ("run.dir", "data.articles")
-"""What is "" where it is not set; :mod:`trainer.config.validate` asks for both."""
+"""Settings that are "" if not set; :mod:`trainer.config.validate` requires both."""
 _MOST_NAMED = 8
 _NUMBERS = {int: "a whole number", float: "a number"}
 
 Layer = tuple[str, dict[str, Any]]
-"""Where settings were given, in words, and the dotted settings."""
+"""Source of settings in words, and the dotted settings."""
 
 
 def load_config(
@@ -50,16 +50,16 @@ def load_config(
     preset: str | None = None,
     source: str = "command line",
 ) -> TrainConfig:
-    """Resolve a recipe, a preset and overrides into a validated configuration.
+    """Resolve a recipe, a preset and overrides to a validated configuration.
 
     Args:
         recipe: Name of a recipe that comes with the project, or a path to one.
         overrides: Command-line words such as ``--run.seed 3 --model.backbone.layers 0 1``.
-        preset: Name of a preset laid between the two.
-        source: Where the overrides come from, for messages.
+        preset: Name of a preset between the recipe and the overrides.
+        source: Source of the overrides, for messages.
 
     Raises:
-        ConfigError: Unknown recipe, key or value, or settings that contradict each other; names the
+        ConfigError: A recipe, key or value is unknown, or settings contradict each other; names the
             recipe, the preset or the command line that gave the setting last.
     """
     layers, given = _read_layers(recipe), parse_overrides(overrides, source)
@@ -83,15 +83,16 @@ def load_config(
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the project."""
+    """Return the names of the recipes that come with the project."""
     return sorted(
         p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.rglob("*.yaml")
     )
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
-    """Read a recipe and its bases into dotted settings, each of its type where it can be read so; a
-    base's path starts from the recipe's folder.
+    """Read a recipe and its bases to dotted, typed settings.
+
+    Values of a wrong type stay unchanged. A base's path starts from the recipe's folder.
 
     Raises:
         ConfigError: The recipe is missing, is not YAML with sections, or has an unknown key.
@@ -101,7 +102,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def task_of_recipe(recipe: str, overrides: Sequence[str] = ()) -> Task[Any]:
-    """Return the task of a recipe, or the one that overrides name instead.
+    """Return the task of a recipe, or the task that overrides name.
 
     Raises:
         ConfigError: The recipe or an override is wrong, or neither names a task.
@@ -110,7 +111,7 @@ def task_of_recipe(recipe: str, overrides: Sequence[str] = ()) -> Task[Any]:
 
 
 def configuration_of(recipe: str, overrides: Sequence[str] = ()) -> type[TrainConfig]:
-    """Return the class that holds the settings of a recipe's task and of the parts of its model.
+    """Return the configuration class of a recipe's task, with the settings of its parts.
 
     Raises:
         ConfigError: The recipe or an override is wrong, or neither names a task.
@@ -124,23 +125,23 @@ def _all_layers(recipe: str, overrides: Sequence[str]) -> list[Layer]:
 
 
 def is_yaml(name: str) -> bool:
-    """Say whether a name is that of a YAML file, and not of a recipe of the project."""
+    """Return whether a name is a YAML file's, not a recipe's of the project."""
     return name.lower().endswith((".yaml", ".yml"))
 
 
 def _read_layers(recipe: str, seen: tuple[str, ...] = ()) -> list[Layer]:
-    """The settings of a recipe and of its bases, the lowest first."""
+    """Read the settings of a recipe and its bases, lowest first."""
     refuse_control(recipe, "recipe")
     path = Path(recipe) if is_yaml(recipe) else RECIPES / f"{recipe}.yaml"
-    if not os.path.exists(path):  # noqa: PTH110  # False, too, where the name is too long
+    if not os.path.exists(path):  # noqa: PTH110  # False also if the name is too long
         near = difflib.get_close_matches(recipe, recipe_names(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there is {', '.join(recipe_names())}"
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(recipe_names())}"
         raise ConfigError(f"no recipe {recipe!r} ({path} is not a file){hint}")
     here = str(path.resolve())
     if here in seen:
-        raise ConfigError(f"recipe {recipe}: its bases name each other: {' -> '.join(seen)}")
+        raise ConfigError(f"recipe {recipe}: its bases form a circle: {' -> '.join(seen)}")
     if len(seen) == MAX_BASES:
-        raise ConfigError(f"recipe {seen[0]} rests on more than {MAX_BASES} others, the limit")
+        raise ConfigError(f"recipe {seen[0]} has more than {MAX_BASES} bases, the limit")
     content = read_yaml(path)
     base = str(content.pop("base", None) or "")
     if is_yaml(base):
@@ -151,7 +152,7 @@ def _read_layers(recipe: str, seen: tuple[str, ...] = ()) -> list[Layer]:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     known = known_keys()
-    # A section whose lines are all comments.
+    # a section with only comments
     empty = {key for key, value in own.items() if value is None and key not in known}
     own = {k: v for k, v in own.items() if k not in empty or not _is_section(k, known)}
     _check_keys(own, where=where)
@@ -162,8 +163,9 @@ def parse_overrides(words: Sequence[str], source: str = "command line") -> dict[
     """Turn ``--section.key value ...`` and ``--section.key=value`` into dotted settings.
 
     Raises:
-        ConfigError: A word stands where an option should or holds a control character, or an option
-            is unknown or is a list that is given twice (of other settings the last counts).
+        ConfigError: A word stands in place of an option or contains a control character, an option
+            is unknown, or an option for a list is given twice (for other settings, the last value
+            counts).
     """
     settings: dict[str, list[str]] = {}
     key = None
@@ -189,7 +191,7 @@ def from_settings(settings: Mapping[str, Any], *, where: str) -> TrainConfig:
     """Parse dotted settings with the schema.
 
     Raises:
-        ConfigError: A key is unknown, a value has the wrong type or the task is missing.
+        ConfigError: A key is unknown, a value has a wrong type, or the task is missing.
     """
     _check_keys(settings, where=where)
     layers = [(where, dict(settings))]
@@ -197,7 +199,7 @@ def from_settings(settings: Mapping[str, Any], *, where: str) -> TrainConfig:
 
 
 def _task(layers: Sequence[Layer]) -> Task[Any]:
-    """The task that settings are of."""
+    """Return the task of the settings."""
     name = _typed(str, _merge(layers).get("task"))
     if name is None:
         raise ConfigError(f"{layers[0][0]}: no task; set it to one of {', '.join(TASKS)}")
@@ -208,7 +210,7 @@ def _task(layers: Sequence[Layer]) -> Task[Any]:
 
 
 def _with_parts(layers: Sequence[Layer], task: Task[Any]) -> type[TrainConfig]:
-    """The task's configuration with the settings of the parts that its model is made of."""
+    """Return the task's configuration class with the settings of the model's parts."""
     settings = {key: _typed(str, value) for key, value in _merge(layers).items()}
     try:
         cls: type[TrainConfig] = with_parts(task.config, settings)
@@ -231,7 +233,7 @@ def _parse(layers: Sequence[Layer], task: Task[Any]) -> TrainConfig:
         for text in value if isinstance(value, list | tuple) else [value]:
             refuse_control(str(text), key)
             if text == "" and key not in _UNSET and _is_text(hints[key]):
-                where = _source(key, layers)  # of a path, "" would be the working directory
+                where = _source(key, layers)  # as a path, "" would be the working directory
                 raise ConfigError(f"{where}: {key} is empty; give it a value, or leave it out")
     try:
         config = msgspec.convert(nested, cls, strict=False)
@@ -248,16 +250,16 @@ def _parse(layers: Sequence[Layer], task: Task[Any]) -> TrainConfig:
 
 
 def known_keys() -> list[str]:
-    """Dotted names of all settings of all tasks."""
+    """Return the dotted names of all settings of all tasks."""
     return list(all_settings())
 
 
 def setting_words(key: str, value: Any) -> list[str]:
-    """The command-line words of a setting's value: those that make the same value again.
+    """Return the command-line words that reproduce a setting's value.
 
     Args:
-        key: Its dotted name; one that the schema does not know is spelled by its value alone.
-        value: From YAML or from Python; a list becomes as many words.
+        key: Dotted name of the setting; a key outside the schema is formatted by its value alone.
+        value: Value from YAML or from Python; a list becomes several words.
     """
     is_text = _element(all_settings().get(key, object)) is str
     words = []
@@ -275,12 +277,12 @@ def _is_optional(hint: Any) -> bool:
 
 
 def _bare(hint: Any) -> Any:
-    """The type without ``| None``."""
+    """Return the type without ``| None``."""
     return typing.get_args(hint)[0] if _is_optional(hint) else hint
 
 
 def _element(hint: Any) -> Any:
-    """The type of one word: ``str`` for a choice of words."""
+    """Return the type of one word; ``str`` for a choice of words."""
     hint = _bare(hint)
     if typing.get_origin(hint) is tuple:
         hint = typing.get_args(hint)[0]
@@ -294,7 +296,7 @@ def _is_text(hint: Any) -> bool:
 
 
 def _typed(hint: Any, value: Any) -> Any:
-    """A value as the schema's type where it can be read as one, else unchanged: to be refused."""
+    """Convert a value to the schema's type if possible, else return it unchanged for refusal."""
     items = list(value) if isinstance(value, list | tuple) else [value]
     if _is_optional(hint) and len(items) == 1 and str(items[0]).lower() in ("null", "none"):
         return None
@@ -322,7 +324,7 @@ def _typed_item(kind: Any, item: Any) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    """What a setting takes, in words."""
+    """Describe what a setting accepts."""
     bare = _bare(hint)
     if typing.get_origin(bare) is tuple:
         inside = typing.get_args(bare)
@@ -336,7 +338,7 @@ def _describe(hint: Any) -> str:
 
 
 def _said(value: Any) -> str:
-    """A setting's value as it was written: words as they are, one in quotes."""
+    """Format a setting's value as it was written; single words get quotes."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     if isinstance(value, list | tuple):
@@ -352,7 +354,7 @@ def _merge(layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 def _shipped() -> set[str]:
-    """The layers of recipes that come with the project; these are the lowest of any run."""
+    """Return the sources of shipped recipes, which are the lowest layers of any run."""
     return {f"recipe {name}" for name in recipe_names()}
 
 
@@ -361,7 +363,7 @@ def _source(key: str, layers: Sequence[Layer]) -> str:
 
 
 def _with_source(message: str, layers: Sequence[Layer]) -> str:
-    """Put the last layer before a message that gave one of the settings it names."""
+    """Prefix a message with the last layer that gave a setting it names."""
     named = set(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", message))
     for where, found in reversed(layers):
         if named & found.keys():
@@ -374,7 +376,7 @@ def _is_section(key: str, known: Iterable[str]) -> bool:
 
 
 def _check_apply(layers: Sequence[Layer], hints: Mapping[str, Any], task: Task[Any]) -> None:
-    """Refuse settings that the task, or the parts of its model, do not read."""
+    """Refuse settings that neither the task nor its model's parts read."""
     settings, of_parts = _merge(layers), settings_of_parts(task.config)
     for where, found in layers:
         for key in found:

@@ -1,11 +1,11 @@
-"""Named sets of settings that are laid over a recipe, below the command line.
+"""Presets: named sets of settings between a recipe and the command line.
 
-``released`` turns every switch of the table in ``README.md`` to what the public Tiny-NewsRec code
-does where it differs from the paper; recipes by themselves follow the paper.
+``released`` turns every switch of the table in ``README.md`` to the behaviour of the public
+Tiny-NewsRec code where it differs from the paper; recipes follow the paper by default.
 
-``cpu`` and ``cpu_bf16`` are what training on a CPU is advised to use, without and with hardware for
-bf16 (``amx_bf16`` or ``avx512_bf16`` in ``/proc/cpuinfo``). Dropout of attention weights keeps
-attention out of its fused kernel, so it is off; dropout of hidden states stays. That regularises
+``cpu`` and ``cpu_bf16`` are the advised settings for training on a CPU, without and with hardware
+for bf16 (``amx_bf16`` or ``avx512_bf16`` in ``/proc/cpuinfo``). Dropout of attention weights keeps
+attention out of its fused kernel, so it is off; dropout of hidden states stays. This regularises
 slightly less than the paper's setting.
 """
 
@@ -38,26 +38,26 @@ RELEASED: dict[str, dict[str, Any]] = {
         "loss.padded_slots": True,
     },
 }
-"""``released`` by task: the others are not of that code."""
+"""``released`` by task; the other tasks are not part of that code."""
 
 COMMON: dict[str, dict[str, Any]] = {
     "cpu": _CPU,
     "cpu_bf16": {**_CPU, "run.precision": "bf16"},
 }
-"""Presets of every task."""
+"""Presets for every task."""
 
 
 def preset(name: str, task: str) -> dict[str, Any]:
-    """Dotted settings of a preset for one task.
+    """Return the dotted settings of a preset for one task.
 
     Raises:
-        ConfigError: There is no preset of that name, or none for the task.
+        ConfigError: The preset does not exist, or does not apply to the task.
     """
     if name in COMMON:
         return dict(COMMON[name])
     if name != "released":
         known = ", ".join(sorted([*COMMON, "released"]))
-        raise ConfigError(f"unknown preset {name!r}; there is {known}")
+        raise ConfigError(f"unknown preset {name!r}; expected one of {known}")
     if task not in RELEASED:
         raise ConfigError(
             f"preset {name} is for {', '.join(RELEASED)}, not for task {task}: leave it out"

@@ -1,4 +1,4 @@
-"""What every task returns, and how its terms become one loss."""
+"""Common types of all tasks, and the sum of a task's terms to one loss."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What a rank computes in one forward pass."""
+    """Input of one forward pass on one rank."""
 
     batch: Batch
-    """What the module half is given."""
+    """Input of the module half."""
     counts: TextCounts = TextCounts()  # noqa: RUF009  # it is frozen
-    """What is said about it."""
+    """Text counts for the log."""
 
 
 class StepOutput(TypedDict):
-    """Result of one forward pass. A plain dict, because ZeRO-3 looks for tensors in dicts and
-    tuples."""
+    """Result of one forward pass.
+
+    A plain dict, because ZeRO-3 looks for tensors in dicts and tuples.
+    """
 
     loss: Tensor
     """Weighted sum of the terms, a scalar with gradient: the mean over the micro-batch."""
@@ -40,7 +42,7 @@ class StepOutput(TypedDict):
     num_samples: int
     """Samples of the micro-batch."""
     histograms: NotRequired[dict[str, Tensor]]
-    """Numbers between 0 and 1 whose distribution is logged, one vector a name, detached."""
+    """Values between 0 and 1 whose distribution is logged, one vector per name, detached."""
 
 
 class TaskData(ABC):
@@ -49,22 +51,22 @@ class TaskData(ABC):
     order: EpochOrder
     """Order of the task's units: articles, or clicks."""
     fingerprint: str
-    """What the data are, part by part; a run is continued only on the same."""
+    """Fingerprint of every part of the data; a run is continued only on the same data."""
     notes: Sequence[str] = ()
-    """What is said when a run starts: samples that are left out, and why."""
+    """Lines to print when a run starts: which samples are left out, and why."""
 
     @abstractmethod
     def collate(self, batch: BatchRows) -> MicroBatch:
-        """Make one micro-batch, on the CPU."""
+        """Make one micro-batch on the CPU."""
 
     def sharing(self, micro_batch: int, global_batch: int, ranks: int) -> Sharing | None:
-        """Say how many texts are left where ranks share them; None where they share nothing."""
+        """Measure how many texts are left if ranks share them; None without sharing."""
         return None
 
     def sharing_choice(
         self, micro_batch: int, global_batch: int, ranks: int
     ) -> SharingChoice | None:
-        """Say what ``data.share_titles auto`` comes to; None where there is nothing to choose."""
+        """Return the choice of ``data.share_titles auto``; None if there is nothing to choose."""
         return None
 
 
@@ -75,7 +77,7 @@ def step_output(
     num_samples: int,
     histograms: Mapping[str, Tensor] | None = None,
 ) -> StepOutput:
-    """Weigh the terms into one loss; a term of weight 0 is still reported."""
+    """Sum the weighted terms to one loss; a term of weight 0 is still reported."""
     total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return StepOutput(
         loss=total,
@@ -87,10 +89,10 @@ def step_output(
 
 
 def accuracy(scores_BC: Tensor, target_B: Tensor | None = None) -> Tensor:
-    """Share of samples whose true candidate (the first, unless told) scores highest.
+    """Return the share of samples whose true candidate scores highest.
 
-    Of k that score highest together it counts 1/k: a model that says the same of all candidates
-    is no better than chance.
+    The true candidate is the first, unless given. If k candidates tie for the highest score, the
+    sample counts 1/k: a model that scores all candidates equally is as good as chance.
     """
     if target_B is None:
         target_B = scores_BC.new_zeros(len(scores_BC), dtype=torch.long)
@@ -101,10 +103,10 @@ def accuracy(scores_BC: Tensor, target_B: Tensor | None = None) -> Tensor:
 
 
 def data_fingerprint(**parts: Any) -> str:
-    """Fingerprints of what a run reads, each with its name, so that a difference names itself."""
+    """Join the fingerprints of what a run reads, each with its name for later comparison."""
     return " ".join(f"{name}:{part.fingerprint[:16]}" for name, part in parts.items())
 
 
 def numbered(name: str, parts: Sequence[T]) -> dict[str, T]:
-    """``name_0``, ``name_1`` and so on."""
+    """Name values ``name_0``, ``name_1`` and so on."""
     return {f"{name}_{number}": part for number, part in enumerate(parts)}

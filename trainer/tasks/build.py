@@ -1,4 +1,4 @@
-"""From a configuration to a task that is ready to be trained."""
+"""Building of a task that is ready for training from a configuration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Exporter = Callable[[nn.Module, Path, dict[str, Any]], object]
 
 @dataclass(frozen=True)
 class BuiltTask:
-    """A task ready to be trained."""
+    """A task that is ready for training."""
 
     module: nn.Module
     """The module half, with the trained model as ``.model``."""
@@ -30,7 +30,7 @@ class BuiltTask:
     export: Exporter
     """Writes the trained model as an export: ``export(model, folder, info)``."""
     validation: Validation | None = None
-    """What the model is measured on while it trains."""
+    """Validation of the model during training."""
 
 
 def build(
@@ -38,15 +38,17 @@ def build(
     sources: Sources | None = None,
     tick: Callable[[], object] = lambda: None,
 ) -> BuiltTask:
-    """Build the task of a run. Initial weights follow torch's random state: seed it before.
+    """Build the task of a run, with initial weights from torch's random state.
+
+    Seed torch before the call.
 
     Args:
         config: The run.
-        sources: Its data, where they are open already.
-        tick: Called again and again while a column is filled, which may take hours.
+        sources: The run's data, if it is open already.
+        tick: Called repeatedly while a column is filled, which may take hours.
 
     Raises:
-        TinyNewsRecError: Data, teachers or the initial model are missing or do not fit each other.
+        TinyNewsRecError: Data, teachers or the initial model are missing or do not match.
     """
     task, opened = task_of(config), sources or open_sources(config)
     _check_init(config, opened.tokens)
@@ -56,17 +58,17 @@ def build(
 
 
 def open_data(config: TrainConfig, sources: Sources) -> TaskData:
-    """Make the data half for a dry run, see :meth:`Task.data`."""
+    """Make the data half for a dry run; see :meth:`Task.data`."""
     return task_of(config).data(config, sources)
 
 
 def open_validation(config: TrainConfig, sources: Sources, data: TaskData) -> Validation | None:
-    """Open what a run is measured on while it trains, see :meth:`Task.validation`."""
+    """Open the validation of a run; see :meth:`Task.validation`."""
     return task_of(config).validation(config, sources, data)
 
 
 def exporter(config: TrainConfig, tokens: TokenColumn) -> Exporter:
-    """Make a function that exports a model with what its readers must know about its texts."""
+    """Make a function that exports a model together with its text settings."""
     described = {
         "task": config.task,
         "tokenizer_sha256": tokens.tokenizer_sha256,
@@ -82,8 +84,7 @@ def exporter(config: TrainConfig, tokens: TokenColumn) -> Exporter:
 
 
 def _check_init(config: TrainConfig, tokens: TokenColumn) -> None:
-    """Weights and token ids must come from one tokenizer, or training starts from noise in
-    silence."""
+    """Refuse weights and token ids of different tokenizers, which would train from noise."""
     if config.model.init is not None:
         init = load_export(config.model.init)
         found, name = init.info["tokenizer_sha256"], config.model.init

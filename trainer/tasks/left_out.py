@@ -1,4 +1,7 @@
-"""Which samples of a run's data never come, and what is said about them. No torch."""
+"""Samples that a run leaves out, and the lines about them.
+
+This module does not import torch.
+"""
 
 from dataclasses import dataclass, field
 
@@ -10,8 +13,8 @@ class LeftOut:
     """Samples that are left out of a run.
 
     Attributes:
-        units: Their numbers, int64[u] ascending.
-        notes: What is said when the run starts: how many, and why.
+        units: Numbers of the samples, int64[u] ascending.
+        notes: Lines to print when the run starts: how many samples, and why.
     """
 
     units: np.ndarray
@@ -19,8 +22,7 @@ class LeftOut:
 
 
 def damaged(units: np.ndarray) -> LeftOut:
-    """Samples that are left out because they, or articles that they name, could not be
-    tokenized."""
+    """Return the samples left out because they or their articles could not be tokenized."""
     said = []
     if len(units):
         said.append(

@@ -1,9 +1,9 @@
-"""Teachers in memory beside the student: the oracle of tests and the yardstick of benchmarks.
+"""Live teachers in memory with the student: the tests' oracle and the benchmarks' baseline.
 
-Both halves of the task take part. The data half lays out what each teacher reads of a micro-batch,
-with the teacher's own tokens and lengths. The module half (``say``) computes what they say, on the
-device of the batch and without gradients. The teachers are no part of any module: optimizer, DDP,
-ZeRO, checkpoints and exports do not see them.
+Both halves of the task take part. The data half lays out the texts that each teacher reads of a
+micro-batch, with the teacher's own tokens and lengths. The module half (``say``) computes the
+teachers' outputs, on the device of the batch and without gradients. The teachers do not belong to
+any module: optimizer, DDP, ZeRO, checkpoints and exports do not see them.
 
 Shapes: U distinct titles, B samples, C candidates, H history slots, A articles that a teacher
 reads, E news width.
@@ -40,7 +40,7 @@ _GROUPING = Grouping(16384)
 
 @dataclass(frozen=True)
 class TextsAsked(Batch):
-    """What M teachers read in stage I, each with its own tokens."""
+    """Inputs of M teachers in stage I, each with its own tokens."""
 
     titles: tuple[Texts, ...]
     bodies: tuple[Texts, ...]
@@ -48,25 +48,25 @@ class TextsAsked(Batch):
 
 @dataclass(frozen=True)
 class TeacherClicks(Batch):
-    """What one teacher reads in stage II."""
+    """Inputs of one teacher in stage II."""
 
     articles: Texts
     """The A articles of its histories, of the candidates and of the student's news."""
     empty: Texts | None
-    """The title of padding alone, article A; None where nobody asks for it."""
+    """The title of padding alone, article A; None if it is not needed."""
     news_index: Tensor
     """int64 [U] into the articles."""
     history_index: Tensor
-    """int64 [B, H] into the articles; in empty slots any."""
+    """int64 [B, H] into the articles; any value in empty slots."""
     history_mask: Tensor
-    """bool [B, H], true in slots that hold a click."""
+    """bool [B, H], true in slots with a click."""
     candidate_index: Tensor
     """int64 [B, C] into the articles."""
 
 
 @dataclass(frozen=True)
 class ClicksAsked(Batch):
-    """What M teachers read in stage II."""
+    """Inputs of M teachers in stage II."""
 
     teachers: tuple[TeacherClicks, ...]
 
@@ -81,7 +81,7 @@ class LiveTeacher:
         self.model = self.export.load_model()
 
     def lay_out(self, texts: TextView, rows_U: np.ndarray) -> Texts:
-        """Lay out texts of articles as it was trained to read them."""
+        """Lay out texts of articles as the teacher was trained to read them."""
         pad_to_max = bool(self.export.info["pad_to_max"])
         grouping = NO_GROUPING if pad_to_max else _GROUPING
         return lay_out_texts(
@@ -89,22 +89,22 @@ class LiveTeacher:
         )
 
     def empty_title(self) -> Texts:
-        """A title of padding alone, which the released code reads as a title."""
+        """Return a title of padding alone, which the released code reads as a title."""
         ids = torch.full((1, self.news.max_tokens), self.tokens.pad_id)
         return Texts((SubBatch(ids, torch.ones_like(ids)),))
 
     def encode(self, texts: Texts) -> Tensor:
-        """Vectors [U, E] of texts, on their device; the model moves there with the first."""
+        """Return vectors [U, E] of texts; the first call moves the model to their device."""
         nn.Module.to(self.model, texts.parts[0].inputs.device)
         return encode_texts(getattr(self.model, "encode_news", self.model), texts)
 
     def clicks(self, asked: TeacherClicks) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors of news [U, E] and of users [B, E], and scores [B, C]."""
+        """Return vectors of news [U, E] and users [B, E], and scores [B, C]."""
         assert isinstance(self.model, Recommender)
         vectors_AE = self.encode(asked.articles)
         if asked.empty is not None:
             vectors_AE = torch.cat([vectors_AE, self.encode(asked.empty)])
-        # As the released code reads its teachers: learned padding stays.
+        # As the released code uses its teachers: learned padding stays.
         unmasked = False if self.model.config.history_padding == "learned" else None
         history_BHE = vectors_AE[asked.history_index]
         users_BE = self.model.encode_users(history_BHE, asked.history_mask, unmasked)
@@ -114,7 +114,7 @@ class LiveTeacher:
 
 @contextmanager
 def _computing(teachers: Sequence[LiveTeacher], texts: Texts) -> Iterator[None]:
-    """No gradients, no dropout, and float32 whatever the student's precision."""
+    """Disable gradients and dropout, and compute in float32 whatever the student's precision."""
     with ExitStack() as stack:
         for teacher in teachers:
             stack.enter_context(inference(teacher.model))
@@ -126,7 +126,7 @@ class LiveTextSignals:
     """Stage I signals: every teacher encodes the batch's titles and bodies."""
 
     columns: tuple[ColumnReader, ...] = ()
-    """Live teachers read none."""
+    """Empty: live teachers do not read columns."""
 
     def __init__(self, articles: ShardSet, teachers: Sequence[str]) -> None:
         self.teachers = [LiveTeacher(teacher, articles) for teacher in teachers]
@@ -153,11 +153,10 @@ class LiveTextSignals:
 
 
 class LiveClickSignals:
-    """Stage II signals: every teacher encodes the titles of the batch's impressions and scores
-    them."""
+    """Stage II signals: every teacher encodes the batch's titles and scores its impressions."""
 
     columns: tuple[ColumnReader, ...] = ()
-    """Live teachers read none."""
+    """Empty: live teachers do not read columns."""
 
     def __init__(self, articles: ShardSet, impressions: ShardSet, teachers: Sequence[str]) -> None:
         self.teachers = [LiveTeacher(teacher, articles) for teacher in teachers]

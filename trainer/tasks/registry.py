@@ -1,4 +1,4 @@
-"""The tasks by name. A new task is its file and a line here."""
+"""Registry of the tasks by name; a new task is a file and a line here."""
 
 import functools
 import importlib
@@ -18,7 +18,7 @@ TASKS = {
     "finetune_distill": "trainer.tasks.finetune.task:FinetuneDistill",
     "mlm": "trainer.tasks.mlm.task:Mlm",
 }
-"""Where each task is: a module and a class in it, imported when the task is asked for."""
+"""Module and class of each task; a task is imported when it is first used."""
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def task_named(name: str) -> Task[Any]:
     """Return a task.
 
     Raises:
-        ConfigError: There is no task of that name.
+        ConfigError: The task does not exist.
     """
     if name not in TASKS:
         raise ConfigError(f"task is {name!r}; expected one of {', '.join(map(repr, TASKS))}")
@@ -41,13 +41,13 @@ def task_of(config: TrainConfig) -> Task[Any]:
 
 
 def open_sources(config: TrainConfig) -> Sources:
-    """Open the shard sets and columns that a run reads, see :meth:`Task.open`."""
+    """Open the shard sets and columns that a run reads; see :meth:`Task.open`."""
     return task_of(config).open(config)
 
 
 @functools.cache
 def all_settings() -> dict[str, Any]:
-    """Name the type of every setting of all tasks, by its dotted name."""
+    """Map every setting of all tasks, by dotted name, to its type."""
     found: dict[str, Any] = {}
     for name in TASKS:
         found |= settings_read(task_named(name).config)
@@ -55,7 +55,7 @@ def all_settings() -> dict[str, Any]:
 
 
 def settings_read(config: type[TrainConfig]) -> dict[str, Any]:
-    """Name the type of every setting that a task may read, whatever parts its model has."""
+    """Map every setting that a task may read, with any parts, to its type."""
     found = setting_types(with_parts(config, {}))
     for choice, parts in settings_of_parts(config).values():
         for part in parts:

@@ -1,4 +1,7 @@
-"""The shard sets and columns of a run, opened: enough to count, to look, and to check. No torch."""
+"""Opened shard sets and columns of a run, for counts and checks.
+
+This module does not import torch.
+"""
 
 from dataclasses import dataclass
 
@@ -15,14 +18,14 @@ from trainer.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sources:
-    """The opened data of a run; cheap to open, and enough for a dry run."""
+    """Opened data of a run; cheap to open, and enough for a dry run."""
 
     articles: ShardSet
     tokens: TokenColumn
 
     @property
     def ordered(self) -> ShardSet:
-        """The set whose shards the order of an epoch goes through."""
+        """Set whose shards determine the order of an epoch."""
         return self.articles
 
     @property
@@ -36,11 +39,11 @@ def open_articles(config: TrainConfig) -> Sources:
 
     Raises:
         DataError: The set is missing.
-        ConfigError: It holds no articles.
+        ConfigError: The set does not hold articles.
         ColumnError: The column is missing or does not match.
     """
     data = config.data
-    # Training reads columns alone, and these are tied to the shards as they were.
+    # Training reads only columns, and these are bound to the original shards.
     articles = ShardSet.open(
         data.articles,
         cache=cache_settings(config),
@@ -58,11 +61,11 @@ def article_order(
 
     Args:
         config: The run.
-        sources: Its data.
-        left_out: Articles that never come, int64[k]; None are the damaged ones.
+        sources: Data of the run.
+        left_out: Articles to leave out, int64[k]; None leaves out the damaged ones.
 
     Raises:
-        DataError: No article is left.
+        DataError: No articles are left.
     """
     articles = sources.articles
     skipped = sources.tokens.skipped_rows if left_out is None else left_out
@@ -73,7 +76,7 @@ def article_order(
 
 
 def cache_settings(config: TrainConfig) -> CacheSettings:
-    """Say how a run keeps what it reads of sets at a URL."""
+    """Return the cache settings of a run for sets at a URL."""
     data = config.data
     patience = Patience(attempts=data.fetch_attempts)
     return CacheSettings(data.cache_dir, int(data.cache_gib * GIB), patience)
@@ -83,7 +86,7 @@ def check_kind(shard_set: ShardSet, kind: str, setting: str) -> None:
     """Refuse a set of another kind.
 
     Raises:
-        ConfigError: Naming the setting, and both kinds.
+        ConfigError: The kind differs; names the setting and both kinds.
     """
     if shard_set.kind != kind:
         raise ConfigError(f"{setting} {shard_set.path} holds {shard_set.kind}, expected {kind}")

@@ -1,6 +1,6 @@
-"""What the rest of the project asks a task.
+"""Interface of a task to the rest of the project.
 
-No torch here: commands read it before they load any.
+This module does not import torch, because commands import it first.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ C = TypeVar("C", bound=TrainConfig)
 
 
 class Task(ABC, Generic[C]):
-    """One training task: its settings, its data half, its module half, and what its export says.
+    """One training task: settings, data half, module half, and the metadata of its export.
 
-    :data:`trainer.tasks.registry.TASKS` names all tasks; ``trainer/README.md`` adds one.
+    :data:`trainer.tasks.registry.TASKS` names all tasks; ``trainer/README.md`` shows how to add
+    one.
     """
 
     config: type[C]
-    """Its settings; ``task`` has the task's name as its default."""
+    """Configuration class; its ``task`` has the task's name as default."""
     stage: ClassVar[int | None] = None
-    """Which stage's teachers this task makes (``tnr teachers cache --stage``); None makes none."""
+    """Stage whose teachers this task makes (``tnr teachers cache --stage``); None makes none."""
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the task."""
         return self.config().task
 
     def open(self, config: C) -> Sources:
@@ -50,7 +51,7 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def data(self, config: C, sources: Sources) -> TaskData:
-        """Make the data half without teachers and stored states: enough to count and to plan."""
+        """Make the data half without teachers and stored states, for counts and plans."""
 
     @abstractmethod
     def build(
@@ -62,31 +63,30 @@ class Task(ABC, Generic[C]):
 
         Args:
             config: The run.
-            sources: Its data.
-            tick: Called again and again while something takes long.
+            sources: Data of the run.
+            tick: Called repeatedly during long work.
 
         Returns:
             The module half, with the trained model as ``.model``, and the data half.
 
         Raises:
-            TinyNewsRecError: Data, teachers or the initial model are missing or do not fit each
-                other.
+            TinyNewsRecError: Data, teachers or the initial model are missing or do not match.
         """
 
     @abstractmethod
     def says(self, config: C) -> dict[str, Any]:
-        """Describe the texts and settings of a run's model for those who read its export."""
+        """Describe the texts and settings of a run's model for readers of its export."""
 
     def validation(self, config: C, sources: Sources, data: TaskData) -> Validation | None:
-        """Open what a run is measured on while it trains; None where it is not.
+        """Open the validation of a run; None without one.
 
         Raises:
-            TinyNewsRecError: It is missing, or does not fit the run.
+            TinyNewsRecError: The validation data are missing, or do not match the run.
         """
         return None
 
     def beside(self, config: C, teacher_dims: Sequence[int]) -> int:
-        """Count the parameters that are trained beside the model, such as projections.
+        """Count the trained parameters outside the model, such as projections.
 
         Args:
             config: The run.
@@ -95,21 +95,21 @@ class Task(ABC, Generic[C]):
         return 0
 
     def drawn(self, config: C, articles: int, units: int) -> tuple[str, int] | None:
-        """Count what is stored of each teacher for the negatives that a run draws.
+        """Count the stored values of each teacher for the negatives of a run.
 
         Args:
             config: The run.
-            articles: Of its set.
-            units: Of an epoch.
+            articles: Number of articles in the run's set.
+            units: Units of an epoch.
 
         Returns:
-            What it is, in words, and how many values a teacher; None where nothing is stored.
+            A description, and the number of values per teacher; None if nothing is stored.
         """
         return None
 
 
 def encoder_says(config: EncoderConfig) -> dict[str, Any]:
-    """Describe what every export with a news encoder says, see :meth:`Task.says`."""
+    """Describe an export with a news encoder; see :meth:`Task.says`."""
     model = config.model
     return {
         "max_title_tokens": config.data.max_title_tokens,

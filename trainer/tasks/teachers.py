@@ -1,4 +1,4 @@
-"""What the tasks with teachers ask of their columns, whatever these lie over."""
+"""Checks of teachers' columns that all tasks with teachers share."""
 
 from collections.abc import Sequence
 
@@ -11,18 +11,18 @@ from trainer.tasks.sources import Sources
 from trainer.teacher_server.follow import Follower
 
 _LONGEST_WAIT = 0.9
-"""Share of ``run.hang_timeout_s`` that a rank waits for a teacher's cell at most: then it is the
-wait that ends the run, with its reason, and not the watch over ranks that hang."""
+"""Largest share of ``run.hang_timeout_s`` that a rank waits for a teacher's cell, so that the wait
+ends the run, with its reason, before the watchdog does."""
 
 
 def check_texts(models: Sequence[str], sources: Sources) -> None:
-    """Refuse teachers whose tokens were made while articles were damaged that the run reads.
+    """Refuse teachers whose tokens miss articles that the run reads.
 
-    A teacher with a tokenizer of its own has its own token column; the articles may have been
-    mended since.
+    A teacher with its own tokenizer has its own token column. Articles that were damaged when it
+    was made may have been repaired since.
 
     Raises:
-        ColumnError: Naming the first such teacher, and the remedy.
+        ColumnError: A teacher's tokens miss articles; names the first such teacher and the remedy.
     """
     for teacher in map(load_export, models):
         damaged = teacher.damaged_rows(sources.articles)
@@ -30,13 +30,13 @@ def check_texts(models: Sequence[str], sources: Sources) -> None:
         if len(empty):
             raise ColumnError(
                 f"the tokens of teacher {teacher.folder} were made while {len(empty)} articles "
-                f"were damaged that this run reads (row {empty[0]} first): tokenize "
+                f"that this run reads were damaged (row {empty[0]} first): tokenize "
                 f"{sources.articles.location} again with its tokenizer, then fill its columns"
             )
 
 
 def follower_of(config: DistillConfig, *, waits_for_all: bool) -> Follower | None:
-    """Make what waits for cells that are being filled, where a run asks for it.
+    """Make an object that waits for cells still being filled, if the run wants one.
 
     Args:
         config: The run.
@@ -49,6 +49,6 @@ def follower_of(config: DistillConfig, *, waits_for_all: bool) -> Follower | Non
         follower.note(
             "teachers.follow: a batch draws articles from the whole corpus, so the first steps "
             "wait for almost all cells of articles; only stage I with data.negatives_from window "
-            "trains on what is there"
+            "can train on the cells filled so far"
         )
     return follower

@@ -1,9 +1,9 @@
-"""The texts of a micro-batch on both sides: laid out by the data, encoded by the model.
+"""Texts of a micro-batch on both sides: the data half lays them out, the model encodes them.
 
-With a budget of tokens a forward, texts are sorted by length and cut into sub-batches, each padded
-to its own longest text; their vectors are put back in order. Losses and gradients are those of one
-batch. A text is its token ids, or the states that frozen layers gave for it. Shapes: U texts,
-L tokens, D width of the language model, E news width.
+With a budget of tokens per forward pass, texts are sorted by length and cut into sub-batches, each
+padded to its own longest text; their vectors are put back in order. Losses and gradients are those
+of one batch. A text is its token ids, or hidden states from frozen layers. Shapes: U texts, L
+tokens, D width of the language model, E news width.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,15 +25,16 @@ Encode = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Grouping:
-    """How texts are cut into sub-batches.
+    """Rule for cutting texts into sub-batches.
 
-    ZeRO-3 gathers the weights of a layer from all ranks whenever a rank computes it, so all ranks
-    must call the encoder equally often. The number of calls is then a function of the configuration
-    alone: that of a micro-batch of longest texts, which suffices for any other.
+    ZeRO-3 gathers the weights of a layer from all ranks whenever a rank computes the layer, so all
+    ranks must call the encoder equally often. The number of calls is then a function of the
+    configuration alone: the number for a micro-batch of longest texts, which suffices for any
+    other.
     """
 
     batch_tokens: int = 0
-    """Tokens of one forward of the encoder, padding included; 0 does not group."""
+    """Tokens per forward pass of the encoder, padding included; 0 does not group."""
     is_fixed: bool = False
     """Whether every micro-batch has the same number of sub-batches, whatever its texts."""
 
@@ -42,10 +43,10 @@ NO_GROUPING = Grouping()
 
 
 def grouping_of(config: TrainConfig, *, pads_matter: bool = False) -> Grouping:
-    """The grouping that a run may use.
+    """Return the grouping that a run may use; None if it may not group.
 
-    None where a text's vector depends on the length it is padded to: then another padding would be
-    another result (``data.pad_to_max``, ``model.pooling_mask`` off).
+    A run may not group if a text's vector depends on its padded length, because other padding would
+    give another result (``data.pad_to_max``, ``model.pooling_mask`` off).
 
     Args:
         config: The run.
@@ -63,27 +64,27 @@ def grouping_of(config: TrainConfig, *, pads_matter: bool = False) -> Grouping:
 
 @dataclass(frozen=True)
 class SubBatch(Batch):
-    """Texts of like lengths that one forward of the encoder takes."""
+    """Texts of similar lengths for one forward pass of the encoder."""
 
     inputs: Tensor
-    """int64 [n, L] token ids, or [n, L, D] states that frozen layers gave, as stored."""
+    """int64 [n, L] token ids, or [n, L, D] states from frozen layers, as stored."""
     mask: Tensor
-    """int64 [n, L], 1 where there is a token."""
+    """int64 [n, L], 1 at tokens."""
 
 
 @dataclass(frozen=True)
 class Texts(Batch):
-    """U texts as they are laid out for the encoder."""
+    """U texts, laid out for the encoder."""
 
     parts: tuple[SubBatch, ...]
     """The sub-batches."""
     place: Tensor | None = None
-    """int64 [U], where each text is among the sub-batches laid end to end; None of a single one in
+    """int64 [U], place of each text in the concatenated sub-batches; None for a single sub-batch in
     the order of the texts."""
     shared: Tensor | None = None
-    """int64 [U], where each text is among the shares of all ranks
-    (:mod:`trainer.tasks.finetune.shared_titles`); ``parts`` are then this rank's share. None where
-    this rank encodes its own."""
+    """int64 [U], place of each text in the concatenated shares of all ranks
+    (:mod:`trainer.tasks.finetune.shared_titles`); ``parts`` are then this rank's share. None if
+    this rank encodes its own texts."""
 
     @property
     def are_states(self) -> bool:
@@ -92,12 +93,14 @@ class Texts(Batch):
 
     @property
     def count(self) -> int:
-        """U."""
+        """Number of texts, U."""
         return len(self.parts[0].inputs if self.place is None else self.place)
 
     def with_empty_text(self, pad_id: int) -> "Texts":
-        """One text more, of padding alone that counts as tokens (the released code's empty title);
-        only of texts in a single sub-batch."""
+        """Return the texts and one more, whose padding counts as tokens.
+
+        This is the released code's empty title; only for texts in a single sub-batch.
+        """
         ids, mask = self.parts[0].inputs, self.parts[0].mask
         ids = torch.cat([ids, torch.full_like(ids[:1], pad_id)])
         return Texts((SubBatch(ids, torch.cat([mask, torch.ones_like(mask[:1])])),))
@@ -105,26 +108,26 @@ class Texts(Batch):
 
 @dataclass(frozen=True)
 class TextCounts:
-    """How much text a micro-batch has: what is reported about it, and what plans count."""
+    """Amount of text in a micro-batch, for reports and plans."""
 
     texts: int = 0
-    """Texts, each once."""
+    """Number of texts, each counted once."""
     tokens: int = 0
-    """Their tokens."""
+    """Number of tokens of these texts."""
     tokens_squared: int = 0
-    """Sum of their squared lengths, which attention grows with."""
+    """Sum of the squared lengths, with which the cost of attention grows."""
     rows: int = 0
-    """Texts as laid out; one that fills up a sub-batch is counted again."""
+    """Texts as laid out; a text that fills up a sub-batch is counted again."""
     row_tokens: int = 0
-    """Their tokens."""
+    """Tokens of these rows."""
     slots: int = 0
-    """Places for tokens, padding included."""
+    """Token slots, padding included."""
     slots_squared: int = 0
     """Sum over the rows of their squared padded lengths."""
 
     @property
     def padding(self) -> float:
-        """Share of the slots that are computed for nothing, 0 to 1: padding, and repeated texts."""
+        """Share of the slots computed for nothing, 0 to 1: padding, and repeated texts."""
         return 1.0 - self.tokens / max(self.slots, 1)
 
 
@@ -139,11 +142,11 @@ def lay_out_texts(
     """Lay out the texts of a micro-batch, as token ids or as stored states.
 
     Args:
-        texts: What is read of an article, as token ids or as states.
+        texts: Source of the texts, as token ids or as states.
         rows_U: Articles, int64[U].
         pad_to_max: Pad every text to ``texts.max_tokens``.
-        grouping: How they are cut into sub-batches.
-        most_texts: The most texts that a micro-batch of the run can have.
+        grouping: Rule for cutting them into sub-batches.
+        most_texts: Largest number of texts in a micro-batch of the run.
     """
     if not grouping.batch_tokens:
         if isinstance(texts, StateView):
@@ -182,12 +185,13 @@ def count_texts(*laid_out: Texts) -> TextCounts:
 
 
 def encode_texts(encode: Encode, texts: Texts) -> Tensor:
-    """Vectors [U, E] of texts that were laid out, in their order.
+    """Encode texts that were laid out; return their vectors [U, E] in order.
 
-    Where states were laid out, ``encode`` is given these instead of ids.
+    If states were laid out, ``encode`` receives the states instead of ids.
 
-    A text that a sub-batch repeats (see :func:`shards.length_groups.length_groups`) is left out
-    here: its gradient is zero, yet its forward and backward happen as on the other ranks.
+    A text that a sub-batch repeats (see :func:`shards.length_groups.length_groups`) is left out of
+    the result: its gradient is zero, but its forward and backward pass happen as on the other
+    ranks.
     """
     vectors = [encode(part.inputs, part.mask) for part in texts.parts]
     return vectors[0] if texts.place is None else torch.cat(vectors)[texts.place]

@@ -1,8 +1,8 @@
-"""Cells of any column: which there are, who fills them, what is missing, and whether there is room.
+"""Cells of a column: the list of cells, their division among processes, missing cells, disk space.
 
 A cell is one shard of one column. The list of cells is the same for every process, whatever is
-filled already. It is cut into parts of about equal work; a part is a pure function of its number
-and of how many there are, so any task of a job array can be killed and run again.
+already filled. It is cut into parts of about equal work; a part depends only on its number and on
+the number of parts, so any task of a job array can be killed and run again.
 """
 
 import shutil
@@ -19,13 +19,13 @@ from shards.reader import ShardSet
 from trainer.errors import DataError, UsageError
 
 CELL_BYTES = 2048
-"""Header and commit record of a cell, rounded up."""
+"""Header and commit record of a cell in bytes, rounded up."""
 _MARGIN_SHARE = 0.02
 _MARGIN_BYTES = 64 << 20
 
 
 class Target(NamedTuple):
-    """A column, there or not; nothing is made on disk by naming it."""
+    """A column that may or may not exist; naming it creates nothing on disk."""
 
     shard_set: ShardSet
     name: str
@@ -36,16 +36,16 @@ class Cell(NamedTuple):
     """One shard of one column."""
 
     column: int
-    """Its place in a list of columns."""
+    """Index in a list of columns."""
     shard: int
     work: int
-    """In what its column counts: tokens to encode, impressions or logits to score."""
+    """Work in the column's unit: tokens to encode, impressions or logits to score."""
 
 
 def cells_of_part(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
-    """The part of the list whose middles lie in the ``part``-th of ``parts`` equal spans of work.
+    """Return the cells whose middles lie in the ``part``-th of ``parts`` equal spans.
 
-    Every cell is in exactly one part. With more parts than cells, some are empty.
+    Every cell is in exactly one part. With more parts than cells, some parts are empty.
     """
     ends = np.cumsum([cell.work for cell in cells], dtype=np.int64).tolist()
     total = ends[-1] if ends else 1
@@ -57,10 +57,10 @@ def cells_of_part(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """``I/N`` as (I, N).
+    """Parse ``I/N`` to (I, N).
 
     Raises:
-        UsageError: It is none, or I is not from 0 to N - 1.
+        UsageError: The text is not I/N, or I is outside 0..N-1.
     """
     first, slash, second = text.partition("/")
     if not slash or not first.isdecimal() or not second.isdecimal():
@@ -68,7 +68,7 @@ def parse_part(text: str) -> tuple[int, int]:
     part, parts = int(first), int(second)
     if part >= parts:
         raise UsageError(
-            f"--part {text}: parts are counted from 0, so of {parts} the last is "
+            f"--part {text}: parts are counted from 0, so the last of {parts} is "
             f"{parts - 1}/{parts} (sbatch --array=0-{max(parts - 1, 0)})"
         )
     return part, parts
@@ -76,19 +76,19 @@ def parse_part(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Need:
-    """What is still to be written into one folder."""
+    """Bytes still to be written into one folder."""
 
     folder: Path
     bytes: int
 
 
 def missing_cells(target: Target) -> list[int]:
-    """Shards without a committed cell; unlike a writer, this makes no folder."""
+    """Return the shards without a committed cell; unlike a writer, create no folder."""
     info = describe(*target)
     if not info.folder.is_dir() and target.shard_set.mirror is None:
         return list(range(target.shard_set.num_shards))
     if target.shard_set.mirror is not None:
-        return ColumnWriter(*target).missing()  # cells elsewhere count too
+        return ColumnWriter(*target).missing()  # cells in other folders count, too
     shards = target.shard_set.manifest.shards
     return [
         number
@@ -98,24 +98,26 @@ def missing_cells(target: Target) -> list[int]:
 
 
 def stored_bytes(target: Target) -> int:
-    """Bytes of the data files of a column on disk."""
+    """Return the bytes of a column's data files on disk."""
     info = describe(*target)
     paths = (data_path(info.folder, shard) for shard in target.shard_set.manifest.shards)
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes where a folder is, or would be made."""
+    """Return the free bytes of the disk where a folder is, or would be created."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
-def check_room(needs: Iterable[Need], remedy: str = "make room, or name fewer teachers") -> None:
-    """Refuse to start what would fill a disk; ``remedy`` is what the user is told to do.
+def check_room(
+    needs: Iterable[Need], remedy: str = "free disk space, or name fewer teachers"
+) -> None:
+    """Refuse work that would fill a disk; ``remedy`` is the advice in the message.
 
     Raises:
-        DataError: A file system has less room than will be written and a margin.
+        DataError: A file system has less space than the data and a margin need.
     """
     by_disk: dict[int, list[Need]] = {}
     for need in needs:
@@ -129,11 +131,11 @@ def check_room(needs: Iterable[Need], remedy: str = "make room, or name fewer te
         free = free_bytes(of_disk[0].folder)
         if total and free < total + margin:
             raise DataError(
-                f"{of_disk[0].folder}: {mb(total)} are still to be written and {mb(margin)} should "
-                f"stay free, but {mb(free)} are free; {remedy} (nothing was computed)"
+                f"{of_disk[0].folder}: {mb(total)} are still to be written and {mb(margin)} "
+                f"should stay free, but only {mb(free)} are free; {remedy} (nothing was computed)"
             )
 
 
 def mb(size: int) -> str:
-    """Bytes as people read them."""
+    """Format bytes for people."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.1f} MB"

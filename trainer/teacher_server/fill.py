@@ -1,13 +1,13 @@
-"""Filling columns of teachers: one teacher in memory at a time, one committed cell after another.
+"""Filling of teachers' columns: one teacher in memory at a time, one committed cell at a time.
 
-A cell that is there already is skipped, so filling again after a kill, or beside other processes,
-only does what is missing.
+Cells that exist are skipped, so filling again after a kill, or next to other processes, computes
+only the missing cells.
 
-Cells may follow from a working column, as scores do from news vectors in float32. Every process
-that needs it takes what is there and computes what is missing, a cell at a time in an order of its
-own, and commits it for the others. So the news of a corpus is encoded once for all tasks of an
-array, no task waits for another, and any of them may be killed. Whoever finds the teacher complete
-removes the working column. No torch is imported where no teacher is loaded.
+Some cells are computed from a working column, as scores are from news vectors in float32. Every
+process that needs the working column reads its existing cells, computes missing cells one at a time
+in its own order, and commits them for the others. So the news of a corpus is encoded once for all
+tasks of an array, no task waits for another, and any task may be killed. The process that finds the
+teacher complete removes the working column. Without a loaded teacher, torch is not imported.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -48,20 +48,20 @@ def fill(
     """Fill the cells of a part, teacher after teacher.
 
     Args:
-        teachers: Exported models, or run folders with one.
+        teachers: Exported models, or run folders that contain one.
         request: Shard sets, stage, precision and part.
-        report: Gets one line a teacher.
-        stop: Asked between batches whether to go on; a cell that is nearly done is finished.
-        show: Makes the progress of (work, cells, bytes).
+        report: Receives one line per teacher.
+        stop: Asked between batches whether to continue; an almost finished cell is finished.
+        show: Makes the progress display from (work, cells, bytes).
 
     Returns:
-        How many cells were computed (not skipped).
+        The number of computed cells, without skipped ones.
 
     Raises:
-        ModelError: A teacher is no export, or of the wrong kind for the stage.
-        DataError: The disk has no room for what is missing.
-        ColumnError: A teacher gave a value that is not finite; the rows are named.
-        StopForRequeue: The process was asked to stop; what is committed stays.
+        ModelError: A teacher is not an export, or is of the wrong kind for the stage.
+        DataError: The disk is too small for the missing cells.
+        ColumnError: A teacher returned a value that is not finite; names the rows.
+        StopForRequeue: The process was asked to stop; committed cells stay.
     """
     opened = open_teachers(teachers)
     groups = [signals_of(teacher, request) for teacher in opened]
@@ -81,17 +81,17 @@ def fill(
 
 
 class Todo:
-    """The cells of a part that are still to be filled.
+    """Cells of a part that are still to be filled.
 
     Args:
-        signals: In the order in which they are filled.
+        signals: Signals in the order in which they are filled.
         part: (I, N): the I-th of N parts of the cells, counted from 0.
-        stop: Asked whether to go on.
-        remedy: What to do where the disk has no room.
+        stop: Asked whether to continue.
+        remedy: Advice in the message if the disk is too small.
 
     Raises:
-        DataError: The disk has no room for what is missing.
-        ColumnError: A folder cannot be made.
+        DataError: The disk is too small for the missing cells.
+        ColumnError: A folder cannot be created.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Todo:
         signals: Sequence[Signal],
         part: tuple[int, int],
         stop: StopRequest | None = None,
-        remedy: str = "make room, or name fewer teachers",
+        remedy: str = "free disk space, or name fewer teachers",
     ) -> None:
         self.signals = signals
         self.part = part
@@ -115,31 +115,31 @@ class Todo:
         return [c for c in self.mine if not self._writers[c.column].is_committed(c.shard)]
 
     def of(self, signals: Sequence[Signal]) -> list[tuple[Signal, Cell]]:
-        """Those of some signals."""
+        """Return the cells of some signals."""
         found = ((self.signals[cell.column], cell) for cell in self.cells)
         return [(signal, cell) for signal, cell in found if signal in signals]
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Where the process is asked to stop, say how much is left."""
+        """If the process is asked to stop, add how many cells are left."""
         try:
             yield
         except StopForRequeue as stopped:
             raise StopForRequeue(
-                f"{stopped}: {len(self._left())} of {len(self.mine)} cells are left; what is "
-                "committed stays, run the same command again to go on"
+                f"{stopped}: {len(self._left())} of {len(self.mine)} cells are left; committed "
+                "cells stay, run the same command again to continue"
             ) from stopped
 
 
 class Filler:
-    """Fills the cells of some signals, with their teacher in memory or none.
+    """Filler for the cells of some signals, with or without their teacher in memory.
 
     Args:
-        signals: All of the teacher, or those that need none in memory.
+        signals: All signals of the teacher, or those that need no teacher in memory.
         todo: The cells of the part.
-        progress: Shows them.
-        teacher: Loaded when there is something to compute; None where no model is needed.
-        request: How the teacher is run.
+        progress: Displays the cells.
+        teacher: Loaded when there is something to compute; None if no model is needed.
+        request: How to run the teacher.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Filler:
         return self._writers[signal.folder]
 
     def lacking_extras(self) -> list[Signal]:
-        """Return the signals that lack what lies beside their cells, or have it damaged."""
+        """Return the signals whose extra files are missing or damaged."""
         lacking = []
         for signal in self.signals:
             try:
@@ -207,7 +207,7 @@ class Filler:
             ) from error
 
     def _fill(self, cells: Sequence[tuple[Signal, Cell]]) -> None:
-        """What lies beside the cells comes first: whoever follows a column reads it first."""
+        """Fill cells after their extra files, which followers of a column read first."""
         for signal in self.lacking_extras():
             signal.write_extra(self.model)
         for signal, cell in cells:
@@ -232,7 +232,7 @@ class Filler:
         return count
 
     def cell_of(self, signal: Signal, shard: int, count: Count) -> Tensors:
-        """Return a cell of a working column, read or else computed and committed."""
+        """Return a cell of a working column: read it, or else compute and commit it."""
         writer = self.writer(signal)
         info = writer.shard_set.manifest.shards[shard]
         cell = open_cell(writer.folder, writer.info.fingerprint, info)
@@ -243,20 +243,21 @@ class Filler:
         try:
             writer.write(shard, tensors)
         except ColumnError:
-            # Where another process has finished the teacher, the working column may be gone.
+            # If another process has finished the teacher, the working column may be gone.
             if any(self.writer(one).missing() for one in self.signals):
                 raise
         return tensors
 
     def complete(self, signal: Signal, *, unless: Signal) -> ColumnReader | None:
-        """Complete a column that cells follow from, and open it.
+        """Complete a working column, and open it.
 
         Args:
-            signal: Whose column it is.
-            unless: Whose cells follow from it.
+            signal: Signal of the working column.
+            unless: Signal that is computed from it.
 
         Returns:
-            None where another process has finished ``unless``, and the working column is gone.
+            The column; None if another process has finished ``unless`` and removed the working
+            column.
         """
         if (known := self._complete.get(signal.folder)) is not None:
             return known
@@ -273,7 +274,7 @@ class Filler:
             try:
                 reader = ColumnReader.open(*signal.target)
                 for shard in range(signal.shard_set.num_shards):
-                    reader.cell(shard)  # a mapped file stays readable when it is removed
+                    reader.cell(shard)  # a mapped file stays readable after its removal
                 self._complete[signal.folder] = reader
                 return reader
             except ColumnError:
@@ -281,8 +282,7 @@ class Filler:
                     raise
 
     def finish(self) -> None:
-        """Remove the working columns of a teacher all of whose cells are there, whoever filled
-        them."""
+        """Remove the teacher's working columns once all its cells are there."""
         working = [one.working for one in self.signals if one.working is not None]
         if working and not any(self.writer(one).missing() for one in self.signals):
             for signal in working:

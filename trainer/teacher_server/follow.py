@@ -1,8 +1,8 @@
-"""Following columns that another process is filling: a read of a missing cell waits for it.
+"""Following columns that another process fills: a read of a missing cell waits for the cell.
 
-That a filling goes on is seen by counting commit records, over all columns that are followed, never
-by the time of a file. A wait ends with an error when no cell came for a stated time, or when the
-wait itself has become so long that the run would be taken for hung.
+Whether the filling continues is judged by the number of commit records over all followed columns,
+never by file times. A wait ends with an error if no cell came for a set time, or when the wait has
+become so long that the run would be taken for hung.
 """
 
 import os
@@ -20,14 +20,14 @@ from shards.reader import ShardSet
 from trainer.errors import ColumnError
 
 LINE_EVERY_S = 30.0
-"""Time between two lines about the same wait."""
+"""Seconds between two lines about the same wait."""
 _POLL_S = 0.5
 Report = Callable[[str], None]
 
 
 @dataclass
 class _Followed:
-    """One column that is being filled, and which of its cells were seen."""
+    """A column that is being filled, with the cells seen so far."""
 
     shard_set: ShardSet
     info: ColumnInfo
@@ -36,7 +36,7 @@ class _Followed:
     committed: set[int] = field(default_factory=set)
 
     def look(self) -> None:
-        """Note the cells that have come: new records are read, the others only listed."""
+        """Note new cells: read new commit records, only list the others."""
         try:
             there = {path.name for path in self.info.folder.iterdir()}
         except FileNotFoundError:
@@ -50,19 +50,19 @@ class _Followed:
 
     @property
     def progress(self) -> str:
-        """How many cells are there."""
+        """Number of existing cells, in words."""
         return f"{len(self.committed)} of {len(self.shard_set.manifest.shards)} of its cells"
 
 
 class Follower:
-    """Opens columns that need not be complete, and waits for the cells that are missing.
+    """Follower that opens incomplete columns and waits for missing cells.
 
-    Safe to use from several threads: one looks and reports, the others wait for it.
+    Safe to use from several threads: one thread looks and reports, the others wait for it.
 
     Args:
-        timeout_s: A wait ends with an error when no cell of any column came for so long.
-        longest_s: A wait ends with an error when it has lasted so long, whatever comes.
-        report: Gets the first line of a wait at once, and one every ``LINE_EVERY_S`` seconds.
+        timeout_s: A wait ends with an error if no cell of any column came for this many seconds.
+        longest_s: A wait ends with an error after this many seconds in any case.
+        report: Receives the first line of a wait at once, and one every ``LINE_EVERY_S`` seconds.
     """
 
     def __init__(self, timeout_s: float, longest_s: float, report: Report | None = None) -> None:
@@ -80,33 +80,35 @@ class Follower:
         teacher: str,
         remedy: str,
     ) -> ColumnReader:
-        """Open a column, once it has been begun and has one cell.
+        """Open a column as soon as it has been started and has one cell.
 
         Args:
             shard_set: The set.
-            name: What the column is called.
-            made_from: Everything that decides its values.
-            teacher: Whose it is, for messages.
-            remedy: The command that fills it.
+            name: Name of the column.
+            made_from: Identity of the column: all that determines its values.
+            teacher: Name of the teacher, for messages.
+            remedy: Command that fills the column.
 
         Raises:
-            ColumnError: It is of other settings, or nothing came in time.
+            ColumnError: The column has other settings, or no cell came in time.
         """
         column = _Followed(shard_set, describe(shard_set, name, made_from), teacher, remedy)
         self._columns.append(column)
         begun = (column.info.folder / COLUMN_FILE).is_file
-        self._wait(column, begun, f"the column {name} of teacher {teacher} is not begun yet")
+        self._wait(
+            column, begun, f"the column {name} of teacher {teacher} has not been started yet"
+        )
         return ColumnReader.open(shard_set, name, made_from, partial(self._wait_for_cell, column))
 
     def note(self, line: str) -> None:
-        """Say something once for all ranks."""
+        """Print a line once for all ranks."""
         if os.environ.get("RANK", "0") == "0":
             self._report(line)
 
     def _wait_for_cell(self, column: _Followed, shard: int) -> None:
         info = column.shard_set.manifest.shards[shard]
         what = f"the cell of {info.name} in {column.info.name} of teacher {column.teacher}"
-        self._wait(column, lambda: shard in column.committed, f"{what} is not there yet")
+        self._wait(column, lambda: shard in column.committed, f"{what} is missing")
 
     def _wait(self, column: _Followed, is_there: Callable[[], bool], what: str) -> None:
         with self._lock:
@@ -128,7 +130,7 @@ class Follower:
                     seen, news = count, time.monotonic()
 
     def _look(self) -> int:
-        """Cells of all columns that are there."""
+        """Count the existing cells of all columns."""
         for column in self._columns:
             column.look()
         return sum(len(column.committed) for column in self._columns)
@@ -136,17 +138,17 @@ class Follower:
     def _stopped(self, column: _Followed, what: str) -> str:
         return (
             f"{what}; {column.progress} are there, and no cell of any teacher came for "
-            f"{self._timeout_s:g} s (teachers.follow_timeout_s): the filling has stopped. Go on "
-            f"with it: {column.remedy}; then start this run again, it goes on from its last "
+            f"{self._timeout_s:g} s (teachers.follow_timeout_s), so the filling has stopped. "
+            f"Continue it: {column.remedy}; then start this run again, it continues from its last "
             "checkpoint"
         )
 
     def _too_slow(self, column: _Followed, what: str) -> str:
         return (
-            f"{what}; {column.progress} are there, and the filling goes on, but a rank that waits "
-            f"longer than {self._longest_s:g} s would be taken for hung (run.hang_timeout_s). "
-            "Start this run again later, it goes on from its last checkpoint, or raise "
-            "run.hang_timeout_s"
+            f"{what}; {column.progress} are there and the filling continues, but a rank that "
+            f"waits longer than {self._longest_s:g} s would be taken for hung "
+            "(run.hang_timeout_s). Start this run again later, it continues from its last "
+            "checkpoint, or raise run.hang_timeout_s"
         )
 
 

@@ -1,4 +1,4 @@
-"""One teacher in memory, and what it says about articles and impressions.
+"""One teacher in memory, and its outputs for articles and impressions.
 
 Legend: B impressions, D distinct histories, H history slots, K candidates, E news width.
 """
@@ -25,10 +25,10 @@ _BATCH_IMPRESSIONS = 512
 
 
 class TeacherModel:
-    """A loaded teacher with the token column and the text lengths that it was trained with."""
+    """A loaded teacher with its token column and the text lengths of its training."""
 
     def __init__(self, teacher: Export, request: FillRequest) -> None:
-        """Load the teacher to where the request wants it."""
+        """Load the teacher to the request's device."""
         self.export = teacher
         self.tokens = teacher.tokens(request.articles)
         self.model = teacher.load_model()
@@ -38,16 +38,19 @@ class TeacherModel:
         self.batch_tokens = request.batch_tokens
 
     def titles(self, rows: np.ndarray, count: Count = None) -> np.ndarray:
-        """Vectors, float32 [n, E], of article rows: of their titles, or of what else this teacher
-        reads of an article (``data.news_text`` of its run)."""
+        """Return vectors, float32 [n, E], of the articles' titles.
+
+        If the teacher reads other fields of an article (``data.news_text`` of its run), the vectors
+        are those of these fields.
+        """
         return self._encode(rows, self.export.news_texts(self.tokens), count)
 
     def bodies(self, rows: np.ndarray, count: Count = None) -> np.ndarray:
-        """Body vectors, float32 [n, E], of article rows."""
+        """Return body vectors, float32 [n, E], of article rows."""
         return self._encode(rows, self.export.body_texts(self.tokens), count)
 
     def empty_title(self) -> np.ndarray:
-        """Vector [E] of a title of padding alone, which the released code reads as a title."""
+        """Return the vector [E] of a title of padding alone (the released code's empty title)."""
         length = self.export.news_texts(self.tokens).max_tokens
         ids = torch.full((1, length), self.tokens.pad_id, device=self.device)
         encode = getattr(self.model, "encode_news", self.model)
@@ -61,17 +64,16 @@ class TeacherModel:
         rows: np.ndarray,
         count: Count = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """User vectors and scores of impressions; every distinct history among them is encoded
-        once.
+        """Compute user vectors and scores of impressions; every distinct history is encoded once.
 
-        Always in fp32, whatever the precision of the news encoder. A model trained with learned
-        padding keeps it, as the released code reads its teachers.
+        Always in fp32, whatever the precision of the news encoder. A model that was trained with
+        learned padding keeps it, as the released code does with its teachers.
 
         Args:
-            news: Vectors of articles; asked for those in these impressions alone.
+            news: Vectors of articles; requested only for articles in these impressions.
             clicks: Clicks of the impression set.
             rows: int64[B] impression rows.
-            count: Told of every batch of impressions.
+            count: Called for every batch of impressions.
 
         Returns:
             (users float32[B, E], scores float32[K] impression after impression, offsets int64[B +
@@ -104,7 +106,7 @@ class TeacherModel:
     def _users(
         self, vectors_AE: torch.Tensor, history_DH: np.ndarray, mask_DH: np.ndarray
     ) -> torch.Tensor:
-        """Vectors [D, E] of users on the CPU, from places of their history among the vectors."""
+        """Return vectors [D, E] of users on the CPU, from their histories."""
         learned = self._recommender.config.history_padding == "learned"
         users = [torch.zeros(0, vectors_AE.shape[1])]
         for start in range(0, len(history_DH), _BATCH_IMPRESSIONS):

@@ -1,5 +1,4 @@
-"""What filling will take: cells, bytes, free disk, and hours from a short trial of the real
-teachers."""
+"""Plan of a filling: cells, bytes, free disk, and hours from a short trial of the real teachers."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ _TRIAL_ROWS = 64
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """What one teacher's missing cells take."""
+    """Work of one teacher's missing cells."""
 
     teacher: str
     cells: int
@@ -30,7 +29,7 @@ class TeacherPlan:
     missing_bytes: int
     missing_tokens: int
     tokens_per_s: float
-    """Measured on this machine; 0 where nothing is missing."""
+    """Speed on this machine; 0 if nothing is missing."""
     trial_s: float
     trial_articles: int
     hours: float
@@ -38,12 +37,12 @@ class TeacherPlan:
 
 @dataclass(frozen=True)
 class FillPlan:
-    """What filling takes in all, and by task."""
+    """Work of the whole filling, and of each task."""
 
     teachers: list[TeacherPlan]
     tasks: int
     task_hours: list[float]
-    """Of each of the N parts."""
+    """Hours of each of the N parts."""
     bytes_to_write: int
     free_bytes: int
     device: str
@@ -51,11 +50,11 @@ class FillPlan:
     dtype: str
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return the plan for ``--json``."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """A table and a summary."""
+        """Format a table and a summary."""
         lines = [f"{'teacher':<44} {'cells':>6} {'to fill':>8} {'bytes':>12} {'time':>14}  trial"]
         for one in self.teachers:
             trial = "nothing to fill"
@@ -75,22 +74,22 @@ class FillPlan:
             f"{mb(self.bytes_to_write)} to write, {mb(self.free_bytes)} free; {self.dtype}, "
             f"computed in {self.compute} on {self.device}",
             f"{format_duration(total * 3600)} in all; as {self.tasks} tasks like this process, "
-            f"{format_duration(longest * 3600)} for the longest, and the loading of each teacher",
+            f"{format_duration(longest * 3600)} for the longest, plus the loading of each teacher",
         ]
 
 
 def plan(
     teachers: Sequence[str], request: FillRequest, *, tasks: int = 1, trial_s: float = 3.0
 ) -> FillPlan:
-    """Measure each teacher that has something to fill for a few seconds, and reckon the rest.
+    """Measure every teacher with missing cells for a few seconds, and extrapolate.
 
-    Nothing is written. Impressions, a small part of the work, are counted as a token each.
+    Nothing is written. Impressions, a small part of the work, count as one token each.
 
     Args:
         teachers: As for :func:`trainer.teacher_server.fill.fill`.
-        request: What would be filled.
+        request: What to fill.
         tasks: N of ``--part I/N``.
-        trial_s: Seconds of encoding a teacher, beyond a first batch that warms up.
+        trial_s: Seconds of encoding per teacher, after a first batch for warm-up.
     """
     opened = open_teachers(teachers)
     groups = [signals_of(teacher, request) for teacher in opened]
@@ -140,8 +139,10 @@ def plan(
 def _trial(
     teacher: Export, signals: Sequence[Signal], request: FillRequest, seconds: float
 ) -> tuple[float, int, float]:
-    """(tokens/s, articles, seconds) of encoding rows drawn evenly over the set, the first batch
-    not counted."""
+    """Measure the encoding of rows drawn evenly over the set, without the first batch.
+
+    Returns tokens/s, articles and seconds.
+    """
     model = TeacherModel(teacher, request)
     encoders = [signal for signal in signals if signal.texts()]
     order = np.random.default_rng(0).permutation(request.articles.num_rows)
@@ -162,6 +163,6 @@ def _trial(
             articles += len(rows)
         place += _TRIAL_ROWS
         if place > _TRIAL_ROWS and place >= 4 * len(order):
-            break  # a tiny set: this is measured well enough
+            break  # a tiny set: the measurement is good enough
     elapsed = time.perf_counter() - start
     return max(tokens, 1) / max(elapsed, 1e-9), articles, elapsed

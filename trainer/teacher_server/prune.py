@@ -1,4 +1,4 @@
-"""Teacher columns that nobody names any more: found by what is kept, removed on request alone."""
+"""Pruning: find teacher columns that are not in use, and remove them on request only."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,12 +10,12 @@ from trainer.teacher_server.kinds import KINDS
 def unnamed_columns(
     shard_sets: Sequence[ShardSet], kept_weights: Iterable[str]
 ) -> list[ColumnFolder]:
-    """Teacher columns whose teacher's weights are not among those that are kept.
+    """Find teacher columns whose teacher's weights are not among those to keep.
 
-    Columns of other kinds, folders that are no column set, and links are never listed.
+    Columns of other kinds, folders that are not columns, and links are never listed.
 
     Args:
-        shard_sets: Sets to look beside.
+        shard_sets: Sets whose columns are examined.
         kept_weights: sha256 of the weights of the teachers to keep.
     """
     kept = set(kept_weights)

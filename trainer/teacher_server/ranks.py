@@ -1,6 +1,6 @@
-"""Which of several processes this one is, and where and in what precision it computes.
+"""Place of this process among several, its device and its precision.
 
-Filling needs no collective: a process only has to know its share of the cells. So there is no
+Filling needs no collectives: a process only has to know its share of the cells. So there is no
 process group that one slow or killed rank could hold up.
 """
 
@@ -18,23 +18,23 @@ class Place:
     rank: int
     world_size: int
     local_rank: int
-    """Among the processes of this machine."""
+    """Rank among the processes of this machine."""
     local_world_size: int
 
     def share(self, part: int, parts: int) -> tuple[int, int]:
-        """This process's share of the I-th of N parts: again (I, N)."""
+        """Return this process's share of the I-th of N parts, again as (I, N)."""
         return part * self.world_size + self.rank, parts * self.world_size
 
     def say(self, line: str) -> None:
-        """Print a line, with the rank where there are several."""
+        """Print a line, with the rank if there are several."""
         print(f"[{self.rank}] {line}" if self.world_size > 1 else line, flush=True)
 
 
 def place() -> Place:
-    """This process's place: as torchrun and ``accelerate launch`` say it, else as ``srun`` does.
+    """Return this process's place from the variables of torchrun, accelerate or ``srun``.
 
-    Inside a batch script, but outside ``srun``, Slurm's number of tasks says nothing about this
-    process; only what a *step* sets is read.
+    Inside a batch script, but outside ``srun``, Slurm's number of tasks does not describe this
+    process; only variables of a *step* are read.
 
     Raises:
         UsageError: The variables contradict each other.
@@ -42,7 +42,7 @@ def place() -> Place:
     if "WORLD_SIZE" in os.environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     elif "SLURM_STEP_NUM_TASKS" in os.environ:
-        # Slurm has given each of its tasks cores of its own; they are not shared once more.
+        # Slurm gives each task its own cores, so they are not divided again.
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "")
     else:
         return Place(0, 1, 0, 1)
@@ -56,7 +56,7 @@ def place() -> Place:
 
 
 def share_cores(here: Place) -> None:
-    """Divide this machine's cores among its processes, unless OMP_NUM_THREADS has a say."""
+    """Divide this machine's cores among its processes, unless OMP_NUM_THREADS is set."""
     if here.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         import torch
 
@@ -65,10 +65,10 @@ def share_cores(here: Place) -> None:
 
 
 def resolve_compute(asked: str, device: str) -> str:
-    """``auto`` becomes ``bf16`` where the hardware computes in it, else ``fp32``.
+    """Replace ``auto`` by ``bf16`` if the hardware computes in it, else by ``fp32``.
 
-    See :func:`trainer.hardware.emulated`. What it becomes is what columns are known by, so machines
-    of several kinds that fill one column set must be told ``fp32`` or ``bf16``.
+    See :func:`trainer.hardware.emulated`. The result is part of a column's identity, so machines of
+    several kinds that fill one column set must be given ``fp32`` or ``bf16``.
     """
     if asked != "auto":
         return asked

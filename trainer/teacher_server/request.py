@@ -1,4 +1,4 @@
-"""What is asked to be filled, as signals and their cells: the same for every process."""
+"""Request for a filling, as signals and their cells; the same for every process."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What signals lie over, and how they are stored and computed: the same for every teacher."""
+    """Shard sets, storage type and precision of signals; the same for every teacher."""
 
     articles: ShardSet
     impressions: ShardSet | None = None
-    """None where no signal lies over impressions."""
+    """The impression set; None if no signal needs it."""
     dtype: str = "float16"
-    """One of :data:`trainer.teacher_server.storage.DTYPES`."""
+    """Storage type: one of :data:`trainer.teacher_server.storage.DTYPES`."""
     compute: str = "fp32"
-    """``fp32`` or ``bf16``: precision of the teacher's forward pass."""
+    """Precision of the teacher's forward pass: ``fp32`` or ``bf16``."""
 
     def over(self, kind: str) -> ShardSet:
         """Return the shard set of a kind, ``articles`` or ``impressions``."""
@@ -43,7 +43,7 @@ class Source:
         return ClickColumn.open(self.over("impressions"), self.articles.num_rows)
 
     def holders(self, history_length: int) -> np.ndarray:
-        """Return which impression holds each one's user vector, int64[impressions]; found once."""
+        """Return the impression that holds each impression's user vector, int64[impressions]."""
         if history_length not in self._holders:
             self._holders[history_length] = holders(self.clicks, history_length)
         return self._holders[history_length]
@@ -55,21 +55,21 @@ class Source:
 
 @dataclass(frozen=True)
 class FillRequest(Source):
-    """What to fill: the same for every teacher."""
+    """What to fill; the same for every teacher."""
 
     batch_tokens: int = 16384
-    """Tokens of a forward pass, padding included."""
+    """Tokens per forward pass, padding included."""
     device: str = "cpu"
-    """Where the teacher runs."""
+    """Device of the teacher."""
     part: tuple[int, int] = (0, 1)
     """(I, N): the I-th of N parts of the cells, counted from 0."""
     stage: str = ""
-    """A stage of :mod:`trainer.teacher_server.kinds`; empty for the first one whose kinds lie over
-    the sets that are given."""
+    """A stage of :mod:`trainer.teacher_server.kinds`; empty means the first stage whose kinds need
+    only the given sets."""
 
     @property
     def kinds(self) -> "list[type[Signal]]":
-        """The kinds to fill, in this order."""
+        """The kinds to fill, in order."""
         if self.stage:
             return kinds_of(self.stage)
         with_impressions = self.impressions is not None
@@ -77,18 +77,20 @@ class FillRequest(Source):
 
 
 def reads_impressions(stage: str) -> bool:
-    """Whether a kind of a stage lies over impressions."""
+    """Return whether a kind of a stage needs impressions."""
     return any(kind.over == "impressions" for kind in kinds_of(stage))
 
 
 def signals_of(teacher: Export, request: FillRequest) -> "list[Signal]":
-    """The signals of a teacher, in the order in which they are filled."""
+    """Return the signals of a teacher in the order in which they are filled."""
     return [kind(teacher, request) for kind in request.kinds]
 
 
 def made_of(signal: "Signal") -> list[tuple[Target, str]]:
-    """The columns on disk, of any kind, that were made from a signal's column, each with which of
-    them it is, in words."""
+    """Return the columns on disk that were made from a signal's column.
+
+    The columns may be of any kind; each comes with words that distinguish it.
+    """
     found = []
     for kind in map(find, KINDS):
         found += [] if kind is None else kind.made_of(signal)
@@ -96,7 +98,7 @@ def made_of(signal: "Signal") -> list[tuple[Target, str]]:
 
 
 def list_cells(signals: "Sequence[Signal]") -> list[Cell]:
-    """Every cell of every signal, filled or not."""
+    """List every cell of every signal, filled or not."""
     return [
         Cell(number, shard, work)
         for number, signal in enumerate(signals)
@@ -105,10 +107,10 @@ def list_cells(signals: "Sequence[Signal]") -> list[Cell]:
 
 
 def bytes_to_write(signals: "Sequence[Signal]") -> list[Need]:
-    """Bytes of the cells that are not committed, by the folder they go to.
+    """Return the bytes of the missing cells, by their folder.
 
-    Of all parts: the tasks of an array share one disk. What a signal keeps while its cells are
-    filled counts too.
+    The bytes are those of all parts, because the tasks of an array share one disk. They include
+    working columns.
     """
     needs: dict[Path, int] = {}
     for signal in signals:

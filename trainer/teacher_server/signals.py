@@ -1,7 +1,9 @@
-"""What teachers are asked about a batch and what they say, stored or live. Imports no torch.
+"""Requests to teachers about a batch, and their outputs, stored or live.
 
-A read of stored signals is one gather a teacher and tensor out of memory-mapped files: whatever the
-number of processes on a node, their pages are in its memory once, as the page cache.
+This module does not import torch.
+
+A read of stored signals is one gather per teacher and tensor from memory-mapped files: all
+processes on a node share one copy of their pages, in the page cache.
 
 Shapes: M teachers, U distinct titles, B samples, C candidates, E_m width of teacher m.
 """
@@ -23,34 +25,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextRows:
-    """What stage I asks for."""
+    """Request of stage I."""
 
     titles: np.ndarray
     """Rows of articles, int64[U]."""
     bodies: np.ndarray
     """Rows of articles, int64[B]."""
     epochs: np.ndarray
-    """The epoch that each of the bodies is read in, int64[B]; it decides their negatives."""
+    """The epoch in which each of the bodies is read, int64[B]; it determines their negatives."""
 
 
 @dataclass(frozen=True)
 class TextsSaid(Batch):
-    """What M teachers say in stage I, float16 or float32."""
+    """Outputs of M teachers in stage I, float16 or float32."""
 
     titles: tuple[Tensor, ...] = ()
-    """Vectors [U, E_m] of each teacher; none where no vectors are read."""
+    """Vectors [U, E_m] of each teacher; empty if no vectors are read."""
     bodies: tuple[Tensor, ...] = ()
-    """Vectors [B, E_m] of each teacher; none where no vectors are read."""
+    """Vectors [B, E_m] of each teacher; empty if no vectors are read."""
     scores: tuple[Tensor, ...] = ()
-    """Stored logits [B, C] of each teacher; none where they are computed from the vectors."""
+    """Stored logits [B, C] of each teacher; empty if they are computed from the vectors."""
 
 
 @dataclass(frozen=True)
 class ClickRows:
-    """What stage II asks for."""
+    """Request of stage II."""
 
     news: np.ndarray
-    """Rows of articles, int64[U]; -1 asks for the vector of the empty title."""
+    """Rows of articles, int64[U]; -1 stands for the empty title."""
     impressions: np.ndarray
     """Rows of impressions, int64[B]."""
     positions: np.ndarray
@@ -59,7 +61,7 @@ class ClickRows:
 
 @dataclass(frozen=True)
 class ClicksSaid(Batch):
-    """What M teachers say in stage II, float16 or float32."""
+    """Outputs of M teachers in stage II, float16 or float32."""
 
     news: tuple[Tensor, ...]
     """Vectors [U, E_m] of each teacher."""
@@ -75,29 +77,30 @@ Told = TypeVar("Told")
 
 
 class TeacherSignals(Protocol[Rows, Said]):
-    """What M teachers say about the texts and impressions of a batch: stored or live, in stage I
-    and in stage II."""
+    """Outputs of M teachers for the texts and impressions of a batch.
+
+    They are stored or live, in stage I and in stage II.
+    """
 
     dims: list[int]
-    """Width of every teacher's vectors; empty where no vectors are read."""
+    """Width of every teacher's vectors; empty if no vectors are read."""
 
     @property
     def columns(self) -> Sequence[ColumnReader]:
-        """The columns that are read (of logits, those of the first epoch); none of live
-        teachers."""
+        """Columns that are read, for logits those of the first epoch; empty for live teachers."""
         ...
 
     def read(self, rows: Rows) -> Batch:
-        """The teachers' side of a micro-batch: what they say, or what live ones read."""
+        """Return the teachers' part of a micro-batch: stored outputs, or live teachers' inputs."""
         ...
 
     def say(self, read: Any) -> Said:
-        """What the teachers say, in the module half, from what :meth:`read` put into the batch."""
+        """Return the teachers' outputs, in the module half, from the result of :meth:`read`."""
         ...
 
 
 class Stored(Generic[Told]):
-    """Signals that are stored: what is read is what the teachers say."""
+    """Stored signals: the stored values are the teachers' outputs."""
 
     def say(self, read: Told) -> Told:
         """See :meth:`TeacherSignals.say`."""
@@ -109,5 +112,5 @@ ClickSignals = TeacherSignals[ClickRows, ClicksSaid]
 
 
 def tensors(arrays: Iterable[np.ndarray]) -> tuple[Tensor, ...]:
-    """One tensor a teacher."""
+    """Convert arrays to tensors, one per teacher."""
     return tuple(as_tensor(array) for array in arrays)

@@ -1,4 +1,4 @@
-"""Looking at teacher columns: how full they are, and what is wrong with those that are not."""
+"""Status of teacher columns: how full they are, and what is wrong with incomplete ones."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from trainer.teacher_server.teachers import open_teachers
 
 @dataclass(frozen=True)
 class ColumnState:
-    """One column of one teacher."""
+    """State of one column of one teacher."""
 
     teacher: str
     column: str
@@ -34,14 +34,14 @@ class ColumnState:
     bytes: int
     dtype: str
     detail: str
-    """What differs, or what is damaged, or which of several it is; empty where nothing is."""
+    """What differs or is damaged, or which of several columns it is; may be empty."""
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return the state for ``--json``."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """One line of the table."""
+        """Format one line of the table."""
         told = self.state
         if self.state == "partial":
             told = f"{self.cells} of {self.total_cells} cells"
@@ -52,8 +52,10 @@ class ColumnState:
 
 
 def status(teachers: Sequence[str], request: FillRequest) -> list[ColumnState]:
-    """The state of every column of every teacher, with the columns that there are of its values;
-    nothing is made on disk."""
+    """Return the state of every teacher's columns and of columns made from them.
+
+    Nothing is created on disk.
+    """
     return [
         state
         for teacher in open_teachers(teachers)
@@ -66,20 +68,20 @@ def status(teachers: Sequence[str], request: FillRequest) -> list[ColumnState]:
 
 
 def status_lines(teachers: Sequence[str], request: FillRequest) -> tuple[list[str], bool]:
-    """A table of columns by teacher, and whether all of them are complete."""
+    """Return a table of columns by teacher, and whether all columns are complete."""
     found = status(teachers, request)
     header = f"{'teacher':<44} {'column':<15} {'rows':>11} {'bytes':>12} {'dtype':<8} state"
     return [header, *map(str, found)], all(column.state == "complete" for column in found)
 
 
 def _state(signal: Signal, target: Target, which: str = "") -> ColumnState:
-    """The state of a signal's column; or of one made from it, and then which of them it is."""
+    """Return the state of a signal's column, or of one made from it."""
     info = describe(*target)
     total = target.shard_set.num_shards
     missing = missing_cells(target)
     there, detail = total - len(missing), which
     state = "complete" if not missing else "partial" if there else "empty"
-    if state == "empty" and not which:  # those that are made of it are listed by themselves
+    if state == "empty" and not which:  # columns that were made from it are listed separately
         detail = _other_settings(info, target)
         state = "other settings" if detail else state
     damaged = _damage(info, target, missing)
@@ -105,7 +107,7 @@ def _state(signal: Signal, target: Target, which: str = "") -> ColumnState:
 
 
 def _other_settings(asked: ColumnInfo, target: Target) -> str:
-    """The fields in which the nearest column of the same teacher differs; empty without one."""
+    """Return the fields in which the same teacher's nearest column differs; empty without one."""
     weights = "teacher_weights_sha256"
     same: list[list[str]] = [
         differing_fields(info.made_from, asked.made_from)
@@ -118,7 +120,7 @@ def _other_settings(asked: ColumnInfo, target: Target) -> str:
 
 
 def _damage(info: ColumnInfo, target: Target, missing: list[int]) -> str:
-    """A cell whose files are there but do not fit, or a column.json that was changed."""
+    """Return what is damaged: a cell whose files do not match, or an edited column.json."""
     if not info.folder.is_dir():
         return ""
     try:
@@ -129,7 +131,7 @@ def _damage(info: ColumnInfo, target: Target, missing: list[int]) -> str:
     for shard in (shards[number] for number in missing):
         if record_path(info.folder, shard).is_file():
             return (
-                f"{data_path(info.folder, shard).name} is not what its commit record says "
+                f"{data_path(info.folder, shard).name} does not match its commit record "
                 f"({repair_command(target.shard_set, target.name)} fills it again)"
             )
     return ""

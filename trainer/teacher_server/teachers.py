@@ -1,8 +1,7 @@
 """What can be named as a teacher: exported folders, teacher copies, run folders.
 
-A plain Hugging Face encoder says neither where its texts are cut nor how its states are pooled. It
-becomes a teacher once, by :func:`adopt`, and is an exported folder from then on, which students
-name like any other.
+A plain Hugging Face encoder does not specify where its texts are cut or how its states are pooled.
+:func:`adopt` makes it a teacher: an exported folder, which students name like any other.
 """
 
 from collections.abc import Sequence
@@ -25,11 +24,11 @@ def open_teachers(names: Sequence[str | Path]) -> list[Export]:
     """Open teachers without loading them.
 
     Args:
-        names: Exported folders (a run's ``export``, a teacher copy), run folders (which stand for
-            their export), or a run's ``copies`` folder (which stands for every copy, by step).
+        names: Exported folders (a run's ``export``, a teacher copy), run folders (which mean their
+            export), or a run's ``copies`` folder (which means every copy, by step).
 
     Raises:
-        ModelError: One is none of these, or two are the same model.
+        ModelError: A name is none of these, or two names mean the same model.
     """
     opened = [load_export(folder) for name in names for folder in _folders(Path(name))]
     seen: dict[str, Path] = {}
@@ -54,7 +53,7 @@ def _folders(path: Path) -> list[Path]:
             return copies
     else:
         raise ModelError(
-            f"{path} is a run without an export (has it finished?); for its copies, name "
+            f"{path} is a run without an export (has it finished?); to use its copies, name "
             f"{path / _COPIES}"
         )
     if (path / "config.json").is_file() or not path.exists():
@@ -63,10 +62,10 @@ def _folders(path: Path) -> list[Path]:
         else:
             what = f"there is no exported model at {path}: no such folder{did_you_mean(path)}"
         raise ModelError(
-            f"{what}{'' if what.endswith('?') else '.'} A plain Hugging Face "
-            f"encoder, by folder or name, is made one by: tnr teachers adopt {path} --out FOLDER"
+            f"{what}{'' if what.endswith('?') else '.'} To make a teacher from a plain Hugging "
+            f"Face encoder (folder or name): tnr teachers adopt {path} --out FOLDER"
         )
-    return [path]  # the loader says what is wrong with it
+    return [path]  # the loader reports what is wrong
 
 
 def adopt(
@@ -82,22 +81,24 @@ def adopt(
 ) -> Export:
     """Make a stage I teacher of a plain encoder: its vectors are its pooled states.
 
-    The Linear that every news encoder has is the identity, which changes no bit of a finite state.
+    The Linear of the news encoder is the identity, which does not change a bit of a finite state.
 
     Args:
         name: A folder, or a Hugging Face name in the local cache.
         out: Folder to write; must not exist.
         pooling: ``mean`` or ``cls``.
-        news_text: Fields that it reads, joined in this order, where its student reads titles.
+        news_text: Fields that the teacher reads, joined in this order, where its student reads
+            titles.
         max_title_tokens: Longest title that it reads, special tokens included.
-        max_abstract_tokens: Longest abstract, where ``news_text`` names it.
+        max_abstract_tokens: Longest abstract, if ``news_text`` names it.
         max_body_tokens: Longest body that it reads.
-        max_category_tokens: Longest category, where ``news_text`` names it.
+        max_category_tokens: Longest category, if ``news_text`` names it.
 
     Raises:
-        UsageError: ``out`` exists, a field is unknown, or texts are more than the encoder can read.
+        UsageError: ``out`` exists, a field is unknown, or texts are longer than the encoder can
+            read.
         ModelError: The encoder cannot be loaded.
-        DataError: It is not there, or has no fast tokenizer.
+        DataError: The encoder does not exist, or has no fast tokenizer.
     """
     import tempfile
 
@@ -140,7 +141,7 @@ def adopt(
 
 
 def _pooled_states(name: str, config: "PreTrainedConfig", pooling: str) -> "NewsEncoder":
-    """A news encoder whose Linear is the identity."""
+    """Return a news encoder whose Linear is the identity."""
     import torch
     from torch import nn
 
@@ -163,7 +164,7 @@ def _pooled_states(name: str, config: "PreTrainedConfig", pooling: str) -> "News
 def _check_readable(
     parts: Sequence[tuple[str, int]], most: int | None, num_first: int, name: str
 ) -> None:
-    """Refuse texts of these fields, joined, that an encoder cannot read."""
+    """Refuse lengths whose joined texts the encoder cannot read."""
     tokens = sum(limit for _, limit in parts) - num_first * (len(parts) - 1)
     if most is not None and tokens > most:
         options = " and ".join(f"--max-{field}-tokens {limit}" for field, limit in parts)

@@ -1,4 +1,4 @@
-"""Whether stored columns still say what the live teacher says, on a sample of rows."""
+"""Verification that stored columns match the live teacher, on a sample of rows."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,19 +14,20 @@ from trainer.teacher_server.request import FillRequest, made_of, signals_of
 from trainer.teacher_server.teachers import open_teachers
 
 TOLERANCE = {"float16": 2e-3, "float32": 1e-4, "int8": 1e-2}
-"""Largest error of a value recomputed in fp32, relative to the largest value, by stored type.
+"""Largest error of a value recomputed in fp32, relative to the largest value, by storage type.
 
-Batches of another shape round differently, so even float32 is not compared to the bit."""
+Batches of another shape round differently, so even float32 is not compared bit by bit."""
 TOLERANCE_BF16 = 3e-2
 
 
 def verify_lines(teachers: Sequence[str], request: FillRequest, rows: int) -> Iterator[str]:
-    """Check checksums, recompute evenly spaced rows, and yield a line a column. Of the columns that
-    were made from these, only checksums are checked.
+    """Check checksums, recompute evenly spaced rows, and yield one line per column.
+
+    Columns that were made from these columns are only checked by checksum.
 
     Raises:
         DamageError: Stored bytes are damaged.
-        ColumnError: A recomputed value is further off than the stored precision explains.
+        ColumnError: A recomputed value differs more than the storage type explains.
     """
     for teacher in open_teachers(teachers):
         signals = signals_of(teacher, request)
@@ -47,14 +48,14 @@ def verify_lines(teachers: Sequence[str], request: FillRequest, rows: int) -> It
                     f"{worst.mend} and fill it again"
                 )
             told = ", ".join(map(str, found))
-            yield f"{teacher.folder} {reader.name}: bytes good, largest error of {told}"
+            yield f"{teacher.folder} {reader.name}: bytes intact, largest error of {told}"
         for signal in signals:
             for target, which in made_of(signal):
-                yield f"{teacher.folder} {_intact(target).name}, {which}: bytes good"
+                yield f"{teacher.folder} {_intact(target).name}, {which}: bytes intact"
 
 
 def _intact(target: Target) -> ColumnReader:
-    """Open a column whose bytes are those that were written."""
+    """Open a column after a check of its bytes."""
     reader = ColumnReader.open(*target)
     damaged = verify_columns(reader)
     if damaged:

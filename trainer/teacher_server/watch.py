@@ -1,4 +1,4 @@
-"""What is seen of the filling: a bar when a person watches, plain lines in a log."""
+"""Progress of a filling: a bar if a person watches, plain lines in a log."""
 
 import time
 from typing import Any, TextIO
@@ -11,9 +11,9 @@ from trainer.teacher_server.cells import mb
 class FillProgress(Progress):
     """Progress over all cells of a part, by work, not by number of cells.
 
-    The unit is tokens, so that a shard of long bodies counts for what it costs and time left is
-    right from the first minute; an impression counts as one. Work of cells that another process
-    commits meanwhile is taken out of the total.
+    The unit is tokens, so that a shard of long bodies counts by its cost and the time left is right
+    from the first minute; an impression counts as one token. Work of cells that another process
+    commits meanwhile is subtracted from the total.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class FillProgress(Progress):
         """Start the clock.
 
         Args:
-            work: Tokens and impressions of all cells to fill, or what ``unit`` says.
+            work: Tokens and impressions of all cells to fill, or the unit in ``unit``.
             cells: Number of cells.
-            size: Bytes that all cells will take.
-            unit: What the work is counted in.
-            stream: Where to show it; standard error by default.
-            options: Of :class:`shards.progress.Progress`.
+            size: Bytes of all cells.
+            unit: Unit of the work.
+            stream: Stream to write to; standard error by default.
+            options: Options of :class:`shards.progress.Progress`.
         """
         super().__init__(work, "fill", unit, stream=stream, **options)
         self.cells = cells
@@ -50,7 +50,7 @@ class FillProgress(Progress):
         return self
 
     def committed(self, articles: int, size: int, elapsed_s: float) -> None:
-        """Count a committed cell; ``articles`` is 0 for one over impressions."""
+        """Count a committed cell; ``articles`` is 0 for a cell over impressions."""
         self.cells_done += 1
         self.bytes_done += size
         self.articles_done += articles
@@ -59,7 +59,7 @@ class FillProgress(Progress):
             self._bar.set_postfix_str(self._told())
 
     def line(self, elapsed_s: float) -> str:
-        """The plain line after ``elapsed_s`` seconds."""
+        """Return the plain line after ``elapsed_s`` seconds."""
         rate = self.done / elapsed_s if elapsed_s > 0 else 0.0
         total = self.total or 0
         share_pct = 100 * self.done / total if total else 100.0
@@ -77,8 +77,7 @@ class FillProgress(Progress):
 
 
 class CellWork(Pace):
-    """Counts the work of one cell into the progress, exactly once, whatever its batches summed
-    to."""
+    """Counter that adds the work of one cell to the progress exactly once."""
 
     def __init__(self, progress: FillProgress, work: int) -> None:
         super().__init__(work)
@@ -91,11 +90,11 @@ class CellWork(Pace):
         return counted
 
     def done(self, articles: int, size: int) -> None:
-        """The cell is committed."""
+        """Record that the cell is committed."""
         self._progress.update(self._left)
         self._progress.committed(articles, size, time.monotonic() - self.start_s)
 
     def drop(self) -> None:
-        """Another process has committed the cell."""
+        """Record that another process has committed the cell."""
         self._progress.skip(self._left)
         self._progress.cells -= 1

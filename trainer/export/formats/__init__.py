@@ -1,7 +1,7 @@
-"""The registry of export formats: what ``tnr export --format`` knows, by name.
+"""Registry of export formats for ``tnr export --format``, by name.
 
-A new format is a class in a module of its own (:class:`trainer.export.formats.base.ExportFormat`)
-and its line here. No other module names a format.
+A new format is a class in its own module (:class:`trainer.export.formats.base.ExportFormat`) and a
+line here. No other module names a format.
 """
 
 from importlib import import_module
@@ -15,12 +15,12 @@ FORMATS = {
     "tnr": f"{_HERE}.tnr:Tnr",
     "transformers": f"{_HERE}.transformers:Transformers",
 }
-"""Where each format is: a module and a class in it, imported when the format is asked for. The
-first is the default."""
+"""Module and class of each format; a format is imported when it is first used. The first one is the
+default."""
 
 
 def format_named(name: str) -> "ExportFormat":
-    """Return the format of a name in :data:`FORMATS`."""
+    """Return the format with a name in :data:`FORMATS`."""
     module, _, attribute = FORMATS[name].partition(":")
     found: ExportFormat = getattr(import_module(module), attribute)(name)
     return found

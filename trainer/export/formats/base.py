@@ -1,4 +1,4 @@
-"""What an export format must say and do."""
+"""Interface of an export format."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -9,33 +9,33 @@ if TYPE_CHECKING:
 
 
 class ExportFormat(ABC):
-    """A kind of folder that an exported model can be written as.
+    """A format in which an exported model can be written.
 
-    ``tnr export --help`` imports every format: import torch, transformers and the like inside
+    ``tnr export --help`` imports every format, so import torch, transformers and the like inside
     methods.
     """
 
     summary: ClassVar[str]
-    """What the folder holds and who opens it, in one line for ``--help``."""
+    """Content of the folder and the program that opens it, in one line for ``--help``."""
 
     def __init__(self, name: str) -> None:
-        """Note the name that the registry gives it."""
+        """Store the name from the registry."""
         self.name = name
 
     def problem(self, export: "Export") -> str | None:
-        """Say why an export cannot be written in this format, and what to do instead.
+        """Return why an export cannot be written in this format, and what to do instead.
 
         Returns:
-            None where it can.
+            The reason; None if the export can be written.
         """
         return None
 
     @abstractmethod
     def write(self, export: "Export", folder: Path) -> None:
-        """Write an export for which there is no :meth:`problem`.
+        """Write an export for which :meth:`problem` returned None.
 
         Args:
-            export: What to write. ``load_model`` compares its weights with their sha256; where
-                files are copied instead, call ``check_weights``.
-            folder: An empty folder, which is removed if an error is raised.
+            export: Export to write. ``load_model`` compares its weights with their sha256; if files
+                are copied instead, call ``check_weights``.
+            folder: An empty folder; it is removed if an error is raised.
         """

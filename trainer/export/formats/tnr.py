@@ -1,4 +1,4 @@
-"""This project's own format: the exported folder, file by file."""
+"""The project's own format: the exported folder, file by file."""
 
 import shutil
 from collections.abc import Iterable
@@ -24,18 +24,18 @@ class Tnr(ExportFormat):
 
 
 def copy_entries(source: Path, entries: Iterable[Path], folder: Path) -> None:
-    """Copy entries of an export: contents alone, for older weights are their owner's only.
+    """Copy entries of an export, contents only; older weights had private permissions.
 
-    A device would never end, and a link may name anything on this machine. Only the local Hugging
-    Face cache is made of links, to its own ``blobs``.
+    A device would never end, and a link may point to any file on this machine. Only the local
+    Hugging Face cache consists of links, to its own ``blobs``.
 
     Args:
         source: The export.
         entries: Files and folders in it.
-        folder: Where to.
+        folder: Folder to write to.
 
     Raises:
-        DataError: An entry is neither a regular file nor a folder, or a link leads out of the
+        DataError: An entry is neither a regular file nor a folder, or a link points outside the
             export.
     """
     inside = [source.resolve()]

@@ -1,6 +1,6 @@
-"""The language model alone, as plain transformers opens it: no pooling, no user encoder, no head.
+"""The language model alone, for plain transformers: no pooling, no user encoder, no head.
 
-Its last hidden states are those that the export's own backbone computes.
+Its last hidden states equal those of the export's backbone.
 """
 
 import copy
@@ -20,7 +20,7 @@ _CONFIG = "config.json"
 
 
 class Transformers(ExportFormat):
-    """A folder for ``AutoModel`` and ``AutoTokenizer``."""
+    """Format of a folder for ``AutoModel`` and ``AutoTokenizer``."""
 
     summary = "the language model alone with its tokenizer, as AutoModel and AutoTokenizer open it"
 
@@ -39,7 +39,7 @@ class Transformers(ExportFormat):
             return None
         return (
             "its backbone adds UniLMv2's relative position bias to attention scores "
-            f"({BIAS_KEY}), for which transformers has no place: opened there, the model would "
+            f"({BIAS_KEY}), which transformers does not support: opened there, the model would "
             "compute other states. Use --format tnr, or train from a backbone without "
             "relative_position_bias"
         )
@@ -79,8 +79,11 @@ def _language_model(export: "Export") -> "PreTrainedModel":
 
 
 def _check(export: "Export", model: "PreTrainedModel", folder: Path) -> None:
-    """Read a written folder as transformers does: some families rename weights, and a tokenizer's
-    class may depend on the model beside it."""
+    """Read a written folder as transformers does, and compare it with the export.
+
+    Some families rename weights, and a tokenizer's class may depend on the model in the same
+    folder.
+    """
     import torch
 
     from shards.tokenizer import load_tokenizer, tokenizer_sha256

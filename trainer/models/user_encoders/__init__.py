@@ -1,4 +1,4 @@
-"""User encoders by name: how clicked articles become a user. A new one is a file and a line."""
+"""User encoders by name: how clicked articles become a user; a new one is a file and a line."""
 
 from trainer.config.parts import Registry
 

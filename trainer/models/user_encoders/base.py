@@ -1,5 +1,7 @@
-"""What a user encoder says about itself. No torch at import: its layers import torch when they are
-made."""
+"""Interface of user encoders.
+
+This module does not import torch: the layers import it when they are made.
+"""
 
 from __future__ import annotations
 
@@ -18,28 +20,28 @@ if TYPE_CHECKING:
 class UserEncoder(Part, ABC):
     """How clicked articles become a user; its fields are settings of the model section.
 
-    Empty history slots are settled before it (:class:`trainer.models.user_model.UserModel`): at
-    least one slot a user counts.
+    Empty history slots are handled earlier (:class:`trainer.models.user_model.UserModel`): at least
+    one slot per user counts.
     """
 
     def clicks_read(self, history_length: int) -> int:
-        """Count the most recent clicks that are read of ``data.history_length``."""
+        """Return how many most recent clicks are read of ``data.history_length``."""
         return history_length
 
     def check(self, news_dim: int, history_length: int | None = None) -> None:
-        """Refuse settings that do not fit the width or the history.
+        """Refuse settings that contradict the width or the history length.
 
         Args:
             news_dim: E, width of news and user vectors.
-            history_length: Clicks that are read of a user; None where that is not known.
+            history_length: Clicks that are read per user; None if unknown.
 
         Raises:
-            ConfigError: Naming the settings by their dotted names.
+            ConfigError: Settings contradict each other; names them by their dotted names.
         """
 
     @abstractmethod
     def layers(self, news_dim: int, query_dim: int) -> Mapping[str, nn.Module]:
-        """Make the layers, by the names that they have in the export's weights.
+        """Make the layers, by their names in the export's weights.
 
         Layers start with torch's own values, ``nn.Linear`` with those of the rest of the model; set
         a raw ``nn.Parameter`` to its first value here. Layers are also made on torch's meta device
@@ -56,9 +58,9 @@ class UserEncoder(Part, ABC):
         """Encode users.
 
         Args:
-            layers: As :meth:`layers` made them, with the weights of now.
+            layers: Layers from :meth:`layers`, with their current weights.
             history_BHE: ``[B, H, E]`` vectors of clicked articles, the oldest first.
-            mask_BH: bool ``[B, H]``, True in slots that count; at least one a row.
+            mask_BH: bool ``[B, H]``, True in slots that count; at least one per row.
 
         Returns:
             ``[B, E]``, fp32 or wider.

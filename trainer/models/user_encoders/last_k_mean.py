@@ -1,4 +1,4 @@
-"""Mean of the last clicked articles: a baseline that learns nothing but ``pad_doc``."""
+"""Mean of the last clicked articles: a baseline that learns only ``pad_doc``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class LastKMean(UserEncoder):
     """Mean of the most recent clicks."""
 
     user_last_k: Count = 10
-    """Most recent clicks that ``last_k_mean`` takes the mean of, at most ``data.history_length``.
-    Earlier ones are not read, nor encoded."""
+    """Number of most recent clicks that ``last_k_mean`` averages, at most ``data.history_length``.
+    Earlier clicks are neither read nor encoded."""
 
     def clicks_read(self, history_length: int) -> int:
         """See :meth:`UserEncoder.clicks_read`."""
@@ -31,8 +31,8 @@ class LastKMean(UserEncoder):
         if history_length is not None and self.user_last_k > history_length:
             raise ConfigError(
                 f"model.user_last_k {self.user_last_k} is more than data.history_length "
-                f"{history_length}, the clicks that are read at all: raise the one or lower the "
-                "other"
+                f"{history_length}, the number of clicks that are read: raise data.history_length "
+                "or lower model.user_last_k"
             )
 
     def layers(self, news_dim: int, query_dim: int) -> Mapping[str, nn.Module]:

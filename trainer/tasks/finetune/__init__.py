@@ -1,1 +1,1 @@
-"""Clicks: finetuning (step 3), and stage II of the distillation."""
+"""Tasks on clicks: finetuning (step 3), and stage II of the distillation."""

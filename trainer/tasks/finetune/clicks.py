@@ -61,24 +61,23 @@ class Clicks(Batch):
 
     news: Texts
     history_index: Tensor
-    """int64 [B, H] into U; in empty slots any."""
+    """int64 [B, H] into U; any value in empty slots."""
     history_mask: Tensor
-    """bool [B, H], true in slots that hold a click."""
+    """bool [B, H], true in slots with a click."""
     candidate_index: Tensor
     """int64 [B, C] into U, the clicked one first."""
     teachers: Batch | None = None
-    """What they say, or what live ones read; see :meth:`TeacherSignals.say`."""
+    """Outputs of the teachers, or inputs of live ones; see :meth:`TeacherSignals.say`."""
 
 
 class ClickData(TaskData):
     """Clicks with the user's history and S unclicked candidates of the same impression.
 
-    Every distinct title of a micro-batch is encoded once, and empty history slots not at all,
-    unless ``empty_slots`` asks for them (the released code's way): then slot ``U - 1`` is the
-    empty title. With ``states`` the titles are what frozen layers say about them, not token ids.
-    Where ranks share titles (``data.share_titles``) the same holds for the micro-batches of all
-    ranks together: each rank encodes a share of their titles, see
-    :mod:`trainer.tasks.finetune.shared_titles`.
+    Every distinct title of a micro-batch is encoded once. Empty history slots are not encoded,
+    unless ``empty_slots`` asks for it (as in the released code): then slot ``U - 1`` is the empty
+    title. With ``states``, titles are hidden states of frozen layers, not token ids. If ranks share
+    titles (``data.share_titles``), the same holds for the micro-batches of all ranks together: each
+    rank encodes a share of their titles, see :mod:`trainer.tasks.finetune.shared_titles`.
     """
 
     def __init__(
@@ -147,14 +146,16 @@ class ClickData(TaskData):
         return MicroBatch(made, count_texts(news))
 
     def sharing(self, micro_batch: int, global_batch: int, ranks: int) -> Sharing:
-        """Distinct titles of a forward pass, see :func:`shards.sharing.measure_sharing`."""
+        """Measure the distinct titles of a forward pass by :func:`measure_sharing`."""
         return measure_sharing(self.order, self.clicks, self.rule, micro_batch, global_batch, ranks)
 
     def sharing_choice(
         self, micro_batch: int, global_batch: int, ranks: int
     ) -> SharingChoice | None:
-        """What ``data.share_titles auto`` comes to, counted once; None where there is nothing to
-        choose."""
+        """Return the choice of ``data.share_titles auto``; None if there is nothing to choose.
+
+        The choice is computed once.
+        """
         if self.config.share_titles != "auto" or ranks == 1:
             return None
         key = (micro_batch, global_batch, ranks)
@@ -163,7 +164,7 @@ class ClickData(TaskData):
         return self._choices[key]
 
     def _read(self, batch: BatchRows) -> tuple[ClickBatch, Share | None]:
-        """This rank's clicks, and its share of the titles that all ranks name."""
+        """Read this rank's clicks, and its share of the titles that all ranks name."""
         if batch.peers is None or not self._shares_titles(batch):
             return read_clicks(self.clicks, self.rule, batch.rows, batch.epochs), None
         rows_RB, epochs_RB, rank = batch.peers.rows, batch.peers.epochs, batch.peers.rank
@@ -172,7 +173,7 @@ class ClickData(TaskData):
         return of_all.part(rank * len(batch), len(batch)), share
 
     def _shares_titles(self, batch: BatchRows) -> bool:
-        """Whether ranks share titles: the same on every rank, as it follows from the run alone."""
+        """Return whether ranks share titles; every rank gets the same answer."""
         ranks = 1 if batch.peers is None else len(batch.peers.rows)
         global_batch = batch.position.global_batch or ranks * len(batch)
         choice = self.sharing_choice(len(batch), global_batch, ranks)
@@ -180,7 +181,7 @@ class ClickData(TaskData):
 
 
 def news_texts(config: ClickConfig, tokens: TokenColumn) -> TextView:
-    """What a run reads of an article."""
+    """Return a view of the texts that a run reads of articles."""
     return tokens.view(*config.data.news_parts)
 
 
@@ -190,20 +191,22 @@ def new_states(
     tokens: TokenColumn,
     tick: Callable[[], object],
 ) -> StateView | None:
-    """What the frozen layers say about articles, filled where it is missing; None where a run
-    computes it (``model.frozen_states``)."""
+    """Return stored hidden states of the frozen layers; None without ``model.frozen_states``.
+
+    Missing states are computed and stored first.
+    """
     if config.model.frozen_states == "off":
         return None
     return frozen_texts(config, recommender.news_encoder, news_texts(config, tokens), tick=tick)
 
 
 def _slots(clicks: ClickBatch, index: np.ndarray, empty: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which text is in each history slot, int64[B, H], and which each candidate is, int64[B, C].
+    """Return the text of each history slot, int64[B, H], and of each candidate, int64[B, C].
 
     Args:
         clicks: B clicks.
-        index: int64[k], the text of each article of :meth:`ClickBatch.named`.
-        empty: what stands in empty slots.
+        index: int64[k], the text of each article in :meth:`ClickBatch.named`.
+        empty: Value of empty slots.
     """
     history_BH = np.full(clicks.history_BH.shape, empty, dtype=np.int64)
     num_history = len(index) - clicks.candidates_BC.size
@@ -219,7 +222,7 @@ class FinetuneModule(nn.Module):
         self.model = model
 
     def forward(self, batch: Clicks) -> StepOutput:
-        """Losses of one micro-batch."""
+        """Compute the losses of one micro-batch."""
         _, _, scores_BC = score_clicks(self.model, batch)
         return step_output(
             {"target": contrastive(scores_BC)},
@@ -240,14 +243,14 @@ class FinetuneDistillModule(nn.Module):
         teachers: Sequence[str] | None = None,
         say: Callable[[Batch], ClicksSaid] | None = None,
     ) -> None:
-        """Make the projections.
+        """Create the projections.
 
         Args:
             model: The student.
             teacher_dims: Widths of the teachers' vectors.
             loss: Weights and temperature.
-            teachers: Names for what is reported.
-            say: Makes of the batch's part what the teachers say; None where that is in the batch.
+            teachers: Names of the teachers in reports.
+            say: Computes the teachers' outputs from the batch; None if the batch contains them.
         """
         super().__init__()
         self.model = model
@@ -263,7 +266,7 @@ class FinetuneDistillModule(nn.Module):
         self.say = say
 
     def forward(self, batch: Clicks) -> StepOutput:
-        """Losses of one micro-batch with what the teachers say."""
+        """Compute the losses of one micro-batch with the teachers' outputs."""
         assert batch.teachers is not None
         said = batch.teachers if self.say is None else self.say(batch.teachers)
         assert isinstance(said, ClicksSaid)
@@ -291,7 +294,7 @@ class FinetuneDistillModule(nn.Module):
 
 
 def score_clicks(model: Recommender, batch: Clicks) -> tuple[Tensor, Tensor, Tensor]:
-    """News vectors [U, E], user vectors [B, E] and candidate scores [B, C] of a micro-batch."""
+    """Compute news vectors [U, E], user vectors [B, E] and candidate scores [B, C]."""
     encode = model.encode_states if batch.news.are_states else model.encode_news
     news_UE = encode_shared(encode, batch.news)
     users_BE = model.encode_users(news_UE[batch.history_index], batch.history_mask)

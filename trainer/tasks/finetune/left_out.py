@@ -1,4 +1,7 @@
-"""Which clicks never come, and what is said about them. No torch."""
+"""Clicks that a run leaves out, and the lines about them.
+
+This module does not import torch.
+"""
 
 import numpy as np
 
@@ -8,11 +11,11 @@ from trainer.config.clicks import ClickDataConfig
 from trainer.tasks.left_out import LeftOut, damaged
 
 CLICKS = "data.clicks_"
-"""How the settings of the training period begin."""
+"""Prefix of the settings of the training period."""
 
 
 def training_period(data: ClickDataConfig) -> Period:
-    """The period whose clicks are trained on.
+    """Return the period of the training clicks.
 
     Raises:
         UsageError: See :func:`shards.periods.parse_period`.
@@ -23,15 +26,15 @@ def training_period(data: ClickDataConfig) -> Period:
 def clicks_left_out(
     clicks: ClickColumn, skipped_rows: np.ndarray, data: ClickDataConfig
 ) -> LeftOut:
-    """Training clicks that are outside the period of the run, or touch a damaged article.
+    """Find training clicks outside the run's period, or with a damaged article.
 
     Args:
         clicks: The click log.
         skipped_rows: Articles without tokens, int64[k].
-        data: Its ``clicks_since`` and ``clicks_until``.
+        data: Section with ``clicks_since`` and ``clicks_until``.
 
     Raises:
-        DataError: No click lies in the period.
+        DataError: The period does not contain any click.
     """
     broken = damaged(clicks.units_with(skipped_rows))
     period = training_period(data)
@@ -45,10 +48,10 @@ def clicks_left_out(
         f"{len(outside.units):,} are left out"
     )
     if outside.unknown:
-        said += f", {outside.unknown:,} of them for want of a time"
+        said += f", {outside.unknown:,} of them because they have no time"
     if not len(outside.units):
         said += f": the bounds change nothing, {extent(clicks)}"
-    # NumPy's set operations take seconds over a day of MIND's clicks; this takes milliseconds.
+    # NumPy's set operations take seconds on a day of MIND's clicks; this takes milliseconds.
     is_out = np.zeros(clicks.num_clicks, dtype=bool)
     is_out[outside.units] = is_out[broken.units] = True
     return LeftOut(np.flatnonzero(is_out), [said, *broken.notes])

@@ -1,11 +1,11 @@
-"""Titles that the micro-batches of several ranks name: each encoded once, on one of the ranks.
+"""Titles shared by several ranks: each title is encoded once, on one of the ranks.
 
-Every rank knows what the others read, because order and negatives are pure functions of the run, so
-nothing is sent to agree on the titles. Each rank encodes its share of the distinct ones; their
-vectors are gathered on all ranks, and the gradients that all ranks have for a vector are summed on
-the rank that encoded it. The gradient of the global batch is that of ranks that encode for
-themselves, up to rounding: the engine averages over ranks what each has for its own weights, and
-every contribution of every rank is in there once.
+Every rank knows what the other ranks read, because order and negatives are pure functions of the
+run, so the ranks agree on the titles without communication. Each rank encodes its share of the
+distinct titles; the vectors are gathered on all ranks, and the gradients that all ranks have for a
+vector are summed on the rank that encoded it. Up to rounding, the gradient of the global batch
+equals that of ranks that encode their own titles: the engine averages over ranks, and every rank's
+contribution is included once.
 
 Shapes: G titles of all ranks, U of one rank, R ranks, S titles a share, E news width.
 """
@@ -23,12 +23,12 @@ from trainer.tasks.texts import Encode, Texts, encode_texts
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank encodes of the titles that all ranks name.
+    """One rank's share of the titles that all ranks name.
 
     Attributes:
-        rows_S: article rows that this rank encodes.
-        named_G: article rows of all titles, ascending.
-        place_G: where each of them is among the shares of all ranks laid end to end.
+        rows_S: Article rows that this rank encodes.
+        named_G: Article rows of all titles, ascending.
+        place_G: Place of each title in the concatenated shares of all ranks.
     """
 
     rows_S: np.ndarray
@@ -43,13 +43,13 @@ class Share:
         ranks: int,
         rank: int,
     ) -> "Share":
-        """Deal out the titles that all ranks name.
+        """Divide the titles that all ranks name into shares.
 
         Args:
-            named: article rows, int64[k]; may repeat.
-            lengths_of: lengths in tokens of articles, for even shares.
+            named: Article rows, int64[k]; may repeat.
+            lengths_of: Returns the lengths of articles in tokens, for even shares.
             ranks: R.
-            rank: which share.
+            rank: Rank whose share is returned.
         """
         named_G = np.unique(named)
         dealt_RS = deal(lengths_of(named_G), ranks)
@@ -58,19 +58,19 @@ class Share:
         return cls(named_G[dealt_RS[rank]], named_G, place_G)
 
     def places(self, rows_U: np.ndarray) -> np.ndarray:
-        """Where some of the titles are among all shares laid end to end, int64[U]."""
+        """Return the places of some titles in the concatenated shares, int64[U]."""
         return self.place_G[np.searchsorted(self.named_G, rows_U)]
 
 
 def deal(lengths_G: np.ndarray, ranks: int) -> np.ndarray:
-    """Deal titles out to ranks, so that all have as many, of like lengths.
+    """Divide titles among ranks evenly, by number and by length.
 
-    Longest first, there and back again, so that no rank always has the longest of a round. Where
-    the last round is not full the shortest title comes again: vectors are gathered in shares of one
-    size.
+    The longest titles come first, and every other round goes backwards, so that no rank always gets
+    the longest title of a round. If the last round is not full, the shortest title is repeated:
+    vectors are gathered in shares of equal size.
 
     Args:
-        lengths_G: int64[G], in tokens; at least one.
+        lengths_G: Lengths in tokens, int64[G]; at least one.
         ranks: R.
 
     Returns:
@@ -85,7 +85,7 @@ def deal(lengths_G: np.ndarray, ranks: int) -> np.ndarray:
 
 
 def encode_shared(encode: Encode, texts: Texts) -> Tensor:
-    """Vectors [U, E] of the texts that this rank's samples name; called by all ranks alike."""
+    """Return vectors [U, E] of the texts of this rank's samples; called by all ranks."""
     vectors_SE = encode_texts(encode, texts)
     if texts.shared is None:
         return vectors_SE

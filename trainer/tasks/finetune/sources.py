@@ -1,4 +1,7 @@
-"""The click log of a run, opened beside its articles. No torch."""
+"""Click log of a run, opened together with its articles.
+
+This module does not import torch.
+"""
 
 from dataclasses import dataclass
 
@@ -14,7 +17,7 @@ from trainer.tasks.sources import Sources, cache_settings, check_kind, open_arti
 
 @dataclass(frozen=True)
 class ClickSources(Sources):
-    """The opened data of a run over clicks."""
+    """Opened data of a run over clicks."""
 
     impressions: ShardSet
     clicks: ClickColumn
@@ -31,15 +34,15 @@ class ClickSources(Sources):
         return self.clicks.num_clicks - len(self.left_out().units)
 
     def left_out(self) -> LeftOut:
-        """Say which clicks never come, and why."""
+        """Return the clicks that are left out, and why."""
         return clicks_left_out(self.clicks, self.tokens.skipped_rows, self.config.data)
 
 
 def open_clicks(config: ClickConfig) -> ClickSources:
-    """Open the articles of a run, their tokens, and its click log.
+    """Open a run's articles, their tokens, and its click log.
 
     Raises:
-        DataError: A set is missing or of the wrong kind, or clicks refer to other articles.
+        DataError: A set is missing or of the wrong kind, or its clicks refer to other articles.
         ColumnError: A column is missing or does not match.
     """
     found = open_articles(config)
@@ -55,14 +58,14 @@ def open_impressions(
     """Open an impression set over a run's articles.
 
     Args:
-        config: The run, for how sets at a URL are read.
+        config: The run, for its settings of sets at a URL.
         location: Folder or URL of the set.
         articles: The run's article set.
-        setting: What names the set, for messages.
+        setting: Setting that names the set, for messages.
 
     Raises:
         DataError: The set is missing.
-        ConfigError: It holds no impressions, or was built over other articles.
+        ConfigError: The set does not hold impressions, or was built over other articles.
     """
     impressions = ShardSet.open(
         location, cache=cache_settings(config), check_columns=config.data.check_columns

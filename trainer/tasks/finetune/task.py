@@ -1,5 +1,4 @@
-"""Finetuning on clicks (step 3) and its distillation (stage II): their settings, and what is asked
-of them."""
+"""Finetuning (step 3) and its distillation (stage II): settings and tasks."""
 
 from __future__ import annotations
 
@@ -31,13 +30,12 @@ class FinetuneConfig(ClickConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ClickLossConfig(LossConfig):
-    """Weights of the terms of the loss, and the switches between the paper and its released
-    code."""
+    """Weights of the loss terms, and switches between the paper and its released code."""
 
     shared_projection: bool = False
-    """One projection a teacher for news and user vectors (released code) instead of two."""
+    """Use one projection per teacher for news and user vectors (released code) instead of two."""
     padded_slots: bool = False
-    """Empty history slots take part in the embedding loss (released code)."""
+    """Include empty history slots in the embedding loss (released code)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,7 @@ class FinetuneDistillConfig(ClickConfig, DistillConfig):
 
 
 class _Clicks(Task[C]):
-    """What both have in common."""
+    """Common parts of both tasks."""
 
     stage = 2
 
@@ -94,7 +92,7 @@ class _Clicks(Task[C]):
 
 
 class Finetune(_Clicks[FinetuneConfig]):
-    """Learn to recommend from clicks alone (PLM-NR)."""
+    """Task that learns to recommend from clicks alone (PLM-NR)."""
 
     config = FinetuneConfig
 
@@ -142,6 +140,6 @@ class FinetuneDistill(_Clicks[FinetuneDistillConfig]):
 
 
 def of_clicks(sources: Sources) -> ClickSources:
-    """The sources as those of a click task, which they are."""
+    """Return the sources, typed as those of a click task."""
     assert isinstance(sources, ClickSources)
     return sources

@@ -1,4 +1,4 @@
-"""What the teachers of stage II say."""
+"""Outputs of the teachers of stage II."""
 
 from trainer.tasks.finetune.sources import ClickSources
 from trainer.tasks.finetune.task import FinetuneDistillConfig
@@ -8,11 +8,11 @@ from trainer.teacher_server.signals import ClickSignals
 
 
 def open_signals(config: FinetuneDistillConfig, sources: ClickSources) -> ClickSignals:
-    """Open what the teachers of stage II say.
+    """Open the outputs of the teachers of stage II.
 
     Raises:
-        ColumnError: A teacher's columns are missing, not complete, or of other settings; or its
-            texts of articles that the run reads are empty.
+        ColumnError: A teacher's columns are missing, incomplete, or of other settings; or its texts
+            of articles that the run reads are empty.
     """
     teachers, articles, impressions = config.teachers, sources.articles, sources.impressions
     check_texts(teachers.models, sources)

@@ -1,4 +1,4 @@
-"""What a click task is measured on while it trains: some impressions of a labelled log.
+"""Validation of a click task during training: some impressions of a labelled log.
 
 Shapes: n impressions, U articles that they name, N articles of the set, E news width.
 """
@@ -35,32 +35,32 @@ from trainer.tasks.finetune.left_out import training_period
 from trainer.tasks.finetune.sources import ClickSources, open_impressions
 
 SECTION = "validation."
-"""How the settings of the validation's period begin."""
+"""Prefix of the settings of the validation's period."""
 
 _PART = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClickValidation:
-    """Impressions, and how a model reads them: as ``tnr evaluate`` reads its export.
+    """Impressions to validate on, read by a model as ``tnr evaluate`` reads its export.
 
     A run that reads its frozen layers from a column does so here as well. The vectors of articles
-    are then those of the whole model up to rounding: to about 1e-6 of the largest from float32, and
-    3e-4 from float16, whose states have 11 bits (all-MiniLM-L6-v2, its top two layers trained). A
-    metric differs only where that changes the order of two candidates that score nearly alike: by
-    0 and at most 2e-5 there, over 24,393 impressions.
+    are then those of the whole model up to rounding: the difference is about 1e-6 of the largest
+    value from float32, and 3e-4 from float16, whose states have 11 bits (all-MiniLM-L6-v2, its top
+    two layers trained). A metric differs only if that changes the order of two candidates with
+    almost equal scores: by 0 and at most 2e-5 there, over 24,393 impressions.
 
     Attributes:
         clicks: The click log.
-        rows: The impressions of it, int64[n] ascending; each has a clicked and another candidate.
-        texts: What the model reads of an article, or what the frozen layers say about that.
-        articles: The articles that they name, int64[U] ascending.
+        rows: Rows of the impressions, int64[n] ascending; each has a clicked and another candidate.
+        texts: Texts that the model reads of an article, or hidden states of its frozen layers.
+        articles: Articles that the impressions name, int64[U] ascending.
         num_articles: N, articles of the whole set.
-        history_length: Most recent clicks that are read.
+        history_length: How many of a user's most recent clicks are read.
         pad_to_max: Whether texts are padded to their longest length.
         precision: ``fp32``, or ``bf16`` for autocast.
-        fingerprint: What the numbers are measured on; a run is continued only on the same.
-        notes: What is said when the run starts.
+        fingerprint: Fingerprint of the validation data; a run is continued only on the same data.
+        notes: Lines to print when the run starts.
     """
 
     clicks: ClickColumn
@@ -82,12 +82,14 @@ class ClickValidation:
         on_part: Callable[[int], None],
         progress: bool = False,
     ) -> Measured:
-        """Measure a model; called by all ranks. Its mode and all random numbers stay as they are.
+        """Measure a model; called by all ranks.
+
+        The model's mode and all random states stay unchanged.
 
         Args:
             model: The recommender, whole and the same on every rank, on this rank's device.
             distributed: The processes.
-            on_part: Called whenever some of this rank's work is done.
+            on_part: Called whenever a part of this rank's work is done.
             progress: Show progress on standard error.
 
         Returns:
@@ -109,7 +111,7 @@ class ClickValidation:
             progress=progress,
             on_batch=on_part,
         )
-        # Pages of articles that no impression names are never touched.
+        # Pages of articles that no impression names are never read.
         news_NE = np.zeros((self.num_articles, vectors_UE.shape[1]), dtype=np.float32)
         news_NE[self.articles] = vectors_UE
         on_part(0)
@@ -128,24 +130,24 @@ class ClickValidation:
 
     @cached_property
     def _groups(self) -> HistoryGroups:
-        """Impressions by their history, sorted once for all validations of the run."""
+        """Impressions grouped by their history, sorted once for all validations of the run."""
         return group_by_history(self.clicks, self.history_length, self.rows)
 
 
 def open_validation(
     config: ClickConfig, sources: ClickSources, data: ClickData
 ) -> ClickValidation | None:
-    """Open what a run validates on; None where it validates nothing.
+    """Open the validation of a run; None without one.
 
     Args:
         config: The run.
-        sources: Its opened data.
-        data: The data half of its task.
+        sources: Opened data of the run.
+        data: Data half of the run's task.
 
     Raises:
-        DataError: The set is missing, has no labels, or nothing of it lies in the period.
-        ConfigError: It holds no impressions, was built over other articles, or has impressions in
-            common with the clicks that are trained on.
+        DataError: The set is missing, has no labels, or has no impressions in the period.
+        ConfigError: The set does not hold impressions, was built over other articles, or shares
+            impressions with the training clicks.
     """
     settings = config.validation
     if settings.clicks is None:
@@ -153,8 +155,8 @@ def open_validation(
     impressions = open_impressions(config, settings.clicks, sources.articles, "validation.clicks")
     if not impressions.manifest.labelled:
         raise DataError(
-            f"validation.clicks {impressions.path} has no labels, so nothing can be measured on "
-            "it; name a labelled log, such as MINDlarge_dev's"
+            f"validation.clicks {impressions.path} has no labels to measure on; "
+            "name a labelled log, such as MINDlarge_dev's"
         )
     clicks = ClickColumn.open(impressions, sources.articles.num_rows)
     period = parse_period(settings.since, settings.until, SECTION)
@@ -205,7 +207,7 @@ def _note(
         said += f"; they are from {moment(int(times.min()))} to {moment(int(times.max()))}"
         missing = count_unknown(clicks)
         if missing:
-            said += f"; {missing:,} impressions of the log have no time, and are in no period"
+            said += f"; {missing:,} impressions of the log have no time, so they are in no period"
     if len(usable) < len(inside):
         said += (
             f"; {len(inside) - len(usable):,} with only clicked or only other candidates are left "
@@ -221,7 +223,7 @@ def _check_apart(
     clicks: ClickColumn,
     inside: np.ndarray,
 ) -> None:
-    """Refuse to validate on what is trained on."""
+    """Refuse to validate on training data."""
     trained = sources.impressions
     if trained is None or impressions.fingerprint != trained.fingerprint:
         return
@@ -229,14 +231,14 @@ def _check_apart(
     common = int(period.contains(clicks.time(inside)).sum())
     if common:
         raise ConfigError(
-            f"validation.clicks is the set that is trained on, and {common:,} of the "
-            f"{len(inside):,} impressions to validate on are trained on too ({period}): set "
-            "data.clicks_until and validation.since to the same date, or name another set"
+            f"validation.clicks is the training set, and {common:,} of the {len(inside):,} "
+            f"impressions to validate on are trained on, too ({period}): set data.clicks_until "
+            "and validation.since to the same date, or name another set"
         )
 
 
 def _has_both(clicks: ClickColumn, rows: np.ndarray) -> np.ndarray:
-    """Which impressions have a clicked and another candidate, bool[n]."""
+    """Return which impressions have a clicked and another candidate, bool[n]."""
     found = [np.empty(0, dtype=bool)]
     for start in range(0, len(rows), _PART):
         part = rows[start : start + _PART]
@@ -249,7 +251,7 @@ def _has_both(clicks: ClickColumn, rows: np.ndarray) -> np.ndarray:
 
 
 def _evenly(rows: np.ndarray, most: int | None) -> np.ndarray:
-    """At most so many rows, evenly over all."""
+    """Return at most ``most`` rows, spread evenly over all rows."""
     if most is None or most >= len(rows):
         return rows
     return rows[np.arange(most, dtype=np.int64) * len(rows) // most]
@@ -258,7 +260,7 @@ def _evenly(rows: np.ndarray, most: int | None) -> np.ndarray:
 def _named(
     clicks: ClickColumn, rows: np.ndarray, history_length: int, num_articles: int
 ) -> np.ndarray:
-    """Articles among the candidates or in the read part of a history, int64[U] ascending."""
+    """Return the articles among candidates or in the read part of histories, int64[U] ascending."""
     used = np.zeros(num_articles, dtype=bool)
     for start in range(0, len(rows), _PART):
         part = rows[start : start + _PART]

@@ -1,1 +1,1 @@
-"""Masked language modelling: a backbone is pre-trained further (DAPT, TAPT)."""
+"""Masked language modelling: further pre-training of a backbone (DAPT, TAPT)."""

@@ -1,4 +1,4 @@
-"""Both halves of masked language modelling: texts some of whose tokens are masked, and the loss.
+"""Both halves of masked language modelling: texts with masked tokens, and the loss.
 
 Shapes: n texts of a sub-batch, L tokens, D width of the language model, V vocabulary, K masked
 tokens of a micro-batch.
@@ -40,7 +40,7 @@ from trainer.tasks.sources import Sources, article_order
 from trainer.tasks.texts import Texts, count_texts, grouping_of, lay_out_texts
 
 _ROWS = 65_536
-"""Impressions that are looked through at a time."""
+"""Number of impressions that are searched at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,35 +48,35 @@ class MaskedTexts(Batch):
     """Texts with masked tokens."""
 
     texts: Texts
-    """As the backbone reads them."""
+    """Texts as the backbone reads them."""
     places: tuple[Tensor, ...]
-    """For each sub-batch int64 [k], where in its n x L tokens the masked ones are."""
+    """For each sub-batch int64 [k]: places of the masked tokens in its n x L tokens."""
     wanted: Tensor
-    """int64 [K], what they were, sub-batch after sub-batch."""
+    """int64 [K], original ids of the masked tokens, sub-batch after sub-batch."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Which tokens are predicted, and what stands in their place."""
+    """Rule for which tokens are predicted, and what replaces them."""
 
     seed: int
     share: float
     mask_id: int
     special_ids: np.ndarray
-    """int64[s], ids that are never masked: those that begin, end or fill a text."""
+    """int64[s], ids that are never masked: those that begin, end or pad a text."""
     ordinary_ids: np.ndarray
-    """int64[v], ids that are put in another's place."""
+    """int64[v], ids that may replace a token."""
 
     def of(self, ids_L: np.ndarray, row: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Mask one text.
 
         Args:
             ids_L: int64[L], without padding.
-            row: Article, which with the epoch decides what is masked.
-            epoch: Counted from 0.
+            row: Row of the article, which determines the mask together with the epoch.
+            epoch: Epoch, counted from 0.
 
         Returns:
-            Places int64[k] of the tokens to predict, and the ids int64[k] that stand there now.
+            Places int64[k] of the tokens to predict, and the ids int64[k] that replace them.
         """
         usable = np.flatnonzero(~np.isin(ids_L, self.special_ids))
         count = min(len(usable), max(1, round(self.share * len(usable))))
@@ -91,7 +91,7 @@ class Mask:
 
 
 class MlmData(TaskData):
-    """Texts of articles in the order of the run, some of their tokens masked."""
+    """Texts of articles in the order of the run, with some tokens masked."""
 
     def __init__(self, config: MlmConfig, sources: Sources, notes: Sequence[str] = ()) -> None:
         tokens, data, seed = sources.tokens, config.data, config.run.seed
@@ -157,7 +157,7 @@ class MlmData(TaskData):
 
 
 def _unnamed(impressions: ShardSet, articles: ShardSet) -> np.ndarray:
-    """Articles that no impression names, int64[k] ascending."""
+    """Return the articles that no impression names, int64[k] ascending."""
     clicks = ClickColumn.open(impressions, articles.num_rows)
     is_named = np.zeros(articles.num_rows, dtype=bool)
     for start in range(0, impressions.num_rows, _ROWS):
@@ -168,16 +168,17 @@ def _unnamed(impressions: ShardSet, articles: ShardSet) -> np.ndarray:
 
 
 class MaskedLanguageModel(nn.Module):
-    """A backbone, and its family's own head, whose output weights are the word embeddings."""
+    """A backbone with its family's own head, whose output weights are the word embeddings."""
 
     kind = "language_model"
 
     def __init__(self, backbone: Backbone, head: PreTrainedModel) -> None:
-        """Join them.
+        """Join the backbone and the head.
 
         Args:
             backbone: The language model.
-            head: Transformers' model for masked language modelling; its own language model goes.
+            head: Transformers' model for masked language modelling; its own language model is
+                dropped.
         """
         super().__init__()
         self.backbone = backbone
@@ -187,12 +188,12 @@ class MaskedLanguageModel(nn.Module):
         self.head = head
 
     def forward(self, states_KD: Tensor) -> Tensor:
-        """Scores [K, V] of the states of masked tokens."""
+        """Return scores [K, V] of the states of masked tokens."""
         scores_KV: Tensor = self.head(inputs_embeds=states_KD[None]).logits[0]
         return scores_KV
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write a folder of transformers' layout, head included."""
+        """Write a folder in transformers' layout, with the head."""
         folder.mkdir(parents=True, exist_ok=True)
         whole = copy.copy(self.head)
         whole._modules = {**self.head._modules, self.head.base_model_prefix: None}
@@ -208,18 +209,18 @@ class MaskedLanguageModel(nn.Module):
 
 
 class _Given(nn.Module):
-    """Stands for a language model whose states are there already."""
+    """Replacement of a language model whose states are already computed."""
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutput:
-        """Pass the states on."""
+        """Return the given states."""
         return BaseModelOutput(last_hidden_state=inputs_embeds)
 
 
 def new_head(backbone: Backbone, name: str) -> PreTrainedModel:
-    """Make the head of a backbone: the pre-trained one where its folder has it, else a new one.
+    """Load a backbone's pre-trained head if its folder has one, else make a new head.
 
     Raises:
-        ModelError: Transformers has no such head for the family.
+        ModelError: Transformers does not have such a head for the family.
     """
     config = copy.deepcopy(backbone.language_model.config)
     try:
@@ -231,14 +232,14 @@ def new_head(backbone: Backbone, name: str) -> PreTrainedModel:
 
 
 class MlmModule(nn.Module):
-    """Cross-entropy of the masked tokens of a micro-batch, mean over them."""
+    """Cross-entropy of a micro-batch's masked tokens, averaged over them."""
 
     def __init__(self, model: MaskedLanguageModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: MaskedTexts) -> StepOutput:
-        """Losses of one micro-batch."""
+        """Compute the losses of one micro-batch."""
         states = []
         for part, at_k in zip(batch.texts.parts, batch.places, strict=True):
             states_nLD = self.model.backbone(part.inputs, part.mask.bool())

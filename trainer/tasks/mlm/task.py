@@ -1,8 +1,8 @@
-"""Masked language modelling: its settings, and what is asked of it.
+"""Masked language modelling: its settings and its task.
 
-A backbone is pre-trained further on the articles of a set (DAPT), or on those that a click log
-names (TAPT), as in Gururangan et al., "Don't Stop Pretraining" (2020). The export is a Hugging Face
-folder: ``tnr train finetune --model.backbone.name RUN/export`` starts from it.
+A backbone is pre-trained further on all articles of a set (DAPT), or on the articles that a click
+log names (TAPT), as in Gururangan et al., "Don't Stop Pretraining" (2020). The export is a Hugging
+Face folder: ``tnr train finetune --model.backbone.name RUN/export`` starts from it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MlmDataConfig(DataConfig):
     clicks: str | None = None
     """Read only the articles that this impression set names (TAPT); None reads all (DAPT)."""
     news_text: tuple[TextField, ...] = ("body",)
-    """What is read of an article, joined into one text in this order."""
+    """Fields of an article that are read, joined into one text in this order."""
     max_abstract_tokens: Length = 64
     """Longest abstract in tokens, special tokens included."""
     max_body_tokens: Length = 512
@@ -39,8 +39,9 @@ class MlmDataConfig(DataConfig):
     max_category_tokens: Length = 10
     """Longest category in tokens, special tokens included."""
     masked: Annotated[float, Limits(above=0, most=1)] = 0.15
-    """Share of the tokens of a text that are predicted, at least one; special tokens never are. Of
-    these 80% are masked, 10% are replaced by a random token, and 10% stay, as in BERT."""
+    """Share of a text's tokens that are predicted, at least one token; special tokens never are. Of
+    the predicted tokens, 80% are masked, 10% are replaced by a random token, and 10% stay, as in
+    BERT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class MlmConfig(TrainConfig):
 
 
 class Mlm(Task[MlmConfig]):
-    """Which tokens were masked?"""
+    """Task that predicts masked tokens."""
 
     config = MlmConfig
 

@@ -60,15 +60,18 @@ class Pairs(Batch):
     """The U distinct titles."""
     bodies: Texts
     title_index: Tensor
-    """int64 [B, C] into U, the own title first; [B, 1] where the others of the batch are the
+    """int64 [B, C] into U, the own title first; [B, 1] if the other titles of the batch are the
     negatives."""
     teachers: Batch | None = None
-    """What they say, or what live ones read; see :meth:`TeacherSignals.say`."""
+    """Outputs of the teachers, or inputs of live ones; see :meth:`TeacherSignals.say`."""
 
 
 class PostTrainData(TaskData):
-    """Bodies with their own titles and N negatives drawn from the whole corpus, or from the window
-    of the order that the body is in."""
+    """Bodies with their own titles and N negatives.
+
+    Negatives are drawn from the whole corpus, or from the window of the order that contains the
+    body.
+    """
 
     def __init__(
         self,
@@ -116,9 +119,9 @@ class PostTrainData(TaskData):
 class PostTrainModule(nn.Module):
     """Cross-entropy of the own title among 1 + N titles, scored by dot product with the body.
 
-    With ``in_batch_negatives`` the other titles of the global batch are the negatives; the titles
-    of the other ranks are gathered with their gradient, so that the loss does not depend on the
-    ranks.
+    With ``in_batch_negatives``, the other titles of the global batch are the negatives; the titles
+    of the other ranks are gathered with their gradients, so that the loss does not depend on the
+    number of ranks.
     """
 
     def __init__(self, model: NewsEncoder, *, in_batch_negatives: bool = False) -> None:
@@ -127,7 +130,7 @@ class PostTrainModule(nn.Module):
         self.in_batch_negatives = in_batch_negatives
 
     def forward(self, batch: Pairs) -> StepOutput:
-        """Losses of one micro-batch."""
+        """Compute the losses of one micro-batch."""
         titles_UE, bodies_BE = encode_pairs(self.model, batch)
         target_B = None
         if self.in_batch_negatives:
@@ -146,8 +149,8 @@ class PostTrainModule(nn.Module):
 class PostTrainDistillModule(nn.Module):
     """Stage I: the student's own task, the teachers' soft label, and their projected vectors.
 
-    Without ``teacher_dims`` there are no vectors, and so neither projections nor the embedding
-    loss; the teachers' logits then are in the batch.
+    Without ``teacher_dims`` there are no teacher vectors, hence neither projections nor the
+    embedding loss; the batch then contains the teachers' logits.
     """
 
     def __init__(
@@ -158,14 +161,14 @@ class PostTrainDistillModule(nn.Module):
         teachers: Sequence[str] | None = None,
         say: Callable[[Batch], TextsSaid] | None = None,
     ) -> None:
-        """Make the projections.
+        """Create the projections.
 
         Args:
             model: The student.
             teacher_dims: Widths of the teachers' vectors.
             loss: Weights and temperature.
-            teachers: Names for what is reported.
-            say: Makes of the batch's part what the teachers say; None where that is in the batch.
+            teachers: Names of the teachers in reports.
+            say: Computes the teachers' outputs from the batch; None if the batch contains them.
         """
         super().__init__()
         self.model = model
@@ -175,7 +178,7 @@ class PostTrainDistillModule(nn.Module):
         self.say = say
 
     def forward(self, batch: Pairs) -> StepOutput:
-        """Losses of one micro-batch with what the teachers say."""
+        """Compute the losses of one micro-batch with the teachers' outputs."""
         assert batch.teachers is not None
         said = batch.teachers if self.say is None else self.say(batch.teachers)
         assert isinstance(said, TextsSaid)
@@ -207,18 +210,20 @@ class PostTrainDistillModule(nn.Module):
 
 
 def encode_pairs(model: NewsEncoder, batch: Pairs) -> tuple[Tensor, Tensor]:
-    """Vectors of the distinct titles [U, E] and of the bodies [B, E]."""
+    """Return vectors of the distinct titles [U, E] and of the bodies [B, E]."""
     return encode_texts(model, batch.titles), encode_texts(model, batch.bodies)
 
 
 def pair_scores(bodies_BE: Tensor, titles_UE: Tensor, index_BC: Tensor) -> Tensor:
-    """Dot products of every body with its titles, [B, C]."""
+    """Return dot products of every body with its titles, [B, C]."""
     return torch.einsum("be,bce->bc", bodies_BE, titles_UE[index_BC])
 
 
 def _scores_within_batch(bodies_BE: Tensor, titles_BE: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores [B, G] against all G titles of the global batch, and the place [B] of the own
-    title."""
+    """Score bodies against all G titles of the global batch.
+
+    Returns the scores [B, G] and the places [B] of the own titles.
+    """
     num_local, offset = len(bodies_BE), 0
     titles_GE = titles_BE
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

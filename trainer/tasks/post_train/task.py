@@ -1,5 +1,4 @@
-"""Post-training (step 1) and its distillation (stage I): their settings, and what is asked of
-them."""
+"""Post-training (step 1) and its distillation (stage I): settings and tasks."""
 
 from __future__ import annotations
 
@@ -27,28 +26,28 @@ class PairDataConfig(DataConfig):
     max_body_tokens: Length = 512
     """Longest body in tokens, special tokens included."""
     num_negatives: Count = 9
-    """Negatives a sample: titles of other articles."""
+    """Negatives per sample: titles of other articles."""
     negatives_from: Literal["corpus", "window"] = "corpus"
-    """Draw negatives from the whole corpus, or from the ``window_shards`` shards that the sample is
-    in. The window needs no other shard at hand, but is less diverse: at 2 M articles in shards of
-    4,096, the negatives of 200 global batches of 32 are 15,900 different articles of 4 shards
-    instead of 56,800 of all 489. They are harder to tell apart only where neighbours in the set are
-    alike; in a set in random order they are not (measured)."""
+    """Draw negatives from the whole corpus, or from the ``window_shards`` shards that contain the
+    sample. The window needs no other shards on this machine, but is less diverse: at 2 M articles
+    in shards of 4,096, the negatives of 200 global batches of 32 are 15,900 different articles of 4
+    shards instead of 56,800 of all 489. Negatives from the window are harder to tell apart only if
+    neighbours in the set are alike; in a set in random order they are not harder (measured)."""
     static_negatives: bool = False
-    """Draw a sample's negatives once for all epochs instead of anew in every epoch."""
+    """Draw a sample's negatives once for all epochs instead of anew in each epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PostTrainDataConfig(PairDataConfig):
-    """The same, where the negatives may be the titles of the batch."""
+    """Settings of post-training data, where negatives may be the titles of the batch."""
 
     in_batch_negatives: bool = False
-    """The titles of the other samples of the global batch are the negatives."""
+    """Use the titles of the other samples of the global batch as negatives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairConfig(EncoderConfig):
-    """A run over titles and bodies."""
+    """Configuration of a run over titles and bodies."""
 
     data: PairDataConfig = field(default_factory=PairDataConfig)
     """Shard sets and lengths."""
@@ -102,9 +101,10 @@ class PairTeachersConfig(TeachersConfig):
     """The M post-trained teachers, in order."""
 
     logits: Literal["computed", "stored"] = "computed"
-    """Score a body's titles with the teachers' vectors, or read the scores that ``tnr teachers
-    logits`` has stored of every epoch's negatives, ``1 + N`` a sample. That saves something where
-    ``loss.embedding`` is 0: no vectors are read, no rows but the bodies' own."""
+    """Score a body's titles with the teachers' vectors (``computed``), or read scores that ``tnr
+    teachers logits`` has stored for every epoch's negatives, ``1 + N`` per sample (``stored``).
+    Stored scores save work if ``loss.embedding`` is 0: no vectors are read, and only the bodies'
+    own rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class PostTrainDistillConfig(PairConfig, DistillConfig):
 
     task: Literal["post_train_distill"] = "post_train_distill"
     teachers: PairTeachersConfig = field(default_factory=PairTeachersConfig)
-    """The teachers."""
+    """Teachers to distil from."""
 
     @property
     def reads_vectors(self) -> bool:
@@ -124,8 +124,8 @@ class PostTrainDistillConfig(PairConfig, DistillConfig):
         """See :meth:`TrainConfig.check`."""
         if self.teachers.logits == "stored" and self.teachers.source == "live":
             raise ConfigError(
-                "teachers.logits is stored, but teachers.source is live: such teachers read no "
-                "column; leave it at computed"
+                "teachers.logits is stored, but teachers.source is live, and live teachers do "
+                "not read columns: leave it at computed"
             )
         super().check()
 
@@ -135,13 +135,13 @@ C = TypeVar("C", bound=PairConfig)
 
 def _apart(name: str) -> ConfigError:
     return ConfigError(
-        f"data.negatives_from window and {name} contradict each other: windows change with the "
-        "epoch, and are no batch; leave one of them out"
+        f"data.negatives_from window and {name} contradict each other, because windows change "
+        "with the epoch and are not a batch: leave one of them out"
     )
 
 
 class _Pairs(Task[C]):
-    """What both have in common."""
+    """Common parts of both tasks."""
 
     stage = 1
 
@@ -160,7 +160,7 @@ class _Pairs(Task[C]):
 
 
 class PostTrain(_Pairs[PostTrainConfig]):
-    """Which title belongs to this body?"""
+    """Task that learns which title belongs to a body."""
 
     config = PostTrainConfig
 

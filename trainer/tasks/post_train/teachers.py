@@ -1,4 +1,4 @@
-"""What the negatives of post-training are, and what its teachers say of them."""
+"""Negatives of post-training, and the teachers' outputs for them."""
 
 import shlex
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def article_negatives(config: PairConfig, sources: Sources) -> Negatives:
     """Make the order of a run's articles, and their negatives.
 
     Raises:
-        DataError: There is no article, or a window may be too small for the negatives.
+        DataError: There are no articles, or a window may be too small for the negatives.
     """
     data = config.data
     order = article_order(config, sources)
@@ -29,11 +29,11 @@ def article_negatives(config: PairConfig, sources: Sources) -> Negatives:
 
 
 def open_signals(config: PostTrainDistillConfig, sources: Sources) -> TextSignals:
-    """Open what the teachers of stage I say.
+    """Open the outputs of the teachers of stage I.
 
     Raises:
-        ColumnError: A teacher's columns are missing, not complete, or of other settings; or its
-            texts of articles that the run reads are empty.
+        ColumnError: A teacher's columns are missing, incomplete, or of other settings; or its texts
+            of articles that the run reads are empty.
     """
     teachers, articles = config.teachers, sources.articles
     check_texts(teachers.models, sources)
@@ -52,16 +52,16 @@ def open_signals(config: PostTrainDistillConfig, sources: Sources) -> TextSignal
 def stored_logits(
     config: PostTrainDistillConfig, sources: Sources, epochs: Sequence[int] | None = None
 ) -> Logits:
-    """The logits that a run of stage I reads where they are stored (``teachers.logits``).
+    """Describe the stored logits that a run of stage I reads (``teachers.logits``).
 
     Args:
         config: The run.
-        sources: Its data.
-        epochs: Of these epochs; None means those that the run reads. Negatives that are drawn once
-            for all epochs (``data.static_negatives``) are those of epoch 0.
+        sources: Data of the run.
+        epochs: Epochs of the logits; None means all that the run reads. Negatives that are drawn
+            once for all epochs (``data.static_negatives``) are those of epoch 0.
 
     Raises:
-        ModelError: A teacher is no export.
+        ModelError: A teacher is not an export.
         DataError: A window may be too small for the negatives.
     """
     articles, teachers = sources.articles, config.teachers
@@ -71,7 +71,7 @@ def stored_logits(
     given, defaults = (flatten(to_dict(c)) for c in (config, PostTrainDistillConfig()))
     words: list[str] = [config.task]
     for key, value in given.items():
-        # How long texts are does not matter, but would have to fit the backbone.
+        # The lengths of texts do not matter here, but would have to fit the backbone.
         decides = key.startswith(("data.", "teachers.", "run.seed")) and "max_" not in key
         if decides and value != defaults[key]:
             words += [f"--{key}", *map(str, value if isinstance(value, tuple) else [value])]

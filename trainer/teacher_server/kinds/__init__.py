@@ -1,8 +1,8 @@
-"""The registry of teacher signals: every kind by name, and which kinds a stage stands for.
+"""Registry of teacher signals: every kind by name, and the kinds of each stage.
 
-A new kind is a class in a module of its own (:class:`trainer.teacher_server.kinds.base.Signal`) and
-its line here. Nothing else knows kinds by name. Classes are imported when they are first asked for,
-so this module is light.
+A new kind is a class in its own module (:class:`trainer.teacher_server.kinds.base.Signal`) and a
+line here. No other module knows kinds by name. Classes are imported when they are first used, so
+this module is light.
 """
 
 from importlib import import_module
@@ -16,11 +16,11 @@ class Kind(NamedTuple):
     """A line of the registry."""
 
     stage: str
-    """What ``--stage`` calls the kinds that are filled together; empty where no stage fills it."""
+    """Value of ``--stage`` for kinds that are filled together; empty if no stage fills them."""
     about: str
-    """What its columns hold, for ``--help``."""
+    """Content of its columns, for ``--help``."""
     where: str
-    """Its class, as ``module:class``."""
+    """Class of the kind, as ``module:class``."""
 
 
 LOGITS = "teacher-logits"
@@ -31,7 +31,9 @@ KINDS = {
     ),
     "teacher-news": Kind("2", "news vectors", f"{_HERE}.clicks:NewsVectors"),
     "teacher-clicks": Kind(
-        "2", "user vectors and candidate scores of finetuned ones", f"{_HERE}.clicks:ClickScores"
+        "2",
+        ("user vectors and candidate scores of finetuned teachers"),
+        f"{_HERE}.clicks:ClickScores",
     ),
     "teacher-news-exact": Kind("", "news vectors in float32", f"{_HERE}.clicks:ExactNews"),
     LOGITS: Kind("", "logits of drawn negatives", f"{_HERE}.logits:DrawnLogits"),
@@ -40,7 +42,7 @@ KINDS = {
 
 
 def find(name: str) -> "type[Signal] | None":
-    """Return the class of a kind, None for a name that is not in the registry."""
+    """Return the class of a kind; None for an unknown name."""
     if name not in KINDS:
         return None
     module, _, found = KINDS[name].where.partition(":")

@@ -1,8 +1,8 @@
-"""The contract of a teacher signal: what one kind of stored column holds, from identity to repair.
+"""Interface of a teacher signal: one kind of stored column, from its identity to its repair.
 
-A signal is one column of one teacher. Its class says everything that filling, planning, looking,
-checking, removing and reading must know of it. Two methods mirror each other: ``encode`` computes
-what a teacher says about rows, ``read`` returns what is stored of them.
+A signal is one column of one teacher. Its class defines everything that filling, planning, status,
+verification, removal and reading need. Two methods mirror each other: ``encode`` computes a
+teacher's outputs for rows, ``read`` returns the stored outputs of rows.
 
 Shapes: N rows, D vectors of a ragged tensor, E news width.
 """
@@ -36,39 +36,39 @@ if TYPE_CHECKING:
     from trainer.teacher_server.outputs import TeacherModel
 
 Count = Callable[[int], None] | None
-"""Told of the work of every batch; what it raises ends the work."""
+"""Called with the work of every batch; an exception that it raises ends the work."""
 Said = Mapping[str, Values]
-"""Name of a tensor to what it holds of some rows."""
+"""Values of some rows, by tensor name."""
 Tensors = dict[str, np.ndarray]
-"""A cell's tensors, as they are stored."""
+"""A cell's tensors as stored."""
 FORMAT = 1
 _SETS = {"articles": "--articles", "impressions": "--clicks"}
-"""Kinds of shard sets, and the option of ``tnr teachers`` that names one."""
+"""Kinds of shard sets, each with the option of ``tnr teachers`` that names one."""
 
 
 class Errors(NamedTuple):
     """Largest errors of stored against recomputed values."""
 
     what: str
-    """The tensor, or what else was compared."""
+    """Name of the tensor or other value that was compared."""
     absolute: float
     relative: float
-    """Of a vector: length of the difference over the vector's length, the largest of the rows. Of
-    scores: the largest difference over the largest score."""
+    """For vectors: length of the difference over the vector's length, the largest over the rows.
+    For scores: the largest difference over the largest score."""
     share: float
-    """The largest absolute error over the largest value: what must stay below the bound."""
+    """The largest absolute error over the largest value, which must stay below the tolerance."""
     of: str
-    """What ``relative`` is a share of, in words."""
+    """Reference of ``relative``, in words."""
     mend: str = "the folder"
-    """What to delete so that it is filled again."""
+    """What to delete to have it filled again."""
 
     def __str__(self) -> str:
-        """As a part of a line."""
+        """Format the errors as a part of a line."""
         return f"{self.what} {self.absolute:.1e} ({self.relative:.1e} of the {self.of})"
 
     @classmethod
     def between(cls, what: str, stored: np.ndarray, live: np.ndarray) -> Self:
-        """Compare vectors [N, E], or scores [N]; other shapes than the live ones differ wholly."""
+        """Compare vectors [N, E] or scores [N]; with different shapes, everything differs."""
         if stored.shape != live.shape:
             return cls(what, np.inf, np.inf, np.inf, "norm")
         off = stored.astype(np.float32) - live
@@ -84,26 +84,26 @@ class Errors(NamedTuple):
 class Signal(ColumnKind, ABC):
     """One column of one teacher; a subclass is one kind of signal.
 
-    A subclass must give ``name``, :meth:`identity`, :meth:`encode`, and either ``vectors`` or
-    :meth:`row_bytes`. What is left follows from these, and may be given too.
+    A subclass must define ``name``, :meth:`identity`, :meth:`encode`, and either ``vectors`` or
+    :meth:`row_bytes`. The rest follows from these, and may be overridden.
 
     Args:
-        teacher: Looked at, not loaded.
-        source: What the column lies over and how it is stored.
+        teacher: The teacher, opened but not loaded.
+        source: Shard sets, storage type and precision of the column.
 
     Raises:
-        ModelError: The teacher is not of the kind that says this.
+        ModelError: The teacher is of the wrong kind for this signal.
     """
 
     over: ClassVar[str] = "articles"
-    """Kind of the shard set that its rows are those of."""
+    """Kind of the shard set whose rows the column has."""
     vectors: ClassVar[tuple[str, ...]] = ()
-    """Tensors that hold one vector [E] a row, or a value of a row."""
+    """Tensors that hold one vector [E] or one value per row."""
     extra: ClassVar[str] = ""
-    """What lies beside the cells, in words; see :meth:`check_extra`."""
+    """Extra files next to the cells, in words; see :meth:`check_extra`."""
 
     def __init__(self, teacher: Export, source: Source) -> None:
-        """Reckon what the column is made from; nothing is looked up on disk but tokens."""
+        """Compute the column's identity; nothing on disk is read except tokens."""
         self.teacher = teacher
         self.source = source
         self.target = Target(source.over(self.over), self.name, self.identity())
@@ -114,38 +114,38 @@ class Signal(ColumnKind, ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return everything that decides the values, as JSON values; the key of the column.
+        """Return everything that determines the values, as JSON values; the key of the column.
 
         Raises:
-            ModelError: The teacher is not of the kind that says this.
+            ModelError: The teacher is of the wrong kind for this signal.
         """
 
     @property
     def dtype(self) -> str:
-        """How values are stored."""
+        """Storage type of the values."""
         return self.source.dtype
 
     @property
     def which(self) -> str:
-        """Which of several columns of one teacher it is, for messages, with a space before it."""
+        """Distinguishes several columns of one teacher in messages; begins with a space."""
         return ""
 
     @property
     def folder(self) -> Path:
-        """The column's folder, there or not."""
+        """The column's folder, which may not exist."""
         return describe(*self.target).folder
 
     # Work and sizes
 
     def texts(self) -> Sequence[TextView]:
-        """Return what its teacher reads of an article; empty where work is counted in rows."""
+        """Return views of the texts to encode; empty if rows are counted."""
         return ()
 
     @cached_property
     def work(self) -> list[int]:
-        """Of each cell, at least 1: tokens to encode, or rows where nothing is encoded.
+        """Work of each cell, at least 1: tokens to encode, or else rows.
 
-        A user vector and its scores cost a small part of a token.
+        The cost of a user vector and its scores is a small part of a token's.
         """
         texts, starts = self.texts(), self.shard_set.shard_starts.tolist()
         counted = [
@@ -158,7 +158,7 @@ class Signal(ColumnKind, ABC):
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Bytes of each cell by formula, int64[shards], its header and record rounded up."""
+        """Bytes of each cell by formula, int64[shards], with header and record rounded up."""
         return self.row_bytes() + CELL_BYTES
 
     def row_bytes(self) -> np.ndarray:
@@ -177,12 +177,12 @@ class Signal(ColumnKind, ABC):
 
     @classmethod
     def most_bytes(cls, rows: Mapping[str, int], width: int, dtype: str) -> int:
-        """Return the bytes of a teacher's column at most, before there are sets and teachers.
+        """Return the largest size of a teacher's column, before sets and teachers exist.
 
         Args:
             rows: Numbers of ``articles``, ``impressions`` and their ``candidates``.
             width: Width of the teacher's vectors.
-            dtype: How they are stored.
+            dtype: Storage type.
         """
         return rows[cls.over] * len(cls.vectors) * bytes_of_vector(width, dtype)
 
@@ -190,31 +190,31 @@ class Signal(ColumnKind, ABC):
 
     @abstractmethod
     def encode(self, model: "TeacherModel", rows: np.ndarray, count: Count = None) -> Said:
-        """Compute what the teacher says about rows, in float32.
+        """Compute the teacher's outputs for rows, in float32.
 
         Args:
             model: The teacher in memory.
             rows: int64[N] rows of the shard set.
-            count: Told of the work of every batch.
+            count: Called with the work of every batch.
 
         Returns:
-            Name of a tensor to [N, ...], or to ragged values with their offsets.
+            Values [N, ...] by tensor name, or ragged values with their offsets.
         """
 
     def read(self, reader: ColumnReader, rows: np.ndarray) -> Said:
-        """Return what is stored of rows, int64[N], as :meth:`encode` names it."""
+        """Return the stored values of rows, int64[N], by the names of :meth:`encode`."""
         return gather_values(reader, rows)
 
     def cell(self, filler: "Filler", shard: int, count: Count) -> Tensors | None:
-        """Compute the tensors of a cell, as they are stored.
+        """Compute the tensors of a cell as stored.
 
         Args:
-            filler: Has the teacher in memory, and computes what this cell follows from.
+            filler: Has the teacher in memory, and computes the cells that this cell needs.
             shard: Number of the shard.
-            count: Told of the work of every batch.
+            count: Called with the work of every batch.
 
         Returns:
-            None where another process has finished the teacher meanwhile.
+            The tensors; None if another process has finished the teacher meanwhile.
         """
         return store_values(self.encode(filler.model, self.rows(shard), count), self.dtype)
 
@@ -225,7 +225,7 @@ class Signal(ColumnKind, ABC):
     def compare(
         self, model: "TeacherModel", reader: ColumnReader, rows: np.ndarray
     ) -> list[Errors]:
-        """Return the errors of what is stored of rows against what the teacher says."""
+        """Return the errors of stored values of rows against the teacher's outputs."""
         stored, live = self.read(reader, rows), self.encode(model, rows)
         found = []
         for what, values in live.items():
@@ -237,27 +237,29 @@ class Signal(ColumnKind, ABC):
             found.append(Errors.between(what, kept, values))
         return found
 
-    # What lies beside the cells, and other columns
+    # Extra files, and other columns
 
     def check_extra(self) -> None:
-        """Check what lies beside the cells.
+        """Check the extra files next to the cells.
 
         Raises:
-            DamageError: It is missing or damaged; the message says what mends it.
+            DamageError: A file is missing or damaged; the message names the remedy.
         """
 
     def write_extra(self, model: "TeacherModel") -> None:
-        """Write what lies beside the cells; this comes before the first cell."""
+        """Write the extra files next to the cells, before the first cell."""
 
     @cached_property
     def working(self) -> "Signal | None":
-        """The column that cells follow from and that is kept until the teacher is complete."""
+        """Working column that cells are computed from, kept until the teacher is complete."""
         return None
 
     @classmethod
     def made_of(cls, signal: "Signal") -> list[tuple[Target, str]]:
-        """Return the columns of this kind on disk that were made from ``signal``, each with which
-        of them it is, in words."""
+        """Return the columns of this kind on disk that were made from ``signal``.
+
+        Each column comes with words that distinguish it from the others.
+        """
         return []
 
     # Opening and repair
@@ -266,12 +268,12 @@ class Signal(ColumnKind, ABC):
         """Open the column for reading.
 
         Args:
-            follower: Waits for cells that are still being filled; None refuses a column that is not
-                complete.
+            follower: Waits for cells that are still being filled; None refuses an incomplete
+                column.
 
         Raises:
-            ColumnError: It is not there, differs in a field, which is named, or is not complete;
-                the message has the command that mends it.
+            ColumnError: The column does not exist, differs in a field, or is incomplete; the
+                message names the field and the command that repairs it.
         """
         if follower is not None:
             return follower.open(*self.target, str(self.teacher.folder), self.command)
@@ -281,7 +283,7 @@ class Signal(ColumnKind, ABC):
             raise self.unusable(error) from error
 
     def unusable(self, error: Exception) -> ColumnError:
-        """Say that the column cannot be read, and what fills it."""
+        """Return an error with the reason and the command that fills the column."""
         return ColumnError(
             f"no usable {self.name} column{self.which} of teacher {self.teacher.folder}: {error}. "
             f"Repair: {self.command}"
@@ -289,7 +291,7 @@ class Signal(ColumnKind, ABC):
 
     @property
     def command(self) -> str:
-        """The command that fills it, whole."""
+        """The complete command that fills the column."""
         needed = {kind.over for kind in self._stage()[1]} | {"articles"}
         sets = {over: self.source.over(over).location for over in needed}
         return self._cache(sets, str(self.teacher.folder), vars(self.source))
@@ -301,7 +303,7 @@ class Signal(ColumnKind, ABC):
 
     @classmethod
     def _stage(cls) -> tuple[str, Sequence[type["Signal"]]]:
-        """The stage that fills it, or what it is a variant of, and the kinds of that stage."""
+        """Return the stage that fills this kind, and the kinds of that stage."""
         found = ((stage, kinds_of(stage)) for stage in stages())
         return next((s, kinds) for s, kinds in found if any(issubclass(cls, k) for k in kinds))
 
@@ -325,7 +327,7 @@ class Signal(ColumnKind, ABC):
             return None
         for tensor in cls.vectors:
             if tensor not in found:
-                return f"there is no {tensor}"
+                return f"tensor {tensor} is missing"
             dtype, shape = found[tensor]
             if (dtype.name, shape) != (stored, (width,)):
                 return f"{tensor} is {dtype}{list(shape)}, expected {stored}[{width}]"
@@ -333,11 +335,10 @@ class Signal(ColumnKind, ABC):
 
 
 def teacher_identity(teacher: Export) -> dict[str, Any]:
-    """The fields that tell one teacher's outputs from another's, whatever they are computed
-    over.
+    """Return the fields that distinguish one teacher's outputs, whatever the data.
 
-    What it reads of an article is among them only where that is other than the title alone, so
-    that columns that were filled before there was a choice stay what they are.
+    The fields that it reads of an article are included only if they are not the title alone, so
+    that columns from before there was a choice stay valid.
     """
     info = teacher.info
     title_alone = (("title", info["max_title_tokens"]),)
@@ -354,13 +355,14 @@ def teacher_identity(teacher: Export) -> dict[str, Any]:
 
 
 def article_identity(teacher: Export, source: Source, dtype: str, **lengths: int) -> dict[str, Any]:
-    """The fields of what a teacher says about articles; ``lengths`` are of texts that it reads
-    beside titles.
+    """Return the identity of a teacher's outputs for articles.
 
-    Which articles had empty texts because they were damaged is among them where any had: once the
-    shard is mended and tokenized again, these have others. Whoever reads a column need not have the
-    teacher's tokens. Nothing then tells of such articles, and a column is asked for that was filled
-    without any.
+    ``lengths`` are those of texts that the teacher reads besides titles.
+
+    If damaged articles had empty texts, the identity includes these articles: once the shard is
+    repaired and tokenized again, they have other texts. A reader of the column may not have the
+    teacher's tokens; then these articles are unknown, and a column that was filled without any is
+    asked for.
     """
     rows = teacher.damaged_rows(source.articles)
     return teacher_identity(teacher) | {

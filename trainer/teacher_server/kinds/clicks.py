@@ -1,10 +1,10 @@
-"""Stage II: what a finetuned recommender says of every article and of every impression of a log.
+"""Stage II: outputs of a finetuned recommender for every article and every impression of a log.
 
-News vectors lie beside the articles, with the vector of the empty title in a file of its own. Over
-impressions there is one user vector for every distinct history, and the score of each candidate.
+News vectors belong to the articles; the vector of the empty title is in a file of its own.
+Impressions have one user vector per distinct history, and the score of each candidate.
 
-Users and scores are computed from news vectors in float32. Where these are stored in fewer bytes,
-they are kept in a working column while a teacher's cells are filled.
+Users and scores are computed from news vectors in float32. If news vectors are stored in a smaller
+type, float32 vectors are kept in a working column while a teacher's cells are filled.
 
 Shapes: U distinct titles, B impressions, C candidates, K candidates of all, E news width.
 """
@@ -42,38 +42,39 @@ if TYPE_CHECKING:
     from trainer.teacher_server.outputs import TeacherModel
 
 FORMAT = 2
-"""Of columns over impressions: since 2, impressions with one history share its user vector."""
+"""Version of columns over impressions: since 2, impressions with the same history share its user
+vector."""
 ROW_BYTES = 20
-"""Of an impression: where its scores and its user vector begin, and who holds the vector."""
+"""Bytes per impression: the offsets of its scores and user vector, and the vector's holder."""
 
 
 def news_identity(teacher: Any, source: Source, dtype: str) -> dict[str, Any]:
-    """What news vectors are made from.
+    """Return the identity of news vectors.
 
     Raises:
-        ModelError: The teacher has no user encoder.
+        ModelError: The teacher does not have a user encoder.
     """
     if not teacher.is_recommender:
         raise ModelError(
-            f"{teacher.folder} has no user encoder: stage II needs finetuned teachers "
+            f"{teacher.folder} does not have a user encoder: stage II needs finetuned teachers "
             "(tnr train finetune), not post-trained ones"
         )
     return article_identity(teacher, source, dtype)
 
 
 class NewsVectors(Signal):
-    """``news`` vectors [E] of every article, and that of the empty title in ``empty.npy``."""
+    """``news`` vectors [E] of every article, and the empty title's in ``empty.npy``."""
 
     name = "teacher-news"
     vectors = ("news",)
     extra = "the vector of the empty title"
 
     def identity(self) -> dict[str, Any]:
-        """Return the teacher, its texts, the articles and how they are stored."""
+        """Return the teacher, its texts, the articles and the storage type."""
         return news_identity(self.teacher, self.source, self.dtype)
 
     def texts(self) -> Sequence[TextView]:
-        """Return what the teacher reads of an article."""
+        """Return the texts that the teacher reads of an article."""
         return (self.teacher.news_texts(self.teacher.tokens(self.source.articles)),)
 
     def encode(self, model: "TeacherModel", rows: np.ndarray, count: Count = None) -> Tensors:
@@ -86,7 +87,7 @@ class NewsVectors(Signal):
         return self if self.dtype == "float32" else ExactNews(self.teacher, self.source)
 
     def cell(self, filler: "Filler", shard: int, count: Count) -> Tensors | None:
-        """Compute the tensors of a cell; those in float32 stay for the impressions."""
+        """Compute the tensors of a cell, and keep the float32 vectors for the impressions."""
         if self.exact is self:
             return super().cell(filler, shard, count)
         return store_values(filler.cell_of(self.exact, shard, count), self.dtype)
@@ -94,7 +95,7 @@ class NewsVectors(Signal):
     def compare(
         self, model: "TeacherModel", reader: ColumnReader, rows: np.ndarray
     ) -> list[Errors]:
-        """Return the errors of news vectors, and of the empty title's."""
+        """Return the errors of news vectors and of the empty title's vector."""
         stored_E = read_empty(self.shard_set, self.folder)
         empty = Errors.between("empty title", stored_E[None], model.empty_title()[None])
         return [*super().compare(model, reader, rows), empty._replace(mend=EMPTY)]
@@ -114,47 +115,49 @@ class NewsVectors(Signal):
 
 
 def read_empty(shard_set: ShardSet, folder: Path) -> np.ndarray:
-    """The vector [E] of the empty title beside a column of news vectors, as it was written.
+    """Read the stored vector [E] of the empty title of a column of news vectors.
 
     Raises:
-        DamageError: It is missing or damaged; the message says what mends it.
+        DamageError: The vector is missing or damaged; the message names the remedy.
     """
     if shard_set.mirror is not None and shard_set.mirror.is_elsewhere(folder):
         shard_set.mirror.add_extras(folder)
     try:
         return read_vector(folder)
     except DamageError as error:
-        mend = "tnr teachers cache makes it again, and encodes nothing else"
+        mend = "tnr teachers cache computes it again, and encodes nothing else"
         raise DamageError(f"{error}; {mend}") from error
 
 
 class ExactNews(NewsVectors):
-    """News vectors in float32: a working column, there while a teacher's cells are filled."""
+    """News vectors in float32: a working column while a teacher's cells are filled."""
 
     name = "teacher-news-exact"
     is_working = True
 
     @property
     def dtype(self) -> str:
-        """Whatever the type in which news vectors are stored."""
+        """float32, whatever the storage type of news vectors."""
         return "float32"
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        """A working column has no vector of the empty title."""
+        """Check nothing: a working column does not have the empty title's vector."""
 
 
 class ClickScores(Signal):
-    """``scores`` [K] of the candidates of every impression, and the ``user`` vector [E] of every
-    distinct history, held by the first impression that has it (``holder``)."""
+    """``scores`` [K] of every impression's candidates, and ``user`` vectors [E].
+
+    There is one user vector per distinct history, stored with the first impression that has it
+    (``holder``).
+    """
 
     name = "teacher-clicks"
     over = "impressions"
     vectors = ("user.values",)
 
     def identity(self) -> dict[str, Any]:
-        """Return what news vectors are made from, the impressions, and how much of a history is
-        read."""
+        """Return the identity of news vectors, the impressions, and the history length."""
         return news_identity(self.teacher, self.source, self.dtype) | {
             "format": FORMAT,
             "impressions": self.source.over("impressions").fingerprint,
@@ -163,12 +166,12 @@ class ClickScores(Signal):
 
     @cached_property
     def news(self) -> NewsVectors:
-        """The teacher's news vectors."""
+        """News vectors of the teacher."""
         return NewsVectors(self.teacher, self.source)
 
     @cached_property
     def working(self) -> Signal | None:
-        """News vectors in float32, where they are stored in fewer bytes."""
+        """News vectors in float32, if they are stored in a smaller type."""
         return None if self.news.exact is self.news else self.news.exact
 
     @property
@@ -176,7 +179,7 @@ class ClickScores(Signal):
         return self.source.holders(int(self.teacher.info["history_length"]))
 
     def row_bytes(self) -> np.ndarray:
-        """Return the bytes of user vectors, scores, and what tells whose they are."""
+        """Return the bytes of user vectors, scores, and the index of holders."""
         starts, clicks, holder = self.shard_set.shard_starts, self.source.clicks, self._holders
         cells = range(self.shard_set.num_shards)
         shown = np.array([int(clicks.reader.cell(s)["candidates.offsets"][-1]) for s in cells])
@@ -190,22 +193,22 @@ class ClickScores(Signal):
 
     @classmethod
     def most_bytes(cls, rows: Mapping[str, int], width: int, dtype: str) -> int:
-        """Return the bytes of a column where no history comes again."""
+        """Return the bytes of a column if no history repeats."""
         users = rows["impressions"] * (vector_bytes(width, dtype) + ROW_BYTES)
         return users + rows["candidates"] * value_bytes(dtype)
 
     def encode(self, model: "TeacherModel", rows: np.ndarray, count: Count = None) -> Said:
-        """Compute the user vector of each impression, and its scores."""
+        """Compute the user vector and the scores of each impression."""
         users, scores, offsets = model.impressions(model.titles, self.source.clicks, rows, count)
         return {"user": users, "scores": Ragged(scores, offsets)}
 
     def read(self, reader: ColumnReader, rows: np.ndarray) -> Said:
-        """Return the user vector of each impression, and its scores."""
+        """Return the stored user vector and scores of each impression."""
         scores = Ragged(*reader.gather_ragged("scores", rows))
         return {"user": user_vectors(reader, rows), "scores": scores}
 
     def cell(self, filler: "Filler", shard: int, count: Count) -> Tensors | None:
-        """Compute the tensors of a cell from the news vectors of all articles in float32."""
+        """Compute the tensors of a cell from the float32 news vectors of all articles."""
         news, rows = filler.complete(self.news.exact, unless=self), self.rows(shard)
         if news is None:
             return None
@@ -222,8 +225,8 @@ class ClickScores(Signal):
 class StoredClickSignals(Stored[ClicksSaid]):
     """Stage II signals from stored vectors and scores.
 
-    Arguments and errors as of :class:`trainer.teacher_server.kinds.text.StoredTextSignals`, with
-    the impression set.
+    Arguments and errors are those of :class:`trainer.teacher_server.kinds.text.StoredTextSignals`,
+    plus the impression set.
     """
 
     def __init__(
@@ -276,7 +279,7 @@ class StoredClickSignals(Stored[ClicksSaid]):
 
 
 def user_vectors(clicked: ColumnReader, impressions_B: np.ndarray) -> np.ndarray:
-    """User vectors [B, E] of impressions.
+    """Return user vectors [B, E] of impressions.
 
     Impressions with the same history share one vector, stored with the first of them.
     """

@@ -1,9 +1,8 @@
-"""Stage I logits that are stored: what one teacher says about every body with one epoch's draw of
-negatives, own title first.
+"""Stored stage I logits: every body's scores with one epoch's negatives, own title first.
 
-They follow from stored vectors, so no model is loaded, and no torch. A column depends on everything
-that decides a draw: its identity holds the seed, the epoch, the number of negatives and where they
-come from.
+Logits are computed from stored vectors, so neither a model nor torch is loaded. A column depends on
+everything that determines the drawn negatives: its identity holds the seed, the epoch, the number
+of negatives and their source.
 
 Shapes: N rows of a shard, K of a chunk, B samples, C = 1 + negatives titles a sample, E news width.
 """
@@ -36,32 +35,33 @@ from trainer.teacher_server.storage import gather_vectors, store_plain, value_by
 from trainer.teacher_server.watch import FillProgress
 
 SCORES = "body.scores"
-"""Tensor with the logits, [rows, C]. Of a set at a URL, what begins with ``body`` is brought over
-window by window, in the order of training."""
+"""Name of the tensor of logits, [rows, C]. For a set at a URL, tensors whose names begin with
+``body`` are downloaded window by window, in the order of training."""
 _CHUNK = 2048
-"""Samples whose vectors are in memory together: at C = 10 and E = 256, 20 MiB in float32."""
+"""Samples whose vectors are in memory at once: at C = 10 and E = 256, 20 MiB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Logits:
-    """The logits of M teachers for the draws of some epochs."""
+    """The logits of M teachers for the negatives of some epochs."""
 
     articles: ShardSet
     teachers: Sequence[Export]
     negatives: Negatives
     epochs: tuple[int, ...]
     dtype: str
-    """Of the vectors that they are computed from; int8 ones give logits in float16."""
+    """Storage type of the vectors that the logits are computed from; int8 vectors give logits in
+    float16."""
     compute: str
     settings: str
-    """The recipe, and the settings that decide the logits, as words of a command."""
+    """The recipe and the settings that determine the logits, as words of a command."""
 
     def column(self, teacher: Export, epoch: int) -> "DrawnLogits":
-        """The column of a teacher and an epoch."""
+        """Return the column of a teacher and an epoch."""
         return DrawnLogits(teacher, self, epoch)
 
     def vectors(self, text: TextVectors) -> ColumnReader:
-        """The stored vectors of a teacher, opened once for all epochs."""
+        """Return the stored vectors of a teacher, opened once for all epochs."""
         if text.folder not in self._opened:
             self._opened[text.folder] = text.open()
         return self._opened[text.folder]
@@ -89,7 +89,7 @@ class DrawnLogits(Signal):
         super().__init__(teacher, source)
 
     def identity(self) -> dict[str, Any]:
-        """Return the vectors, and everything that decides which negatives are drawn."""
+        """Return the vectors' identity, and everything that determines the negatives."""
         negatives, order = self.logits.negatives, self.logits.negatives.order
         drawn = {
             "seed": order.seed,
@@ -105,12 +105,12 @@ class DrawnLogits(Signal):
 
     @property
     def which(self) -> str:
-        """Of which epoch."""
+        """Epoch of the column, in words."""
         return f" for epoch {self.epoch}"
 
     @property
     def command(self) -> str:
-        """The command that fills the columns of all epochs that are asked for."""
+        """The command that fills the columns of all requested epochs."""
         return self.logits.command
 
     @classmethod
@@ -120,8 +120,10 @@ class DrawnLogits(Signal):
 
     @classmethod
     def made_of(cls, signal: Signal) -> list[tuple[Target, str]]:
-        """Return the columns that were made from stage I vectors, by seed and epoch, each with its
-        draw in words."""
+        """Return the columns that were made from stage I vectors, by seed and epoch.
+
+        Each column comes with a description of its negatives.
+        """
         if not isinstance(signal, TextVectors):
             return []
         wanted = {"damaged_rows": None} | describe(*signal.target).made_from
@@ -138,7 +140,7 @@ class DrawnLogits(Signal):
 
     @cached_property
     def work(self) -> list[int]:
-        """Logits of each cell, at least 1."""
+        """Number of logits in each cell, at least 1."""
         num_titles = 1 + self.logits.negatives.count
         return [max(info.samples * num_titles, 1) for info in self.shard_set.manifest.shards]
 
@@ -147,7 +149,7 @@ class DrawnLogits(Signal):
         return np.array(self.work) * value_bytes(self.dtype)
 
     def encode(self, model: object, rows: np.ndarray, count: Count = None) -> Tensors:
-        """Compute dot products of bodies with their own titles and their negatives', in float32.
+        """Compute dot products of bodies with own titles and negatives, in float32.
 
         Returns:
             float32[N, C], own title first; zeros for damaged articles, which no batch names.
@@ -173,27 +175,27 @@ class DrawnLogits(Signal):
 
 
 def fill_logits(logits: Logits, part: tuple[int, int], report: Report, stop: StopRequest) -> int:
-    """Fill the cells of a part, epoch after epoch and in it teacher after teacher.
+    """Fill the cells of a part, epoch after epoch and teacher after teacher.
 
     Args:
-        logits: Which teachers, draws and epochs.
+        logits: Teachers, negatives and epochs.
         part: (I, N): the I-th of N parts of the cells, counted from 0.
-        report: Gets a line before the work starts.
-        stop: Asked between cells whether to go on.
+        report: Receives a line before the work starts.
+        stop: Asked between cells whether to continue.
 
     Returns:
-        How many cells were computed (not skipped).
+        The number of computed cells, without skipped ones.
 
     Raises:
-        ColumnError: The vectors of a teacher are not all there (the command that fills them is
-            named), or a logit is not finite in the stored type; the rows are named.
-        DataError: The disk has no room for what is missing.
-        StopForRequeue: The process was asked to stop; what is committed stays.
+        ColumnError: The vectors of a teacher are incomplete (names the command that fills them), or
+            a logit is not finite in the storage type (names the rows).
+        DataError: The disk is too small for the missing cells.
+        StopForRequeue: The process was asked to stop; committed cells stay.
     """
     signals = [logits.column(one, epoch) for epoch in logits.epochs for one in logits.teachers]
-    for signal in signals:  # before anything is made
+    for signal in signals:  # before anything is written
         logits.vectors(signal.text)
-    todo = Todo(signals, part, stop, "make room, or name fewer epochs")
+    todo = Todo(signals, part, stop, "free disk space, or name fewer epochs")
     report(f"{len(signals)} columns of logits: {len(todo.cells)} cells to fill, {mb(todo.size)}")
     shown = FillProgress(todo.work, len(todo.cells), todo.size, unit="logits")
     with shown as progress, todo.stopping():
@@ -205,10 +207,10 @@ def fill_logits(logits: Logits, part: tuple[int, int], report: Report, stop: Sto
 
 
 def parse_epochs(text: str) -> tuple[int, ...]:
-    """Epochs such as ``0,2``, counted from 0.
+    """Parse epochs such as ``0,2``, counted from 0.
 
     Raises:
-        UsageError: The text says something else.
+        UsageError: The text is not a list of epochs.
     """
     epochs = text.split(",")
     if not all(epoch.isdecimal() for epoch in epochs):
@@ -217,17 +219,17 @@ def parse_epochs(text: str) -> tuple[int, ...]:
 
 
 class StoredLogits(Stored[TextsSaid]):
-    """Stage I signals with stored logits, and with vectors only where they are asked for.
+    """Stage I signals with stored logits, and with vectors only on request.
 
     Args:
-        logits: Those of every epoch that the run reads, from epoch 0 on.
+        logits: Logits of every epoch that the run reads, from epoch 0 on.
         with_vectors: Read vectors too, for the embedding loss.
         follower: Waits for cells that are still being filled, and for the columns of later epochs
-            once a batch comes to them; None refuses columns that are not complete.
+            when a batch needs them; None refuses incomplete columns.
 
     Raises:
-        ColumnError: A column is not there, differs in a field, which is named, or is not complete;
-            the message has the command that fills all epochs that the run reads.
+        ColumnError: A column does not exist, differs in a field, or is incomplete; the message
+            names the field and the command that fills all epochs that the run reads.
     """
 
     def __init__(
@@ -271,7 +273,7 @@ class StoredLogits(Stored[TextsSaid]):
         return dataclasses.replace(said, scores=tensors(scores))
 
     def _of_epoch(self, epoch: int) -> list[ColumnReader]:
-        """The columns of all teachers; batches are made by several threads."""
+        """Return the columns of all teachers; safe to call from several threads."""
         with self._opening:
             if epoch not in self._columns:
                 logits, follower = self._logits, self._follower

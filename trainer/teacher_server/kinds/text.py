@@ -30,27 +30,27 @@ class TextVectors(Signal):
     vectors = ("title", "body")
 
     def identity(self) -> dict[str, Any]:
-        """Return the teacher, its texts, the articles and how they are stored.
+        """Return the teacher, its texts, the articles and the storage type.
 
         Raises:
-            ModelError: The teacher was not post-trained on bodies, so no body length is known.
+            ModelError: The teacher was not post-trained on bodies, so its body length is unknown.
         """
         teacher = self.teacher
         if not teacher.info.get("max_body_tokens"):
             raise ModelError(
-                f"{teacher.folder} knows no max_body_tokens: it was not post-trained on title and "
+                f"{teacher.folder} has no max_body_tokens: it was not post-trained on title and "
                 "body pairs, so it cannot be a stage I teacher"
             )
         lengths = {"max_body_tokens": teacher.info["max_body_tokens"]}
         return article_identity(teacher, self.source, self.dtype, **lengths)
 
     def texts(self) -> Sequence[TextView]:
-        """Return titles (or what else is read in recommendation) and bodies."""
+        """Return the views of titles (or other fields read in recommendation) and bodies."""
         tokens = self.teacher.tokens(self.source.articles)
         return self.teacher.news_texts(tokens), self.teacher.body_texts(tokens)
 
     def encode(self, model: "TeacherModel", rows: np.ndarray, count: Count = None) -> Tensors:
-        """Compute vectors of articles; bodies first: a batch that does not fit is among them."""
+        """Compute vectors of articles, bodies first: they hold the largest batch."""
         body = model.bodies(rows, count)
         return {"title": model.titles(rows, count), "body": body}
 
@@ -60,11 +60,10 @@ class StoredTextSignals(Stored[TextsSaid]):
 
     Args:
         articles: The article set.
-        teachers: Exported teachers, in order; they are looked at, not loaded.
-        dtype: How the columns are stored.
-        compute: How they were computed.
-        follower: Waits for cells that are still being filled; None refuses columns that are not
-            complete.
+        teachers: Exported teachers, in order, opened but not loaded.
+        dtype: Storage type of the columns.
+        compute: Precision in which the columns were computed.
+        follower: Waits for cells that are still being filled; None refuses incomplete columns.
 
     Raises:
         ColumnError: See :meth:`trainer.teacher_server.kinds.base.Signal.open`.
