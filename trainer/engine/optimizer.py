@@ -23,7 +23,7 @@ def build_optimizer(task: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     """Make Adam, or AdamW with weight decay, over the trainable parameters of a task.
 
     The groups come from the task's own ``parameter_groups(config)`` if it has one, otherwise from
-    :func:`trainer.models.parameter_groups`.
+    :func:`trainer.models.parameters.parameter_groups`.
 
     Raises:
         ConfigError: No parameter is trainable, or the groups miss or repeat a trainable parameter.
