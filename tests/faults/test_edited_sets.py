@@ -113,10 +113,10 @@ def test_a_checksum_binds_what_the_fingerprint_leaves_out(home: Path) -> None:
     ("which", "change", "said"),
     [
         ("news", {"fields": ["id", "title"]}, "fields are id, title; the samples have body, id"),
-        ("news", {"kind": "impressions"}, "sample 0 is not one of a set of impressions"),
+        ("news", {"kind": "impressions"}, "sample 0 is not a sample of a set of impressions"),
         ("news", {"counts": {"written": 21}}, r"counts\.written is 21, the set has 20 rows"),
         ("news", {"refused": {"bad JSON": 2}}, r"refused is {'bad JSON': 2}, refused\.jsonl lists"),
-        ("log", {"kind": "articles"}, "sample 0 is not one of a set of articles"),
+        ("log", {"kind": "articles"}, "sample 0 is not a sample of a set of articles"),
         ("log", {"source": {"labelled": False}}, "the manifest says a log without labels"),
     ],
 )
