@@ -1,1 +1,1 @@
-"""Running the steps of the method, on this machine or on a Slurm cluster. Imports no torch."""
+"""Run the steps of the method here or on a Slurm cluster; import no torch."""

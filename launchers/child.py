@@ -1,8 +1,8 @@
-"""The process that runs one step: forked from a server that has the heavy modules imported already.
+"""Run one step in a process forked from a server with the heavy modules imported.
 
 Importing torch, transformers and accelerate takes seconds, and the method has dozens of steps. The
-server only imports: it starts no thread pool and runs no tensor operation, so the processes forked
-from it have a clean OpenMP runtime, clean generators and nothing of an earlier step.
+server only imports: the server starts no thread pool and runs no tensor operation. Each forked
+process therefore has a clean OpenMP runtime, clean generators and no state of an earlier step.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from trainer.environment import prepare
 from trainer.errors import EXIT_FAILED
 
 PRELOAD = ("launchers.warm",)
-"""Modules of the server."""
+"""Modules that the server imports at its start."""
 
 GRACE_S = 120.0
-"""How long a step may go on after its pipeline died, to checkpoint."""
+"""Time that a step has for a checkpoint after its pipeline died."""
 
 
 def context() -> ForkServerContext:
-    """The context whose processes are forked from the warm server (started with the first one)."""
+    """Return the context that forks from the warm server; the first process starts the server."""
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(list(PRELOAD))
     return found
@@ -48,10 +48,10 @@ def run_child(
 
     Args:
         words: The command line without ``tnr``.
-        processes: Ranks to start it with; more than one goes through torchrun.
-        output: Where standard output and standard error go.
+        processes: Number of ranks; more than one are started with torchrun.
+        output: File that receives standard output and standard error.
         module: The module whose ``main`` runs the command.
-        environment: The pipeline's environment; the server has that of its own start.
+        environment: The pipeline's environment; the server still has the one it started with.
     """
     os.environ.clear()
     os.environ.update(environment)
@@ -82,7 +82,7 @@ def _run(words: list[str], processes: int, module: str) -> int:
 
 
 def _stop_with_parent() -> None:
-    """A pipeline that was killed must not leave a step writing into its run folder for long."""
+    """Stop this step, and its writes to the run folder, soon after its pipeline died."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

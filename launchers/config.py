@@ -1,4 +1,4 @@
-"""What ``tnr pipeline`` can be told: one YAML file, one dataclass a section.
+"""Describe the configuration of ``tnr pipeline``: one YAML file, one dataclass per section.
 
 ``launchers/templates/mind.yaml`` is an example with every section explained.
 """
@@ -20,17 +20,17 @@ from trainer.errors import ConfigError
 
 MAX_TEACHERS = 100
 MAX_MODELS = 1_000
-"""Students x seeds. Far above any use: a mistyped number is refused before its steps are made."""
+"""Most students x seeds: far above any use, so a mistyped number is refused early."""
 MAX_LAYERS = 1_000
 _NAME = re.compile(r"\w[\w-]*")
 
 LAST_DAY = "2019-11-14"
-"""Of MINDlarge_train: what ``public`` validates on, unless it is told another day."""
+"""Last day of MINDlarge_train: ``public`` validates on this day unless another day is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
-    """Where articles and clicks come from: a synthesized world, one's own files, or built sets."""
+    """Source of articles and clicks: a synthesized world, the user's files, or built sets."""
 
     synthesize: Mapping[str, Any] | None = None
     """Options of ``tnr shards synthesize`` without the dashes, such as ``articles: 2000``."""
@@ -45,39 +45,39 @@ class DataSection:
     build_clicks: Mapping[str, Any] = field(default_factory=dict)
     """Further options of ``tnr shards build`` for both click logs."""
     articles_set: str | None = None
-    """An article set that is built already; then nothing is built."""
+    """An article set that exists already; nothing is built then."""
     train_set: str | None = None
-    """An impression set that is built already, to train on."""
+    """An impression set that exists already, to train on."""
     dev_set: str | None = None
-    """An impression set that is built already, to evaluate on."""
+    """An impression set that exists already, to evaluate on."""
     split: Literal["official", "public"] = "official"
     """``official`` trains on the whole training log. ``public`` is for MIND's public files, whose
-    test log has no labels: click tasks train before ``validate_from``, validate on the rest of the
-    training log while they train, and export their best step. Both report on the dev log, which
-    ``public`` has then used for nothing else; popularity and the segments by news seen in training
-    read the clicks that are trained on."""
+    test log has no labels: click tasks train on the clicks before ``validate_from``, validate on
+    the rest of the training log, and export their best step. Both report on the dev log, which
+    ``public`` uses for nothing else; popularity and the segments by news seen in training read the
+    clicks that models train on."""
     validate_from: str | None = None
-    """With ``public``: first day (or time; UTC, as the log's times are taken) that is validated on;
-    None: :data:`LAST_DAY`. How often, on how many impressions and with what patience are
-    overrides of ``stages``: ``validation.every: 1000``."""
+    """With ``public``: first day (or UTC time) of the validation period; None takes
+    :data:`LAST_DAY`. Overrides of ``stages`` set how often to validate, on how many impressions and
+    with what patience, for example ``validation.every: 1000``."""
     truth: str | None = None
-    """``truth.json`` with the best reachable metrics; a synthesized world brings its own."""
+    """``truth.json`` with the best reachable metrics; a synthesized world has its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSection:
-    """An existing tokenizer, or one that is trained on the articles."""
+    """An existing tokenizer, or one trained on the articles."""
 
     name: str | None = None
     """A folder, or a Hugging Face name in the local cache; None trains a SentencePiece model."""
     vocab_size: int = 8000
-    """Pieces of a trained tokenizer."""
+    """Vocabulary size of a trained tokenizer."""
     fields: tuple[str, ...] = ("title", "body")
-    """What is stored of an article; ``data.news_text`` of click tasks names some of it."""
+    """Fields of an article to store; ``data.news_text`` of click tasks selects some of them."""
     title_tokens: int = 32
-    """Tokens of a title that are stored."""
+    """Number of title tokens to store."""
     body_tokens: int = 512
-    """Tokens of a body that are stored, where ``fields`` has it."""
+    """Number of body tokens to store, if ``fields`` has the body."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further options of ``tnr shards tokenize``, such as ``abstract-tokens: 96``."""
     train_options: Mapping[str, Any] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class TokenizerSection:
 
     @property
     def stored(self) -> dict[str, int]:
-        """How many tokens are stored of titles and bodies, as far as ``fields`` has them."""
+        """Return how many tokens of titles and bodies are stored, for the fields in ``fields``."""
         limits = {"title": self.title_tokens, "body": self.body_tokens}
         return {name: limit for name, limit in limits.items() if name in self.fields}
 
@@ -97,44 +97,44 @@ class TeachersSection:
     count: int = 4
     """M of the paper."""
     every: int = 500
-    """K of the paper: the copies are those of steps K, 2K, ..., M K, unless ``steps`` is given."""
+    """K of the paper: copies are taken at steps K, 2K, ..., M K, unless ``steps`` is given."""
     steps: tuple[int, ...] = ()
-    """Steps whose copies become teachers, in place of ``every`` and ``count``."""
+    """Steps whose copies become teachers; replaces ``every`` and ``count``."""
     cache: Mapping[str, Any] = field(default_factory=dict)
     """Further options of ``tnr teachers cache``, such as ``batch-tokens: 32768``."""
 
     @property
     def copy_steps(self) -> tuple[int, ...]:
-        """The steps whose copies become teachers, in order."""
+        """Return the steps whose copies become teachers, in order."""
         return self.steps or tuple(self.every * (m + 1) for m in range(self.count))
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSection:
-    """One student, and the plain model of the same depth that it is compared with."""
+    """One student, and the plain model of the same depth to compare it with."""
 
     name: str
-    """Name in the report, and of its folders."""
+    """Name in the report and in folder names."""
     layers: tuple[int, ...]
-    """Layers of the backbone that it keeps, counted from 0."""
+    """Backbone layers that the student keeps, counted from 0."""
     init: Literal["backbone", "teacher"] = "backbone"
-    """Start from the backbone as it was (the paper), or from the last teacher copy."""
+    """Start from the original backbone (the paper), or from the last teacher copy."""
     seeds: tuple[int, ...] | None = None
-    """Its seeds and its plain counterpart's; None takes the pipeline's."""
+    """Seeds of the student and of its plain counterpart; None takes the pipeline's seeds."""
     set: Mapping[str, Any] = field(default_factory=dict)
-    """Overrides of both its stages and of its plain counterpart."""
+    """Overrides of both stages of the student and of its plain counterpart."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageSection:
-    """One kind of training: its recipe, what is overridden, and what it takes."""
+    """One kind of training: its recipe, overrides and resources."""
 
     recipe: str | None = None
-    """Name or path of a recipe; None takes the one of the stage's own name."""
+    """Name or path of a recipe; None takes the recipe named like the stage."""
     set: Mapping[str, Any] = field(default_factory=dict)
     """Overrides with dotted keys, such as ``run.max_steps: 200``."""
     resources: Resources | None = None
-    """Machines, ranks and time; None takes the pipeline's."""
+    """Machines, ranks and time; None takes the pipeline's resources."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,22 +150,21 @@ class StagesSection:
     finetune_distill: StageSection = StageSection()
     """Stage II."""
     plain: StageSection = StageSection()
-    """Finetuning without teachers: recipe and overrides of ``finetune``, and its own on top."""
+    """Finetuning without teachers: recipe and overrides of ``finetune``, then its own overrides."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaselinesSection:
-    """What the students are compared with."""
+    """Models to compare the students with."""
 
     plain_students: bool = True
     """Models of each student's depth, finetuned on clicks alone, for every seed."""
     plain_teacher: bool = True
     """The whole backbone, finetuned on clicks alone (PLM-NR FT), for every seed."""
     untrained: bool = False
-    """The whole backbone under a random head and user encoder, not trained at all, for every
-    seed."""
+    """The whole untrained backbone under a random head and user encoder, for every seed."""
     popularity: bool = True
-    """Articles ranked by their clicks in the training log."""
+    """Rank articles by their clicks in the training log."""
     random: bool = True
     """Random scores, for every seed."""
 
@@ -175,7 +174,7 @@ class EvaluateSection:
     """How models are evaluated and reported."""
 
     teachers: bool = True
-    """Evaluate the M finetuned teachers too."""
+    """Also evaluate the M finetuned teachers."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further options of ``tnr evaluate``, such as ``speed-seconds: 2``."""
     plot: bool = True
@@ -187,17 +186,17 @@ class PipelineConfig:
     """The whole method over one corpus and one click log."""
 
     run: str
-    """Folder of everything that is made."""
+    """Folder of all outputs."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of students and plain models; teachers are trained once, with the first."""
+    """Seeds of students and plain models; teachers are trained once, with the first seed."""
     data: DataSection = DataSection()
     """Articles and clicks."""
     tokenizer: TokenizerSection = TokenizerSection()
     """Tokens."""
     set: Mapping[str, Any] = field(default_factory=dict)
-    """Overrides of every training run, such as ``model.backbone.name: bert-base-uncased``. What is
-    nearer to a run wins: ``set`` of its stage, then of its student, then what the pipeline itself
-    sets (``run.dir``, ``run.seed``); a note names what is beaten."""
+    """Overrides of every training run, such as ``model.backbone.name: bert-base-uncased``. The more
+    specific setting wins: ``set`` of the stage, then ``set`` of the student, then the settings that
+    the pipeline makes itself (``run.dir``, ``run.seed``); a note names each overridden setting."""
     teachers: TeachersSection = TeachersSection()
     """The M teachers."""
     students: tuple[StudentSection, ...] = (StudentSection(name="student-1", layers=(0,)),)
@@ -209,12 +208,12 @@ class PipelineConfig:
     evaluate: EvaluateSection = EvaluateSection()
     """Evaluation and report."""
     resources: Resources = field(default_factory=Resources)
-    """What a step takes, where its stage does not say."""
+    """Resources of a step whose stage names none."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """The Slurm cluster, for ``tnr pipeline submit``: a section, or the path of a cluster file."""
 
     def __post_init__(self) -> None:
-        """Check what needs more than one section.
+        """Check conditions that span several sections.
 
         Raises:
             ConfigError: Settings are missing or contradict each other.
@@ -222,7 +221,7 @@ class PipelineConfig:
         _check(self)
 
     def students_of(self, seed: int) -> list[StudentSection]:
-        """The students that are trained with a seed."""
+        """Return the students that are trained with a seed."""
         return [s for s in self.students if seed in (self.seeds if s.seeds is None else s.seeds)]
 
 
@@ -231,16 +230,16 @@ def load_pipeline(path: str | Path, *, run: str | None = None) -> PipelineConfig
 
     Args:
         path: The file.
-        run: Folder to use in place of the file's ``run``.
+        run: Folder that replaces the file's ``run``.
 
     Raises:
-        ConfigError: A key or value is wrong; names the file and the place.
+        ConfigError: A key or value is wrong; the message names the file and the key.
     """
     content = read_yaml(path)
     if run is not None:
         content["run"] = refuse_control(run, "--out")
     if isinstance(content.get("cluster"), str):
-        # Relative to the pipeline file, as it stands beside it.
+        # The path is relative to the pipeline file.
         content["cluster"] = read_yaml(Path(path).parent / content["cluster"])
     try:
         return build(PipelineConfig, content, "")
@@ -249,7 +248,7 @@ def load_pipeline(path: str | Path, *, run: str | None = None) -> PipelineConfig
 
 
 def _check_counts(config: PipelineConfig) -> None:
-    """Refuse counts that nobody means, before anything is made of each."""
+    """Refuse absurdly large counts before any list of that length is made."""
     teachers, seeds, students = config.teachers, len(config.seeds), len(config.students)
     counts = {
         "teachers.count": (teachers.count, MAX_TEACHERS),
@@ -269,7 +268,7 @@ def _check_counts(config: PipelineConfig) -> None:
 
 
 def _check_unused(config: PipelineConfig) -> None:
-    """Refuse what was set but would play no part, so that nobody takes it for done."""
+    """Refuse settings without effect, so that no user relies on them."""
     data, tokenizer = config.data, config.tokenizer
     unused = {
         "data.validate_from": (data.validate_from is not None, "data.split: public"),
@@ -294,7 +293,7 @@ def _check_unused(config: PipelineConfig) -> None:
     }
     for name, (is_set, needed) in unused.items():
         if is_set and not there[needed]:
-            raise ConfigError(f"{name} is set, but plays no part without {needed}")
+            raise ConfigError(f"{name} is set, but has no effect without {needed}")
 
 
 def _check(config: PipelineConfig) -> None:
@@ -314,15 +313,18 @@ def _check(config: PipelineConfig) -> None:
     if data.articles_set and not (data.train_set and data.dev_set):
         raise ConfigError("data.articles_set needs data.train_set and data.dev_set beside it")
     if not data.articles_set and (data.train_set or data.dev_set):
-        # They would be built, and --redo would move aside what is there.
+        # These sets would be built, and --redo would move the existing ones aside.
         raise ConfigError("data.train_set and data.dev_set belong to data.articles_set")
     _check_unused(config)
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
-        raise ConfigError(f"seeds are {list(config.seeds)}; expected at least one, each once")
+        raise ConfigError(
+            f"seeds are {list(config.seeds)}; expected at least one, without repetition"
+        )
     steps = teachers.copy_steps
     if not steps or list(steps) != sorted(set(steps)) or steps[0] < 1:
         raise ConfigError(
-            f"teachers would be the copies of steps {list(steps)}; expected at least one, rising"
+            f"teachers would be the copies of steps {list(steps)}; expected at least one, in "
+            "ascending order"
         )
     names = [student.name for student in config.students]
     for name in names:

@@ -1,4 +1,4 @@
-"""How long the rest of a pipeline will take, from the steps that are done."""
+"""Estimate how long the rest of a pipeline takes, from the finished steps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from shards.progress import format_duration
 
 
 class Estimate:
-    """Learns from finished steps: those of one kind take alike long."""
+    """Learns from finished steps; assumes that steps of one kind take the same time."""
 
     def __init__(self) -> None:
         """Start without any experience."""
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
     def done(self, step: Step, seconds: float) -> None:
-        """Take note of a finished step."""
+        """Record the duration of a finished step."""
         self._seconds[step.kind].append(seconds)
 
     def seconds(self, step: Step) -> float | None:
-        """Expected seconds of a step: the mean of its kind, else of all; None before the first."""
+        """Return the mean seconds of the step's kind, else of all steps, else None."""
         alike = self._seconds.get(step.kind)
         if alike:
             return sum(alike) / len(alike)
@@ -29,7 +29,7 @@ class Estimate:
         return sum(known) / len(known) if known else None
 
     def left(self, steps: Sequence[Step]) -> str:
-        """What to tell about steps that are still to be done."""
+        """Describe the time that unfinished steps will take."""
         expected = [self.seconds(step) for step in steps]
         if any(value is None for value in expected):
             return "time left not known yet"

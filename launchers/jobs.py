@@ -1,4 +1,4 @@
-"""Which Slurm job runs which step: ids kept in the pipeline's folder, states from ``squeue``."""
+"""Track which Slurm job runs which step: ids in the pipeline's folder, states from ``squeue``."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ class Submitted:
     """A step's last submission."""
 
     job: str
-    """Job id; of an array, the id of the whole array."""
+    """Job id; for an array job, the id of the whole array."""
     digest: str
-    """The step's digest at that time."""
+    """Digest of the step when the job was submitted."""
 
 
 @dataclass(frozen=True)
 class Queued:
-    """A job that Slurm has not ended with."""
+    """A job that is queued or running in Slurm."""
 
     states: tuple[str, ...]
-    """States of its tasks that are left, such as ``RUNNING``; one for a job without an array."""
+    """States of the unfinished tasks, such as ``RUNNING``; one state for a job without an array."""
     reason: str
-    """Why it waits, such as ``Dependency``; ``None`` where it does not."""
+    """Reason for waiting, such as ``Dependency``; None for a job that does not wait."""
     restarts: int
-    """How often it was requeued (the task that was requeued most)."""
+    """Number of requeues; for an array, the highest number of any task."""
 
     @property
     def runs(self) -> bool:
-        """Whether any part of it runs."""
+        """Tell whether any task of the job runs."""
         return any(state != "PENDING" for state in self.states)
 
 
@@ -52,7 +52,7 @@ class JobBook:
     """The ids of submitted jobs: ``jobs.json`` in the pipeline's folder of scripts."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what is known.
+        """Read the known job ids.
 
         Args:
             folder: The pipeline's folder.
@@ -64,36 +64,37 @@ class JobBook:
                 self.jobs = read_json(self._path, dict[str, Submitted])
             except DataError as error:
                 raise TinyNewsRecError(
-                    f"{error}; jobs may be queued that are unknown here: look with squeue, then "
+                    f"{error}; some queued jobs may be unknown here: look with squeue, then "
                     "delete the file"
                 ) from error
 
     def note(self, step: Step, job: str, digest: str) -> None:
-        """Write a submission down at once, so that none is lost if the next one fails."""
+        """Save the id of a submission at once, so that no later failure loses it."""
         self.jobs[step.name] = Submitted(job, digest)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         entries = {n: {"job": s.job, "digest": s.digest} for n, s in self.jobs.items()}
         write_json_atomic(self._path, entries)
 
     def queued(self, asked: Mapping[str, Queued]) -> dict[str, str]:
-        """Job id of each step whose job is still queued or running."""
+        """Return the job id of each step whose job is still queued or running."""
         return {name: s.job for name, s in self.jobs.items() if s.job in asked}
 
 
 @contextlib.contextmanager
 def submission(folder: Path) -> Iterator[tuple[JobBook, dict[str, str]]]:
-    """Hold a pipeline's jobs while some are submitted: two at once would submit each step twice and
-    lose ids of the other.
+    """Lock a pipeline's jobs while some are submitted.
+
+    Two submissions at once would submit each step twice and lose job ids.
 
     Args:
         folder: The pipeline's folder.
 
     Yields:
-        The ids that are known, and the job id of each step that is queued or running.
+        The job book, and the job id of each step that is queued or running.
 
     Raises:
-        TinyNewsRecError: There is no ``sbatch``, or what is queued is unknown.
-        UsageError: Another submission is under way.
+        TinyNewsRecError: ``sbatch`` is missing, or ``squeue`` failed.
+        UsageError: Another submission is running.
     """
     if shutil.which("sbatch") is None:
         raise TinyNewsRecError(
@@ -107,18 +108,18 @@ def submission(folder: Path) -> Iterator[tuple[JobBook, dict[str, str]]]:
             book = JobBook(folder)
             yield book, book.queued((ask_squeue() or {}) if book.jobs else {})
     except Timeout as error:
-        raise UsageError(f"another submission is under way in {folder}; wait for it") from error
+        raise UsageError(f"another submission is running in {folder}; wait for it") from error
 
 
 def ask_squeue() -> dict[str, Queued] | None:
-    """The user's jobs that are queued or running, by job id; None where there is no Slurm.
+    """Ask for the user's queued and running jobs, by job id; return None without Slurm.
 
     Raises:
-        TinyNewsRecError: ``squeue`` failed or did not answer: what is queued is unknown then.
+        TinyNewsRecError: ``squeue`` failed or did not answer, so the queue is unknown.
     """
     if shutil.which("squeue") is None:
         return None
-    # Every field has room for the longest value: squeue cuts off without a word.
+    # Every field is wide enough for its longest value: squeue truncates silently.
     fields = "ArrayJobID:24,State:24,RestartCnt:12,Reason:80"
     words = ["squeue", "--me", "--array", "--noheader", f"--Format={fields}"]
     try:
@@ -131,7 +132,7 @@ def ask_squeue() -> dict[str, Queued] | None:
 
 
 def read_squeue(text: str) -> dict[str, Queued]:
-    """Jobs from what ``squeue`` printed: id, state, restarts and reason, one task a line."""
+    """Parse the output of ``squeue``: id, state, restarts and reason, one task per line."""
     found: dict[str, Queued] = {}
     for line in text.splitlines():
         words = line.split(None, 3)

@@ -1,4 +1,4 @@
-"""Running steps on this machine, one after another, and going on where an earlier run stopped."""
+"""Run steps on this machine one after another; a restart skips the finished steps."""
 
 from __future__ import annotations
 
@@ -31,51 +31,51 @@ from trainer.errors import EXIT_DONE, EXIT_REQUEUE, TinyNewsRecError, UsageError
 
 TAIL_LINES = 20
 SHOWN_CHARS = 160
-"""Of a step's command; its log has all of it."""
+"""Characters of a step's command that are shown; the log has the whole command."""
 LOCK = "lock"
 LOCK_S = 1.0
-"""How long to wait for the lock: :func:`is_running` holds it for a moment too."""
+"""How long to wait for the lock: :func:`is_running` too holds the lock for a moment."""
 
 
 class StepFailed(TinyNewsRecError):
-    """A step ended with an error; the message has its name, exit code and the end of its log."""
+    """A failed step; the message has its name, exit code and last log lines."""
 
     def __str__(self) -> str:
-        """The message, with the lines of the log."""
+        """Return the message with the lines of the log."""
         return "\n".join(map(one_line, str(self.args[0]).splitlines()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOptions:
-    """How the steps are run here."""
+    """How to run the steps here."""
 
     only: str | None = None
     """Run this step alone."""
     until: str | None = None
-    """Run this step and what it needs."""
+    """Run this step and the steps that it needs."""
     redo: bool = False
-    """Move outputs of other commands aside and do those steps again, instead of refusing."""
+    """Move stale outputs aside and run their steps again, instead of refusing."""
     quiet: bool = False
-    """Show only the pipeline's own lines; the steps' output still goes to their logs."""
+    """Show only the pipeline's own lines; the output of steps still goes to their logs."""
     module: str = "trainer.cli.main"
     """The module whose ``main`` runs a step's command."""
 
 
 def run_steps(steps: Sequence[Step], folder: Path, options: LocalOptions | None = None) -> int:
-    """Run what is not done yet.
+    """Run the unfinished steps.
 
     Args:
         steps: The steps.
-        folder: Where stamps and logs are (``<run>/pipeline``).
+        folder: Folder of stamps and logs (``<run>/pipeline``).
         options: Which steps, and how.
 
     Returns:
-        0 when everything chosen is done, 75 when stopped by a signal or by a step that wants to be
-        started again.
+        0 when all chosen steps are done; 75 after a signal, or when a step asks to be started
+        again.
 
     Raises:
-        StepFailed: A step failed; later steps were not run.
-        UsageError: Unknown step, stale outputs, or another pipeline runs in this folder.
+        StepFailed: A step failed; the later steps were not run.
+        UsageError: A step is unknown, outputs are stale, or another pipeline runs in this folder.
     """
     options = options or LocalOptions()
     ordered = in_order(steps)
@@ -94,7 +94,7 @@ def run_steps(steps: Sequence[Step], folder: Path, options: LocalOptions | None 
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a pipeline holds the folder right now."""
+    """Tell whether a pipeline holds the folder right now."""
     if not (folder / LOCK).exists():
         return False
     lock = FileLock(folder / LOCK)
@@ -107,7 +107,7 @@ def is_running(folder: Path) -> bool:
 
 
 class _Runner:
-    """The loop over steps, with the state that it needs."""
+    """The loop over steps, with its state."""
 
     def __init__(self, steps: list[Step], folder: Path, options: LocalOptions) -> None:
         self.steps = choose(steps, only=options.only, until=options.until)
@@ -141,7 +141,7 @@ class _Runner:
                     return self._stopped(f"before {step.name}")
                 number = f"[{done + place + 1}/{len(self.steps)}]"
                 gone = format_duration(time.monotonic() - start)
-                _say(f"{number} {step.name}: {gone} gone, {self.estimate.left(todo[place:])}")
+                _say(f"{number} {step.name}: {gone} elapsed, {self.estimate.left(todo[place:])}")
                 if self._run_step(step) != EXIT_DONE:
                     return self._stopped(f"in {step.name}")
         _say(f"all {len(self.steps)} steps done in {format_duration(time.monotonic() - start)}")
@@ -153,7 +153,7 @@ class _Runner:
     def _check_stale(self, states: Mapping[str, State]) -> None:
         stale = [step for step in self.steps if states[step.name] is State.STALE]
         if not self.options.redo:
-            refuse_stale(stale, "--redo moves their outputs aside and does them again")
+            refuse_stale(stale, "--redo moves their outputs aside and runs the steps again")
         for step in stale:
             assert step.output is not None
             _say(f"{step.name}: its former output is now {_move_aside(Path(step.output))}")
@@ -175,7 +175,7 @@ class _Runner:
         self.stamps.write(step, stamp)
         code, left = EXIT_DONE, step.tasks()
         with self.stamps.log(step).open("ab") as log:
-            attempt = log.tell()  # the log keeps former attempts
+            attempt = log.tell()  # the log also holds former attempts
             while left and code == EXIT_DONE and not self.signals:
                 code = self._run_task(step, left.pop(0), log)
         finished = code == EXIT_DONE and not left
@@ -205,11 +205,11 @@ class _Runner:
         self.child_ranks = processes
         target = (command[1:], processes, writer, self.options.module, dict(os.environ))
         child = here.Process(target=run_child, args=target)
-        with interrupt_blocked():  # the server that it is forked from imports for seconds
+        with interrupt_blocked():  # the server imports for seconds before it forks the child
             child.start()
         self.child = child
         writer.close()
-        if self.signals:  # it came while the child was being made
+        if self.signals:  # a signal arrived while the child was being made
             self._pass_on()
         echo = None if self.options.quiet else sys.stdout
         try:
@@ -227,23 +227,23 @@ class _Runner:
         if code < 0:
             why = f"was killed by signal {signal.Signals(-code).name}"
         elif code == EXIT_DONE:
-            why = f"ended well, but left no {' and '.join(step.proof)}"
+            why = f"ended with exit code 0, but left no {' and '.join(step.proof)}"
         with log.open("rb") as file:
             file.seek(attempt)
             lines = file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
         tail = "\n".join(f"  | {line}" for line in lines)
         return (
             f"step {step.name} {why}; the steps after it were not run. The end of {log}:\n{tail}\n"
-            "Mend the cause and run the same command again: what is done is skipped."
+            "Fix the cause and run the same command again: finished steps are skipped."
         )
 
     def _stopped(self, where: str) -> int:
-        _say(f"stopped {where}; run the same command again to go on from there")
+        _say(f"stopped {where}; run the same command again to continue")
         return EXIT_REQUEUE
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Pass the first signal on to the step, which checkpoints; the second one kills it."""
+        """Pass the first signal to the step, which checkpoints; kill it at the second."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -268,21 +268,21 @@ class _Runner:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if self.signals > 1:
-                os.killpg(child.pid, signal.SIGKILL)  # it leads its own session
+                os.killpg(child.pid, signal.SIGKILL)  # the child leads its own session
             else:
-                # torchrun gives its ranks 30 s after TERM; USR2 it passes on, without a limit.
+                # torchrun kills its ranks 30 s after TERM; torchrun passes USR2 on without a limit.
                 os.kill(child.pid, signal.SIGUSR2 if self.child_ranks > 1 else signal.SIGTERM)
 
 
 def _copy_output(source: int, ended: int, log: BinaryIO, echo: TextIO | None) -> None:
-    """Copy a child's output until it has ended, to the log and to the terminal.
+    """Copy a child's output to log and terminal until the child has ended.
 
     Args:
         source: File descriptor to read.
-        ended: File descriptor that is readable once the child has ended: a process that it left
-            behind may keep ``source`` open.
-        log: Gets every byte.
-        echo: Gets every byte too, or None.
+        ended: File descriptor that is readable once the child has ended: a process that the child
+            left behind may keep ``source`` open.
+        log: File that receives every byte.
+        echo: Second file that receives every byte, or None.
     """
     os.set_blocking(source, False)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a block may end inside a letter

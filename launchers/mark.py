@@ -1,4 +1,4 @@
-"""``python -m launchers.mark``: a Slurm job stamps its step, for status and later runs to see.
+"""Write a step's stamp from a Slurm job: ``python -m launchers.mark``.
 
 Without an exit code the step is running. Job, attempt and nodes come from Slurm's variables.
 """
@@ -21,9 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="the pipeline's folder")
     parser.add_argument("--step", required=True, help="the step's name")
     parser.add_argument("--digest", required=True, help="the step's digest")
-    parser.add_argument("--task", type=int, help="which task of an array job")
-    parser.add_argument("--start", type=float, required=True, help="when it started, epoch seconds")
-    parser.add_argument("--exit-code", type=int, help="how it ended; without, it runs")
+    parser.add_argument("--task", type=int, help="task number in an array job")
+    parser.add_argument("--start", type=float, required=True, help="start time, epoch seconds")
+    parser.add_argument("--exit-code", type=int, help="exit code; without one, the step is running")
     arguments = parser.parse_args(argv)
     code: int | None = arguments.exit_code
     stamp = Stamp(
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def state_of(exit_code: int) -> State:
-    """What an exit code says about a step."""
+    """Translate an exit code into the state of a step."""
     if exit_code == EXIT_DONE:
         return State.DONE
     return State.STOPPED if exit_code == EXIT_REQUEUE else State.FAILED

@@ -1,12 +1,12 @@
-"""The method as steps: a pure function of the pipeline's configuration.
+"""Translate the pipeline's configuration into the steps of the method (a pure function).
 
-Everything is below ``config.run``::
+All outputs are below ``config.run``::
 
     world/                 a synthesized world, with truth.json
     data/articles|train|dev  shard sets and their columns
     tokenizer/             a tokenizer trained here
-    runs/<step>/           one run folder a training step
-    evaluations/           one JSON file an evaluation
+    runs/<step>/           one run folder per training step
+    evaluations/           one JSON file per evaluation
     report.md, quality_speed.png
     pipeline/              stamps and logs of the steps
 """
@@ -49,15 +49,15 @@ _UNTRAINED = {
     "validation.max_impressions": None,
     "validation.patience": None,
 }
-"""One step that changes no weight: it is lost in the rounding of any but a zero."""
+"""Settings of a training that changes no weight: one step, whose update rounding swallows."""
 
 
 MAX_WORDS = 2_000_000
-"""Of all commands: lists of the configuration are repeated in those of many steps."""
+"""Most words in all commands: the commands of many steps repeat the configuration's lists."""
 
 
 def pipeline_steps(config: PipelineConfig) -> list[Step]:
-    """All steps of the method, each after what it needs.
+    """Return all steps of the method, each after the steps that it needs.
 
     Raises:
         ConfigError: Overrides contradict the pipeline, such as fewer steps than copies need.
@@ -75,9 +75,10 @@ def pipeline_steps(config: PipelineConfig) -> list[Step]:
 
 
 def options(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Command-line words of a mapping.
+    """Translate a mapping into command-line words.
 
-    ``{"a_b": 1, "c": True, "d": [1, 2]}`` is ``--a-b 1 --c --d 1 2``; False and None are left out.
+    ``{"a_b": 1, "c": True, "d": [1, 2]}`` becomes ``--a-b 1 --c --d 1 2``; False and None are
+    omitted.
     """
     words: list[str] = []
     for key, value in plain(settings).items():
@@ -90,7 +91,7 @@ def options(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Words of training overrides: dotted keys, each with its value or values.
+    """Translate training overrides into words: dotted keys, each with its value or values.
 
     Sections may also be nested mappings; an empty list gives a key without values.
     """
@@ -101,10 +102,10 @@ def overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _refuse_repeated(step: str, words: Sequence[str]) -> None:
-    """Refuse options of the file that the pipeline gives the command itself.
+    """Refuse an option in the file that the pipeline itself gives to the command.
 
     Raises:
-        ConfigError: The later of the two would win in silence.
+        ConfigError: An option is given twice; the later one would win silently.
     """
     given = [word for word in words if word.startswith("--")]
     for option in given:
@@ -116,7 +117,7 @@ def _refuse_repeated(step: str, words: Sequence[str]) -> None:
 
 
 class _Plan:
-    """Collects steps; each method adds those of one part of the method."""
+    """Collects steps; each method adds the steps of one part of the method."""
 
     def __init__(self, config: PipelineConfig) -> None:
         self.config = config
@@ -264,7 +265,7 @@ class _Plan:
         self._add(f"cache-{stage}", words, needs, array=array, proof=proof)
 
     def _split(self) -> dict[str, Any]:
-        """What a click task is told of the split; the configuration may override it."""
+        """Return the click task's settings for the split; the configuration may override them."""
         data = self.config.data
         if data.split == "official":
             return {}
@@ -276,7 +277,7 @@ class _Plan:
         }
 
     def _training_period(self) -> dict[str, Any]:
-        """What evaluations are told of the clicks that finetuning is told to train on."""
+        """Return the training period of ``finetune`` as options of evaluations."""
         stage = self.config.stages.finetune
         told = self._split() | flatten(self.config.set) | flatten(stage.set)
         return {f"train_{end}": told.get(f"data.clicks_{end}") for end in ("since", "until")}

@@ -1,4 +1,4 @@
-"""Which setting of a pipeline file wins where several places give it, and what is said of it."""
+"""Decide which of several settings in a pipeline file wins, and note the others."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from trainer.recipes.load import read_recipe, setting_words, task_of_recipe
 from trainer.tasks.registry import all_settings
 
 Level = tuple[str, dict[str, Any]]
-"""A place in the file, and the settings that it gives with dotted keys."""
+"""A place in the file, and its settings with dotted keys."""
 
 
 def levels(
     config: PipelineConfig, stage: str, recipe: str, student: StudentSection | None
 ) -> list[Level]:
-    """List the places that give settings of a stage's run; what comes later wins.
+    """List the places that give settings of a stage's run; later places win.
 
-    The settings of all runs, and those of a student, go to the runs whose task reads them.
+    A setting of all runs or of a student applies only to runs whose task reads the setting.
     """
     stages = [FINETUNE, PLAIN] if stage == PLAIN else [stage]
     read = settings_of(recipe)
 
     def of_many(given: Mapping[str, Any]) -> dict[str, Any]:
-        # A setting that no task reads stays, to be refused by the command.
+        # A setting that no task reads stays in the list, so that the command refuses the setting.
         known = all_settings()
         return {k: v for k, v in flatten(given).items() if k in read or k not in known}
 
@@ -41,9 +41,11 @@ def levels(
 
 
 def settings_of(recipe: str) -> dict[str, Any]:
-    """Return the settings that the task of a recipe may read, with their defaults (None where a
-    part of the model that is not the default brings the setting); none of a recipe that is wrong,
-    which is told when its command is checked."""
+    """Return the settings that a recipe's task may read, with their defaults.
+
+    The default is None where a non-default part of the model brings the setting. A wrong recipe
+    has no settings here; the check of its command reports the error.
+    """
     try:
         config = task_of_recipe(recipe).config
     except ConfigError:
@@ -52,14 +54,14 @@ def settings_of(recipe: str) -> dict[str, Any]:
 
 
 def lengths(recipe: str, stored: Mapping[str, int], *, clicks: bool) -> dict[str, Any]:
-    """Lengths of texts where the file sets none: the recipe's, as far as tokens are stored.
+    """Return the recipe's text lengths, limited to the stored tokens, where the file sets none.
 
-    So all click tasks read as much of a title, whatever export they start from.
+    All click tasks therefore read equally long titles, no matter which export they start from.
 
     Args:
-        recipe: Of a stage.
-        stored: Tokens that are stored, by field.
-        clicks: Whether it is a click task.
+        recipe: Recipe of a stage.
+        stored: Number of stored tokens, by field.
+        clicks: Whether the recipe's task is a click task.
     """
     given = settings_of(recipe)
     if given:
@@ -76,27 +78,26 @@ def lengths(recipe: str, stored: Mapping[str, int], *, clicks: bool) -> dict[str
 
 
 def check_lengths(step: str, settings: Mapping[str, Any], stored: Mapping[str, int]) -> None:
-    """Refuse lengths that the tokens of a pipeline do not have.
+    """Refuse text lengths above the number of stored tokens.
 
     Raises:
-        ConfigError: Naming both settings.
+        ConfigError: A length is too large; the message names both settings.
     """
     for field, limit in stored.items():
         wanted = plain(settings.get(f"data.max_{field}_tokens"))
         if isinstance(wanted, int) and wanted > limit:
             raise ConfigError(
                 f"step {step}: data.max_{field}_tokens is {wanted}, but tokenizer.{field}_tokens "
-                f"stores {limit}: raise the one or lower the other"
+                f"stores {limit}: raise the latter or lower the former"
             )
 
 
 def beaten(found: Sequence[Level], own: Mapping[str, Any]) -> tuple[str, ...]:
-    """Notes on settings of all runs that a stage or a student gives otherwise, and on any that the
-    pipeline sets itself.
+    """Describe settings of all runs that a stage, a student or the pipeline itself overrides.
 
     Args:
-        found: As :func:`levels`.
-        own: What the pipeline sets, whatever the file says.
+        found: The result of :func:`levels`.
+        own: Settings that the pipeline always makes itself.
     """
     notes = []
     for number, (place, given) in enumerate(found):

@@ -1,7 +1,7 @@
-"""Checks of a machine before a run starts on it: a line each, with what was found and what to do.
+"""Check a machine before a run starts: per check, one line with finding and remedy.
 
-Everything here needs no torch and changes nothing that stays. What needs torch, data sets or other
-ranks is in :mod:`trainer.cli.preflight`.
+The checks need no torch and change nothing permanently. Checks that need torch, data sets or other
+ranks are in :mod:`trainer.cli.preflight`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from trainer.errors import TrainingError
 
 PROJECT = "tiny-newsrec"
 SHM_BYTES = 64 << 20
-"""What NCCL and Gloo want of /dev/shm at least: Docker's own default."""
+"""Smallest /dev/shm that NCCL and Gloo need: Docker's own default."""
 DISK_GIB = 5.0
-"""Free room below which a run folder is doubtful, where a plan does not know better."""
+"""Free space below which a run folder is doubtful, if no plan gives a better figure."""
 
 
 class Outcome(StrEnum):
-    """How a check went."""
+    """Result of a check."""
 
     OK = "ok"
     WARN = "warn"
@@ -51,12 +51,12 @@ class Check:
     name: str
     outcome: Outcome
     found: str
-    """The value that was found."""
+    """The value that the check found."""
     hint: str = ""
-    """What to do about it; empty where nothing is to be done."""
+    """What to do about the finding; empty if nothing needs to be done."""
 
     def line(self) -> str:
-        """The line for people."""
+        """Return the line for people."""
         then = f"; {self.hint}" if self.hint else ""
         return f"{self.outcome:<4}  {self.name:<12}  {self.found}{then}"
 
@@ -65,7 +65,8 @@ def check_packages(requirements: Sequence[str] | None = None) -> Check:
     """Compare installed versions with the ranges of the project's setup.
 
     Args:
-        requirements: As in ``install_requires``; None takes those of the installed project.
+        requirements: In the form of ``install_requires``; None takes those of the installed
+            project.
     """
     from packaging.requirements import Requirement
 
@@ -98,10 +99,10 @@ def check_packages(requirements: Sequence[str] | None = None) -> Check:
 
 
 def check_compiler_tools(*, is_needed: bool) -> Check:
-    """See that DeepSpeed could compile here.
+    """Check that DeepSpeed can compile here.
 
     Args:
-        is_needed: Whether the run does: DeepSpeed on CPUs, ZeRO++, ``run.compile``.
+        is_needed: Whether the run compiles: DeepSpeed on CPUs, ZeRO++, ``run.compile``.
     """
     tools = {
         "a C++ compiler (g++)": find_compiler(),
@@ -113,15 +114,15 @@ def check_compiler_tools(*, is_needed: bool) -> Check:
     return Check(
         name="compiler", outcome=Outcome.FAIL if is_needed else Outcome.WARN,
         found=f"no {' and no '.join(missing)}",
-        hint="install it: DeepSpeed compiles at its first start on CPUs, and torch.compile always",
+            hint="install it: DeepSpeed compiles at its first start on CPUs, torch.compile always",
     )  # fmt: skip
 
 
 def check_extensions(environment: Mapping[str, str] = os.environ) -> Check:
-    """See that compiled libraries can be kept, and that no killed build left its lock behind.
+    """Check that the folder of compiled libraries is writable and has no stale lock.
 
     Args:
-        environment: ``TORCH_EXTENSIONS_DIR``.
+        environment: Mapping with ``TORCH_EXTENSIONS_DIR``.
     """
     folder = extensions_folder(environment)
     found = f"{folder} ({cpu_type()})"
@@ -130,31 +131,31 @@ def check_extensions(environment: Mapping[str, str] = os.environ) -> Check:
     if locks:
         return Check(
             name="extensions", outcome=Outcome.WARN, found=f"lock file {', '.join(locks)}",
-            hint="another run compiles right now, or a killed one left it; then the next start of "
-            "'tnr train' removes it, and other programs wait for it: delete it",
+            hint="another run is compiling right now, or a killed run left the file; 'tnr train' "
+            "removes a leftover at its next start, but other programs wait for it: delete it",
         )  # fmt: skip
     refusal = _try_writing(folder)
     if refusal:
         return Check(
             name="extensions", outcome=Outcome.FAIL, found=f"{folder}: {refusal}",
-            hint="name a folder that can be written in TORCH_EXTENSIONS_DIR",
+            hint="set TORCH_EXTENSIONS_DIR to a writable folder",
         )  # fmt: skip
     return Check(name="extensions", outcome=Outcome.OK, found=found)
 
 
 def check_run_folder(folder: Path, needed: int | None = None) -> list[Check]:
-    """See that files can be written, renamed, made durable and locked there, and that they fit.
+    """Check that a run folder has space and allows writing, renaming, syncing and locking.
 
     Args:
-        folder: The run folder, or the folder that it is to be made in.
-        needed: Bytes that the run will write; None where that is not known.
+        folder: The run folder, or the folder that will hold the run folder.
+        needed: Bytes that the run will write; None if the number is unknown.
     """
     refusal = _try_writing(folder)
     if refusal:
         return [
             Check(
                 name="run folder", outcome=Outcome.FAIL, found=f"{folder}: {refusal}",
-                hint="mend its rights or its file system, or name another with run.dir",
+                hint="correct its permissions or file system, or set another folder with run.dir",
             )
         ]  # fmt: skip
     checks = [
@@ -172,16 +173,16 @@ def check_run_folder(folder: Path, needed: int | None = None) -> list[Check]:
         checks.append(Check(name="disk", outcome=Outcome.OK, found=found))
     else:
         outcome = Outcome.WARN if needed is None else Outcome.FAIL
-        hint = "make room, keep fewer checkpoints (run.keep_checkpoints), or name another run.dir"
+        hint = "free space, keep fewer checkpoints (run.keep_checkpoints), or set another run.dir"
         checks.append(Check(name="disk", outcome=outcome, found=found, hint=hint))
     return checks
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
-    """See that ranks of one machine have shared memory to talk through.
+    """Check that the ranks of one machine have enough shared memory.
 
     Args:
-        folder: Where it is mounted.
+        folder: Mount point of the shared memory.
     """
     if not folder.is_dir():
         return Check(
@@ -193,13 +194,13 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
     if stale := stale_segments(folder):
         found += f", {len(stale)} segments of killed runs, which the next start removes"
     if free < SHM_BYTES:
-        hint = f"{SHM_BYTES >> 20} MiB are wanted; delete leftovers, or raise --shm-size"
+        hint = f"{SHM_BYTES >> 20} MiB are needed; delete leftovers, or raise --shm-size"
         return Check(name="shm", outcome=Outcome.WARN, found=found, hint=hint)
     return Check(name="shm", outcome=Outcome.OK, found=found)
 
 
 def check_host(name: str | None = None) -> Check:
-    """See that this machine's name leads to an address, as other nodes need it to.
+    """Check that this machine's name resolves to an address, as other nodes need it.
 
     Args:
         name: Host name; None takes this machine's.
@@ -217,15 +218,15 @@ def check_host(name: str | None = None) -> Check:
 
 
 def check_port(environment: Mapping[str, str] = os.environ) -> Check:
-    """See that the port at which ranks meet is free, where one is named and none holds it yet.
+    """Check that MASTER_PORT, if set, is free, unless the ranks hold the port already.
 
     Args:
-        environment: ``MASTER_PORT``.
+        environment: Mapping with ``MASTER_PORT``.
     """
     port = environment.get("MASTER_PORT", "")
     if not port.isdigit():
         return Check(
-            name="port", outcome=Outcome.OK, found="MASTER_PORT is not set: a free one is taken"
+            name="port", outcome=Outcome.OK, found="MASTER_PORT is not set: a free port is used"
         )
     if "RANK" in environment:
         try:
@@ -242,7 +243,7 @@ def check_port(environment: Mapping[str, str] = os.environ) -> Check:
 
 
 def check_slurm() -> Check:
-    """Ask Slurm for its partitions, where it is installed."""
+    """Ask Slurm for its partitions, if Slurm is installed."""
     program = shutil.which("sinfo")
     if program is None:
         return Check(
@@ -269,9 +270,9 @@ def check_slurm() -> Check:
 
 
 def _try_writing(folder: Path) -> str:
-    """Do in a folder what checkpoints do; return what was refused, or nothing.
+    """Try the file operations of a checkpoint; return the refused one, or an empty string.
 
-    A folder that is not there yet is tried in the nearest one above it.
+    If the folder does not exist, the trial uses the nearest existing parent.
     """
     import fcntl
 

@@ -1,12 +1,13 @@
-"""torchrun, with two things added that a scheduler and a pipeline need.
+"""Run torchrun, with two additions for schedulers and pipelines.
 
-``python -m launchers.ranks <torchrun options> -m trainer.cli.main train ...`` starts the ranks. A
-USR1 or USR2 that arrives here goes on to the ranks, which checkpoint and stop at the next step
-(torchrun itself would die of it); and if any rank ended with 75, stopped with a checkpoint, so does
-this process, so that the caller knows to start it again. So it does where the signal came before
-there was anything to save: no rank yet, or one that died of it while Python was starting.
+``python -m launchers.ranks <torchrun options> -m trainer.cli.main train ...`` starts the ranks.
+USR1 and USR2 are passed on to the ranks, which checkpoint and stop at the next step (torchrun
+itself would die of the signal). If any rank stopped with a checkpoint (exit code 75), this process
+ends with 75 too, so that the caller knows to start it again. The exit code is also 75 if the signal
+arrived before there was anything to save: before the first rank, or while Python was starting.
 
-TERM is torchrun's: ``srun`` sends it to the other tasks where one has failed, which is a failure.
+TERM is left to torchrun: after a task has failed, ``srun`` sends TERM to the other tasks, and that
+counts as a failure.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from trainer.environment import prepare
 from trainer.errors import EXIT_FAILED, EXIT_REQUEUE, TrainingError
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that go on to the ranks."""
+"""Signals that are passed on to the ranks."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,16 +52,16 @@ def main(argv: list[str] | None = None) -> int:
     before = sys.argv
     sys.argv = ["torchrun", *words]
     try:
-        # By name, not by import: this package must not load torch on its own account.
+        # Compare the name: this package must not import torch itself.
         runpy.run_module("torch.distributed.run", run_name="__main__")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILED if stop.code else 0
     except Exception as error:
-        if getattr(error, "sigval", None) == signal.SIGINT:  # torchrun's, once it has ranks
+        if getattr(error, "sigval", None) == signal.SIGINT:  # from torchrun, once ranks exist
             print(interrupt.line(), file=sys.stderr)
             return interrupt.exit_code()
         codes = _exit_codes(error)
-        # A rank that died of the signal was still starting: it had caught none yet.
+        # A rank that died of the signal was still starting and had no handler yet.
         if EXIT_REQUEUE in codes or any(-code in passed_on for code in codes):
             return EXIT_REQUEUE
         print(f"tnr: error: ranks ended with {codes or error}", file=sys.stderr)
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def children(parent: int) -> list[int]:
-    """Process ids of the direct children of a process (Linux).
+    """Return the process ids of a process's direct children (Linux).
 
     Args:
         parent: Process id.
@@ -86,14 +87,14 @@ def children(parent: int) -> list[int]:
             if int(after_name.rpartition(")")[2].split()[1]) == parent:
                 found.append(int(folder.name))
         except (OSError, IndexError, ValueError):
-            continue  # it ended while we looked
+            continue  # the process ended meanwhile
     return found
 
 
 def _pass_on(number: int, passed_on: set[int]) -> None:
     ranks = children(os.getpid())
     if not ranks:
-        # No exception: one that is raised inside an import may be taken for a missing package.
+        # Raise no exception: inside an import it could be mistaken for a missing package.
         said = f"{signal.Signals(number).name}: stopped before the ranks started\n"
         with contextlib.suppress(OSError):
             os.write(2, said.encode())
@@ -105,7 +106,7 @@ def _pass_on(number: int, passed_on: set[int]) -> None:
 
 
 def _exit_codes(error: BaseException) -> list[int]:
-    """Exit codes of the ranks that torchrun's error names; empty for any other error."""
+    """Return the exit codes in torchrun's error; an empty list for any other error."""
     failures = getattr(error, "failures", {})
     return sorted({failure.exitcode for failure in getattr(failures, "values", list)()})
 

@@ -1,4 +1,4 @@
-"""YAML mappings to dataclasses: a wrong key or type is one clear line with the nearest name."""
+"""Convert YAML mappings to dataclasses; a wrong key or type gives a one-line error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], values: Any, where: str) -> T:
-    """Make a dataclass of a mapping, nested ones too.
+    """Make a dataclass from a mapping, including nested dataclasses.
 
     Args:
-        cls: A dataclass of plain types, ``X | None``, tuples, mappings of texts to one of these or
-            to ``Any``, and dataclasses.
-        values: What the YAML said.
-        where: Dotted place, for messages; "" at the top.
+        cls: A dataclass whose fields are plain types, ``X | None``, tuples, mappings from strings
+            to one of these or to ``Any``, and dataclasses.
+        values: The parsed YAML.
+        where: Dotted path of the section, for messages; "" at the top.
 
     Raises:
         ConfigError: A key is unknown or missing, or a value has the wrong type or is empty.
@@ -35,7 +35,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(fields)}"
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(fields)}"
             raise ConfigError(f"{shown(_join(where, str(key)))[1:-1]} is not a setting; {hint}")
     for name, field in fields.items():
         no_default = field.default is dataclasses.MISSING
@@ -43,16 +43,16 @@ def build(cls: type[T], values: Any, where: str) -> T:
             raise ConfigError(f"{_join(where, name)} is missing")
     given = {key: convert(hints[key], value, _join(where, key)) for key, value in values.items()}
     for key, value in given.items():
-        if value == "":  # of a path, the working directory
+        if value == "":  # an empty path would mean the working directory
             raise ConfigError(f"{_join(where, key)} is empty; give it a value, or leave it out")
     return cls(**given)
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """One value to the type that a field asks for.
+    """Convert one value to the type of its field.
 
     Raises:
-        ConfigError: It has another type; names the place, the value and what was expected.
+        ConfigError: The value has another type; the message has the key and both types.
     """
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -72,7 +72,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             convert(str, key, f"a key of {where}"): convert(inside[1], item, f"{where}.{key}")
             for key, item in value.items()
         }
-    if isinstance(value, Scalar):  # a text is what was written, with or without quotes
+    if isinstance(value, Scalar):  # a string keeps its spelling, with or without quotes
         value = str(value) if hint is str or origin is typing.Literal else value.value
     if origin is typing.Literal:
         if value not in inside:

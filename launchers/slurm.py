@@ -1,8 +1,8 @@
-"""Slurm scripts as a pure function of steps and a few facts about the cluster.
+"""Make Slurm scripts as a pure function of steps and a few cluster facts.
 
-One Slurm task a node, which starts its ranks with torchrun (:mod:`launchers.ranks`), or one task a
-rank; port and rendezvous id come from the job's id and attempt. A step with an array is an array
-job. Dependencies are ``afterok``, so nothing runs on the results of a job that failed.
+Each node runs one Slurm task, which starts its ranks with torchrun (:mod:`launchers.ranks`), or
+each rank is a Slurm task. Port and rendezvous id come from the job's id and attempt. A step with an
+array is an array job. Dependencies are ``afterok``, so no step uses results of a failed job.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ fi
 """
 
 _STARTS_AGAIN = """\
-# Who dies of USR1 or USR2 was still starting, with nothing to save: it starts again.
+# A process that dies of USR1 or USR2 was still starting, with nothing to save: start it again.
 if [[ $code -eq 138 || $code -eq 140 ]]; then code=75; fi
 """
 
 _CANNOT_GO_ON = """\
-# This step dies of USR1 and USR2 and keeps nothing: it would start over, and end like this again.
+# This step dies of USR1 and USR2 and saves nothing: a restart would end in the same way.
 if [[ $code -eq 138 || $code -eq 140 ]]; then
   echo "ended by the signal @{signal_s} s before its time limit: raise resources.minutes" >&2
   code=1
 fi
 """
 
-# Run by every task, so what begins with $ is expanded there and not in the batch shell. The trap is
-# there because Slurm signals every process of a task, and this shell must outlive its child.
+# Every task runs this text, so $ is expanded in the task and not in the batch shell. The trap is
+# needed because Slurm signals every process of a task, and this shell must outlive its child.
 _TASK = """trap : USR1 USR2 TERM
 @{ranks}
 code=0
@@ -80,33 +80,33 @@ _BARE_WORD = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 
 
 class _Template(string.Template):
-    """Placeholders as ``@{name}``, because ``$`` belongs to the shell."""
+    """Template with placeholders like ``@{name}``, because the shell uses ``$``."""
 
     delimiter = "@"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """What a script must know about the cluster."""
+    """The facts about the cluster that a script needs."""
 
     partition: str | None = None
-    """Partition, if there is a choice."""
+    """Partition, if the cluster offers several."""
     account: str | None = None
-    """Account that is charged."""
+    """Account to charge."""
     qos: str | None = None
     """Quality of service."""
     constraint: str | None = None
     """Features that nodes must have."""
     signal_s: int = 180
-    """Seconds before the time limit at which the ranks are told to checkpoint."""
+    """Seconds before the time limit at which the ranks get the signal to checkpoint."""
     max_requeues: int = 20
-    """How often a job that stopped with a checkpoint starts again."""
+    """How often a job that stopped with a checkpoint is requeued."""
     max_array_tasks: int = 8
-    """Tasks of an array job that run at the same time."""
+    """Number of tasks of an array job that may run at the same time."""
     tasks: Literal["per_node", "per_rank"] = "per_node"
-    """One Slurm task a node, which starts its ranks with torchrun, or one task a rank."""
+    """One Slurm task per node, which starts its ranks with torchrun, or one task per rank."""
     network_interface: str | None = None
-    """Interface that ranks talk over (gloo and NCCL); None lets them find one."""
+    """Network interface of the ranks (gloo and NCCL); None lets them find one."""
     python: str = "python"
     """The interpreter of the environment on the nodes (or in the container)."""
     modules: tuple[str, ...] = ()
@@ -123,11 +123,11 @@ class ClusterConfig:
     """Further ``#SBATCH`` options, such as ``--exclude=node07``."""
 
     def __post_init__(self) -> None:
-        """Refuse what would silently become another directive or another shell line.
+        """Refuse values that would silently become another directive or another shell line.
 
         Raises:
-            ConfigError: A value is empty or holds a control character, the name of a variable is
-                not one, or a count is negative.
+            ConfigError: A value is empty or holds a control character, a variable has an invalid
+                name, or a count is negative.
         """
         for name, value in vars(self).items():
             words = value if isinstance(value, tuple) else (value,)
@@ -141,7 +141,7 @@ class ClusterConfig:
                 raise ConfigError(f"cluster.directives: {shown(directive)}; expected --name=value")
         for name in self.env:
             if not _VARIABLE.fullmatch(name):
-                raise ConfigError(f"cluster.env: {shown(name)} is not the name of a variable")
+                raise ConfigError(f"cluster.env: {shown(name)} is not a valid variable name")
         counts = {"signal_s": 0, "max_requeues": 0, "max_array_tasks": 1}
         for name, least in counts.items():
             if getattr(self, name) < least:
@@ -154,7 +154,7 @@ def load_cluster(path: str | Path) -> ClusterConfig:
     """Read a cluster file; ``launchers/templates/cluster.yaml`` explains every key.
 
     Raises:
-        ConfigError: A key or value is wrong; names the file and the place.
+        ConfigError: A key or value is wrong; the message names the file and the key.
     """
     content = read_yaml(path)
     try:
@@ -165,7 +165,7 @@ def load_cluster(path: str | Path) -> ClusterConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """A step's script and what it waits for."""
+    """A step's script and the steps that it waits for."""
 
     step: Step
     script: str
@@ -173,11 +173,11 @@ class Job:
     digest: str
 
     def submit_words(self, ids: Mapping[str, str], path: Path) -> list[str]:
-        """The ``sbatch`` command line.
+        """Return the ``sbatch`` command line.
 
         Args:
-            ids: Job ids of steps that were submitted; needs without one are done already.
-            path: Where the script lies.
+            ids: Job ids of submitted steps; a needed step without a job id is done already.
+            path: Path of the script.
         """
         words = ["sbatch", "--parsable"]
         waits = [ids[need] for need in self.needs if need in ids]
@@ -189,18 +189,18 @@ class Job:
 def make_job(
     step: Step, cluster: ClusterConfig, folder: Path, digest: str, left: Sequence[int] = ()
 ) -> Job:
-    """The batch script of one step.
+    """Make the batch script of one step.
 
     Args:
-        step: What to run.
-        cluster: Where.
+        step: The step to run.
+        cluster: The cluster's facts.
         folder: The pipeline's folder of stamps and logs.
         digest: The step's digest, for its stamp.
-        left: Tasks of an array that are to do; none stands for all.
+        left: Unfinished tasks of an array; an empty sequence stands for all tasks.
 
     Raises:
-        ConfigError: The signal before the time limit would come before the job has begun, or the
-            folder cannot be written into a script.
+        ConfigError: The signal would come before the job has begun, or the folder's path cannot be
+            written into a script.
     """
     resources = step.resources
     _check_folder(folder)
@@ -214,7 +214,7 @@ def make_job(
     cpus = max(1, resources.cpus // tasks)
     quoted = shlex.quote(str(folder))
     array = len(step.array)
-    # Slurm puts ids in the place of %A, %a and %j; %% stands for a % of the folder's own.
+    # Slurm replaces %A, %a and %j by ids; %% stands for a % in the folder's path.
     log = f"{str(folder).replace('%', '%%')}/{step.name}-{'%A_%a' if array else '%j'}.slurm.log"
     task = ' --task "$SLURM_ARRAY_TASK_ID"' if array else ""
     rendezvous = ""
@@ -251,7 +251,7 @@ def make_jobs(
     digests: Mapping[str, str],
     left: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Job]:
-    """Batch scripts of steps, in their order; ``left`` as of :func:`make_job`, by step."""
+    """Make the batch scripts of steps, in order; ``left`` as in :func:`make_job`, by step."""
     tasks = left or {}
     return [
         make_job(step, cluster, folder, digests[step.name], tasks.get(step.name, ()))
@@ -260,7 +260,7 @@ def make_jobs(
 
 
 def render(jobs: Sequence[Job], folder: Path) -> str:
-    """Everything that would be submitted, as text: each script, then its ``sbatch`` line."""
+    """Return everything to submit as text: each script, then its ``sbatch`` line."""
     parts = []
     ids: dict[str, str] = {}
     for job in jobs:
@@ -273,27 +273,27 @@ def render(jobs: Sequence[Job], folder: Path) -> str:
 
 
 def script_path(folder: Path, step: Step) -> Path:
-    """Where a step's script is written."""
+    """Return the path of a step's script."""
     return folder / "slurm" / f"{step.name}.sbatch"
 
 
 def submit(
     jobs: Sequence[Job], folder: Path, book: JobBook, queued: Mapping[str, str]
 ) -> dict[str, str]:
-    """Write the scripts and submit them in order; what is queued already is left alone.
+    """Write the scripts and submit them in order, except for steps that are queued already.
 
     Args:
-        jobs: In an order in which needs come first.
+        jobs: Jobs in an order in which needed steps come first.
         folder: The pipeline's folder.
-        book: Where the ids are kept; :func:`launchers.jobs.submission` gives it and ``queued``.
-        queued: Job ids of steps that are queued or running; what needs them waits for them.
+        book: Keeps the job ids; :func:`launchers.jobs.submission` yields it and ``queued``.
+        queued: Job ids of queued or running steps; steps that need them wait for them.
 
     Returns:
-        Job id of each step that was submitted.
+        Job id of each submitted step.
 
     Raises:
-        TinyNewsRecError: ``sbatch`` refused a script, or a step is queued with another command
-            than now; names those submitted.
+        TinyNewsRecError: ``sbatch`` refused a script, or a step is queued with another command; the
+            message names the submitted steps.
     """
     for job in jobs:
         name = job.step.name
@@ -327,19 +327,22 @@ def _check_folder(folder: Path) -> None:
     refuse_control(str(folder), "the folder of scripts and logs")
     if str(folder).startswith("-"):
         raise ConfigError(
-            f"the folder of scripts and logs is {shown(str(folder))}; sbatch would take the path of"
-            " a script there for an option: give an absolute path"
+            f"the folder of scripts and logs is {shown(str(folder))}; sbatch would read a script's "
+            "path in it as an option: give an absolute path"
         )
     if "\\" in str(folder):
         raise ConfigError(
             f"the folder of scripts and logs is {shown(str(folder))}; Slurm drops a \\ from the "
-            "path of a log, and then puts no job id there: choose a folder without"
+            "path of a log and then inserts no job id: choose a folder without a \\"
         )
 
 
 def _sbatch_word(value: str) -> str:
-    """A value as ``sbatch`` reads it from a directive, in which only double quotes and backslashes
-    quote in all versions, and ``#`` begins a comment even between quotes."""
+    """Quote a value for an ``sbatch`` directive.
+
+    Only double quotes and backslashes quote in all versions of Slurm; ``#`` begins a comment even
+    between quotes.
+    """
     if _BARE_WORD.fullmatch(value):
         return value
     return '"' + re.sub(r'([\\"#])', r"\\\1", value) + '"'
@@ -377,7 +380,7 @@ def _setup(cluster: ClusterConfig) -> list[str]:
 
 
 def _command(step: Step, cluster: ClusterConfig) -> str:
-    """The command as a shell array, with the task's own words where there are several tasks."""
+    """Return the command as a shell array; several tasks each append their own words."""
     words = [cluster.python, "-m", "trainer.cli.main", *step.command[1:]]
     text = f"command=({shlex.join(words)})\n"
     if step.array:
@@ -390,8 +393,8 @@ def _command(step: Step, cluster: ClusterConfig) -> str:
 
 
 def _launch(step: Step, cluster: ClusterConfig, cpus: int) -> str:
-    """What follows ``srun`` and its fixed options."""
-    # Since Slurm 22.05 srun does not take the job's --cpus-per-task over by itself.
+    """Return the words that follow ``srun`` and its fixed options."""
+    # Since Slurm 22.05 srun does not inherit the job's --cpus-per-task.
     options = shlex.join([f"--cpus-per-task={cpus}", *cluster.srun])
     before = f"{shlex.join(cluster.container)} " if cluster.container else ""
     resources = step.resources
@@ -412,7 +415,7 @@ def _launch(step: Step, cluster: ClusterConfig, cpus: int) -> str:
             ' --rdzv-id="$RENDEZVOUS_ID" --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"'
             ' --rdzv-conf="is_host=$is_host" --max-restarts=0 "$@"'
         )
-        # The ranks run the module, so the interpreter and its -m are left out of the command.
+        # The ranks run the module, so leave the interpreter and -m out of the command.
         words = '"${command[@]:1}"'
     task = _Template(_TASK).substitute(ranks=ranks, run=run)
     return f"{options} bash -c {shlex.quote(task)} task {words}"

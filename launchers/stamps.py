@@ -1,7 +1,7 @@
-"""Stamps: one JSON file a step that says what was run, when, and how it ended.
+"""Keep stamps: one JSON file per step with its command, times and outcome.
 
-A step is done when its stamp says so for the very same command (and the same commands before it)
-and what proves it is still there. No decision is made by file times.
+A step is done if its stamp says so for the very same command (and the same commands before it) and
+if the files that prove the step done still exist. File times decide nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_BYTES = 1 << 20
 
 
 class State(StrEnum):
-    """Where a step stands."""
+    """State of a step."""
 
     TO_DO = "to do"
     RUNNING = "running"
@@ -45,19 +45,19 @@ class Stamp:
     end: float | None = None
     exit_code: int | None = None
     job: str | None = None
-    """Slurm's id of the job that ran it; None for a run on this machine."""
+    """Slurm's id of the job that ran the step; None for a run on this machine."""
     attempt: int = 1
-    """Which start of that job it was."""
+    """Number of the job's start: 0, or the number of requeues."""
     nodes: str | None = None
-    """The job's nodes, as Slurm lists them."""
+    """The job's nodes, in Slurm's notation."""
 
     @property
     def seconds(self) -> float | None:
-        """How long the attempt took; None while it runs."""
+        """Return the seconds that the attempt took; None while it runs."""
         return None if self.end is None else self.end - self.start
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is written to JSON, with readable times beside the exact ones."""
+        """Return the JSON content, with readable times beside the exact ones."""
         return {
             "step": self.step,
             "state": str(self.state),
@@ -79,17 +79,17 @@ class Stamps:
     """The stamps and logs of a pipeline: the folder ``<run>/pipeline``."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep them in ``folder``, which is made when the first is written."""
+        """Keep the stamps in ``folder``, which the first write makes."""
         self.folder = folder
 
     def log(self, step: Step) -> Path:
-        """Where a step's output goes."""
+        """Return the path of a step's log."""
         return self.folder / f"{step.name}.log"
 
     def read(self, step: Step, task: int | None = None) -> Stamp | None:
-        """The stamp of a step, or of one task of an array job; None if there is none to be read.
+        """Read the stamp of a step or of one array task; return None without one.
 
-        One that is damaged or of another version counts as none: the step is not done.
+        A damaged stamp, or one of another version, is ignored: the step is not done.
         """
         try:
             return self.check(step, task)
@@ -97,10 +97,10 @@ class Stamps:
             return None
 
     def check(self, step: Step, task: int | None = None) -> Stamp | None:
-        """Read a stamp for people, who want to know why it counts as none.
+        """Read a stamp for a person, who needs to know why a stamp is ignored.
 
         Raises:
-            DamageError: It is there, but is not what a step writes.
+            DamageError: The stamp exists, but its content is not a step's stamp.
         """
         path = self._path(step, task)
         if not path.exists():
@@ -114,17 +114,17 @@ class Stamps:
         """Replace the stamp of a step, or of one task of an array job."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self._path(step, task), stamp.to_dict())
-        if task is not None:  # a stamp of an earlier run here would hide those of the tasks
+        if task is not None:  # a stamp of an earlier local run would hide the stamps of the tasks
             self._path(step, None).unlink(missing_ok=True)
 
     def state(self, step: Step, digest: str) -> State:
-        """Where a step stands, for the command that its digest belongs to.
+        """Return the state of a step for the command that the digest belongs to.
 
-        ``STALE`` means that it (or a part of it) was made by another command or from the results of
-        another command, and that its output is still there.
+        ``STALE`` means that the step (or a part of it) was made by another command, or from the
+        results of another command, and that its output still exists.
         """
         stamp, by_tasks = self.read(step), self._array_state(step, digest)
-        if stamp is None or by_tasks is State.DONE:  # a run here may have failed before
+        if stamp is None or by_tasks is State.DONE:  # a local run may have failed before
             return by_tasks
         if stamp.digest != digest:
             there = step.output is not None and Path(step.output).exists()
@@ -134,7 +134,7 @@ class Stamps:
         return stamp.state
 
     def tasks_left(self, step: Step, digest: str) -> list[int]:
-        """Tasks of an array job that are not done, for the command that the digest belongs to."""
+        """Return the unfinished tasks of an array job, for the digest's command."""
         found = [self.read(step, task) for task in range(len(step.array))]
         return [
             task
@@ -143,7 +143,7 @@ class Stamps:
         ]
 
     def _array_state(self, step: Step, digest: str) -> State:
-        """Tasks of an array job stamp themselves; the step is done when all of them are."""
+        """Derive an array's state from its tasks' stamps; all tasks must be done."""
         found = [self.read(step, task) for task in range(len(step.array))]
         states = {s.state if s is not None and s.digest == digest else State.TO_DO for s in found}
         if states == {State.DONE} and proved(step):
@@ -159,26 +159,26 @@ class Stamps:
 
 
 def proved(step: Step) -> bool:
-    """Whether every path that proves a step done exists."""
-    # Only * is a pattern: a run folder may well be called runs/[1].
+    """Tell whether every path that proves a step done exists."""
+    # Only * is a pattern: a run folder may have a name such as runs/[1].
     patterns = (glob.escape(path).replace("[*]", "*") for path in step.proof)
     return all(any(True for _ in glob.iglob(pattern)) for pattern in patterns)  # noqa: PTH207
 
 
 def refuse_stale(stale: Sequence[Step], remedy: str) -> None:
-    """Refuse to go on beside outputs of other commands: a training takes them for its own.
+    """Refuse to continue beside outputs of other commands, which a training would reuse.
 
     Args:
-        stale: Steps that are :attr:`State.STALE`.
-        remedy: How their outputs get out of the way, where the caller runs.
+        stale: Steps whose state is :attr:`State.STALE`.
+        remedy: How the caller's user removes or moves the outputs.
 
     Raises:
-        UsageError: There is one; names all.
+        UsageError: A step is stale; the message names all such steps.
     """
     if stale:
         raise UsageError(
-            f"{', '.join(step.name for step in stale)}: made by another command, or from the "
-            f"results of another command, than the configuration now says. {remedy}; or name "
+            f"{', '.join(step.name for step in stale)}: the output was made by another command, or "
+            f"from results of another command, than the configuration now gives. {remedy}; or name "
             "another folder with --out"
         )
 

@@ -1,7 +1,7 @@
-"""What ``tnr pipeline status`` shows: each step's job, state, progress, time and log.
+"""Show each step's job, state, progress, time and log: ``tnr pipeline status``.
 
-Stamps say how steps ended, ``squeue`` (asked once, where there is one) what is queued or runs, and
-a training step's run folder how far it is.
+Stamps say how steps ended, ``squeue`` (asked once, if Slurm is installed) says what is queued or
+running, and a training step's run folder says how far the training is.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ class Row:
 
     step: str
     job: str | None
-    """Slurm's id, None for a step that ran here or has not run."""
+    """Slurm's job id; None for a step that ran here or has not run."""
     state: str
     """``to do``, ``queued``, ``running``, ``done``, ``stopped``, ``failed``, ``cancelled``,
-    ``stale``, or ``damaged``: its stamp cannot be read."""
+    ``stale``, or ``damaged`` (an unreadable stamp)."""
     reason: str | None
     """Why a queued job waits, or what is damaged."""
     requeued: int
-    """How often its job was queued again."""
+    """How often the job was requeued."""
     progress: str | None
-    """Steps and loss of a training, done tasks of an array."""
+    """Steps and loss of a training, or finished tasks of an array."""
     seconds: float | None
-    """Of the last attempt, up to now if it runs."""
+    """Duration of the last attempt, up to now if the step is running."""
     log: str | None
-    """The log of the newest job, else of the run here."""
+    """The log of the newest job, else of the local run."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is written to JSON."""
+        """Return the JSON content."""
         return dataclasses.asdict(self)
 
 
@@ -54,19 +54,19 @@ def status_rows(
     folder: Path,
     asked: Mapping[str, Queued] | None,
 ) -> list[Row]:
-    """The rows of all steps.
+    """Make the rows of all steps.
 
     Args:
         steps: The pipeline's steps.
-        known: Their digests.
+        known: The steps' digests.
         folder: The pipeline's folder of stamps.
-        asked: What ``squeue`` said; None if it could not be asked, and stamps alone count.
+        asked: Answer of ``squeue``; None if it could not be asked, and only stamps count.
     """
     here = is_running(folder)
     try:
         jobs = JobBook(folder).jobs
     except TinyNewsRecError:
-        jobs = {}  # whoever asked squeue has said so
+        jobs = {}  # the caller has already reported that squeue did not answer
     rows = []
     for step in steps:
         try:
@@ -77,7 +77,7 @@ def status_rows(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as aligned text."""
+    """Format rows as an aligned table."""
     cells = [["step", "job", "state", "progress", "seconds", "log"]]
     for row in rows:
         state = row.state if row.reason is None else f"{row.state} ({row.reason})"
@@ -85,7 +85,7 @@ def table(rows: Sequence[Row]) -> str:
             state += f", requeued {row.requeued} time{'s' if row.requeued > 1 else ''}"
         took = "" if row.seconds is None else f"{row.seconds:,.1f}"
         texts = (row.step, row.job or "", state, row.progress or "", took, row.log or "")
-        # A stamp or squeue may say anything.
+        # A stamp or squeue may hold any text.
         cells.append([shown_line(cell) for cell in texts])
     widths = [max(len(line[n]) for line in cells) for n in range(len(cells[0]))]
     lines = []
@@ -118,7 +118,7 @@ def _row(
     elif asked is not None and job is not None:
         state = _ended(state, latest)
     elif state == State.RUNNING and latest is not None and latest.job is None and not here:
-        state = str(State.STOPPED)  # the pipeline that wrote the stamp is gone
+        state = str(State.STOPPED)  # the pipeline that wrote the stamp no longer runs
     requeues = [stamp.attempt - 1 for stamp in written if stamp.job is not None]
     if queued is not None:
         requeues.append(queued.restarts)
@@ -152,8 +152,11 @@ def _tasks(step: Step) -> list[int | None]:
 
 
 def _ended(state: str, latest: Stamp | None) -> str:
-    """State of a step whose job Slurm no longer knows: it had no chance to say so itself if it was
-    cancelled while it waited, or killed. One that stopped with its requeues spent did say so."""
+    """Return the state of a step whose job Slurm no longer knows.
+
+    A job that was cancelled while it waited, or was killed, wrote no last stamp. A job that stopped
+    after its last requeue did write one.
+    """
     if state in (State.DONE, State.STOPPED, State.FAILED, State.STALE):
         return state
     by_job = latest is None or latest.job is not None
@@ -169,7 +172,7 @@ def _progress(step: Step, digest: str, stamps: Stamps) -> str | None:
         return None
     run = Path(step.output)
     if not (run / STATE).exists():
-        return None  # it has not begun
+        return None  # the training has not begun
     try:
         state, record = read_state(run), last_record(run, "train/loss")
         reached = reached_step(run, state, last_record(run))
@@ -188,8 +191,8 @@ def _seconds(latest: Stamp | None, state: str) -> float | None:
 
 
 def _log(step: Step, stamps: Stamps) -> str | None:
-    """The log of the newest job (ids rise), else that of a run on this machine."""
-    # A step's name may be the beginning of another's, so what follows it must be an id alone.
+    """Return the log of the newest job (ids rise), else that of a local run."""
+    # A step's name may be a prefix of another's, so only an id may follow the name.
     found = {}
     for path in stamps.folder.glob(f"{step.name}-[0-9]*.slurm.log"):
         ids = path.name[len(step.name) + 1 :].split(".")[0].split("_")

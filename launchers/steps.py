@@ -1,4 +1,4 @@
-"""A step of the method as data: what is run, what it needs and takes, and what proves it done."""
+"""Describe a step as data: command, needs, resources, and proof that it is done."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _GOING_ON = ("shards build", "shards tokenize", "teachers cache", "teachers logi
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a step takes where a scheduler asks; local runs look at ``processes`` alone."""
+    """Resources of a step for the scheduler; local runs read ``processes`` only."""
 
     nodes: int = 1
     """Machines."""
     processes: int = 1
-    """Ranks on each machine; more than one (or more machines) starts them with torchrun."""
+    """Ranks on each machine; torchrun starts the ranks if there are several."""
     cpus: int = 4
     """CPU cores on each machine."""
     gpus: int = 0
     """GPUs on each machine."""
     memory_gib: int | None = None
-    """Memory on each machine; None leaves it to the cluster."""
+    """Memory on each machine; None leaves the choice to the cluster."""
     minutes: int = 60
     """Time limit."""
 
     def __post_init__(self) -> None:
-        """Refuse what no machine has.
+        """Refuse impossible values.
 
         Raises:
             ConfigError: A number is too small.
@@ -53,7 +53,7 @@ class Resources:
 
     @property
     def distributed(self) -> bool:
-        """Whether the step is more than one rank."""
+        """Whether the step has more than one rank."""
         return self.nodes * self.processes > 1
 
 
@@ -62,28 +62,28 @@ class Step:
     """One command of the method.
 
     A step with ``array`` is several tasks that may run side by side: task i is ``command`` followed
-    by ``array[i]``. Here they run one after another, on Slurm as one array job.
+    by ``array[i]``. The tasks run one after another here, and as one array job on Slurm.
     """
 
     name: str
-    """Unique, letters, digits, ``-``, ``_`` and ``.``: it names files and jobs."""
+    """Unique name of letters, digits, ``-``, ``_`` and ``.``, used for files and jobs."""
     command: tuple[str, ...]
     """A ``tnr ...`` command line."""
     needs: tuple[str, ...] = ()
-    """Steps that must be done before."""
+    """Steps that must be done first."""
     array: tuple[tuple[str, ...], ...] = ()
-    """Further words of the command, one tuple a task; empty: one task with none."""
+    """Further words of the command, one tuple per task; empty means one task without any."""
     proof: tuple[str, ...] = ()
     """Paths that exist once the step is done; may hold ``*``."""
     output: str | None = None
-    """File or folder that belongs to this step alone, and that may be moved away to do it again."""
+    """File or folder of this step alone, which may be moved away to run the step again."""
     resources: Resources = Resources()
-    """What it takes."""
+    """Resources that the step asks for."""
     notes: tuple[str, ...] = ()
-    """What its user may not expect of its settings."""
+    """Notes on surprising effects of the step's settings."""
 
     def __post_init__(self) -> None:
-        """Refuse what would be another line, or another word, of a script or a log.
+        """Refuse text that would become another line or word of a script or log.
 
         Raises:
             ConfigError: The name has other characters, or a word holds a control character.
@@ -98,25 +98,25 @@ class Step:
 
     @property
     def kind(self) -> str:
-        """Verb, and recipe or action where it has one: steps of one kind take alike long."""
+        """Verb, and recipe or action, if any: steps of one kind take similar times."""
         words = 3 if self.command[1] in _VERBS_WITH_ACTION else 2
         return " ".join(self.command[1:words])
 
     @property
     def goes_on(self) -> bool:
-        """Whether the step, started again, goes on where it was stopped or killed."""
+        """Whether the step, started again, continues from its last checkpoint."""
         return self.command[1] == "train" or self.kind in _GOING_ON
 
     def tasks(self) -> list[tuple[str, ...]]:
-        """The command lines of all tasks, at least one."""
+        """Return the command lines of all tasks, at least one."""
         return [self.command + words for words in self.array] or [self.command]
 
 
 def in_order(steps: Iterable[Step]) -> list[Step]:
-    """Steps so that each comes after what it needs, else in the order given.
+    """Sort steps so that each follows its needs; otherwise keep the given order.
 
     Raises:
-        UsageError: A name comes twice, a need is unknown, or steps need each other.
+        UsageError: A name occurs twice, a needed step is unknown, or steps need each other.
     """
     left = list(steps)
     names = Counter(step.name for step in left)
@@ -141,15 +141,15 @@ def in_order(steps: Iterable[Step]) -> list[Step]:
 def choose(
     steps: Sequence[Step], *, only: str | None = None, until: str | None = None
 ) -> list[Step]:
-    """The steps to run: all, one by itself, or one with everything that it needs.
+    """Choose the steps to run: all, one alone, or one with its needs.
 
     Raises:
-        UsageError: No step has that name; the message lists those there are.
+        UsageError: No step has that name; the message lists the existing names.
     """
     by_name = {step.name: step for step in steps}
     for name in (only, until):
         if name is not None and refuse_control(name, "the name of a step") not in by_name:
-            raise UsageError(f"no step is called {name}; there is {', '.join(by_name)}")
+            raise UsageError(f"no step is called {name}; expected one of {', '.join(by_name)}")
     if only is not None:
         return [by_name[only]]
     if until is None:
@@ -165,12 +165,12 @@ def choose(
 
 
 def digests(steps: Sequence[Step]) -> dict[str, str]:
-    """A hash of each step's command and, through its needs, of all commands it rests on.
+    """Hash each step's command and, through its needs, all commands that it depends on.
 
-    Resources are not part of it: another time limit does not make a result stale.
+    Resources are not part of the hash: another time limit does not make a result stale.
 
     Args:
-        steps: In order (:func:`in_order`).
+        steps: Steps in order (:func:`in_order`).
     """
     found: dict[str, str] = {}
     for step in steps:

@@ -1,6 +1,6 @@
-"""Imports what steps need, inside the server that they are forked from (:mod:`launchers.child`).
+"""Import what steps need, inside the server that forks the steps (:mod:`launchers.child`).
 
-A module that cannot be imported is left out: the step that needs it will say what is wrong.
+A module that cannot be imported is skipped: the step that needs the module reports the error.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ MODULES = (
     "shards.build",
     "shards.tokenize",
 )
-"""Heavy modules of the steps. Not the command line itself: where it is the main module, Python runs
-it again in every child and would warn that it is there already."""
+"""Heavy modules of the steps, without the command line's own: if that is the main module, Python
+runs it again in every child and would warn that it is loaded already."""
 
 prepare()
 for _name in MODULES:

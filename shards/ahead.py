@@ -1,6 +1,6 @@
-"""Bringing the bodies of the coming windows over in the background, while training goes on.
+"""Fetch the bodies of the coming windows in the background while training continues.
 
-Nothing that is trained on depends on it: what has not come when a row is read is brought over then.
+Training depends on none of these fetches: a missing row is fetched when it is read.
 """
 
 import threading
@@ -14,21 +14,21 @@ from shards.order import EpochOrder, Position
 
 
 class ReadAhead:
-    """Fetches ahead for the columns of one set; does nothing for a set that is here.
+    """Fetches ahead for the columns of one set; does nothing for a local set.
 
     Safe to use from several threads.
 
     Args:
         order: The order in which training visits the rows.
-        columns: Columns of the set; those that are here are left out.
-        shards: How many shards to fetch beyond the window at hand.
+        columns: Columns of the set; local columns are ignored.
+        shards: Number of shards to fetch beyond the current window.
 
     Raises:
-        DataError: The cache is too small for a window and what is needed all the time.
+        DataError: The cache is too small for a window plus the files that are always needed.
     """
 
     def __init__(self, order: EpochOrder, columns: Sequence[ColumnReader], shards: int) -> None:
-        """Look at the sizes; nothing is fetched yet."""
+        """Compute the sizes; fetch nothing yet."""
         self._order = order
         self._columns = columns
         self._shards = shards
@@ -47,7 +47,7 @@ class ReadAhead:
             self._check_room()
 
     def at(self, position: Position) -> None:
-        """Say that training reads the rows before this position now."""
+        """Record that training now reads the rows before this position."""
         if self._cache is None:
             return
         with self._changed:
@@ -100,13 +100,13 @@ class ReadAhead:
             try:
                 cell.bring(cell.windowed())
             except DataError:
-                # Said on standard error already. Whoever reads the row will ask again, and it is
-                # an error for him then.
+                # The error is already on standard error. A later read of the row fetches again and
+                # raises the error.
                 self._window = ()
                 return
 
     def _wanted(self, position: Position) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shards of the window at hand, and those with the ones after it that fit into the room."""
+        """Return the shards of the current window, and those plus the next ones that fit."""
         windows = self._order.windows_from(position)
         window = tuple(next(windows))
         wanted, room = list(window), self._room - sum(map(self._bytes, window))

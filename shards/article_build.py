@@ -1,6 +1,6 @@
-"""Building article sets: which rows are articles, and what the report and the counts say of them.
+"""Build article sets: decide which rows are articles, and write the report and the counts.
 
-The course of the build is in :mod:`shards.spooled_build`; the records of all spools decide, in the
+:mod:`shards.spooled_build` has the phases of the build; the records of all spools decide, in the
 order of the inputs, which rows are articles (:mod:`shards.duplicates`).
 """
 
@@ -46,7 +46,7 @@ _FEW_QUOTED = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ArticleOptions:
-    """How articles are to be built."""
+    """Options of an article build."""
 
     fields: ArticleFields
     samples_per_shard: int
@@ -61,7 +61,7 @@ class ArticleBuild(SpooledBuild):
     def __init__(
         self, publisher: SetPublisher, workers: Workers, intake: Intake, options: ArticleOptions
     ) -> None:
-        """Start with nothing read."""
+        """Start without any rows."""
         super().__init__(publisher, workers, intake)
         self.options = options
         self.unused_fields: list[str] = []
@@ -75,10 +75,10 @@ class ArticleBuild(SpooledBuild):
         """Build and publish the set.
 
         Raises:
-            DataError: If too many rows are refused, or a field occurs in no row.
-            DamageError: If an input cannot be read to its end.
-            OSError: If something cannot be written.
-            BrokenProcessPool: If a process was killed.
+            DataError: Too many rows are refused, or a field occurs in no row.
+            DamageError: An input cannot be read to its end.
+            OSError: A file cannot be written.
+            BrokenProcessPool: A process was killed.
         """
         bodies, num_bodies = None, 0
         if body_file is not None:
@@ -113,7 +113,7 @@ class ArticleBuild(SpooledBuild):
         return self.publisher.publish(shards, fields_of(mask))
 
     def _spool(self, job: SpoolJob, reader: FieldReader, required: tuple[str, ...]) -> None:
-        """Make the spools of one input, and see that every named field occurred."""
+        """Make the spools of one input, and check that every named field occurs."""
         if job.form == "mind":
             for facts in self.spool(job):
                 self._add_quoting(job, facts)
@@ -122,7 +122,7 @@ class ArticleBuild(SpooledBuild):
         columns = reader.required_columns(required)
         if job.form == "parquet":
             reader.note_leaves(leaf_names(job.file))
-        if job.form != "jsonl":  # tables have been asked for their columns
+        if job.form != "jsonl":  # the columns of a table are checked when it is opened
             required = ()
         rows = refused_first = 0
 
@@ -145,7 +145,7 @@ class ArticleBuild(SpooledBuild):
         self._quoting += np.array(facts.get("quoting", (0, 0, 0)), np.int64)
 
     def _note_quoting(self, job: SpoolJob) -> None:
-        """Note a file that looks as if it had been written with quoting."""
+        """Note a file that seems to have been written with quoting."""
         quoted, others, rows = self._quoting.tolist()
         self._quoting[:] = 0
         if quoted <= others or quoted < _FEW_QUOTED:
@@ -200,7 +200,7 @@ class ArticleBuild(SpooledBuild):
     def _list_duplicates(
         self, reads: Sequence[ReadChunk], verdict: np.ndarray, stands_for: np.ndarray
     ) -> None:
-        """Write which ids stand for which rows, beside those that the samples have."""
+        """List each duplicate id with the row that stands for it."""
         if len(stands_for) == 0:
             return
         dropped = verdict == DUPLICATE_CONTENT

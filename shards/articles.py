@@ -1,4 +1,4 @@
-"""From one chunk of an input to its spool: articles, or bodies of a second file."""
+"""Convert one chunk of an input to a spool of articles or of bodies."""
 
 import mmap
 from collections.abc import Iterable, Mapping
@@ -19,8 +19,8 @@ from shards.writer import encode_sample
 
 REQUIRED = ("id", "title")
 UNTYPED = ("csv", "tsv")
-"""Formats that know nothing but text, so that whole numbers may come as ``17.0``."""
-# Where a body is from, by the number in a row's record; the name of the count.
+"""Formats in which every value is text, so that whole numbers may be written ``17.0``."""
+# Origin of a body: the number in a row's record, and the name of the count.
 ORIGINS = ("", "body_from_second_file", "body_from_abstract", "body_empty")
 _OWN, _SECOND_FILE, _ABSTRACT, _EMPTY = range(4)
 _FIELD_BIT = {name: 1 << place for place, name in enumerate(FIELD_NAMES)}
@@ -28,13 +28,13 @@ _FIELD_BIT = {name: 1 << place for place, name in enumerate(FIELD_NAMES)}
 
 @dataclass(frozen=True)
 class BodyJob(SpoolJob):
-    """Spools bodies: the payload is the text."""
+    """Spools bodies; the payload is the text."""
 
     fields: ArticleFields
     normalised: bool
 
     def taker(self, spool: SpoolWriter) -> Taker:
-        """Return what takes the rows of a chunk into ``spool``."""
+        """Return the object that moves a chunk's rows into ``spool``."""
         return _BodyTaker(self, spool)
 
 
@@ -61,17 +61,18 @@ class _BodyTaker(Taker):
 
 
 class Quoting:
-    """Counts quoted fields in TSV, which is read without quoting.
+    r"""Counts quoted fields in TSV, which is read without quoting.
 
-    pandas' ``to_csv(sep="\\t")`` puts a field that has a quote into quotes and doubles those that
-    it has; so where that wrote the file, every field with a quote looks so.
+    pandas' ``to_csv(sep="\t")`` encloses a field with a quote in quotes and doubles the quotes
+    inside. In a file from pandas, every field with a quote therefore looks like that.
 
     Attributes:
-        counts: Fields in quotes with doubled ones, other fields with a quote, rows with the first.
+        counts: Enclosed fields with doubled quotes, other fields with a quote, and rows that have
+            an enclosed field.
     """
 
     def __init__(self) -> None:
-        """Start with no fields."""
+        """Start with zero counts."""
         self.counts = [0, 0, 0]
 
     def look(self, columns: Iterable[str]) -> None:
@@ -93,7 +94,7 @@ class Quoting:
 
 @dataclass(frozen=True)
 class ArticleJob(SpoolJob):
-    """Spools articles: the payload is the sample as it will lie in the shard."""
+    """Spools articles; the payload is the sample in its final form."""
 
     fields: ArticleFields
     normalised: bool
@@ -102,7 +103,7 @@ class ArticleJob(SpoolJob):
     near_duplicates: bool
 
     def taker(self, spool: SpoolWriter) -> Taker:
-        """Return what takes the rows of a chunk into ``spool``."""
+        """Return the object that moves a chunk's rows into ``spool``."""
         return _ArticleTaker(self, spool)
 
 
@@ -160,7 +161,7 @@ def fields_of(mask: int) -> tuple[str, ...]:
 
 
 def _body(found: Mapping[str, str], second: str | None) -> tuple[str, int]:
-    """Return an article's body and where it is from."""
+    """Return an article's body and the number of its origin."""
     if second is not None:
         return second, _SECOND_FILE
     if "body" in found:
@@ -174,20 +175,20 @@ def _hash_fields(found: Mapping[str, str]) -> bytes:
     return hash_text("\0".join(f"{name}\0{found[name]}" for name in sorted(found)), 8)
 
 
-# Where a body is: place of its spool in the list of spools, first byte, bytes.
+# Place of a body: index of its spool in the list of spools, first byte, number of bytes.
 _PLACE_DTYPE = np.dtype([("low", "<u8"), ("offset", "<u8"), ("spool", "<u4"), ("length", "<u4")])
 
 
 def write_body_index(path: Path, spools: list[Spool], first: np.ndarray) -> int:
-    """Write the index by which articles find their bodies.
+    """Write the index that finds the body of an article.
 
-    The file holds the first halves of the hashes of the ids, sorted, and then for each of them a
-    record of where the body is; it is mapped, so the bodies cost no memory.
+    The file holds the first halves of the hashes of the ids, sorted, and then one record per hash
+    with the place of the body. The index is memory-mapped, so bodies take no memory.
 
     Args:
-        path: Where to; the names of the spools go beside it.
+        path: Output path; the names of the spools are written beside it.
         spools: The spools of the file with bodies.
-        first: bool ``[n]``: whether a row of the spools is the first of its id.
+        first: bool ``[n]``: whether a row of the spools is the first one with its id.
 
     Returns:
         The number of bodies.
@@ -212,7 +213,7 @@ def write_body_index(path: Path, spools: list[Spool], first: np.ndarray) -> int:
 
 
 class BodyIndex:
-    """Finds the bodies that were spooled; nothing but what is looked at is in memory."""
+    """Finds spooled bodies; only the parts that are read are in memory."""
 
     def __init__(self, path: Path) -> None:
         """Map the index."""
@@ -230,7 +231,7 @@ class BodyIndex:
         """Return the body of an article, or None.
 
         Raises:
-            DamageError: If a spool was damaged meanwhile.
+            DamageError: A spool was damaged in the meantime.
         """
         if self._count == 0:
             return None

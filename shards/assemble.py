@@ -1,4 +1,4 @@
-"""From the spools to the shards, each written whole, by whichever process."""
+"""Write the shards from the spools; any process may write any whole shard."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from shards.writer import ShardFile
 
 @dataclass(frozen=True)
 class Piece:
-    """Samples that lie in one spool."""
+    """Samples in one spool."""
 
     spool: Path
     offsets: np.ndarray
@@ -45,13 +45,13 @@ class ShardTask:
 def plan_shards(
     spools: Sequence[Spool], kept: np.ndarray, samples_per_shard: int, folder: Path, kind: str
 ) -> Iterator[ShardTask]:
-    """Yield the shards, in order; a shard's places are in memory only while it is the next.
+    """Yield the shards in order; only the next shard's places are in memory.
 
     Args:
-        spools: In the order of the inputs.
-        kept: bool ``[n]``: the rows of the spools that become samples.
-        samples_per_shard: Samples in every shard but the last.
-        folder: Where the shards go.
+        spools: Spools in the order of the inputs.
+        kept: bool ``[n]``: whether a row of the spools becomes a sample.
+        samples_per_shard: Number of samples in every shard but the last.
+        folder: Folder of the shards.
         kind: A name in :data:`shards.set_kinds.KINDS`.
     """
 
@@ -80,14 +80,14 @@ def plan_shards(
 
 
 def write_shard(task: ShardTask) -> tuple[ShardInfo, int, bool]:
-    """Write one shard, its index and a note that it is done, unless they are there.
+    """Write one shard, its index and its completion note, unless all three exist.
 
     Returns:
-        What the manifest says of it, the bytes of its samples, and whether it was there before.
+        The shard's entry in the manifest, the bytes of its samples, and whether it existed before.
 
     Raises:
-        DamageError: If a spool is damaged.
-        OSError: If the shard cannot be written.
+        DamageError: A spool is damaged.
+        OSError: The shard cannot be written.
     """
     note = (task.folder / task.name).with_suffix(".done")
     former = _finished(note, task)
@@ -113,7 +113,7 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, int, bool]:
 
 
 def _finished(note: Path, task: ShardTask) -> ShardInfo | None:
-    """Return what a former build said of the shard, if it is all there."""
+    """Return an earlier build's entry for the shard, if all its files exist."""
     if not note.exists():
         return None
     try:

@@ -1,7 +1,7 @@
-"""Building shard sets out of articles and click logs.
+"""Build shard sets from articles and click logs.
 
-Rows that cannot be used are refused one by one into ``refused.jsonl`` and counted by reason, and
-the build goes on; it fails, and leaves no set, when the share of refused rows passes a limit.
+Each unusable row is refused, listed in ``refused.jsonl`` and counted by reason, and the build
+continues. If the share of refused rows exceeds a limit, the build fails and leaves no set.
 """
 
 from collections.abc import Sequence
@@ -35,26 +35,24 @@ from shards.sources import (
 )
 from shards.spooled_build import work_name
 
-_ROUNDED = (
-    "whole numbers beyond it fall together in that type: store ids as 64-bit integers or as text"
-)
+_ROUNDED = "whole numbers beyond it collide in that type: store ids as 64-bit integers or as text"
 _ARTICLE_HINTS = {
     **{rounded(kind, bits).reason: _ROUNDED for kind, bits in FLOAT_TYPES.items()},
     "bad UTF-8": UTF8_REMEDY,
-    "bad quoting": "a quote in a quoted field is doubled, not escaped by a backslash (pandas:"
-    " doublequote=True), and a field is quoted whole",
-    "unreadable": "each row's own fault stands there; of times in nanoseconds: round them to"
-    " microseconds, or leave the column out of the file",
-    "not a JSON object": "JSON lines are one object a line; of an array: jq -c '.[]' IN > OUT",
-    "bad JSON": "JSON lines are one object a line; of one array over several lines: jq -c '.[]'"
+    "bad quoting": "double a quote inside a quoted field, do not escape it by a backslash (pandas:"
+    " doublequote=True), and quote whole fields",
+    "unreadable": "refused.jsonl has the error of each row; round times in nanoseconds to"
+    " microseconds, or leave their column out of the file",
+    "not a JSON object": "write one JSON object per line; for an array: jq -c '.[]' IN > OUT",
+    "bad JSON": "write one JSON object per line; for one array over several lines: jq -c '.[]'"
     " IN > OUT",
-    "wrong number of columns": "every row must have as many columns as the first line names; in"
-    " MIND's news.tsv 8, without a header (a file with 5 is behaviors.tsv, for --clicks)",
+    "wrong number of columns": "every row must have as many columns as the first line; MIND's"
+    " news.tsv has 8, without a header (a file with 5 is behaviors.tsv, for --clicks)",
 }
 
 OLDEST_FIRST, NEWEST_FIRST = "oldest-first", "newest-first"
 HISTORY_ORDERS = (OLDEST_FIRST, NEWEST_FIRST)
-"""How a click log may have the histories of its users; MIND has them oldest first."""
+"""Orders in which a click log may store the histories of its users; MIND is oldest first."""
 
 
 def build_articles(
@@ -72,34 +70,35 @@ def build_articles(
     processes: int = 1,
     force: bool = False,
 ) -> BuildResult:
-    """Build an article set; killed, it goes on where it was when it is called again.
+    """Build an article set; a killed build continues when it is called again.
 
-    An article's body is its body, else its abstract, else empty (each counted). Where several
-    inputs are given, an article of a former input that comes again with the same content is passed
-    over and counted as ``repeated`` (MIND's parts share most of their news); one that comes again
-    with other content, or twice in one input, is refused as ``duplicate id``. An article with the
-    title and body of an earlier one under another id is dropped and counted as
-    ``duplicate_content``; click logs that name it find the earlier one.
+    An article without a body takes its abstract as body, or else an empty body (each counted). If
+    an article of an earlier input occurs again with the same content, the build skips the
+    repetition and counts it as ``repeated`` (MIND's parts share most of their news); an article
+    with other content under the same id, or a second one in the same input, is refused as
+    ``duplicate id``. An article with the title and body of an earlier one under another id is
+    dropped and counted as ``duplicate_content``; click logs that name it get the earlier one.
 
     Args:
-        inputs: JSON lines, CSV, TSV, Parquet (the first three perhaps ``.gz``), MIND folders, zips
-            or ``news.tsv`` files.
+        inputs: JSON lines, CSV, TSV (each may be ``.gz``), Parquet, MIND folders, zips or
+            ``news.tsv`` files.
         out: The set's folder.
-        fields: Names of the fields in inputs that are not MIND's, and in ``bodies``.
+        fields: Names of the fields in ``bodies`` and in inputs other than MIND's.
         bodies: A second file with ids and bodies, for inputs without bodies.
-        input_format: Format of the inputs, where their names do not tell.
-        samples_per_shard: Articles in every shard but the last.
+        input_format: Format of the inputs; None derives it from their names.
+        samples_per_shard: Number of articles in every shard but the last.
         max_refused: Largest share of rows, 0 to 1, that may be refused.
         normalise: Make texts uniform by the rules of :mod:`shards.normalise`.
         keep_duplicates: Keep articles with the title and body of another.
-        near_duplicates: Count articles that are nearly another (:mod:`shards.near_duplicates`).
-        processes: How many work at once; the set is the same, byte by byte, for any number.
-        force: Replace a shard set that is there, and its columns.
+        near_duplicates: Count near-duplicates (:mod:`shards.near_duplicates`).
+        processes: Number of processes; the set is the same, byte by byte, for any number.
+        force: Replace an existing shard set and its columns.
 
     Raises:
-        UsageError: If an option is wrong.
-        DataError: If an input is missing or of the wrong form, too many rows are refused, ``out``
-            holds another set, or it cannot be written (what is finished is then kept).
+        UsageError: An option is wrong.
+        DataError: An input is missing or has the wrong form, too many rows are refused, ``out``
+            holds another set, or ``out`` cannot be written (finished parts are then kept).
+        DamageError: An input cannot be read to its end.
         DamageError: If an input cannot be read to its end.
     """
     fields = fields or ArticleFields()
@@ -151,31 +150,29 @@ def build_impressions(
     processes: int = 1,
     force: bool = False,
 ) -> BuildResult:
-    """Build an impression set, and the column of clicks beside it; killed, it goes on where it was
-    when it is called again.
+    """Build an impression set and its click column; a second call continues a killed build.
 
-    Impressions without a click, and such as name candidates that the article set lacks, are
-    refused. Of histories, articles that it lacks are left out; that, impressions without a
-    negative (kept, and no training units) and times that are none are counted and listed in
-    ``noted.jsonl``.
+    Impressions without a click, or with candidates that the article set lacks, are refused. Unknown
+    articles in histories are left out. These articles, impressions without a negative (kept, but
+    not trained on) and unreadable times are counted and listed in ``noted.jsonl``.
 
     Args:
         clicks: MIND folders, zips or ``behaviors.tsv`` files. A test log, without labels, is
             accepted; the manifest then says ``labelled: false``.
-        article_set: The set whose rows the impressions are to name.
+        article_set: The set whose rows the impressions name.
         out: The set's folder.
-        history_order: How the log has its histories, of :data:`HISTORY_ORDERS`; the set has them
-            oldest first.
-        samples_per_shard: Impressions in every shard but the last.
+        history_order: Order of the log's histories, one of :data:`HISTORY_ORDERS`; the set stores
+            them oldest first.
+        samples_per_shard: Number of impressions in every shard but the last.
         max_refused: Largest share of rows, 0 to 1, that may be refused.
-        processes: How many work at once; the set is the same, byte by byte, for any number.
-        force: Replace a shard set that is there, and its columns.
+        processes: Number of processes; the set is the same, byte by byte, for any number.
+        force: Replace an existing shard set and its columns.
 
     Raises:
-        UsageError: If an option is wrong.
-        DataError: If an input is missing or of the wrong form, too many rows are refused, ``out``
-            holds another set, or it cannot be written (what is finished is then kept).
-        DamageError: If an input or the article set cannot be read.
+        UsageError: An option is wrong.
+        DataError: An input is missing or has the wrong form, too many rows are refused, ``out``
+            holds another set, or ``out`` cannot be written (finished parts are then kept).
+        DamageError: An input or the article set cannot be read.
     """
     from shards.click_build import HINTS, ImpressionBuild
     from shards.clicks import write_click_column
@@ -188,7 +185,7 @@ def build_impressions(
             f"history order {history_order!r} is not one of {', '.join(HISTORY_ORDERS)}"
         )
     options = {"articles": article_set.fingerprint, "samples_per_shard": samples_per_shard}
-    if history_order != OLDEST_FIRST:  # sets of MIND's order are what they were before the option
+    if history_order != OLDEST_FIRST:  # sets in MIND's order keep the fingerprint from before
         options["history_order"] = history_order
     check_options(files, samples_per_shard, max_refused, processes)
     source = describe(Impressions.name, files, options)
@@ -211,7 +208,7 @@ def build_impressions(
                 shard_set = build.run(files, article_set)
         else:
             shard_set = former
-        # A build that was stopped just before its column was written completes it here.
+        # If a build was stopped just before it wrote its column, write the column now.
         write_click_column(shard_set, workers)
     return BuildResult(shard_set, already_built=former is not None)
 
@@ -226,13 +223,13 @@ def _article_input(path: Path, input_format: str | None) -> tuple[InputFile, str
     file, form = InputFile(path), input_format or guess_format(path)
     if form is None:
         raise DataError(
-            f"cannot tell the format of {path} by its name; give --format ({', '.join(FORMATS)})"
+            f"cannot tell the format of {path} from its name; give --format ({', '.join(FORMATS)})"
         )
     return file, form
 
 
 def _is_named(inputs: Sequence[str | Path], files: Sequence[tuple[InputFile, str]]) -> bool:
-    """Say whether inputs would be read in the same way without ``--format``."""
+    """Tell whether the inputs would be read in the same way without ``--format``."""
     try:
         return all(
             _article_input(Path(path), None)[1] == form
@@ -243,5 +240,5 @@ def _is_named(inputs: Sequence[str | Path], files: Sequence[tuple[InputFile, str
 
 
 def _click_input(path: Path) -> InputFile:
-    # A log may have any name when it is given as a file.
+    # A log given as a file may have any name.
     return find_member(path, BEHAVIORS_NAME) or InputFile(path)

@@ -1,5 +1,4 @@
-"""A folder of bounded size for what is brought over from elsewhere, shared by all processes of a
-node.
+"""Keep fetched files in a bounded folder that all processes of a node share.
 
 ::
 
@@ -9,10 +8,10 @@ node.
         columns/<column>/fetched/                           records, headers and tensors of cells
         columns/<column>/*.safetensors                      cells written here, never evicted
 
-A file appears under its name only when it is whole, checked and on the disk, so a process killed at
-any moment leaves at worst a temporary file, which the next one that wants the same file removes.
-Room is made before a file is written: least recently used first, and of a set that a process has
-open only what is read window by window (tars, indexes, bodies).
+A file gets its name only when it is complete, checked and synced. A process killed at any moment
+therefore leaves at worst a temporary file, which the next fetch of the same file removes. Space is
+freed before a file is written: the least recently used files go first. Of a set that a process has
+open, only files that are read window by window (tars, indexes, bodies) may go.
 """
 
 import contextlib
@@ -41,10 +40,10 @@ _POLL_S = 0.01
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Where what is brought over is kept, how much of it, and how patiently it is asked for."""
+    """Folder and size of the cache, and retries of a fetch."""
 
     folder: str | None = None
-    """None is ``$TNR_CACHE``, or ``~/.cache/tiny-newsrec``. It must be a local disk."""
+    """None takes ``$TNR_CACHE`` or ``~/.cache/tiny-newsrec``; the disk must be local."""
     max_bytes: int = int(DEFAULT_GIB * GIB)
     patience: Patience = field(default_factory=Patience)
 
@@ -53,7 +52,7 @@ class CacheSettings:
         """The folder.
 
         Raises:
-            UsageError: A URL is named.
+            UsageError: The setting is a URL.
         """
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         named = self.folder or os.environ.get(CACHE_VARIABLE) or f"{home}/tiny-newsrec"
@@ -66,7 +65,7 @@ class CacheSettings:
 
 
 def is_windowed(path: Path) -> bool:
-    """Say whether a file of the cache is read window by window, so that it may leave meanwhile."""
+    """Tell whether a file is read window by window and may therefore be evicted."""
     if path.parent.name == FETCHED:
         return path.name.startswith(("body.", "body@"))
     return path.suffix in (".tar", ".idx")
@@ -76,15 +75,15 @@ class Cache:
     """The folder, as one process sees it. Safe to use from several threads.
 
     Attributes:
-        folder: Where it is.
-        max_bytes: Bytes that it may hold, what is being written included.
+        folder: Path of the folder.
+        max_bytes: Most bytes that the folder may hold, including files that are being written.
     """
 
     def __init__(self, settings: CacheSettings) -> None:
         """Make the folder.
 
         Raises:
-            DataError: It cannot be made.
+            DataError: The folder cannot be made.
         """
         self.folder = settings.path
         self.max_bytes = settings.max_bytes
@@ -92,7 +91,7 @@ class Cache:
         self._reserved = 0
         self._protected: frozenset[Path] = frozenset()
         self._in_use: dict[Path, int] = {}
-        self._room_lock = threading.RLock()  # spares threads the polling of the file lock
+        self._room_lock = threading.RLock()  # so that threads need not poll the file lock
         try:
             self._locks.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -101,17 +100,17 @@ class Cache:
                 f" folder with data.cache_dir or {CACHE_VARIABLE}"
             ) from error
         with self._room_lock, self._lock("room"):
-            # A set in use may have processes that fetch: the ledger has their reservations.
+            # Processes that use a set may be fetching: the ledger holds their reservations.
             if all(self._is_free(mark.parent) for mark in self.folder.glob(f"*/*/{_IN_USE}")):
                 self._write_total(self._count())
 
     def __del__(self) -> None:
-        """Give the sets in use free."""
+        """Release the sets in use."""
         for descriptor in getattr(self, "_in_use", {}).values():
             os.close(descriptor)
 
     def use(self, folder: Path) -> None:
-        """Mark the folder of a set as in use until this process ends, however it ends."""
+        """Mark a set's folder as in use until this process ends or is killed."""
         if folder in self._in_use:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,17 +119,17 @@ class Cache:
         self._in_use[folder] = descriptor
 
     def protect(self, paths: frozenset[Path]) -> None:
-        """Name the windowed files that leave last: those of the windows at hand."""
+        """Name the windowed files to evict last: those of the current windows."""
         self._protected = paths
 
     @contextlib.contextmanager
     def fetching(self, path: Path) -> Iterator[bool]:
-        """Hold the right to bring one file over.
+        """Hold the right to fetch one file.
 
         Yields:
-            Whether it has to be: False where another thread or process has done so meanwhile.
+            True if the file must be fetched, False if another thread or process fetched it.
         """
-        # By its hash: the path as one name could be longer than a file system allows.
+        # Named by its hash: the whole path as one name could exceed the file system's limit.
         name = path.relative_to(self.folder).as_posix()
         with self._lock(hashlib.sha256(name.encode()).hexdigest()):
             needed = not path.exists()
@@ -141,13 +140,13 @@ class Cache:
             yield needed
 
     def write(self, path: Path, data: bytes | memoryview) -> None:
-        """Put a file that is in memory and checked into the cache. Use within :meth:`fetching`."""
+        """Put a checked file from memory into the cache. Use within :meth:`fetching`."""
         with self._room(path, len(data)), atomic_file(path) as file:
             file.write(data)
 
     @contextlib.contextmanager
     def file(self, path: Path, size: int) -> Iterator[Path]:
-        """Yield a temporary name for a file of this size; it becomes ``path`` when the block ends.
+        """Yield a temporary name for a file of this size; rename it to ``path`` afterwards.
 
         Use within :meth:`fetching`.
         """
@@ -164,7 +163,7 @@ class Cache:
             fsync_folder(path.parent)
 
     def total(self) -> int:
-        """Bytes that it holds now."""
+        """Return the number of bytes in the cache."""
         return self._count()
 
     @contextlib.contextmanager
@@ -176,7 +175,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _room(self, path: Path, size: int) -> Iterator[None]:
-        """Make room for a file and count it before it is written."""
+        """Free space for a file and count the file before it is written."""
         with self._room_lock, self._lock("room"):
             total = self._read_total()
             if total + size > self.max_bytes:
@@ -189,8 +188,8 @@ class Cache:
             written = True
         except OSError as error:
             raise DataError(
-                f"cannot write {path}: {error.strerror or error}; the cache is {self.folder},"
-                " data.cache_dir names another"
+                f"cannot write {path}: {error.strerror or error}; the cache is {self.folder};"
+                " set another folder with data.cache_dir"
             ) from error
         finally:
             with self._room_lock, self._lock("room"):
@@ -199,11 +198,11 @@ class Cache:
                     self._write_total(self._read_total() - size)
 
     def _evict(self, size: int, path: Path) -> int:
-        """Remove files until ``size`` more bytes fit; return the bytes that are left."""
+        """Remove files until ``size`` more bytes fit; return the remaining bytes."""
         files = list(self._files())
         held = self._reserved + sum(status.st_size for _, status in files)
-        # What the ledger has beyond that, other processes fetch (or one that was killed did): room
-        # is made for it too, but it alone is no reason to refuse.
+        # The rest of the ledger belongs to fetches of other processes (or of a killed one): free
+        # space for them too, but do not refuse because of them alone.
         others = max(self._read_total() - held, 0)
         total = held + others
         free = {
@@ -232,7 +231,7 @@ class Cache:
         return path.relative_to(self.folder).parts
 
     def _is_free(self, folder: Path) -> bool:
-        """Say whether no process, this one included, has the set in this folder open."""
+        """Tell whether no process, including this one, has the set in this folder open."""
         try:
             descriptor = os.open(folder / _IN_USE, os.O_RDWR)
         except OSError:
@@ -246,8 +245,8 @@ class Cache:
         return True
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """Every file that counts: what was fetched, whole, and what is left of other fetches."""
-        own = f".tmp-{os.getpid()}-"  # counted by what is reserved for them
+        """Yield every file that counts: fetched files, and leftovers of other fetches."""
+        own = f".tmp-{os.getpid()}-"  # counted as reservations
         for pattern in ("*/*/*.tar", "*/*/*.idx", "*/*/.*.tmp-*", f"*/*/columns/*/{FETCHED}/*"):
             for path in self.folder.glob(pattern):
                 if own not in path.name:
@@ -264,7 +263,7 @@ class Cache:
             return self._count() + self._reserved
 
     def _write_total(self, total: int) -> None:
-        # Not atomic and not synced: what cannot be read is counted again.
+        # Not atomic and not synced: an unreadable total is counted again.
         (self.folder / _LEDGER).write_text(str(max(total, 0)))
 
 
@@ -273,7 +272,7 @@ _caches_lock = threading.Lock()
 
 
 def open_cache(settings: CacheSettings) -> Cache:
-    """The cache of these settings; one a process, so that its sets do not evict each other."""
+    """Return the process's one cache of these settings, so that sets share its limit."""
     with _caches_lock:
         if settings not in _caches:
             _caches[settings] = Cache(settings)

@@ -1,9 +1,9 @@
-"""The commit record of a cell: what its data file must be, of which column and which shard.
+"""Describe a cell's commit record: column, shard, and content of the data file.
 
-``content`` stands in the record and in the header of the data file. It is a hash over the column,
-the shard, the rows, and every tensor with its type, shape and checksum; so neither a record nor a
-header can be changed, nor a data file be put under another column, without the two parting.
-Cells that were written before there was a ``digest`` have the hash over the tensors alone.
+Both the record and the header of the data file hold ``content``, a hash over the column, the shard,
+the rows, and every tensor with its type, shape and checksum. If a record or header is changed, or a
+data file is put under another column, the two no longer match. Cells written before ``digest``
+existed have a ``content`` over the tensors alone.
 """
 
 import hashlib
@@ -28,37 +28,37 @@ _Crc32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 @dataclass(frozen=True, slots=True)
 class CellRecord:
-    """What a commit record says."""
+    """The content of a commit record."""
 
     column: Sha256
     """Fingerprint of the column set."""
     shard: str
-    """File name of the shard the cell belongs to."""
+    """File name of the cell's shard."""
     shard_sha256: Sha256
     rows: Count
     bytes: Count
     content: Sha256
-    """What binds the data file to all of this; also in its header."""
+    """Binds the data file to the fields above; also in the data file's header."""
     sha256: Sha256
     """sha256 of the data file."""
     crc32: dict[str, _Crc32]
     """CRC-32 of each tensor's bytes."""
     digest: Sha256 | None = None
-    """sha256 over the tensors; None in cells of older versions, whose ``content`` is just that."""
+    """sha256 over the tensors; None in cells of older versions, where ``content`` is this hash."""
 
 
 def data_path(folder: Path, shard: ShardInfo) -> Path:
-    """The safetensors file of a cell."""
+    """Return the path of a cell's safetensors file."""
     return folder / f"{shard.stem}.safetensors"
 
 
 def record_path(folder: Path, shard: ShardInfo) -> Path:
-    """The commit record of a cell."""
+    """Return the path of a cell's commit record."""
     return folder / f"{shard.stem}.json"
 
 
 def digest_of(tensors: Mapping[str, np.ndarray]) -> str:
-    """sha256 (hex) over tensors in the order of their names: type, shape and bytes of each."""
+    """Hash tensors in the order of their names: sha256 of types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         array = tensors[name]
@@ -68,7 +68,7 @@ def digest_of(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def content_of(record: CellRecord, places: Mapping[str, TensorPlace]) -> str:
-    """What a record's ``content`` must be, for tensors of these types and shapes."""
+    """Compute what a record's ``content`` must be for tensors of these types and shapes."""
     if record.digest is None:
         return record.content
     return fingerprint(
@@ -87,16 +87,17 @@ def content_of(record: CellRecord, places: Mapping[str, TensorPlace]) -> str:
 
 
 def parse_record(data: bytes, column: str, shard: ShardInfo, path: object) -> CellRecord:
-    """Read a commit record and check that it is of this cell.
+    """Parse a commit record and check that it belongs to this cell.
 
     Args:
         data: The bytes of the record.
         column: Fingerprint of the column set.
         shard: The shard of the cell.
-        path: Where the bytes are from, for messages.
+        path: Source of the bytes, for messages.
 
     Raises:
-        DamageError: It is not a record, or is of another column, shard, or version of the shard.
+        DamageError: The bytes are not a record, or the record belongs to another column, to another
+            shard, or to another version of the shard.
     """
     record = parse_json(data, CellRecord, where=path)
     expected = {
@@ -107,15 +108,17 @@ def parse_record(data: bytes, column: str, shard: ShardInfo, path: object) -> Ce
     }
     for name, value in expected.items():
         if (found := getattr(record, name)) != value:
-            raise DamageError(f"{path} is of another cell: {name} is {found!r}, expected {value!r}")
+            raise DamageError(
+                f"{path} belongs to another cell: {name} is {found!r}, expected {value!r}"
+            )
     return record
 
 
 def check_header(path: object, header: CellHeader, record: CellRecord) -> None:
-    """Check that a data file is the one that a commit record is of, by its header alone.
+    """Check by its header that a data file is the one that a record describes.
 
     Raises:
-        DamageError: It is not.
+        DamageError: The data file is another one.
     """
     if set(header.places) != set(record.crc32):
         raise DamageError(
@@ -124,7 +127,7 @@ def check_header(path: object, header: CellHeader, record: CellRecord) -> None:
         )
     if header.content != record.content or content_of(record, header.places) != record.content:
         raise DamageError(
-            f"{path} is not the file that its commit record describes: one of them is of another "
-            "column, was edited, or is of another writer"
+            f"{path} is not the file that its commit record describes: one of them belongs to "
+            "another column, was edited, or comes from another writer"
         )
     header.check_shapes(record.rows, path)

@@ -1,4 +1,4 @@
-"""The tensors of a cell by name, and where they lie, whether it is here or elsewhere."""
+"""Name the tensors of a cell and locate them in its data file."""
 
 import math
 import struct
@@ -15,7 +15,7 @@ from shards.files import parse_json
 VALUES = ".values"
 OFFSETS = ".offsets"
 MAX_HEADER_BYTES = 1 << 20
-"""Largest header of a data file that is read; ours have less than a thousand bytes."""
+"""Largest header of a data file that is read; this project's have less than a thousand bytes."""
 _HEADER_LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 _DTYPES = {
@@ -28,7 +28,7 @@ _Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where a tensor lies in a safetensors file."""
+    """Place of a tensor in a safetensors file."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class TensorPlace:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What the header of a safetensors file says of a tensor."""
+    """Entry of a tensor in the header of a safetensors file."""
 
     dtype: str
     shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=8)]
@@ -51,16 +51,16 @@ class CellHeader:
     """The header of a cell's data file."""
 
     content: str | None
-    """The content hash that :func:`shards.cells.write_cell` put there."""
+    """The content hash that :func:`shards.cells.write_cell` stored."""
     places: dict[str, TensorPlace]
     start: int
-    """Bytes before the data."""
+    """Number of bytes before the data."""
 
     def check_shapes(self, rows: int, path: object) -> None:
-        """Check that every tensor has the shard's rows; ragged ones have ``rows + 1`` offsets.
+        """Check that every tensor has the shard's rows; ragged tensors have ``rows + 1`` offsets.
 
         Raises:
-            DamageError: One has not.
+            DamageError: A tensor has another number of rows.
         """
         for name, place in self.places.items():
             if name.endswith(OFFSETS):
@@ -77,7 +77,7 @@ class CellHeader:
 
 
 def header_bytes(data: bytes, path: object) -> int:
-    """How many bytes the header takes of the safetensors file that begins with these.
+    """Compute the header's length from the first bytes of a safetensors file.
 
     Raises:
         DamageError: The file is too short, or its header would be too long.
@@ -94,10 +94,10 @@ def header_bytes(data: bytes, path: object) -> int:
 
 
 def parse_header(data: bytes, path: object) -> CellHeader:
-    """The header of a safetensors file that begins with these bytes.
+    """Parse the header from the first bytes of a safetensors file.
 
     Raises:
-        DamageError: The header is not all there, is not JSON, or an entry makes no sense.
+        DamageError: The header is incomplete, is not JSON, or has an invalid entry.
     """
     start = header_bytes(data, path)
     entries = parse_json(data[_HEADER_LENGTH.size : start], dict[str, msgspec.Raw], where=path)
@@ -111,7 +111,7 @@ def _place(name: str, raw: msgspec.Raw, start: int, path: object) -> TensorPlace
     entry = parse_json(raw, _Entry, where=f"{path}, tensor {name},")
     begin, end = entry.data_offsets
     if entry.dtype not in _DTYPES:
-        raise DamageError(f"{path}: tensor {name} has the type {entry.dtype!r}, which is not read")
+        raise DamageError(f"{path}: tensor {name} has the unsupported type {entry.dtype!r}")
     dtype = np.dtype(_DTYPES[entry.dtype])
     if math.prod(entry.shape) * dtype.itemsize != end - begin:
         raise DamageError(f"{path}: the place of tensor {name} does not fit its shape")
@@ -119,7 +119,7 @@ def _place(name: str, raw: msgspec.Raw, start: int, path: object) -> TensorPlace
 
 
 def tensor_bytes(array: np.ndarray) -> memoryview:
-    """The bytes of a contiguous array, without a copy."""
+    """View the bytes of a contiguous array without a copy."""
     return array.reshape(-1).view(np.uint8).data
 
 
@@ -127,7 +127,7 @@ def check_offsets(name: str, offsets: np.ndarray, num_values: int, path: object)
     """Check that offsets rise from 0 to the number of values.
 
     Raises:
-        DamageError: They do not; a gather would read other rows, or beyond the end.
+        DamageError: The offsets do not; a gather would read other rows, or beyond the end.
     """
     rises = offsets[0] == 0 and offsets[-1] == num_values and bool((np.diff(offsets) >= 0).all())
     if not rises:
@@ -137,13 +137,13 @@ def check_offsets(name: str, offsets: np.ndarray, num_values: int, path: object)
 def unlike(
     places: Mapping[str, TensorPlace], expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 ) -> str | None:
-    """Say which tensor of a cell is not like those of other cells, or None.
+    """Describe a tensor that differs from those of other cells, or return None.
 
-    A gather over both would cast values, or read at other places.
+    A gather over both cells would cast values, or read in wrong places.
 
     Args:
-        places: Those of the cell.
-        expected: Name to (dtype, shape of one row or value); others may be there or not.
+        places: The cell's tensors.
+        expected: Name to (dtype, shape of one row or value); missing names may have any.
     """
     for name, place in places.items():
         dtype, shape = expected.get(name, (place.dtype, place.shape[1:]))
@@ -156,42 +156,43 @@ def unlike(
 
 
 def check_bound(name: str, array: np.ndarray, bound: int, path: object) -> None:
-    """Check that whole numbers lie from 0 up to, and without, ``bound``.
+    """Check that whole numbers are at least 0 and below ``bound``.
 
     Raises:
-        DamageError: One does not.
+        DamageError: A number is outside the range.
     """
     if not array.size or (array.dtype.kind in "iu" and 0 <= array.min() <= array.max() < bound):
         return
     raise DamageError(
         f"{path}: {name} holds {array.dtype} from {array.min()} to {array.max()}, expected whole "
-        f"numbers from 0 to {bound - 1}: it is of another set, or was edited; make it again"
+        f"numbers from 0 to {bound - 1}: it belongs to another set, or was edited; make it again"
     )
 
 
 class HasTensors(Protocol):
-    """A cell, here or elsewhere."""
+    """A local or remote cell."""
 
     places: dict[str, TensorPlace]
 
     def array(self, name: str) -> np.ndarray:
-        """One tensor, read-only."""
+        """Return one tensor, read-only."""
         ...
 
 
 class CellTensors(Mapping[str, np.ndarray]):
-    """The tensors of a cell by name; each is mapped when it is asked for."""
+    """The tensors of a cell by name; a tensor is mapped at its first use."""
 
     __slots__ = ("_cell",)
 
     def __init__(self, cell: HasTensors) -> None:
+        """Keep the cell; map nothing yet."""
         self._cell = cell
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """One tensor.
+        """Return one tensor.
 
         Raises:
-            DamageError: The cell has none of this name, or it is not what was written.
+            DamageError: The cell has no tensor of this name, or the tensor is damaged.
         """
         if name not in self._cell.places:
             raise DamageError(
@@ -201,13 +202,13 @@ class CellTensors(Mapping[str, np.ndarray]):
         return self._cell.array(name)
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is one of this name; nothing is mapped."""
+        """Tell whether the cell has a tensor of this name; map nothing."""
         return name in self._cell.places
 
     def __iter__(self) -> Iterator[str]:
-        """The names."""
+        """Iterate over the names."""
         return iter(self._cell.places)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of tensors."""
         return len(self._cell.places)

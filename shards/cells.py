@@ -1,13 +1,13 @@
-"""One cell of a column set: the tensors of one shard in a safetensors file, and its commit record.
+"""Write and read one cell: a shard's tensors, and the commit record beside them.
 
-The data file is published first, then the record beside it. A cell counts only when the record is
-there, belongs to this column set and this very shard, and the data file has the record's size and
-carries the record's content hash in its header (:mod:`shards.cell_record`). So a killed writer
-leaves an uncommitted cell, and of two writers of one cell whose files got mixed, the mixture is
-seen as uncommitted and written again.
+The data file is published first, then the record beside it. A cell counts only if the record
+exists, belongs to this column set and to this very shard, and if the data file has the record's
+size and has the record's content hash in its header (:mod:`shards.cell_record`). A killed writer
+therefore leaves an uncommitted cell. If two writers of one cell mix their files, the mixture is
+detected as uncommitted and written again.
 
-What costs nothing is checked whenever a cell is opened: sizes, types, shapes, the binding of both
-files. The bytes of a tensor are checked against its CRC-32 when it is first asked for.
+Cheap checks run whenever a cell is opened: sizes, types, shapes, and whether both files belong
+together. The bytes of a tensor are checked against its CRC-32 at the first read.
 """
 
 import errno
@@ -58,7 +58,7 @@ from shards.manifest import ShardInfo
 
 _ATTEMPTS = 3
 _NO_BOUNDS: Mapping[str, int] = {}
-_FIRST_BYTES = 4096  # enough for the header of any column of ours
+_FIRST_BYTES = 4096  # enough for the header of any column of this project
 
 
 def write_cell(
@@ -102,16 +102,16 @@ def write_cell(
     except OSError as error:
         raise ColumnError(
             f"cannot write {data_path(folder, shard)}: {error.strerror or error}; the cell is not "
-            "committed, run the same command again once the folder can be written"
+            "committed; run the same command again once the folder is writable"
         ) from error
     return record
 
 
 def read_record(folder: Path, column: str, shard: ShardInfo) -> CellRecord | None:
-    """The commit record of a cell, or None where the cell is not committed.
+    """Read the commit record of a cell; return None if the cell is not committed.
 
-    Not committed is also a record that cannot be read, that belongs to another column set or to
-    another version of the shard, or whose data file is missing, of another size, or of other
+    A cell is also not committed if its record is unreadable or belongs to another column set or to
+    another version of the shard, or if its data file is missing, has another size, or has other
     content.
     """
     try:
@@ -121,7 +121,7 @@ def read_record(folder: Path, column: str, shard: ShardInfo) -> CellRecord | Non
 
 
 def check_record(folder: Path, column: str, shard: ShardInfo) -> CellRecord:
-    """The commit record of a cell, like :func:`read_record`.
+    """Read the commit record of a cell, like :func:`read_record`.
 
     Raises:
         DataError: the cell is not committed; the message says why.
@@ -138,10 +138,10 @@ def check_record(folder: Path, column: str, shard: ShardInfo) -> CellRecord:
 
 
 def _read_header(path: Path) -> tuple[int, CellHeader]:
-    """The size and the header of a safetensors file.
+    """Read the size and the header of a safetensors file.
 
     Raises:
-        DataError: it cannot be read, or is not a safetensors file.
+        DataError: the file cannot be read, or is not a safetensors file.
     """
     with open_regular(path) as file:
         try:
@@ -157,25 +157,25 @@ def _read_header(path: Path) -> tuple[int, CellHeader]:
 class Cell:
     """The memory-mapped tensors of one committed cell.
 
-    A student with many teachers holds thousands of these, so they hold little: of the record only
-    the checksums, and where tensors lie once for all cells where they lie alike.
+    A student with many teachers holds thousands of cells, so a cell keeps little: of its record
+    only the checksums, and its tensors' places as one object shared by all cells with equal places.
 
     Args:
         folder: the column set's folder.
         shard: the shard of the cell.
-        record: its commit record.
-        check: whether a tensor is read whole and checked when it is first asked for.
+        record: the cell's commit record.
+        check: whether a tensor is read completely and checked at its first use.
         repair: the command that fills the column, for messages.
-        bounds: name to what the whole numbers of a tensor lie below, from 0 on; looked at when it
-            is first asked for, whatever ``check`` says.
+        bounds: name of a tensor to the exclusive upper bound of its whole numbers, which start at
+            0; checked at the tensor's first use, independent of ``check``.
 
     Attributes:
         bytes: the mapped file.
-        places: name to where the tensor lies in it.
-        begins: name to the first byte, of the tensors that were asked for.
+        places: name of a tensor to its place in the file.
+        begins: name of a tensor to its first byte, for tensors already used.
 
     Raises:
-        DamageError: the file does not hold what the record says.
+        DamageError: the file does not match the record.
     """
 
     __slots__ = (
@@ -193,7 +193,7 @@ class Cell:
         repair: str = "",
         bounds: Mapping[str, int] = _NO_BOUNDS,
     ) -> None:
-        """Map the file; nothing is read but its header."""
+        """Map the file; read only its header."""
         self._folder = folder
         self._shard = shard
         self._check = check
@@ -232,8 +232,8 @@ class Cell:
 
     def _too_many_files(self) -> ColumnError:
         return ColumnError(
-            f"cannot map {self.path}: this process may not open more files (one a cell); "
-            "raise the limit (ulimit -n), or build the set with more samples a shard"
+            f"cannot map {self.path}: this process may not open more files (one per cell); "
+            "raise the limit (ulimit -n), or build the set with more samples per shard"
         )
 
     @property
@@ -243,14 +243,14 @@ class Cell:
 
     @property
     def tensors(self) -> CellTensors:
-        """Name to array, made when it is first asked for: a view of the mapped file, read-only."""
+        """Name to array: a read-only view of the mapped file, made at its first use."""
         return CellTensors(self)
 
     def array(self, name: str) -> np.ndarray:
-        """One tensor.
+        """Return one tensor.
 
         Raises:
-            DamageError: it is not what was written, or its offsets do not rise.
+            DamageError: the tensor is damaged, or its offsets do not rise.
         """
         found = self._arrays.get(name)
         return self._first_touch(name) if found is None else found
@@ -276,7 +276,7 @@ class Cell:
 
     @property
     def remedy(self) -> str:
-        """What to do where the data file is damaged."""
+        """What to do if the data file is damaged."""
         record = record_path(self._folder, self._shard).name
         return f"delete {record} and run `{self._repair}`" if self._repair else f"delete {record}"
 
@@ -289,15 +289,14 @@ class Cell:
         return bool(zlib_ng.crc32(tensor_bytes(self._view(name))) == expected)
 
     def check_not_cut(self) -> None:
-        """Notice a file that was shortened in place, before a read of the lost part kills the
-        process.
+        """Detect a file shortened in place, because reading the lost part kills the process.
 
-        A file *replaced* by another, as our writers do it, leaves the mapped one as it was.
+        If a file is *replaced*, as this project's writers do, the mapped file stays unchanged.
 
         Raises:
             DamageError: the mapped file has become shorter.
         """
-        now = self._map.size()  # of the file that was mapped, whatever lies under its name now
+        now = self._map.size()  # of the mapped file, even if its name now belongs to another file
         if now < len(self._map):
             raise DamageError(
                 f"{self.path} was cut to {now} bytes while it was being read "
@@ -305,7 +304,7 @@ class Cell:
             )
 
     def damaged_tensors(self) -> list[str]:
-        """Read everything; the names of the tensors whose CRC-32 is not the record's."""
+        """Read everything; return the names of tensors whose CRC-32 differs from the record's."""
         self.check_not_cut()
         return [name for name in self.places if not self._is_whole(name)]
 
@@ -313,14 +312,14 @@ class Cell:
         """Read everything, and compare the hashes of the tensors and of the file.
 
         Raises:
-            DamageError: one of them is not the record's.
+            DamageError: a hash differs from the record's.
         """
         self.check_not_cut()
         digest = digest_of({name: self._view(name) for name in self.places})
         if digest != (record.content if record.digest is None else record.digest):
             raise DamageError(
                 f"{self.path}: the hash of its tensors is not the one of its commit record; one of "
-                f"them is of another column, or was edited: {self.remedy}"
+                f"them belongs to another column, or was edited: {self.remedy}"
             )
         if hashlib.sha256(self.bytes).hexdigest() != record.sha256:
             raise DamageError(
@@ -335,19 +334,19 @@ def _is_out_of_files(error: BaseException | None) -> bool:
 
 @lru_cache(maxsize=1024)
 def _same_places(items: tuple[tuple[str, TensorPlace], ...]) -> dict[str, TensorPlace]:
-    """Where tensors lie, by name: one object for equal places."""
+    """Share one object between cells whose tensors have equal places, by name."""
     return dict(items)
 
 
 def open_cell(folder: Path, column: str, shard: ShardInfo, **options: Any) -> Cell | None:
-    """Map a committed cell; None where it is not committed. Arguments as in :func:`read_record`;
-    ``options`` are those of :class:`Cell`.
+    """Map a committed cell; return None if the cell is not committed.
 
-    Another writer of the same cell may replace both files between our reading the one and the
-    other, so a mismatch is looked at again before it counts.
+    The arguments are those of :func:`read_record`; ``options`` are those of :class:`Cell`. Another
+    writer of the same cell may replace both files between the two reads here, so a mismatch counts
+    only if a second look confirms it.
 
     Raises:
-        DamageError: the data file does not hold what its record says.
+        DamageError: the data file does not match its record.
     """
     for attempt in range(_ATTEMPTS):
         record = read_record(folder, column, shard)

@@ -1,11 +1,10 @@
-"""Inputs cut into chunks that can be worked on apart from each other.
+"""Cut inputs into chunks that can be processed independently.
 
-Where the cuts are follows from the input alone, never from the number of processes, so neither
-does anything that is made from a chunk. JSON lines, TSV and MIND's files that are not compressed
-are cut by bytes: a chunk has the lines that begin in its span, and is read by whoever works on it;
-how many lines lie before it is known only when its predecessors have been counted. Everything else
-(gzip, members of zips, CSV with its quotes over several lines, Parquet) is read by one process,
-which hands on lines or rows.
+The input alone determines the cuts, never the number of processes; the same holds for all results
+made from a chunk. Uncompressed JSON lines, TSV and MIND files are cut by bytes: a chunk has the
+lines that begin in its span, and the process that works on the chunk reads them. The line numbers
+of a chunk are known only when its predecessors have been counted. All other inputs (gzip, members
+of zips, CSV with quoted line ends, Parquet) are read by one process, which passes on lines or rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,33 +17,33 @@ from shards.sources import FORMATS, InputFile, Row, parse_json_lines, parse_tab_
 from shards.tables import read_csv, read_header, with_names
 
 CHUNK_BYTES = 8 << 20
-_CHUNK_ROWS = 1024  # of CSV and Parquet, at most
-_LINE_COST = 128  # bytes of memory that a line takes beside its own
+_CHUNK_ROWS = 1024  # largest number of CSV or Parquet rows
+_LINE_COST = 128  # bytes of memory that a line takes in addition to its own bytes
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of an input: a span of its bytes, or its lines or rows themselves."""
+    """A part of an input: a span of its bytes, or its lines or rows."""
 
     number: int
-    """Place among the chunks of the input."""
+    """Position among the chunks of the input."""
     num_bytes: int
-    """How much of the input it is, on disk."""
+    """Size on disk."""
     form: str
     lines_before: int | None = None
-    """What to add to line numbers; None: the lines of all chunks before it."""
+    """Number to add to line numbers; None stands for the lines of all earlier chunks."""
     header: tuple[str, ...] | None = None
     span: tuple[int, int] | None = None
     lines: Sequence[tuple[int, bytes | None]] | None = None
     ready: Sequence[Row] | None = None
 
     def rows(self, file: InputFile) -> Iterator[Row]:
-        """Yield the rows; ``file.num_lines`` then says how many lines a span had.
+        """Yield the rows; ``file.num_lines`` then is the number of lines in the span.
 
         Raises:
-            DamageError: If the input cannot be read.
+            DamageError: The input cannot be read.
         """
         rows: Iterator[Row]
         if self.ready is not None:
@@ -65,14 +64,14 @@ def cut(
     """Yield the chunks of a file in one of :data:`~shards.sources.FORMATS`.
 
     Args:
-        file: What to read.
-        form: Its format. CSV and TSV begin with a header line.
-        columns: Columns that must be there (not checked in JSON lines, where rows differ).
-        wanted: Paths of keys to read of Parquet; None reads all columns.
+        file: The file to read.
+        form: The file's format. CSV and TSV begin with a header line.
+        columns: Required columns (not checked in JSON lines, where rows differ).
+        wanted: Paths of the keys to read from Parquet; None reads all columns.
 
     Raises:
-        DataError: If a column of ``columns`` is missing, or Parquet is asked for without pyarrow.
-        DamageError: If the file cannot be read to its end.
+        DataError: A column of ``columns`` is missing, or Parquet is requested without pyarrow.
+        DamageError: The file cannot be read to its end.
     """
     if form not in FORMATS:
         raise DataError(
@@ -115,7 +114,7 @@ def _in_rows(
 def _batches(
     file: InputFile, items: Iterator[T], size_of: Callable[[T], int], most: int | None = None
 ) -> Iterator[tuple[int, list[T]]]:
-    """Yield (bytes on disk, items): of about ``CHUNK_BYTES`` in memory, ``most`` items at most."""
+    """Yield (bytes on disk, items): about ``CHUNK_BYTES`` in memory, at most ``most`` items."""
     batch: list[T] = []
     size = shown = 0
     for item in items:

@@ -1,4 +1,4 @@
-"""``tnr shards build``."""
+"""Define ``tnr shards build``."""
 
 import argparse
 from pathlib import Path
@@ -18,18 +18,18 @@ examples:
   tnr shards build --articles MINDlarge_train.zip MINDlarge_dev.zip --out sets/news
   tnr shards build --clicks MINDlarge_dev.zip --article-set sets/news --out sets/dev
 
-A field is a key or a path: headline.main, authors.0, or paragraphs picked out of a list:
+A field is a key or a path: headline.main, authors.0, or paragraphs selected from a list:
 'document[name=body_par_*].value'. Refused rows are listed in OUT/refused.jsonl with file, line and
-reason; what is odd about impressions that are kept, in OUT/noted.jsonl. Building again from the
-same inputs with the same options does nothing and exits 0; a build that was killed goes on where it
-was.
+reason; notes on impressions that are kept are listed in OUT/noted.jsonl. Building again from the
+same inputs with the same options does nothing and exits 0; a killed build continues where it
+stopped.
 
 Texts are made uniform (Unicode NFC, invisible characters removed, white space), each rule counted.
-An article with the title and body of an earlier one is dropped; OUT/duplicates.jsonl says for which
-row its id stands, and click logs that name it find that row.
+An article with the title and body of an earlier one is dropped; OUT/duplicates.jsonl maps its id to
+the earlier row, and click logs that name the id get that row.
 
-Limits: 16 MiB a row, 500 levels of JSON, 1,024 characters an id, 1,000,000 blank lines in a row,
-and, of a gzip or a zip's member, 64 MiB or 200 times its bytes unpacked, whichever is more.
+Limits: 16 MiB per row, 500 levels of JSON, 1,024 characters per id, 1,000,000 blank lines in a row;
+an unpacked gzip file or zip member: 64 MiB or 200 times its packed size, whichever is more.
 """
 
 _ARTICLE_OPTIONS = ("bodies", "format", "no_normalise", "keep_duplicates", "near_duplicates")
@@ -39,7 +39,7 @@ def register(verbs: Any) -> None:
     """Add ``build`` to the verbs of ``tnr shards``."""
     parser = verbs.add_parser(
         "build",
-        help="articles or click logs to a shard set",
+        help="make a shard set from articles or click logs",
         description="Turn articles, or click logs about them, into a shard set.",
         epilog=_BUILD_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,9 +56,9 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="F",
-        help="JSON lines, CSV, TSV (perhaps gzipped), Parquet, or MIND folders, zips and news.tsv;"
-        " files, not pipes: they are read more than once; an article that comes again in a later"
-        " input is taken once",
+        help="JSON lines, CSV, TSV (all may be gzipped), Parquet, or MIND folders, zips and"
+        " news.tsv; files, not pipes, because they are read more than once; an article repeated in"
+        " a later input is taken once",
     )
     what.add_argument(
         "--clicks",
@@ -77,8 +77,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--history-order",
         choices=("oldest-first", "newest-first"),
-        help="with --clicks: how the log has its histories (default: oldest-first, as MIND has"
-        " them); the set has them oldest first, and who reads fewer clicks reads the newest",
+        help="with --clicks: order of the log's histories (default: oldest-first, as in MIND); the"
+        " set stores them oldest first, and a model that reads fewer clicks reads the newest",
     )
     parser.add_argument(
         "--samples-per-shard",
@@ -99,12 +99,12 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         type=whole(most=4096),
         default=1,
         metavar="P",
-        help="how many read and write; the set is the same for any number (default: %(default)s)",
+        help="number of processes; the set is the same for any number (default: %(default)s)",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="replace the shard set that is in OUT, together with all its columns",
+        help="replace an existing shard set in OUT, together with all its columns",
     )
 
 
@@ -113,16 +113,16 @@ def _add_article_options(group: Any) -> None:
         "--bodies",
         type=Path,
         metavar="F",
-        help="a second file with ids and bodies, for articles without",
+        help="a second file with ids and bodies, for articles without a body",
     )
     group.add_argument("--format", choices=FORMATS, help="format of the inputs (default: by name)")
     for name in FIELD_NAMES:
         group.add_argument(
             f"--{name}-field",
             metavar="PATH",
-            help=f"where the {name} is in inputs other than MIND's (default: {name})",
+            help=f"path of the {name} in inputs other than MIND's (default: {name})",
         )
-    group.add_argument("--no-normalise", action="store_true", help="leave texts as they are")
+    group.add_argument("--no-normalise", action="store_true", help="leave texts unchanged")
     group.add_argument(
         "--keep-duplicates",
         action="store_true",
@@ -131,7 +131,7 @@ def _add_article_options(group: Any) -> None:
     group.add_argument(
         "--near-duplicates",
         action="store_true",
-        help="count articles that are nearly an earlier one; none is dropped (takes half as long"
+        help="count near-duplicates of earlier articles; none is dropped (takes half as long"
         " again)",
     )
 
@@ -196,7 +196,7 @@ def _print_result(result: Any) -> None:
     for note in kind_named(shard_set.kind).notes(result):
         print(f"  note: {note}")
     if (shard_set.path / NOTED_NAME).exists():
-        print(f"  what is odd about rows that were kept is listed in {shard_set.path / NOTED_NAME}")
+        print(f"  notes on rows that were kept are listed in {shard_set.path / NOTED_NAME}")
     if manifest.refused:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.refused.items())
         print(f"  refused: {reasons} (listed in {shard_set.path / 'refused.jsonl'})")

@@ -1,4 +1,4 @@
-"""``tnr shards index`` and ``tnr shards verify``."""
+"""Define ``tnr shards index`` and ``tnr shards verify``."""
 
 import argparse
 import sys
@@ -18,19 +18,19 @@ from shards.remote import folder_argument
 
 
 def register(verbs: Any) -> None:
-    """Add both to the verbs of ``tnr shards``."""
+    """Add both verbs to ``tnr shards``."""
     _register_index(verbs)
     _register_verify(verbs)
 
 
 _INDEX_EXAMPLES = """examples:
-  tnr shards index sets/news                      the indexes of a set, again
-  tnr shards index crawl/tars                     a set of WebDataset tars made elsewhere
-  tnr shards index /mnt/ro/tars --out sets/crawl  the same, where their folder cannot be written
+  tnr shards index sets/news                      make the indexes of a set again
+  tnr shards index crawl/tars                     make a set from WebDataset tars made elsewhere
+  tnr shards index /mnt/ro/tars --out sets/crawl  the same, if the folder of the tars is read-only
   tnr shards index crawl/tars --member title=title.txt --member body=body.txt
 
-A layout is guessed from the first samples; samples of which the guess passes over something are
-refused. Limits: 16 MiB a member, 1,024 characters a key, 1 MiB an extended header.
+The layout is guessed from the first samples; samples with members that the guess ignores are
+refused. Limits: 16 MiB per member, 1,024 characters per key, 1 MiB per extended header.
 """
 
 
@@ -39,9 +39,9 @@ def _register_index(verbs: Any) -> None:
         "index",
         help="make indexes: of a shard set again, or of WebDataset tars made elsewhere",
         description=(
-            "Of a shard set: make again every index that is missing or does not fit its tar.\n"
-            "Of WebDataset tars made elsewhere: make a manifest and indexes, so that they are a\n"
-            "shard set of articles; the tars are read once and never changed."
+            "For a shard set: remake every index that is missing or does not fit its tar.\n"
+            "For WebDataset tars made elsewhere: make a manifest and indexes, so that they become\n"
+            "a shard set of articles; the tars are read once and never changed."
         ),
         epilog=_INDEX_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -57,7 +57,7 @@ def _register_index(verbs: Any) -> None:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="put manifest, indexes and links to the tars there, instead of beside the tars",
+        help="write manifest, indexes and links to the tars there instead of beside the tars",
     )
     parser.add_argument(
         "--member",
@@ -70,7 +70,7 @@ def _register_index(verbs: Any) -> None:
         parser.add_argument(
             f"--{name}-field",
             metavar="PATH",
-            help=f"where the {name} is in the JSON members (default: {name}, or by guess)",
+            help=f"path of the {name} in the JSON members (default: {name}, or a guess)",
         )
     parser.add_argument(
         "--max-refused",
@@ -79,7 +79,7 @@ def _register_index(verbs: Any) -> None:
         metavar="SHARE",
         help="fail when more than this share of samples is refused (default: %(default)s)",
     )
-    parser.add_argument("--force", action="store_true", help="index a set of tars anew")
+    parser.add_argument("--force", action="store_true", help="index a set of tars again")
     parser.set_defaults(run=_index)
 
 
@@ -91,7 +91,7 @@ def _index(arguments: argparse.Namespace) -> int:
     first = arguments.paths[0]
     if len(arguments.paths) == 1 and has_manifest(first) and not arguments.force:
         if arguments.out or members or fields.given():
-            raise UsageError(f"{first} is a shard set already; give --force to index it anew")
+            raise UsageError(f"{first} is already a shard set; give --force to index it again")
         return _reindex(first)
     made = index_tars(
         arguments.paths,
@@ -142,9 +142,9 @@ def _register_verify(verbs: Any) -> None:
         "verify",
         help="check every byte of shard sets",
         description="Check files, sha256, tar structure, indexes and checksums of shard sets and"
-        " of the columns beside them, and that manifests and columns say what the samples say;"
-        " names every damage found. With the article set of a log, the rows that the log names are"
-        " checked too. Exit code 1 if there is any damage.",
+        " of their columns, and that manifests and columns agree with the samples; list all damage"
+        " found. With the article set of a log, also check the rows that the log names. The exit"
+        " code is 1 if there is any damage.",
         epilog="example: tnr shards verify sets/news sets/dev",
     )
     parser.add_argument(

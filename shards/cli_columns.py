@@ -1,4 +1,4 @@
-"""``tnr shards columns``."""
+"""Define ``tnr shards columns``."""
 
 import argparse
 from typing import Any
@@ -8,14 +8,14 @@ from shards.remote import folder_argument
 
 
 def register(verbs: Any) -> None:
-    """Add it to the verbs of ``tnr shards``."""
+    """Add the verb to ``tnr shards``."""
     parser = verbs.add_parser(
         "columns",
-        help="list the columns beside a shard set; remove those that are named",
+        help="list the columns of a shard set; remove those named with --remove",
         description=(
-            "List everything that is stored beside a shard set: name, bytes, filled cells, and what"
-            " it was made from. A run that is to read a column that was removed is told so, and how"
-            " it is made again."
+            "List everything that is stored beside a shard set: name, bytes, filled cells, and"
+            " sources. A run that needs a removed column names the command that makes the column"
+            " again."
         ),
         epilog="example: tnr shards columns sets/news --remove frozen-states --yes",
     )
@@ -26,7 +26,7 @@ def register(verbs: Any) -> None:
         default=[],
         metavar="NAME",
         help="a column, such as frozen-states-0123456789ab, or all of a kind, such as frozen-states"
-        " (not tokens, clicks, and what is not complete, which a process may be filling)",
+        " (not tokens, clicks, or incomplete columns, which a process may be filling)",
     )
     parser.add_argument("--yes", action="store_true", help="really remove what --remove names")
     parser.set_defaults(run=_columns)
@@ -37,7 +37,7 @@ def _columns(arguments: argparse.Namespace) -> int:
     from shards.reader import ShardSet
 
     if arguments.yes and not arguments.remove:
-        raise UsageError("--yes goes with --remove, which names what is removed")
+        raise UsageError("--yes needs --remove, which names the columns to remove")
     columns = column_folders(ShardSet.open(arguments.set, check_files=False))
     if arguments.remove:
         columns = choose(columns, arguments.remove)

@@ -1,4 +1,4 @@
-"""``tnr shards stats`` and ``tnr shards show``."""
+"""Define ``tnr shards stats`` and ``tnr shards show``."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ _AT_LEAST_ONE = (
 
 
 def register(verbs: Any) -> None:
-    """Add both to the verbs of ``tnr shards``."""
+    """Add both verbs to ``tnr shards``."""
     _register_stats(verbs)
     _register_show(verbs)
 
@@ -30,7 +30,7 @@ def register(verbs: Any) -> None:
 def _register_stats(verbs: Any) -> None:
     parser = verbs.add_parser(
         "stats",
-        help="counts, lengths, duplicates and categories of a shard set",
+        help="count samples, lengths, duplicates and categories of a shard set",
         description=(
             "Count samples, fields, lengths in words and tokens, duplicates, categories, refused "
             "rows, clicks; suggest maximum lengths by how much text they keep."
@@ -43,25 +43,26 @@ def _register_stats(verbs: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="also draw it as a PNG (needs matplotlib)"
+        "--plot", type=Path, metavar="FILE", help="also draw a PNG (needs matplotlib)"
     )
     parser.add_argument(
         "--order",
         action="store_true",
-        help="instead: how well a training order mixes the set and how near it reads, by window",
+        help="instead: show, by window, how well a training order mixes the set and how near it"
+        " reads",
     )
     parser.add_argument(
         "--window-shards",
         type=whole(),
         metavar="N",
-        help="with --order: only windows of so many shards (data.window_shards)",
+        help="with --order: show only windows of this many shards (data.window_shards)",
     )
     parser.add_argument(
         "--global-batch",
         type=whole(),
         default=32,
         metavar="N",
-        help="with --order: samples a step (default: %(default)s)",
+        help="with --order: samples per step (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="with --order (default: %(default)s)"
@@ -70,7 +71,7 @@ def _register_stats(verbs: Any) -> None:
         "--user-block",
         type=whole(),
         metavar="N",
-        help="with --order, of a click log: only blocks of so many clicks of a user "
+        help="with --order, for a click log: show only blocks of this many clicks of a user "
         "(data.user_block)",
     )
     parser.add_argument(
@@ -78,22 +79,23 @@ def _register_stats(verbs: Any) -> None:
         type=whole(),
         default=50,
         metavar="N",
-        help="with --order, of a click log: clicks of a user that are read (default: %(default)s)",
+        help="with --order, for a click log: number of a user's clicks to read (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--num-negatives",
         type=whole(),
         default=4,
         metavar="N",
-        help="with --order, of a click log: negatives a click (default: %(default)s)",
+        help="with --order, for a click log: negatives per click (default: %(default)s)",
     )
     parser.add_argument(
         "--ranks",
         type=whole(),
         default=1,
         metavar="N",
-        help="with --order, of a click log: ranks that a batch is cut for, to see how many of its "
-        "titles are named on several (data.share_titles)",
+        help="with --order, for a click log: number of ranks that share a batch, to see how many"
+        " titles occur on several ranks (data.share_titles)",
     )
     parser.set_defaults(run=_stats)
 
@@ -102,7 +104,7 @@ def _stats(arguments: argparse.Namespace) -> int:
     if arguments.order:
         return _order(arguments)
     if arguments.window_shards is not None:
-        raise UsageError("--window-shards goes with --order")
+        raise UsageError("--window-shards needs --order")
     from shards.stats import compute_stats
 
     stats = compute_stats(arguments.set)
@@ -139,8 +141,8 @@ def _register_show(verbs: Any) -> None:
         "show",
         help="print one sample with its tokens",
         description=(
-            "Print the sample of a row, or of an id, as JSON; of an article also the tokens that "
-            "each token column holds, and what was cut."
+            "Print the sample with a row number or an id as JSON; for an article also the tokens of"
+            " each token column, and the text that was cut."
         ),
         epilog="examples: tnr shards show sets/dev 12 --articles sets/news; "
         "tnr shards show sets/news --id N1234",
@@ -170,7 +172,7 @@ def _show(arguments: argparse.Namespace) -> int:
     row = find_row(shard_set, arguments.id) if arguments.row is None else arguments.row
     if not 0 <= row < shard_set.num_rows:
         raise UsageError(
-            f"{arguments.set} has no row {row}; its rows are 0 to {shard_set.num_rows - 1}"
+            f"{arguments.set} has no row {row}; expected a row from 0 to {shard_set.num_rows - 1}"
         )
     sample = shard_set.sample(row)
     if arguments.articles is not None:

@@ -1,4 +1,4 @@
-"""``tnr shards tokenize`` and ``tnr shards train-tokenizer``."""
+"""Define ``tnr shards tokenize`` and ``tnr shards train-tokenizer``."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shards.tokens import TokenColumn
 
 _LOOKED_AT = 1000  # articles, for the share of tokens that the tokenizer does not know
-_READ_AGAIN = 100  # articles, for the share of letters that it drops
+_READ_AGAIN = 100  # articles, for the share of letters that the tokenizer drops
 _MUCH_UNKNOWN = 0.05
 _TOKENIZE_EXAMPLE = """example:
   tnr shards tokenize data/articles --tokenizer sentence-transformers/all-MiniLM-L6-v2
@@ -45,8 +45,8 @@ def _register_tokenize(subparsers: Any) -> None:
         help="store the token ids of every article's texts",
         description=(
             "Store the token ids of every article's title and body, or of other fields, beside an\n"
-            "article set, with the tokenizer. Finished shards are skipped: an interrupted run is\n"
-            "simply run again."
+            "article set, with the tokenizer. Finished shards are skipped: to continue an\n"
+            "interrupted run, run the same command again."
         ),
         epilog=_TOKENIZE_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -57,14 +57,14 @@ def _register_tokenize(subparsers: Any) -> None:
         required=True,
         metavar="T",
         help="folder of a fast tokenizer, or its Hugging Face name in the local cache (`hf "
-        "download NAME` puts it there; no command asks a hub)",
+        "download NAME` puts it there; no command contacts a hub)",
     )
     tokenize.add_argument(
         "--fields",
         default=",".join(DEFAULT_FIELDS),
         metavar="F,F",
-        help=f"what is stored, of {listed(TEXT_FIELDS)} (default: %(default)s); category is the"
-        " words of category and subcategory. Click tasks read what data.news_text names,"
+        help=f"fields to store, of {listed(TEXT_FIELDS)} (default: %(default)s); category is the"
+        " words of category and subcategory. Click tasks read the fields in data.news_text,"
         " post-training reads title and body",
     )
     for field in TEXT_FIELDS:
@@ -72,7 +72,7 @@ def _register_tokenize(subparsers: Any) -> None:
             f"--{field}-tokens",
             type=whole(1),
             metavar="N",
-            help=f"longest {field} in tokens, special tokens included"
+            help=f"longest {field} in tokens, including special tokens"
             f" (default: {DEFAULT_TOKENS[field]})",
         )
     tokenize.add_argument(
@@ -80,14 +80,14 @@ def _register_tokenize(subparsers: Any) -> None:
         type=whole(1, 4096),
         default=1,
         metavar="N",
-        help="shards worked on at once; one process already uses all cores (default: %(default)s)",
+        help="shards processed at once; one process already uses all cores (default: %(default)s)",
     )
     tokenize.add_argument(
         "--skip-damaged",
         type=whole(0),
         default=0,
         metavar="N",
-        help="skip up to N damaged samples, each named, and leave them out of training (default:"
+        help="skip up to N damaged samples, name each, and leave them out of training (default:"
         " stop at the first)",
     )
     tokenize.set_defaults(run=_tokenize)
@@ -111,12 +111,12 @@ def _register_train(subparsers: Any) -> None:
         type=whole(1),
         default=30_000,
         metavar="N",
-        help="pieces, the five special ones included (default: %(default)s)",
+        help="vocabulary size, including the five special pieces (default: %(default)s)",
     )
     train.add_argument(
         "--keep-case",
         action="store_true",
-        help="tell upper case from lower case; without it case is folded",
+        help="distinguish upper case from lower case (default: fold case)",
     )
     train.add_argument(
         "--max-sentences",
@@ -152,7 +152,7 @@ def _tokenize(args: argparse.Namespace) -> None:
             raise UsageError(
                 f"--{field}-tokens is given, but --fields {args.fields} does not store the {field}"
             )
-    # With samples that may be skipped, a shard of another size is no reason to stop at once.
+    # If samples may be skipped, a shard of another size is not a reason to stop at once.
     shard_set = ShardSet.open(args.set, check_files=args.skip_damaged <= 0)
     reader = tokenize_set(
         shard_set,
@@ -179,8 +179,8 @@ def _tokenize(args: argparse.Namespace) -> None:
     repeated = shard_set.manifest.counts.get("body_from_abstract", 0)
     if repeated and {"abstract", "body"} <= set(fields):
         print(
-            f"  {repeated:,} articles without a body have their abstract as body: who reads both"
-            " reads it twice"
+            f"  {repeated:,} articles without a body have their abstract as body: a model that"
+            " reads both fields reads it twice"
         )
     num_skipped = len(column.skipped_rows)
     if num_skipped:
@@ -205,11 +205,11 @@ def _train_tokenizer(args: argparse.Namespace) -> None:
     size = len(tokenizer)
     print(f"{args.out}: {size:,} pieces")
     if size < args.vocab_size:
-        print(f"  fewer than the {args.vocab_size:,} asked for: the corpus does not have more")
+        print(f"  fewer than the requested {args.vocab_size:,}: the corpus has no more")
 
 
 def _print_unknown(column: "TokenColumn", unknown_id: int | None) -> None:
-    """Say where a tokenizer does not know much of the texts, of some of the articles."""
+    """Report fields in which a tokenizer does not know many tokens, from sampled articles."""
     import numpy as np
 
     if unknown_id is None or unknown_id in (*column.prefix_ids, *column.suffix_ids):
@@ -222,14 +222,14 @@ def _print_unknown(column: "TokenColumn", unknown_id: int | None) -> None:
         if unknown > _MUCH_UNKNOWN * words:
             print(
                 f"  note: the tokenizer does not know {100 * unknown / words:.0f}% of the tokens of"
-                f" the {field} ({len(rows):,} articles looked at); take one of their language"
+                f" the {field} (from {len(rows):,} articles); take a tokenizer of their language"
             )
 
 
 def _print_dropped(column: "TokenColumn", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Say where a tokenizer gives no token at all for much of the texts, of some of the articles.
+    """Report fields in which a tokenizer drops many letters, from a sample of articles.
 
-    One without an unknown token leaves out what its vocabulary lacks, such as letters that a
+    A tokenizer without an unknown token drops what its vocabulary lacks, such as letters that a
     byte-level tokenizer was not trained on.
     """
     import numpy as np
@@ -245,6 +245,6 @@ def _print_dropped(column: "TokenColumn", tokenizer: "PreTrainedTokenizerBase") 
         if dropped > _MUCH_UNKNOWN * letters:
             print(
                 f"  note: the tokenizer drops {100 * dropped / letters:.0f}% of the letters of the "
-                f"{field} without a token ({len(texts):,} texts looked at); take one whose "
-                "vocabulary has them, or an unknown token"
+                f"{field} without a token (from {len(texts):,} texts); take a tokenizer whose "
+                "vocabulary has these letters, or one with an unknown token"
             )

@@ -1,6 +1,6 @@
-"""The articles that some clicks name: their users' histories and their candidates.
+"""Collect the articles that clicks name: their users' histories and their candidates.
 
-Shapes: B clicks, H history slots, C = 1 + S candidates, the clicked one first.
+Shapes: B clicks, H history slots, C = 1 + S candidates with the clicked one first.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from shards.order import EpochOrder
 
 @dataclass(frozen=True)
 class ClickRule:
-    """What a click is read with.
+    """How to read a click.
 
     Attributes:
         seed: the run's seed.
-        num_negatives: S, unclicked candidates a click.
-        history_length: H, most recent clicks of the user that are read.
-        static_negatives: draw them once for all epochs instead of anew in every epoch.
+        num_negatives: S, unclicked candidates per click.
+        history_length: H, number of the user's most recent clicks to read.
+        static_negatives: draw negatives once for all epochs instead of anew in every epoch.
     """
 
     seed: int
@@ -32,13 +32,13 @@ class ClickRule:
 
 @dataclass(frozen=True)
 class ClickBatch:
-    """What B clicks name.
+    """The articles of B clicks.
 
     Attributes:
-        impression_B: rows of their impressions.
-        positions_BC: places of the candidates within their impressions.
-        history_BH: article rows, right-aligned, -1 where there is none.
-        mask_BH: True where there is one.
+        impression_B: rows of the clicks' impressions.
+        positions_BC: positions of the candidates within their impressions.
+        history_BH: article rows, right-aligned, -1 in empty slots.
+        mask_BH: False in empty slots.
         candidates_BC: article rows.
     """
 
@@ -49,11 +49,11 @@ class ClickBatch:
     candidates_BC: np.ndarray
 
     def __len__(self) -> int:
-        """Number of clicks B."""
+        """Return the number of clicks B."""
         return len(self.impression_B)
 
     def part(self, first: int, count: int) -> "ClickBatch":
-        """``count`` of the clicks from ``first`` on."""
+        """Return ``count`` clicks, starting with click ``first``."""
         kept = slice(first, first + count)
         return ClickBatch(
             self.impression_B[kept],
@@ -64,7 +64,7 @@ class ClickBatch:
         )
 
     def trimmed(self) -> "ClickBatch":
-        """Without the history slots that are empty in all clicks, but for one."""
+        """Remove history slots that are empty in all clicks, but keep at least one slot."""
         longest = max(int(self.mask_BH.sum(axis=1).max(initial=0)), 1)
         return ClickBatch(
             self.impression_B,
@@ -75,9 +75,9 @@ class ClickBatch:
         )
 
     def named(self) -> np.ndarray:
-        """Article rows of the history slots that are not empty, then of the candidates, int64[k].
+        """Return the article rows of the filled history slots, then of the candidates, int64[k].
 
-        An article comes as often as it is named.
+        An article occurs as often as it is named.
         """
         return np.concatenate([self.history_BH[self.mask_BH], self.candidates_BC.ravel()])
 
@@ -89,14 +89,14 @@ def read_clicks(
 
     Args:
         clicks: the click log.
-        rule: what they are read with.
+        rule: how to read them.
         units: int64[B], unit numbers.
-        epochs: int64[B], the epoch of each.
+        epochs: int64[B], the epoch of each click.
 
     Raises:
-        IndexError: there is no such click.
+        IndexError: a unit number is out of range.
         DataError: the log has no labels.
-        DamageError: the column does not fit itself.
+        DamageError: the column contradicts itself.
     """
     impression_B, position_B = clicks.click(units)
     drawn_in = np.zeros_like(epochs) if rule.static_negatives else epochs
@@ -120,26 +120,26 @@ def click_order(
     user_block: int = 1,
     skipped: np.ndarray | None = None,
 ) -> EpochOrder:
-    """The order in which training visits the clicks of a log.
+    """Make the order in which training visits the clicks of a log.
 
     Args:
         clicks: the click log.
         seed: the run's seed.
         window_shards: clicks are shuffled within windows of this many shards.
-        user_block: clicks of one user of a window that come together at most; with 1 each click is
-            shuffled by itself.
-        skipped: clicks that never come, int64[k].
+        user_block: largest number of one user's clicks in a window that stay together; with 1 each
+            click is shuffled alone.
+        skipped: clicks to leave out of the order, int64[k].
 
     Raises:
-        DataError: there is no click, or the log does not say what was clicked.
+        DataError: the log has no clicks, or has no labels.
         ValueError: ``window_shards`` or ``user_block`` is below 1.
     """
     shard_set = clicks.reader.shard_set
     if not clicks.labelled:
         raise DataError(
-            f"{shard_set.location} has no labels: its log does not say what was clicked, so there"
-            " is nothing to train on; build a log whose candidates end in -1 (clicked) or -0, such"
-            " as MINDlarge_train's"
+            f"{shard_set.location} has no labels: its log does not say what was clicked, so it"
+            " cannot be trained on; build a log whose candidates end in -1 (clicked) or -0, such as"
+            " MINDlarge_train's"
         )
     counts, fingerprint = clicks.clicks_per_shard, shard_set.fingerprint
     if user_block == 1:

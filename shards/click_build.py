@@ -1,11 +1,11 @@
-"""Building impression sets: click logs with ids replaced by rows of the article set.
+"""Build impression sets: click logs whose ids are replaced by rows of the article set.
 
-The course of the build is in :mod:`shards.spooled_build`. A row is kept unless it cannot be parsed
-or its file has had its impression id before. What is odd about a row that is kept is counted, and
-listed with its line in ``noted.jsonl``.
+:mod:`shards.spooled_build` has the phases of the build. A row is kept unless it cannot be parsed or
+its impression id occurs earlier in the same file. Oddities of a kept row are counted, and listed
+with the row's line in ``noted.jsonl``.
 
-Memory: some 80 bytes an impression while ids are compared, and in every process the ids of the
-article set (some 150 bytes each).
+Memory: about 80 bytes per impression while ids are compared, and in every process the ids of the
+article set (about 150 bytes each).
 """
 
 import functools
@@ -30,7 +30,7 @@ from shards.spool import Spool, SpoolWriter, hash_text, read_column
 from shards.spooled_build import SpooledBuild, SpoolJob, Taker
 from shards.tables import TSV_REMEDY
 
-# What may be odd about an impression that is kept, by bit of a record's ``changed``.
+# Possible oddities of a kept impression, by bit of a record's ``changed``.
 _UNKNOWN_HISTORY, _EMPTY_HISTORY, _WITHOUT_NEGATIVE, _UNKNOWN_TIME, _CLICKED_AND_NOT = (
     1 << bit for bit in range(5)
 )
@@ -45,7 +45,7 @@ _IDS_NAMED = 8
 HINTS = {
     "wrong number of columns": "a click log has 5 columns, separated by tabs, without a header; a"
     " file with 8 is news.tsv, for --articles",
-    "bad click label": "expected ids separated by spaces, each with -1 (clicked) or -0 behind it:"
+    "bad click label": "expected ids separated by spaces, each followed by -1 (clicked) or -0:"
     " N1-0 N2-1",
     "bad history": "expected ids separated by spaces, without commas, quotes or brackets: N1 N2",
     "bad candidates": "expected ids separated by spaces, without commas, quotes or brackets: N1-0"
@@ -55,30 +55,30 @@ HINTS = {
     " log",
     "bad UTF-8": UTF8_REMEDY,
     "unknown article": "the log shows news that the article set lacks; was the set built from"
-    " another part? it can be built from all of them: --articles train.zip dev.zip",
-    "missing labels": "lines with labels and lines without do not go together: a log without"
-    " labels, as MIND's test part, is built by itself",
-    "unexpected labels": "lines with labels and lines without do not go together: a log without"
-    " labels, as MIND's test part, is built by itself",
+    " another part? one set can hold all parts: --articles train.zip dev.zip",
+    "missing labels": "lines with labels and lines without labels cannot be mixed; build a log"
+    " without labels, such as MIND's test part, separately",
+    "unexpected labels": "lines with labels and lines without labels cannot be mixed; build a log"
+    " without labels, such as MIND's test part, separately",
     "quoted columns": TSV_REMEDY,
-    "duplicate id": "an impression id may come once in a file; was the file written twice over?",
+    "duplicate id": "an impression id may occur once per file; was the file written twice over?",
 }
-"""What to say beside the reason for which most rows of a failed build were refused."""
+"""Hints that accompany the most frequent reason for refusal in a failed build."""
 
 
 @dataclass(frozen=True)
 class ClickJob(SpoolJob):
-    """Spools impressions: the payload is the sample as it will lie in the shard."""
+    """Spools impressions; the payload is the sample in its final form."""
 
     number: int
-    """Of the input: each may have an impression id once."""
+    """Number of the input; an impression id may occur once per input."""
     articles: Path
-    """The file of :func:`write_article_rows`."""
+    """The file that :func:`write_article_rows` wrote."""
     labelled: bool
     newest_first: bool = False
 
     def taker(self, spool: SpoolWriter) -> Taker:
-        """Return what takes the rows of a chunk into ``spool``."""
+        """Return the object that moves a chunk's rows into ``spool``."""
         return _ClickTaker(self, spool)
 
 
@@ -125,7 +125,7 @@ class _ClickTaker(Taker):
 
 
 def _clicked_and_not(impression: Impression) -> set[int]:
-    """Articles that an impression shows both as clicked and as not clicked."""
+    """Return the articles that an impression shows both as clicked and as not clicked."""
     if impression.clicks is None or len(set(impression.candidates)) == len(impression.candidates):
         return set()
     shown = set(zip(impression.candidates, impression.clicks, strict=True))
@@ -144,7 +144,7 @@ class ImpressionBuild(SpooledBuild):
         *,
         newest_first: bool = False,
     ) -> None:
-        """Start with nothing read; ``newest_first`` says how the logs have histories."""
+        """Start without any rows; ``newest_first`` is the order of the logs' histories."""
         super().__init__(publisher, workers, intake)
         self.newest_first = newest_first
         self.samples_per_shard = samples_per_shard
@@ -154,13 +154,13 @@ class ImpressionBuild(SpooledBuild):
 
         Args:
             files: The click logs.
-            article_set: The set whose rows the impressions are to name.
+            article_set: The set whose rows the impressions name.
 
         Raises:
-            DataError: If too many rows are refused.
-            DamageError: If an input or the article set cannot be read.
-            OSError: If something cannot be written.
-            BrokenProcessPool: If a process was killed.
+            DataError: Too many rows are refused.
+            DamageError: An input or the article set cannot be read.
+            OSError: A file cannot be written.
+            BrokenProcessPool: A process was killed.
         """
         articles = self.folder / "articles.json"
         write_article_rows(articles, article_set)
@@ -172,7 +172,7 @@ class ImpressionBuild(SpooledBuild):
                 file, "mind", self.folder, stem, number, articles, known, self.newest_first
             )
             for facts in self.spool(job):
-                del facts["notes"]  # too much to hold of all chunks; read again by _note
+                del facts["notes"]  # too large to keep for all chunks; _note reads them again
         self.intake.bar.close()
 
         spools = [read.spool for read in self.reads]
@@ -190,10 +190,10 @@ class ImpressionBuild(SpooledBuild):
         return self.publisher.publish(shards, [*fields, "clicks"] if labelled else fields)
 
     def _check_times(self) -> None:
-        """Fail if a time has its day first: of others in the log nobody can tell.
+        """Fail if a time has its day first, because other times are then ambiguous.
 
         Raises:
-            DataError: Then; names the first.
+            DataError: A time has its day first; the message names the first such line.
         """
         if DAY_FIRST not in self.publisher.refused:
             return
@@ -212,7 +212,7 @@ class ImpressionBuild(SpooledBuild):
                 self.publisher.count(name, number)
 
     def _note(self, kept: np.ndarray, files: Sequence[InputFile]) -> None:
-        """List what is odd about the rows that are kept."""
+        """List the oddities of kept rows."""
         done = 0
         for read in self.reads:
             table = read.spool.rows()
@@ -231,11 +231,11 @@ class ImpressionBuild(SpooledBuild):
 
 
 def write_article_rows(path: Path, article_set: ShardSet) -> None:
-    """Write the row of every article id, those of dropped duplicates among them, as JSON.
+    """Write the row of every article id, including ids of dropped duplicates, as JSON.
 
     Raises:
-        DamageError: If the article set cannot be read.
-        OSError: If the file cannot be written.
+        DamageError: The article set cannot be read.
+        OSError: The file cannot be written.
     """
     if path.exists():
         return
@@ -247,23 +247,23 @@ def write_article_rows(path: Path, article_set: ShardSet) -> None:
 
 @functools.lru_cache(maxsize=1)
 def read_article_rows(path: Path) -> dict[str, int]:
-    """Return what :func:`write_article_rows` has written; once in a process.
+    """Read the file of :func:`write_article_rows`, once per process.
 
     Raises:
-        DamageError: If it is damaged.
-        DataError: If it cannot be read.
+        DamageError: The file is damaged.
+        DataError: The file cannot be read.
     """
     return read_json(path, dict[str, int], limit=path.stat().st_size)
 
 
 def find_labels(files: Sequence[InputFile], rows: Mapping[str, int]) -> bool | None:
-    """Say whether the logs tell what was clicked, by the first line that knows an article.
+    """Tell whether the logs have labels, from the first line that names a known article.
 
     Returns:
-        None where none of the first lines does; all of them will then be refused.
+        None if none of the first lines names a known article; all lines will then be refused.
 
     Raises:
-        DamageError: If a log cannot be read.
+        DamageError: A log cannot be read.
     """
     looked_at = 0
     for file in files:

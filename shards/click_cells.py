@@ -1,7 +1,7 @@
-"""Writing the column of clicks: from the tars of an impression set to cells, shard by shard.
+"""Write the click column: from an impression set's tars to cells, shard by shard.
 
-Shards are read in any process; users are numbered and cells committed in one, in the order of the
-shards. Memory: one shard's arrays for every process, and 12 bytes a user.
+Any process may read shards; one process numbers users and commits cells, in the order of the
+shards. Memory: one shard's arrays per process, and 12 bytes per user.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ from shards.reader import ShardSet
 CLICKS = "clicks"
 _FORMAT = 1
 UNKNOWN_TIME = -1
-"""What the column says of an impression without a time that can be read."""
+"""Value in the column for an impression without a readable time."""
 EXPECTED_TIMES = "2019-11-15T08:55:22 (ISO 8601) or 11/15/2019 8:55:22 AM (MIND's)"
-# With the date's hyphens: else Python takes 1602061200123 for a time in the year 1602.
+# Requires the date's hyphens: else Python takes 1602061200123 for a time in the year 1602.
 _ISO_TIME = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?(Z|[+-]\d\d(:?\d\d){0,2})?)?"
     r"|\d{8}(T\d\d(\d\d(\d\d([.,]\d+)?)?)?(Z|[+-]\d\d(\d\d)?)?)?",
@@ -40,11 +40,11 @@ _BLOCK = 1024  # samples decoded at a time
 
 
 def parse_time(text: str) -> int:
-    """Seconds since 1970 UTC of an ISO 8601 time or of MIND's ``11/15/2019 8:55:22 AM``.
+    """Parse an ISO 8601 time or MIND's ``11/15/2019 8:55:22 AM`` to seconds since 1970 UTC.
 
-    A time without a zone is taken as UTC. Anything else is :data:`UNKNOWN_TIME`: numbers of seconds
-    or milliseconds, days that do not exist, what lies beyond the years 1 to 9999 UTC, and the last
-    second of 1969, whose number it is.
+    A time without a zone is taken as UTC. All else is :data:`UNKNOWN_TIME`: numbers of seconds or
+    milliseconds, days that do not exist, times outside the years 1 to 9999 UTC, and the last second
+    of 1969, which has the number of :data:`UNKNOWN_TIME`.
     """
     text = iso_time(text)
     if not _ISO_TIME.fullmatch(text):
@@ -60,19 +60,19 @@ def parse_time(text: str) -> int:
 
 
 def made_from() -> dict[str, Any]:
-    """What a click column is made from, beside its shard set."""
+    """Return what a click column is made from, besides its shard set."""
     return {"format": _FORMAT}
 
 
 def write_click_column(impression_set: ShardSet, workers: Workers | None = None) -> ColumnReader:
-    """Write the ``clicks`` column from the tars of an impression set; cells that are there stay.
+    """Write the ``clicks`` column from the tars of an impression set; keep existing cells.
 
     Args:
         impression_set: the set.
-        workers: who reads the tars; None: this process.
+        workers: processes that read the tars; None reads them in this process.
 
     Raises:
-        DataError: the set does not hold impressions, or a sample is not one.
+        DataError: the set does not hold impressions, or a sample is not an impression.
         ColumnError: the column cannot be written.
     """
     if impression_set.kind != "impressions":
@@ -80,8 +80,8 @@ def write_click_column(impression_set: ShardSet, workers: Workers | None = None)
     writer = ColumnWriter(impression_set, CLICKS, made_from())
     missing = writer.missing()
     if missing:
-        # Users are numbered by first appearance in the whole log, so all shards up to the last
-        # missing one are read.
+        # Users are numbered by first appearance in the whole log, so read all shards up to the last
+        # missing one.
         shards = range(missing[-1] + 1)
         job = _ReadShard(impression_set, frozenset(missing))
         users = UserNumbers()
@@ -100,12 +100,12 @@ def write_click_column(impression_set: ShardSet, workers: Workers | None = None)
 def shard_tensors(
     impression_set: ShardSet, shard: int, users: "UserNumbers"
 ) -> dict[str, np.ndarray]:
-    """What a cell of clicks holds, from the samples of its shard.
+    """Make the tensors of a cell of clicks from the samples of its shard.
 
     Args:
         impression_set: the set.
         shard: number of the shard.
-        users: those of all shards before it; this shard's are added.
+        users: users of all earlier shards; this shard's users are added.
 
     Raises:
         DataError: a sample is not an impression.
@@ -117,18 +117,18 @@ def shard_tensors(
 
 
 class UserNumbers:
-    """Numbers users by first appearance; each is known by a hash of 64 bits.
+    """Numbers users by first appearance; a user is identified by a hash of 64 bits.
 
-    (That two of a million users have the same one happens once in 37 million logs.)
+    (Two of a million users share a hash in one of 37 million logs.)
     """
 
     def __init__(self) -> None:
-        """Start with no user."""
+        """Start without users."""
         self._hashes = np.empty(0, dtype=np.uint64)
         self._numbers = np.empty(0, dtype=np.int32)
 
     def number(self, hashes: np.ndarray) -> np.ndarray:
-        """Number the users that come next in the log.
+        """Assign numbers to the next users in the log.
 
         Args:
             hashes: uint64[n].
@@ -154,13 +154,13 @@ class UserNumbers:
 
 @dataclass(frozen=True)
 class _ReadShard:
-    """Reads one shard; picklable, so that other processes can."""
+    """Reads one shard; picklable, so that other processes can run it."""
 
     impression_set: ShardSet
     missing: frozenset[int]
 
     def run(self, shard: int) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
-        """Return the users' hashes, uint64[n], and the tensors but ``user``, if they are missing.
+        """Return the users' hashes, uint64[n], and all tensors but ``user`` if the cell is missing.
 
         Raises:
             DataError: a sample is not an impression.
@@ -186,7 +186,7 @@ def _digest(user: Any) -> bytes:
 
 
 def _arrays(samples: list[dict[str, Any]], labelled: bool, first_row: int) -> dict[str, np.ndarray]:
-    """Values and lengths of some samples."""
+    """Return the values and lengths of some samples."""
     try:
         arrays = {"time": np.array([parse_time(str(s.get("time", ""))) for s in samples], np.int64)}
         fields: dict[str, tuple[list[Any], type]] = {
@@ -212,7 +212,7 @@ def _arrays(samples: list[dict[str, Any]], labelled: bool, first_row: int) -> di
 
 
 def _joined(parts: list[dict[str, np.ndarray]], first_row: int) -> dict[str, np.ndarray]:
-    """The tensors of a cell out of the arrays of its samples."""
+    """Join the arrays of samples into the tensors of a cell."""
     tensors = {}
     for name in parts[0]:
         array = np.concatenate([part[name] for part in parts])
@@ -224,7 +224,8 @@ def _joined(parts: list[dict[str, np.ndarray]], first_row: int) -> dict[str, np.
         if (tensors["clicked.offsets"] != offsets).any() or (clicked > 1).any():
             row = first_row + _first_bad(tensors)
             raise DataError(
-                f"impression {row}: its clicks must be 0 or 1, one a candidate; build the set again"
+                f"impression {row}: expected one click label, 0 or 1, per candidate; build the set "
+                "again"
             )
         tensors["units.values"], tensors["units.offsets"] = _units(
             tensors["candidates.values"], clicked, offsets
@@ -233,7 +234,7 @@ def _joined(parts: list[dict[str, np.ndarray]], first_row: int) -> dict[str, np.
 
 
 def _first_bad(tensors: Mapping[str, np.ndarray]) -> int:
-    """The first row whose clicks are not 0 or 1, one a candidate."""
+    """Find the first row whose click labels are not 0 or 1, one per candidate."""
     clicked, offsets = tensors["clicked.values"], tensors["clicked.offsets"]
     bad = np.diff(offsets) != np.diff(tensors["candidates.offsets"])
     bad[row_of_value(offsets, np.flatnonzero(clicked > 1))] = True
@@ -243,7 +244,7 @@ def _first_bad(tensors: Mapping[str, np.ndarray]) -> int:
 def _units(
     candidates: np.ndarray, clicked: np.ndarray, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(places of the trainable clicks among the candidates int32[k], offsets int64[n + 1])."""
+    """Find the trainable clicks among the candidates: (places int32[k], offsets int64[n + 1])."""
     places = np.flatnonzero(clicked)
     rows = row_of_value(offsets, places)
     negatives = row_of_value(offsets, negative_places(candidates, clicked, offsets))
@@ -254,7 +255,7 @@ def _units(
 
 
 def negative_places(candidates: np.ndarray, clicked: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Places in the values whose article was clicked nowhere in its impression, int64[k]."""
+    """Find values whose article was not clicked anywhere in its impression: places int64[k]."""
     unclicked = np.flatnonzero(clicked == 0)
     if not len(unclicked):
         return unclicked

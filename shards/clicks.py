@@ -1,19 +1,19 @@
-"""The click log as columns: history, candidates, labels, user and time of every impression.
+"""Store the click log as columns: each impression's history, candidates, labels, user and time.
 
-The column set ``clicks`` of an impression set, row for row with it:
+The column set ``clicks`` of an impression set has the same rows as the set:
 
 - ragged ``history`` int32: articles the user had clicked, oldest first, as rows of the article set;
 - ragged ``candidates`` int32: articles that were shown;
-- ragged ``clicked`` uint8, one a candidate, only where the log has labels;
-- ragged ``units`` int32: places, among the candidates, of the clicks that can be trained on;
+- ragged ``clicked`` uint8, one per candidate, only if the log has labels;
+- ragged ``units`` int32: positions, among the candidates, of the clicks that can be trained on;
 - ``user`` int32, numbered by first appearance; ``time`` int64, seconds since 1970 UTC, -1 if
 unknown.
 
 A training unit is one click, in the order of the log. Its negatives are candidates of the same
-impression whose article was not clicked in it: an article that is shown twice and clicked once is
-none at either place. A click whose impression has no such candidate has nothing to be told apart
-from, so it is no unit (``num_left_out`` counts them); where there are fewer than are asked for,
-they come again in their order.
+impression whose article was not clicked in the impression: if an article is shown twice and clicked
+once, neither position is a negative. A click without any negative in its impression cannot be
+trained on, so it is not a unit (``num_left_out`` counts such clicks). If an impression has fewer
+negatives than requested, they repeat in their order.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ class ClickColumn:
     Attributes:
         reader: the column underneath.
         num_impressions: rows of the impression set.
-        labelled: whether the log says what was clicked.
+        labelled: whether the log records clicks.
         clicks_per_shard: training units of each shard, for :class:`shards.order.EpochOrder`.
         num_clicks: training units of all shards.
     """
@@ -77,19 +77,18 @@ class ClickColumn:
 
         Args:
             impression_set: the set.
-            num_articles: rows of its article set, where that is at hand; a log that names others
-                is then refused when it is read.
+            num_articles: rows of its article set, if known; a log that names other rows is then
+                refused at its first read.
 
         Raises:
-            ColumnError: it is missing, incomplete or of another format.
-            DamageError: a tensor is of a type that no version writes.
+            ColumnError: the column is missing, incomplete or has another format.
+            DamageError: a tensor has a type that no version writes.
         """
         return cls(ColumnReader.open(impression_set, CLICKS, made_from()), num_articles)
 
     @property
     def num_left_out(self) -> int:
-        """Clicks that are no training units, because nothing in their impression was left
-        unclicked."""
+        """Clicks that are not training units, because their impressions have no negatives."""
         if not self.labelled:
             return 0
         shards = range(len(self.clicks_per_shard))
@@ -97,7 +96,7 @@ class ClickColumn:
         return clicks - self.num_clicks
 
     def click(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The impression and the place of training units.
+        """Find the impression and the position of training units.
 
         Args:
             index: int64[n], unit numbers.
@@ -106,7 +105,7 @@ class ClickColumn:
             (impression_row int64[n], position int64[n] among the impression's candidates).
 
         Raises:
-            IndexError: there is no such unit.
+            IndexError: a unit number is out of range.
         """
         index = np.asarray(index, dtype=np.int64)
         rows = np.empty(len(index), dtype=np.int64)
@@ -128,7 +127,7 @@ class ClickColumn:
         return rows, positions
 
     def units_with(self, articles: np.ndarray) -> np.ndarray:
-        """Training units whose impression shows, or whose user has read, one of these articles.
+        """Find training units whose impression shows, or whose user read, one of these articles.
 
         Args:
             articles: int64[k], rows of articles.
@@ -148,28 +147,26 @@ class ClickColumn:
         return np.concatenate(found)
 
     def history(self, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last ``length`` clicks before each impression, right-aligned.
+        """Read the last ``length`` clicks before each impression, right-aligned.
 
         Args:
             rows: int64[n], impression rows.
             length: H.
 
         Returns:
-            (article rows int64[n, H], -1 where there is none; mask bool[n, H], True where there is
-            one).
+            (article rows int64[n, H], -1 in empty slots; mask bool[n, H], False in empty slots).
         """
         values, offsets = self.reader.gather_ragged("history", rows, last=length)
         articles = pad(values, offsets, length, -1, right_aligned=True)
         return articles, articles >= 0
 
     def candidates(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Articles shown in each impression: (article rows int64[k], offsets int64[n + 1])."""
+        """Read the articles shown in impressions: (article rows int64[k], offsets int64[n + 1])."""
         values, offsets = self.reader.gather_ragged("candidates", rows)
         return values.astype(np.int64), offsets
 
     def clicked(self, rows: np.ndarray) -> np.ndarray:
-        """Labels of the candidates of each impression, uint8[k], in the order of
-        :meth:`candidates`.
+        """Read the labels of candidates, uint8[k], in the order of :meth:`candidates`.
 
         Raises:
             DataError: the log has no labels.
@@ -185,34 +182,34 @@ class ClickColumn:
         return self.reader.gather_ragged("clicked", rows)
 
     def user(self, rows: np.ndarray) -> np.ndarray:
-        """Users of impressions, numbered by first appearance in the log, int32[n]."""
+        """Read the users of impressions, numbered by first appearance in the log, int32[n]."""
         return self.reader.gather("user", rows)
 
     def time(self, rows: np.ndarray) -> np.ndarray:
-        """Times of impressions in seconds since 1970 UTC, -1 where unknown, int64[n]."""
+        """Read the times of impressions in seconds since 1970 UTC, -1 if unknown, int64[n]."""
         return self.reader.gather("time", rows)
 
     def sample_negatives(
         self, seed: int, click_units: np.ndarray, epochs: np.ndarray, count: int
     ) -> np.ndarray:
-        """Candidates of the same impression for every click, of articles not clicked in it.
+        """Draw candidates of the same impression for every click, from articles not clicked in it.
 
-        Distinct places where the impression has enough of them, else they come again in the order
-        drawn. Keyed by (seed, epoch, click unit) alone.
+        The positions are distinct if the impression has enough negatives; else they repeat in the
+        order drawn. The draw depends on (seed, epoch, click unit) alone.
 
         Args:
             seed: the run's seed.
             click_units: int64[n].
             epochs: int64[n]; zeros draw the same in every epoch.
-            count: negatives a click (S = 4 in the paper).
+            count: negatives per click (S = 4 in the paper).
 
         Returns:
-            int64[n, count], places among the impression's candidates.
+            int64[n, count], positions among the impression's candidates.
 
         Raises:
-            IndexError: there is no such click.
-            DataError: the log has no labels, or its column is of a version that took an article
-                which is shown again for a negative of itself.
+            IndexError: a click number is out of range.
+            DataError: the log has no labels, or its column is of a version that could take a
+                repeated article as a negative of itself.
         """
         click_units = np.asarray(click_units, dtype=np.int64)
         rows, _ = self.click(click_units)
@@ -220,7 +217,7 @@ class ClickColumn:
         candidates, shown = self.candidates(rows)
         if not np.array_equal(shown, offsets):
             raise DamageError(
-                f"{self.reader.folder} does not have one label a candidate: it was edited; run "
+                f"{self.reader.folder} does not have one label per candidate: it was edited; run "
                 f"`{removal_command(self.reader.shard_set, self.reader.folder)}` and "
                 f"`{self.reader.repair}`"
             )

@@ -1,8 +1,8 @@
-"""Checking column sets: every byte against the commit records, and every value against its kind.
+"""Check column sets: every byte against the commit records, every value against the column's kind.
 
-Checksums say whether the bytes are those that were written; whether these could have been written
-by us is told by their kind: floats are finite, offsets rise, token ids are in the vocabulary, and
-click columns say what the samples say.
+Checksums tell whether the bytes are the written ones. The kind tells whether this project could
+have written them: floats are finite, offsets rise, token ids are in the vocabulary, and click
+columns agree with the samples.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,12 +35,11 @@ from shards.tokens import TokenSource, tokenizer_remedy
 
 
 def verify_columns(reader: ColumnReader) -> list[str]:
-    """Read all of a column set and check it against its commit records, here and in the cache.
+    """Read a column set and check it against its commit records, also in the cache.
 
     Returns:
-        One line for every damaged cell, naming file, tensor and remedy; an empty list if all is
-        well. Cells that are not filled (a reader has none) are no damage, unless they have a
-        commit record.
+        One line for every damaged cell, with file, tensor and remedy; an empty list if there is no
+        damage. Missing cells (a reader has none) are not damage, unless they have a commit record.
     """
     info = ColumnInfo(reader.folder, reader.name, reader.made_from, reader.fingerprint)
     problems = list(_column_problems(reader.shard_set, info))
@@ -54,17 +53,17 @@ def verify_columns(reader: ColumnReader) -> list[str]:
 
 
 def verify_column_folders(shard_set: ShardSet) -> tuple[list[str], list[str]]:
-    """Check every column set beside a shard set, also those that are still being filled.
+    """Check every column set beside a shard set, including incomplete ones.
 
     Returns:
         (problems, intact): one line for every damaged cell or unreadable column set, and the names
-        of the folders in which all is well, with how many cells are there where not all are.
+        of the intact folders, with the number of cells if some are missing.
     """
     problems: list[str] = []
     intact: list[str] = []
     folders = sorted(shard_set.columns_dir.iterdir()) if shard_set.columns_dir.is_dir() else []
     for folder in folders:
-        if folder.name.startswith("."):  # of the system, or a column that is being removed
+        if folder.name.startswith("."):  # a system folder, or a column that is being removed
             continue
         try:
             info = read_info(folder)
@@ -104,7 +103,7 @@ def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
     alike: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
     for number, shard in enumerate(shard_set.manifest.shards):
         if not record_path(info.folder, shard).exists():
-            users = None  # of a column that is being filled
+            users = None  # the column is being filled
             continue
         try:
             cell = _whole_cell(info, shard, repair)
@@ -117,7 +116,7 @@ def _column_problems(shard_set: ShardSet, info: ColumnInfo) -> Iterator[str]:
             if source is not None:
                 _check_tokens(cell, source)
             if info.name == CLICKS:
-                known, users = users, None  # where a shard cannot be read
+                known, users = users, None  # until a shard cannot be read
                 _check_clicks(cell, shard_set, number, known)
                 users = known
         except DataError as error:
@@ -137,25 +136,25 @@ def _tokenizer_problems(
             if facts.sha256 == source.tokenizer_sha256:
                 yield from _edited_entries(info, made_from(facts, source.limits))
                 return
-            problem = f"{there} is not the tokenizer that the ids are of"
+            problem = f"{there} is not the tokenizer that made the ids"
     yield f"{problem}; {tokenizer_remedy(shard_set, info.folder, source.limits)}"
 
 
 def _edited_entries(info: ColumnInfo, expected: Mapping[str, Any]) -> Iterator[str]:
-    """Say which entries of a token column's ``made_from`` its tokenizer tells otherwise."""
+    """Describe entries of a token column's ``made_from`` that differ from its tokenizer."""
     stored = {name: value for name, value in info.made_from.items() if name != "shard_set"}
     if differing := differing_fields(stored, expected):
         yield (
-            f"{info.folder / COLUMN_FILE} was edited: {'; '.join(differing)}, by the tokenizer "
-            f"beside it; remove {info.folder} and run `tnr shards tokenize` again"
+            f"{info.folder / COLUMN_FILE} was edited: {'; '.join(differing)}, according to the "
+            f"tokenizer beside it; remove {info.folder} and run `tnr shards tokenize` again"
         )
 
 
 def _whole_cell(info: ColumnInfo, shard: ShardInfo, repair: str) -> Cell:
-    """Open a cell whose bytes are those that were written.
+    """Open a cell, and check that its bytes are the written ones.
 
     Raises:
-        DataError: They are not.
+        DataError: The bytes have changed.
     """
     cell = open_cell(info.folder, info.fingerprint, shard, check=False, repair=repair)
     try:
@@ -180,10 +179,10 @@ def _check_values(cell: Cell) -> None:
     """Check that offsets rise and that floats are finite.
 
     Raises:
-        DamageError: They are not; the rows are named.
+        DamageError: The offsets or floats are wrong; the message names the rows.
     """
     for name in cell.places:
-        array = cell.array(name)  # offsets are checked on the way
+        array = cell.array(name)  # this also checks the offsets
         if array.dtype.kind != "f" or np.isfinite(array).all():
             continue
         bad = np.unique(np.nonzero(~np.isfinite(array))[0])
@@ -196,10 +195,10 @@ def _check_values(cell: Cell) -> None:
 
 
 def _check_tokens(cell: Cell, source: TokenSource) -> None:
-    """Check that every text is stored, is as long as it may be, and has ids of the vocabulary.
+    """Check that texts are stored, keep their length limits, and have valid ids.
 
     Raises:
-        DamageError: One is not.
+        DamageError: A text fails a check.
     """
     special = len(source.prefix_ids) + len(source.suffix_ids)
     skipped = cell.array(SKIPPED) if SKIPPED in cell.places else np.bool_(False)
@@ -226,16 +225,16 @@ def _check_tokens(cell: Cell, source: TokenSource) -> None:
 
 
 def _check_clicks(cell: Cell, shard_set: ShardSet, number: int, users: UserNumbers | None) -> None:
-    """Check that a cell of clicks says what the samples of its shard say.
+    """Check that a cell of clicks agrees with the samples of its shard.
 
     Args:
         cell: The cell.
         shard_set: The impression set.
-        number: Of the shard.
-        users: Those of all shards before; None where they are not known, and not compared.
+        number: Number of the shard.
+        users: Users of all earlier shards; None if they are unknown, and not compared.
 
     Raises:
-        DamageError: It does not.
+        DamageError: The cell and the samples differ.
         DataError: A sample cannot be read.
     """
     expected = shard_tensors(shard_set, number, users or UserNumbers())
@@ -246,8 +245,8 @@ def _check_clicks(cell: Cell, shard_set: ShardSet, number: int, users: UserNumbe
         wanted = expected.get(name)
         if stored is None or wanted is None or not _is_same(stored, wanted):
             raise DamageError(
-                f"{cell.path}: {name} is not what the samples of {shard_set.shards[number].name} "
-                f"say; {cell.remedy}"
+                f"{cell.path}: {name} differs from the samples of {shard_set.shards[number].name}; "
+                f"{cell.remedy}"
             )
 
 

@@ -1,8 +1,8 @@
-"""What a column set has beside its cells, and its checksums: a tokenizer, the empty title's vector.
+"""Store a column set's other files with checksums: a tokenizer, and the empty title's vector.
 
-The files of ``tokenizer/`` are listed in ``tokenizer.sha256``, in the form that ``sha256sum
---check`` reads. A vector lies in a file of its own, ``empty.npy``, that ends in a CRC-32; the name
-of the folder goes into it, so that the file of another column does not fit.
+``tokenizer.sha256`` lists the files of ``tokenizer/`` in the format of ``sha256sum --check``. The
+vector is in a file of its own, ``empty.npy``, which ends in a CRC-32 that includes the folder's
+name, so that the file of another column does not match.
 """
 
 import io
@@ -29,7 +29,7 @@ _MAX_SUMS_BYTES = 1 << 20
 
 
 def write_vector(folder: Path, vector_E: np.ndarray) -> None:
-    """Publish the vector, as it is to be stored, in a column's folder."""
+    """Write the vector, in its stored form, into a column's folder."""
     buffer = io.BytesIO()
     np.save(buffer, vector_E, allow_pickle=False)
     array = buffer.getvalue()
@@ -38,13 +38,13 @@ def write_vector(folder: Path, vector_E: np.ndarray) -> None:
 
 
 def read_vector(folder: Path) -> np.ndarray:
-    """The vector [E] in a column's folder, as it was written.
+    """Read the vector [E] in a column's folder.
 
-    Files of older versions, whose checksum does not know the folder, are read too; those that were
-    written before there was a checksum count as damaged.
+    Files of older versions, whose checksum does not include the folder, are read too; files from
+    before checksums count as damaged.
 
     Raises:
-        DamageError: It is not there, or not what was written.
+        DamageError: The vector is missing or damaged.
     """
     path = folder / EMPTY
     try:
@@ -53,7 +53,7 @@ def read_vector(folder: Path) -> np.ndarray:
         raise DamageError(str(error)) from error
     array, checksum = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
     if checksum not in (_crc32(array, folder.name), _crc32(array, "")):
-        raise DamageError(f"{path} has no checksum (crc32) or another one")
+        raise DamageError(f"{path} has no checksum (crc32), or a wrong one")
     try:
         vector_E: np.ndarray = np.load(io.BytesIO(array), allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -68,15 +68,15 @@ def _crc32(array: bytes, name: str) -> bytes:
 
 
 def keep_tokenizer(loaded: "PreTrainedTokenizerBase", sha256: str, folder: Path) -> None:
-    """Save a column's tokenizer in its folder, with its checksums; one that is there stays.
+    """Save a column's tokenizer in its folder, with its checksums; keep an existing tokenizer.
 
     Args:
         loaded: The tokenizer.
-        sha256: What :func:`shards.tokenizer.tokenizer_sha256` says of it.
+        sha256: The tokenizer's hash, from :func:`shards.tokenizer.tokenizer_sha256`.
         folder: The column's folder.
 
     Raises:
-        ColumnError: The one that is there is another one, or was edited.
+        ColumnError: The existing tokenizer is another one, or was edited.
     """
     there, sums = folder / TOKENIZER_FOLDER, folder / TOKENIZER_SUMS
     is_unlisted = there.is_dir() and not sums.exists()
@@ -94,9 +94,9 @@ def keep_tokenizer(loaded: "PreTrainedTokenizerBase", sha256: str, folder: Path)
 
 
 def tokenizer_problem(folder: Path) -> str | None:
-    """Say which file of a column's tokenizer is missing or is not the one that was saved, or None.
+    """Name a missing or changed file of a column's tokenizer, or return None.
 
-    Columns of older versions have no list of them; then only the folder must be there.
+    Columns of older versions have no list of files; then only the folder must exist.
     """
     if not (folder / TOKENIZER_FOLDER).is_dir():
         return f"{folder / TOKENIZER_FOLDER} is missing"
@@ -113,7 +113,7 @@ def tokenizer_problem(folder: Path) -> str | None:
         for name in sorted(there):
             line = _sum_line(there[name])
             if line.encode() not in data.splitlines(keepends=True):
-                return f"{there[name]} is not the file that was saved, whose sha256 is in {sums}"
+                return f"{there[name]} is not the saved file, whose sha256 is in {sums}"
     except DataError as error:
         return str(error)
     if len(data.splitlines()) != len(there):

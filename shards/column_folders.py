@@ -1,5 +1,4 @@
-"""The column sets beside a shard set as folders: what each takes, how full it is, and removing
-one."""
+"""Manage the column folders of a shard set: size, number of filled cells, removal."""
 
 import re
 import secrets
@@ -17,7 +16,7 @@ from shards.files import fsync_folder, remove
 from shards.reader import ShardSet
 
 _LEAVING = ".removing-"
-"""How the name of a folder begins that is being removed."""
+"""Prefix of the name of a folder that is being removed."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -28,34 +27,37 @@ class ColumnFolder:
     shard_set: ShardSet
     folder: Path
     info: ColumnInfo | None
-    """What its ``column.json`` says; None where it has none that can be read."""
+    """Content of its ``column.json``; None if there is no readable one."""
     bytes: int
-    """Of all its files."""
+    """Size of all its files."""
     cells: int
-    """Shards whose cell is committed."""
+    """Number of shards whose cell is committed."""
 
     @property
     def kind(self) -> str | None:
-        """What the column is called, such as ``tokens``."""
+        """Name of the column, such as ``tokens``."""
         return None if self.info is None else self.info.name
 
     @property
     def is_current(self) -> bool:
-        """Whether it is a column of the set as it is now."""
+        """Whether the column was made from the current version of the set."""
         return self.info is not None and (
             self.info.made_from.get("shard_set") == self.shard_set.fingerprint
         )
 
     @property
     def may_be_filled(self) -> bool:
-        """Whether a process may be filling it, or others from it. Nothing holds a column while it
-        is filled, so that any process may be killed, and times of files decide nothing."""
+        """Whether a process may be filling the column, or other columns from it.
+
+        No process locks a column that it fills, since any process may be killed; and file times
+        decide nothing.
+        """
         if self.info is None or not self.is_current:
             return False
         return self.cells < self.shard_set.num_shards or kind_of(self.info.name).is_working
 
     def state(self) -> str:
-        """How full it is, in words."""
+        """Describe in words how many cells are filled."""
         if self.info is None:
             return "no readable column.json"
         if not self.is_current:
@@ -64,7 +66,7 @@ class ColumnFolder:
         return f"{said}, maybe being filled" if self.may_be_filled else said
 
     def made_from(self) -> str:
-        """What it was made from in short: no sections, and hashes by their first digits."""
+        """Summarise what the column was made from: no sections, and only first digits of hashes."""
         parts = []
         for key, value in ({} if self.info is None else self.info.made_from).items():
             if key in ("shard_set", "format") or value is None or isinstance(value, dict):
@@ -75,7 +77,7 @@ class ColumnFolder:
 
 
 def column_folders(shard_set: ShardSet) -> list[ColumnFolder]:
-    """Everything in a set's folder of columns, by name; also what is damaged or half removed."""
+    """List a set's column folders by name, including damaged and half removed ones."""
     if not shard_set.columns_dir.is_dir():
         return []
     folders = sorted(path for path in shard_set.columns_dir.iterdir() if path.is_dir())
@@ -83,26 +85,26 @@ def column_folders(shard_set: ShardSet) -> list[ColumnFolder]:
 
 
 def choose(columns: Sequence[ColumnFolder], names: Sequence[str]) -> list[ColumnFolder]:
-    """The columns of these names, to be removed: a folder's name, or that of all of a kind.
+    """Choose columns to remove by their folder's name or by their kind's name.
 
     Raises:
-        UsageError: No column has a name, or one is not named by its folder that has to be: tokens,
-            clicks, and what a process may be filling.
+        UsageError: No column has the name, or a column must be named by its folder: tokens, clicks,
+            and columns that a process may be filling.
     """
     chosen: dict[Path, ColumnFolder] = {}
     for name in names:
         if kind_of(name).is_removed_by_folder:
             raise UsageError(
-                f"--remove {name}: name one by its folder, such as {name}-0123456789ab"
+                f"--remove {name}: name a column by its folder, such as {name}-0123456789ab"
             )
         found = [column for column in columns if name in (column.folder.name, column.kind)]
         if not found:
             known = ", ".join(column.folder.name for column in columns) or "none"
-            raise UsageError(f"--remove {name}: there is no such column; there is {known}")
+            raise UsageError(f"--remove {name}: there is no such column; existing columns: {known}")
         for column in found:
             if column.may_be_filled and name != column.folder.name:
                 raise UsageError(
-                    f"--remove {name}: {column.folder.name} has {column.state()}; where nothing "
+                    f"--remove {name}: {column.folder.name} has {column.state()}; if nothing "
                     "fills it, name it by its folder"
                 )
             chosen[column.folder] = column
@@ -110,14 +112,14 @@ def choose(columns: Sequence[ColumnFolder], names: Sequence[str]) -> list[Column
 
 
 def remove_folder(shard_set: ShardSet, folder: Path) -> bool:
-    """Remove the folder of a column set, if it is there; whether it was.
+    """Remove the folder of a column set if it exists; return whether it existed.
 
-    It is renamed first, so that no reader finds half of it, and of two processes that remove it
-    one does. Whoever has mapped its files can go on reading them. What was left of other columns by
-    processes that were killed while they removed them goes too.
+    The folder is renamed first, so that no reader finds half of it, and only one of two processes
+    removes it. A process that has mapped its files can still read them. Leftovers of killed
+    removals go too.
 
     Raises:
-        ColumnError: It is a link or lies elsewhere, or cannot be removed.
+        ColumnError: The folder is a link or lies elsewhere, or cannot be removed.
     """
     if folder.is_symlink() or folder.parent != shard_set.columns_dir:
         raise ColumnError(f"{folder} is a link or lies outside {shard_set.columns_dir}")
@@ -129,11 +131,11 @@ def remove_folder(shard_set: ShardSet, folder: Path) -> bool:
         fsync_folder(leaving.parent)
         shutil.rmtree(leaving)
     except FileNotFoundError:
-        pass  # it was never there, or another process was first
+        pass  # it never existed, or another process was first
     except OSError as error:
         raise ColumnError(f"cannot remove {folder}: {error.strerror or error}") from error
     for left in folder.parent.glob(f"{_LEAVING}*"):
-        remove(left)  # what is not ours to remove is listed and stays
+        remove(left)  # entries that may not be removed stay, and are listed
     return was_there
 
 
@@ -147,7 +149,7 @@ def _look(shard_set: ShardSet, folder: Path) -> ColumnFolder:
         try:
             found = path.lstat()
         except FileNotFoundError:
-            continue  # a temporary file, which has its own name by now
+            continue  # a temporary file that meanwhile has its final name
         size += found.st_size if stat.S_ISREG(found.st_mode) else 0
     records = (read_record(folder, info.fingerprint, shard) for shard in shard_set.shards if info)
     cells = sum(record is not None for record in records)

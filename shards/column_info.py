@@ -1,4 +1,4 @@
-"""What a column set was made from: its name, fingerprint and folder, and how two of them differ."""
+"""Identify a column set: its name, source, fingerprint and folder, and how two sets differ."""
 
 import json
 import re
@@ -18,13 +18,13 @@ from shards.text_fields import TEXT_FIELDS, tokenize_command
 COLUMN_FILE = "column.json"
 TOKENS = "tokens"
 TOKENIZER_FOLDER = "tokenizer"
-"""In a token column's folder."""
+"""Folder of the tokenizer in a token column's folder."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class ColumnInfo:
-    """What a column set's ``column.json`` says, and where it is."""
+    """Content and path of a column set's ``column.json``."""
 
     folder: Path
     name: str
@@ -33,16 +33,16 @@ class ColumnInfo:
 
 
 def describe(shard_set: ShardSet, name: str, made_from: Mapping[str, Any]) -> ColumnInfo:
-    """Name, fingerprint and folder of the column set ``name`` made from this; nothing is looked up.
+    """Derive fingerprint and folder of the column set ``name`` made from this; read no file.
 
-    The shard set's fingerprint always is a part of what a column was made from, as ``shard_set``.
+    The shard set's fingerprint is always a part of ``made_from``, under ``shard_set``.
 
     Raises:
-        ColumnError: the name is not fit for a folder.
+        ColumnError: the name is not valid as a folder name.
     """
     if not _NAME.fullmatch(name):
         raise ColumnError(f"column name {name!r}: expected letters, digits, '.', '_' and '-'")
-    # Through JSON, so that what is compared with a stored column.json has its types (lists, no
+    # Convert through JSON, so that the types equal those of a stored column.json (lists, not
     # tuples).
     complete = json.loads(json.dumps({"shard_set": shard_set.fingerprint, **made_from}))
     digest = fingerprint({"name": name, "made_from": complete})
@@ -51,7 +51,7 @@ def describe(shard_set: ShardSet, name: str, made_from: Mapping[str, Any]) -> Co
 
 @dataclass(frozen=True)
 class _Stored:
-    """``column.json`` as it is read."""
+    """The fields of ``column.json``."""
 
     name: str
     made_from: dict[str, Any]
@@ -76,17 +76,17 @@ def read_info(folder: Path) -> ColumnInfo:
     whole = stored.fingerprint == expected and folder.name == f"{stored.name}-{expected[:12]}"
     if not whole or not _NAME.fullmatch(stored.name):
         raise DamageError(
-            f"{path} was changed: its fingerprint does not fit what it says; delete it, and the "
-            "command that filled the column writes it anew"
+            f"{path} was changed: its fingerprint does not fit its content; delete it, and the "
+            "command that filled the column writes it again"
         )
     return ColumnInfo(folder, stored.name, stored.made_from, stored.fingerprint)
 
 
 def list_columns(shard_set: ShardSet, name: str | None = None) -> list[ColumnInfo]:
-    """The column sets beside a shard set, by folder name; all, or those called ``name``.
+    """List the column sets beside a shard set by folder name; ``name`` selects some.
 
-    Also those made from an older version of the set; ``made_from["shard_set"]`` tells. Folders
-    without a readable ``column.json`` are left out.
+    The list includes columns made from an older version of the set (see ``made_from["shard_set"]``)
+    and omits folders without a readable ``column.json``.
     """
     infos = []
     if shard_set.columns_dir.is_dir():
@@ -128,7 +128,7 @@ class _Clicks(ColumnKind):
 
     @classmethod
     def repair(cls, shard_set: ShardSet, made_from: Mapping[str, Any]) -> str:
-        """Return the command that builds the set: one that is there gets the column it lacks."""
+        """Return the command that builds the set; an existing set gets its missing column."""
         location = shlex.quote(shard_set.location)
         return f"tnr shards build --clicks LOG --article-set SET --out {location}"
 
@@ -137,12 +137,12 @@ register({kind.name: kind for kind in (_Tokens, _Clicks)}.get)
 
 
 def removal_command(shard_set: ShardSet, folder: Path) -> str:
-    """The command that removes a column set."""
+    """Return the command that removes a column set."""
     return f"tnr shards columns {shlex.quote(shard_set.location)} --remove {folder.name} --yes"
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined by dots."""
+    """Flatten nested dictionaries, with keys joined by dots."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     out: dict[str, Any] = {}
@@ -152,7 +152,7 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differing_fields(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """One phrase for every field in which a stored ``made_from`` differs from the one asked for."""
+    """Describe every field in which a stored ``made_from`` differs from the requested one."""
     stored, asked = _flat(dict(there)), _flat(dict(here))
     phrases = []
     for key in sorted(stored.keys() | asked.keys()):

@@ -1,7 +1,7 @@
-"""What ``shards`` asks of columns of one name, and where the kinds of columns are found.
+"""Register kinds of columns: what ``shards`` must know about columns of one name.
 
 Each package finds its own kinds by name: ``shards`` those in :mod:`shards.column_info`, others by
-:func:`register`. Classes are imported when a column of their name is met, so this module is light.
+:func:`register`. A class is imported at the first column of its name, so this module is light.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from shards.reader import ShardSet
 
 Types = Mapping[str, "tuple[np.dtype, tuple[int, ...]]"]
-"""Name of a tensor to its type and the shape of one row, or of one value of a ragged one."""
+"""Name of a tensor to its type and the shape of one row, or of one value of a ragged tensor."""
 
 
 class ColumnKind:
-    """Columns of one name; this class itself stands for names that nobody has registered."""
+    """Columns of one name; this class itself stands for unregistered names."""
 
     name: ClassVar[str] = ""
-    """What its columns are called; their folders are ``<name>-<first 12 of the fingerprint>``."""
+    """Name of the columns; their folders are ``<name>-<first 12 of the fingerprint>``."""
     is_working: ClassVar[bool] = False
-    """Whether other columns are filled from it, even when it is complete."""
+    """Whether other columns are filled from this one, even when it is complete."""
     is_removed_by_folder: ClassVar[bool] = False
-    """Whether one is removed by the name of its folder alone: nothing can be trained without."""
+    """Whether only the name of its folder removes a column, because training needs it."""
 
     @classmethod
     def repair(cls, shard_set: "ShardSet", made_from: Mapping[str, Any]) -> str:
@@ -33,31 +33,31 @@ class ColumnKind:
 
         Args:
             shard_set: The set that the column belongs to.
-            made_from: What the column was, or is to be, made from; empty where that is not known.
+            made_from: Source of the existing or new column; empty if it is unknown.
         """
         return "the command that filled it"
 
     @classmethod
     def wrong_tensor(cls, made_from: Mapping[str, Any], found: Types) -> str | None:
-        """Say which tensor is missing, or is not as wide or stored as ``made_from`` says."""
+        """Name a tensor that is missing, or whose width or type contradicts ``made_from``."""
         return None
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        """Check what lies beside the cells and is written before the first of them.
+        """Check files that are written before the first cell.
 
         Raises:
-            DamageError: It is not there, or not what was written.
+            DamageError: A file is missing or damaged.
         """
 
 
 Find = Callable[[str], type[ColumnKind] | None]
-"""Return the kind of a name, None for a name of somebody else."""
+"""Function that returns the kind of a name, or None for a name of another package."""
 _FINDERS: list[Find] = []
 
 
 def register(find: Find) -> None:
-    """Look for kinds of columns with ``find`` too."""
+    """Add ``find`` to the functions that find kinds of columns."""
     _FINDERS.append(find)
 
 

@@ -1,8 +1,8 @@
-"""Reading a column set: gathers of any rows out of memory-mapped cells.
+"""Read a column set: gather any rows from memory-mapped cells.
 
-Rows that lie together are gathered a cell at a time, without a step of Python a row. Rows from all
-over the set, a few of each cell, are sliced out of the maps one by one, which costs less than a
-NumPy gather for each cell that is touched.
+Neighbouring rows are gathered one cell at a time, without a Python step per row. Scattered rows, a
+few from each cell, are sliced from the maps one by one, which costs less than a NumPy gather for
+each cell.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,26 +31,27 @@ if TYPE_CHECKING:
 
 
 Wait = Callable[[int], None]
-"""Called with a shard whose cell is not committed; returns once it is, or raises."""
+"""Function that takes a shard with an uncommitted cell, and returns once it is committed."""
 
 _FEW_ROWS = 8
-"""Rows a cell below which slices of single rows are cheaper than a gather a cell."""
+"""Rows per cell below which slices of single rows are cheaper than a gather per cell."""
 
 
 class ColumnReader:
     """Reads one column set by row number, through memory maps.
 
-    The column set must be complete, unless ``wait`` is given: then a read of a cell that is not
-    committed yet waits for it.
+    The column set must be complete, unless ``wait`` is given: then a read of an uncommitted cell
+    waits for it.
 
     Attributes:
         shard_set: the set the column belongs to.
         folder: the column set's folder.
-        name: what the column is called.
-        made_from: everything that decided the values.
+        name: name of the column.
+        made_from: everything that determines the values.
         fingerprint: hash of the name and ``made_from``.
-        bounds: name to what the whole numbers of a tensor must lie below; for who opens it to set.
-        repair: the command that makes, completes or replaces it.
+        bounds: name of a tensor to the exclusive upper bound of its whole numbers; set by the
+            caller that opens the column.
+        repair: the command that makes, completes or replaces the column.
         tensors: name to (dtype, shape of one row or, for values, of one value).
     """
 
@@ -84,7 +85,7 @@ class ColumnReader:
                 f"{len(self._shards)} shards have no committed cell, "
                 f"the first is {missing[0].name}; run `{repair}`"
             )
-        # Any cell tells the tensors; while the column is being filled, one that is there already.
+        # Any cell shows the tensors; while the column is being filled, take a committed cell.
         first = self._cell(min(self._names, default=0)).places if self._shards else {}
         self.tensors = {name: (place.dtype, place.shape[1:]) for name, place in first.items()}
         wrong_tensor = kind_of(info.name).wrong_tensor
@@ -97,8 +98,7 @@ class ColumnReader:
             self._check_alike(mirrored.places, mirrored.url)
 
     def _missing(self) -> list[ShardInfo]:
-        """Shards without a committed cell; what a column elsewhere needs all the time is brought
-        over."""
+        """Find shards without a committed cell; fetch what a remote column always needs."""
         missing = []
         known: dict[frozenset[str], frozenset[str]] = {}  # cells have the same few sets of names
         for number, shard in enumerate(self._shards):
@@ -137,7 +137,7 @@ class ColumnReader:
             self._cells[number] = cell
 
     def mirror_cells(self) -> "dict[int, MirrorCell]":
-        """The cells that lie elsewhere, by shard; empty for a column that is here."""
+        """Return the remote cells, by shard; empty for a local column."""
         return {s: cell for s, cell in self._cells.items() if not isinstance(cell, Cell)}
 
     @classmethod
@@ -152,14 +152,14 @@ class ColumnReader:
 
         Args:
             shard_set: the set.
-            name: what the column is called.
-            made_from: everything that decided the values; None takes the only column set of that
-                name.
-            wait: see :class:`ColumnReader`; None refuses a column set that is not complete.
+            name: name of the column.
+            made_from: everything that determines the values; None takes the only column set of
+                that name.
+            wait: see :class:`ColumnReader`; None refuses an incomplete column set.
 
         Raises:
-            ColumnError: there is none, there are several to choose from, it differs (each field is
-                named) or it is not complete; the message says which command mends it.
+            ColumnError: there is no such column set, there are several, its fields differ (the
+                message names them), or it is incomplete; the message has the command that helps.
         """
         repair = repair_command(shard_set, name, made_from)
         if shard_set.mirror is not None and made_from is not None:
@@ -175,7 +175,7 @@ class ColumnReader:
             near = min(found, key=lambda i: len(differing_fields(i.made_from, asked.made_from)))
             phrases = "; ".join(differing_fields(near.made_from, asked.made_from))
             raise ColumnError(
-                f"{shard_set.location} has no column {name!r} made from what is asked for. "
+                f"{shard_set.location} has no column {name!r} made from the requested settings. "
                 f"The nearest is {near.folder.name}: {phrases}; run `{repair}` with these settings"
             )
         current = [i for i in found if i.made_from.get("shard_set") == shard_set.fingerprint]
@@ -183,7 +183,7 @@ class ColumnReader:
             folders = ", ".join(info.folder.name for info in current)
             setting = "with --data.tokens NAME " if name == "tokens" else ""
             raise ColumnError(
-                f"{shard_set.location} has {len(current)} columns {name!r}: {folders}; say which "
+                f"{shard_set.location} has {len(current)} columns {name!r}: {folders}; name "
                 f"one {setting}or remove one: tnr shards columns {shard_set.location} --remove NAME"
             )
         return cls(shard_set, (current or found)[0], wait)
@@ -193,7 +193,7 @@ class ColumnReader:
         """Open a column set by the name of its folder, such as ``tokens-0123456789ab``.
 
         Raises:
-            ColumnError: there is none, or it does not belong to this set, or it is not complete.
+            ColumnError: the folder is missing, belongs to another set, or is incomplete.
         """
         if shard_set.mirror is not None:
             shard_set.mirror.add_column(folder_name)
@@ -215,7 +215,7 @@ class ColumnReader:
                 cell = self._opened(info)
             if cell is None:
                 raise ColumnError(
-                    f"the cell of {info.name} in {self.folder} is no longer there; "
+                    f"the cell of {info.name} in {self.folder} no longer exists; "
                     f"run `{self.repair}`"
                 )
             self._check_alike(cell.places, cell.path)
@@ -240,15 +240,15 @@ class ColumnReader:
             )
 
     def cells_with(self, tensor: str) -> list[int]:
-        """Shards whose cells hold a tensor that not all cells need have."""
+        """Return the shards whose cells hold an optional tensor."""
         return [s for s in range(len(self._shards)) if tensor in self._names.get(s, ())]
 
     def cell(self, shard: int) -> Mapping[str, np.ndarray]:
-        """All tensors of one shard, as read-only views of the mapped file.
+        """Return all tensors of one shard, as read-only views of the mapped file.
 
         Raises:
-            ColumnError: the cell is gone.
-            DamageError: its file is not what was written.
+            ColumnError: the cell no longer exists.
+            DamageError: the cell's file is damaged.
         """
         cell = self._cell(shard)
         cell.check_not_cut()
@@ -267,14 +267,14 @@ class ColumnReader:
     def keep(self, name: str) -> None:
         """Copy a ragged tensor of all cells into memory, laid end to end.
 
-        Rows from all over the set then cost one gather instead of one a shard: for what is small
-        and drawn from everywhere, like the titles of negatives (85 MB for two million).
+        Scattered rows then cost one gather instead of one per shard. This is meant for small data
+        that is read from everywhere, like the titles of negatives (85 MB for two million).
 
         Args:
-            name: of the tensor, without ``.values``.
+            name: name of the tensor, without ``.values``.
 
         Raises:
-            ColumnError: there is no such tensor, or a cell is gone.
+            ColumnError: there is no such tensor, or a cell no longer exists.
         """
         if name in self._kept or not self._shards:
             return
@@ -286,8 +286,10 @@ class ColumnReader:
     def _by_shard(
         self, rows: np.ndarray, name: str = ""
     ) -> Iterator[tuple[Mapping[str, np.ndarray], np.ndarray, np.ndarray]]:
-        """Shard by shard: its tensors, places in ``rows`` int64[k], rows within it int64[k]; all at
-        once for a ragged tensor that is kept."""
+        """Yield, per shard, its tensors, positions in ``rows`` int64[k] and rows in it int64[k].
+
+        A ragged tensor that is kept in memory gives a single group.
+        """
         if not len(rows):
             return
         shards = self._shards_of(rows)
@@ -300,11 +302,11 @@ class ColumnReader:
             yield self.cell(int(shard)), places, rows[places] - self._starts[shard]
 
     def gather(self, tensor: str, rows: np.ndarray) -> np.ndarray:
-        """The rows of a tensor, [n, ...] in its stored dtype, in the order of ``rows`` (int64[n]).
+        """Gather rows of a tensor, [n, ...] in its stored dtype, in their given order.
 
         Raises:
             ColumnError: there is no such tensor.
-            IndexError: a row is not within the set.
+            IndexError: a row is outside the set.
         """
         rows = np.asarray(rows, dtype=np.int64)
         if tensor not in self.tensors:
@@ -318,11 +320,11 @@ class ColumnReader:
         return out
 
     def _is_scattered(self, rows: np.ndarray) -> bool:
-        """Whether the rows are few for the cells that they may touch."""
+        """Tell whether the rows are few compared with the cells that they may touch."""
         return 1 < len(rows) < _FEW_ROWS * len(self._shards)
 
     def _gather_scattered(self, tensor: str, rows: np.ndarray) -> np.ndarray:
-        """:meth:`gather`, by slices of the mapped files."""
+        """Do :meth:`gather` by slices of the mapped files."""
         dtype, shape = self.tensors[tensor]
         shards, inverse = np.unique(self._shards_of(rows), return_inverse=True)
         files, first = [], []
@@ -331,7 +333,7 @@ class ColumnReader:
             cell.check_not_cut()
             if isinstance(cell, Cell):
                 if (begin := cell.begins.get(tensor)) is None:
-                    self._tensor(cell.tensors, tensor)  # checks it when it is first touched
+                    self._tensor(cell.tensors, tensor)  # checks the tensor at its first use
                     begin = cell.begins[tensor]
                 files.append(cell.bytes)
                 first.append(begin)
@@ -345,10 +347,10 @@ class ColumnReader:
         return np.frombuffer(joined, dtype).reshape(len(rows), *shape)
 
     def _shards_of(self, rows: np.ndarray) -> np.ndarray:
-        """The shard of each row, int64[n].
+        """Return the shard of each row, int64[n].
 
         Raises:
-            IndexError: a row is not within the set.
+            IndexError: a row is outside the set.
         """
         if rows.min() < 0 or rows.max() >= self.num_rows:
             raise IndexError(
@@ -357,7 +359,7 @@ class ColumnReader:
         return np.searchsorted(self._starts, rows, side="right") - 1
 
     def lengths(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Lengths of the rows of a ragged tensor, int64[n]."""
+        """Return the lengths of the rows of a ragged tensor, int64[n]."""
         rows = np.asarray(rows, dtype=np.int64)
         out = np.zeros(len(rows), dtype=np.int64)
         for cell, places, local in self._by_shard(rows, name):
@@ -368,17 +370,17 @@ class ColumnReader:
     def gather_ragged(
         self, name: str, rows: np.ndarray, first: int | None = None, last: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of a ragged tensor: (values in the stored dtype, offsets int64[n + 1]).
+        """Gather rows of a ragged tensor: (values in the stored dtype, offsets int64[n + 1]).
 
         Args:
-            name: of the tensor, without ``.values``.
+            name: name of the tensor, without ``.values``.
             rows: int64[n].
-            first: take only the first so many values of each row.
-            last: take only the last so many values of each row.
+            first: largest number of values to take from the start of each row.
+            last: largest number of values to take from the end of each row.
 
         Raises:
             ColumnError: there is no such tensor.
-            IndexError: a row is not within the set.
+            IndexError: a row is outside the set.
         """
         rows = np.asarray(rows, dtype=np.int64)
         if name + VALUES not in self.tensors:
@@ -405,9 +407,9 @@ class ColumnReader:
     def gather_ragged_into(
         self, out: np.ndarray, starts: np.ndarray, name: str, rows: np.ndarray
     ) -> None:
-        """Write rows of a ragged tensor where they are wanted: row i from ``out[starts[i]]`` on.
+        """Write rows of a ragged tensor to an array: row i from ``out[starts[i]]`` on.
 
-        What is large is then copied once. Arguments and errors else as of :meth:`gather_ragged`.
+        Large data is thus copied only once. Other arguments and errors: see :meth:`gather_ragged`.
         """
         for cell, places, local in self._by_shard(rows, name):
             offsets = self._tensor(cell, name + OFFSETS)

@@ -1,10 +1,9 @@
-"""Column sets: whatever is derived from a shard set row by row, stored beside it and read by memory
-map.
+"""Write column sets: data derived from a shard set row by row, memory-mapped.
 
 A column set is a folder ``<set>/columns/<name>-<first 12 of its fingerprint>/`` with
-``column.json`` (what it was made from) and one cell a shard (:mod:`shards.cells`), row for row with
-the shard. Ragged data are two tensors, ``<x>.values`` and ``<x>.offsets`` (int64[rows + 1], from
-0). Jobs that fill columns are idempotent: a committed cell is skipped, and a job that was killed is
+``column.json`` (what it was made from) and one cell per shard (:mod:`shards.cells`), row for row
+with the shard. Ragged data are two tensors, ``<x>.values`` and ``<x>.offsets`` (int64[rows + 1],
+from 0). Jobs that fill columns are idempotent: a committed cell is skipped, and a killed job is
 simply run again.
 """
 
@@ -38,15 +37,15 @@ _WAITS_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 
 
 def check_numbers(reader: ColumnReader, kinds: Mapping[str, str]) -> None:
-    """Refuse tensors that do not hold one number a row, or a value of a row, of a given kind.
+    """Refuse tensors without one number of a given kind per row or value.
 
     Args:
         reader: the column.
-        kinds: name of a tensor to the kinds of NumPy types that it may have (``"iu"``); one that
-            the column does not have is left out.
+        kinds: name of a tensor to its allowed kinds of NumPy types (``"iu"``); names that the
+            column lacks are ignored.
 
     Raises:
-        DamageError: a tensor is of another kind or shape; no version has written it.
+        DamageError: a tensor has another kind or shape, which no version writes.
     """
     for name, allowed in kinds.items():
         dtype, shape = reader.tensors.get(name, (None, ()))
@@ -63,15 +62,15 @@ class ColumnWriter:
 
     Args:
         shard_set: the set the column belongs to.
-        name: what the column is called (``tokens``, ``clicks``, ``teacher-...``).
-        made_from: everything that decides the values, as JSON values; see :func:`describe`.
+        name: name of the column (``tokens``, ``clicks``, ``teacher-...``).
+        made_from: everything that determines the values, as JSON values; see :func:`describe`.
 
     Raises:
-        ColumnError: the folder cannot be made, or holds something else.
+        ColumnError: the folder cannot be made, or holds another column set.
     """
 
     def __init__(self, shard_set: ShardSet, name: str, made_from: Mapping[str, Any]) -> None:
-        """Make the folder and its ``column.json``, if they are not there."""
+        """Make the folder and its ``column.json``, unless they exist."""
         self.shard_set = shard_set
         self.info = describe(shard_set, name, made_from)
         self.folder = self.info.folder
@@ -96,13 +95,13 @@ class ColumnWriter:
             )
 
     def clear_leftovers(self) -> None:
-        """Remove what killed writers left in the folder."""
+        """Remove leftovers of killed writers from the folder."""
         self._cleared = True
-        if self.shard_set.mirror is None:  # there, files also arrive under such names
+        if self.shard_set.mirror is None:  # in a mirror, fetched files also have such names
             clear_leftovers(self.folder)
 
     def is_committed(self, shard: int) -> bool:
-        """Whether the cell of this shard is complete and belongs to this very column set."""
+        """Tell whether the cell of this shard is complete and belongs to this column set."""
         info = self.shard_set.manifest.shards[shard]
         if read_record(self.folder, self.info.fingerprint, info) is not None:
             return True
@@ -114,11 +113,11 @@ class ColumnWriter:
         return open_mirror_cell(mirror, self.folder, self.info.fingerprint, info) is not None
 
     def missing(self) -> list[int]:
-        """Shards whose cells are not committed."""
+        """Return the shards whose cells are not committed."""
         return [s for s in range(len(self.shard_set.manifest.shards)) if not self.is_committed(s)]
 
     def committed_with(self, tensor: str) -> list[int]:
-        """Shards whose cells are committed and hold a tensor of this name."""
+        """Return the shards whose cells are committed and hold a tensor of this name."""
         folder, column = self.folder, self.info.fingerprint
         records = [read_record(folder, column, info) for info in self.shard_set.manifest.shards]
         return [s for s, record in enumerate(records) if record and tensor in record.crc32]
@@ -126,17 +125,17 @@ class ColumnWriter:
     def write(
         self, shard: int, tensors: Mapping[str, np.ndarray], *, replace: bool = False
     ) -> None:
-        """Check and commit one cell; a cell committed by another writer meanwhile is left as it is.
+        """Check and commit one cell; keep a cell that another writer committed meanwhile.
 
         Args:
             shard: number of the shard.
             tensors: each with the shard's rows as first dimension, or ``<x>.values`` with
                 ``<x>.offsets``.
-            replace: write also where a cell is committed.
+            replace: write even if the cell is committed.
 
         Raises:
-            ColumnError: a shape does not fit the shard, or a float is not finite (rows are named);
-                or other writers kept mixing their files with ours.
+            ColumnError: a shape does not fit the shard, a float is not finite (the message names
+                the rows), or other writers kept mixing their files with this writer's.
         """
         if not self._cleared:
             self.clear_leftovers()
@@ -145,9 +144,9 @@ class ColumnWriter:
         if not replace and self.is_committed(shard):
             return
         # Two writers whose values differ in a last bit can leave the data of one under the record
-        # of the other. Each looks after its last rename, so whoever renamed last sees such a
-        # mixture and, a while later so that they do not meet again, writes once more. A file system
-        # that shows renames late may still hide it; then the cell counts as missing.
+        # of the other. Each writer checks after its last rename, so the last one to rename sees
+        # the mixture. It waits, to avoid meeting the other again, and writes once more. A file
+        # system that shows renames late may still hide it; then the cell counts as missing.
         for wait_s in _WAITS_S:
             write_cell(self.folder, self.info.fingerprint, info, tensors)
             for pause_s in (0.0, random.uniform(0.0, wait_s)):
@@ -163,9 +162,9 @@ class ColumnWriter:
 def _check_tensors(
     tensors: Mapping[str, np.ndarray], rows: int, first_row: int, where: str
 ) -> None:
-    """Refuse what a reader could not use; ``first_row`` is the number of the shard's first row."""
+    """Refuse tensors that a reader could not use; ``first_row`` is the shard's first row."""
     if not tensors:
-        raise ColumnError(f"{where}: there is no tensor to write")
+        raise ColumnError(f"{where}: no tensor to write")
     for name, array in tensors.items():
         offsets = None
         if name.endswith(VALUES):

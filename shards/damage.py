@@ -1,4 +1,4 @@
-"""What to do about damaged samples: stop at the first, or skip some, each counted and named."""
+"""Handle damaged samples: stop at the first, or skip some, counting and naming each."""
 
 import json
 import sys
@@ -23,51 +23,51 @@ class Skip:
     shard: str
     """File name of the shard."""
     offset: int
-    """Where its data begin in the shard, as the index says."""
+    """First byte of the sample in the shard, from the index."""
     row: int
     cause: str
 
     def __str__(self) -> str:
-        """Return it on one line."""
+        """Return the sample on one line."""
         return f"{self.shard}, offset {self.offset} (row {self.row}): {self.cause}"
 
 
 class SampleDamage(DamageError):
-    """One sample cannot be read as it was written; others of its shard perhaps can.
+    """One unreadable sample; other samples of its shard may be intact.
 
     Attributes:
-        skip: Where and why.
+        skip: The sample and the cause.
     """
 
     def __init__(self, skip: Skip, message: str) -> None:
-        """Keep the place; ``message`` is what the user reads."""
+        """Keep the sample; ``message`` is what the user reads."""
         super().__init__(message)
         self.skip = skip
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel between processes whole."""
+        """Pickle all of the error, so that it can cross processes."""
         return (SampleDamage, (self.skip, str(self)))
 
 
 class SkipBudget:
     """Skips damaged samples, up to a number of them.
 
-    Each is said on standard error at once. One more than allowed is an error.
+    Each skip is reported on standard error at once. One more than allowed is an error.
 
     Args:
-        allowed: Samples that may be skipped; 0 stops at the first.
-        say: Whether to say so on standard error; a process that hands its skips to another that
-            says it does not.
+        allowed: Number of samples that may be skipped; 0 stops at the first.
+        say: Whether to report on standard error; False in a process that hands its skips to a
+            process that reports them.
 
     Attributes:
-        skipped: What was skipped, in the order in which it was met.
+        skipped: The skipped samples, in the order of their discovery.
 
     Raises:
-        UsageError: If ``allowed`` is negative.
+        UsageError: ``allowed`` is negative.
     """
 
     def __init__(self, allowed: int = 0, *, say: bool = True) -> None:
-        """Start with nothing skipped."""
+        """Start without skips."""
         if allowed < 0:
             raise UsageError(f"--skip-damaged is {allowed}, expected 0 or more")
         self.allowed = allowed
@@ -79,10 +79,10 @@ class SkipBudget:
 
         Args:
             skips: The samples.
-            error: What to raise where none may be skipped, or what ended the work elsewhere.
+            error: Error to raise if no sample may be skipped, or that ended the work elsewhere.
 
         Raises:
-            DamageError: ``error``, or that there are now more than allowed.
+            DamageError: ``error``, or a message that more samples are damaged than allowed.
         """
         self.skipped += skips
         for skip in skips if self.say and self.allowed else ():
@@ -92,17 +92,17 @@ class SkipBudget:
         if len(self.skipped) > self.allowed:
             raise DamageError(
                 f"{len(self.skipped)} damaged samples, more than --skip-damaged {self.allowed}"
-                f" allows; the last: {self.skipped[-1]}; put back an intact copy of the shard, or"
+                f" allows; the last: {self.skipped[-1]}; restore an intact copy of the shard, or"
                 " allow more"
             )
 
     def samples(
         self, shard_set: "ShardSet", shard: int
     ) -> Iterator[tuple[int, dict[str, Any] | None]]:
-        """Yield (row, sample) of one shard in the order of the rows; None for a skipped one.
+        """Yield (row, sample) of one shard in row order; None for a skipped sample.
 
         Raises:
-            DamageError: If more samples are damaged than allowed.
+            DamageError: More samples are damaged than allowed.
         """
         for row in shard_set.rows_of(shard):
             try:
@@ -114,12 +114,12 @@ class SkipBudget:
                 yield row, sample
 
     def write_report(self, folder: Path) -> Path | None:
-        """Write ``skipped.jsonl`` with one skipped sample a line; without any, remove it.
+        """Write ``skipped.jsonl`` with one skipped sample per line; remove it if there is none.
 
-        Where nothing may be skipped the first damage was the end, and a former report stays.
+        If no sample may be skipped, the first damage ended the work, and an earlier report stays.
 
         Returns:
-            Where it is, or None.
+            Path of the report, or None.
         """
         path = folder / REPORT_NAME
         if self.skipped and not self.allowed:

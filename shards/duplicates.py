@@ -1,10 +1,10 @@
-"""Which rows become articles: ids and contents that come again, decided by hashes alone.
+"""Decide which rows become articles: find repeated ids and contents by their hashes alone.
 
-Memory: some 80 bytes a row while it is decided, one byte a row after.
+Memory: about 80 bytes per row while it is decided, one byte per row afterwards.
 
-An article whose title and body are those of an earlier one, under another id, is dropped; its id
-is written to ``duplicates.jsonl`` with the row of the one that was kept, and click logs that name
-it find that row. The file is part of the set: its size and sha256 are in the manifest's source.
+An article whose title and body equal those of an earlier one, under another id, is dropped. Its id
+is written to ``duplicates.jsonl`` with the row of the kept article, and click logs that name the id
+get that row. The file is part of the set: its size and sha256 are in the manifest's source.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ KEPT, REPEATED, DUPLICATE_ID, DUPLICATE_CONTENT = range(4)
 
 @dataclass(frozen=True)
 class _Duplicate:
-    """What a line of ``duplicates.jsonl`` must have."""
+    """Required keys of a line in ``duplicates.jsonl``."""
 
     id: str
     row: int
@@ -43,7 +43,7 @@ def first_of_each(hashes: np.ndarray) -> np.ndarray:
     """
     if len(hashes) == 0:
         return np.zeros(0, np.int64)
-    # The sort is stable: within equal hashes the rows ascend.
+    # The sort is stable: rows with equal hashes stay in ascending order.
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))
     begins = np.ones(len(order), bool)
     begins[1:] = False
@@ -60,13 +60,13 @@ def decide(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decide about every row of the spools of articles.
 
-    The first row of an id counts. Another is repeated where the first is from a former input and
-    has the same fields, else a duplicate id. Of the rows that are first of their ids, one with the
-    title and body of an earlier one is duplicate content.
+    The first row of an id counts. A later row is "repeated" if the first one is from an earlier
+    input and has the same fields, else a "duplicate id". Among the first rows of their ids, a row
+    with the title and body of an earlier one is "duplicate content".
 
     Args:
-        spools: In the order of the inputs.
-        inputs: The number of the input that each spool is from.
+        spools: Spools in the order of the inputs.
+        inputs: Number of each spool's input.
         keep_duplicates: Whether duplicate content is kept.
 
     Returns:
@@ -91,13 +91,13 @@ def decide(
 
 
 def describe_duplicates(folder: Path) -> dict[str, Any]:
-    """Return what the manifest's source says of ``duplicates.jsonl`` in ``folder``."""
+    """Describe ``duplicates.jsonl`` in ``folder`` for the manifest's source."""
     path = folder / DUPLICATES_NAME
     return {"name": DUPLICATES_NAME, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def duplicates_problem(folder: Path, manifest: Manifest) -> str | None:
-    """Say what is wrong with ``duplicates.jsonl`` in ``folder``, or None."""
+    """Describe what is wrong with ``duplicates.jsonl`` in ``folder``, or return None."""
     facts = manifest.source.get("duplicates")
     path = folder / DUPLICATES_NAME
     if not isinstance(facts, dict) or (path.is_file() and sha256_file(path) == facts.get("sha256")):
@@ -109,8 +109,8 @@ def read_duplicates(articles: ShardSet) -> Iterator[tuple[str, int]]:
     """Yield (id, row) of every article that was dropped for one with the same content.
 
     Raises:
-        DamageError: If the file is missing or not the one that was written.
-        DataError: If the set lies elsewhere and the file cannot be brought over.
+        DamageError: The file is missing, or its content has changed.
+        DataError: The set is remote and the file cannot be fetched.
     """
     facts = articles.manifest.source.get("duplicates")
     if facts is None:
@@ -126,5 +126,5 @@ def read_duplicates(articles: ShardSet) -> Iterator[tuple[str, int]]:
         for line in file:
             entry = parse_json(line, _Duplicate, where=path)
             if not 0 <= entry.row < articles.num_rows:
-                raise DamageError(f"{path}: row {entry.row} is not one of the set")
+                raise DamageError(f"{path}: row {entry.row} is not a row of the set")
             yield entry.id, entry.row

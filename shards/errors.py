@@ -1,8 +1,7 @@
-"""The root of every error that this project raises on purpose.
+"""Define the root of every error that this project raises on purpose.
 
-A message says what is wrong, the value found, what was expected, and what to do about it. The
-command line prints the message alone, without a traceback, and exits with the class's
-``exit_code``.
+A message says what is wrong, the value found, what was expected, and what to do. The command line
+prints the message alone, without a traceback, and exits with the class's ``exit_code``.
 """
 
 import re
@@ -12,16 +11,20 @@ _NOT_SHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def one_line(text: str) -> str:
-    """Write the line breaks and control characters of a text as Python writes them in quotes.
+    """Escape the line breaks and control characters of a text as Python does in quotes.
 
-    Files and other libraries' messages hold any: those would break the line, or command a terminal.
+    Files and messages of other libraries may hold such characters, which would break the line or
+    control a terminal.
     """
     return _NOT_SHOWN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def first_line(error: BaseException) -> str:
-    """Say in one line what an error tells: its class, the first line of its message that ends, and
-    the same of its cause where the message does not have it."""
+    """Summarise an error in one line.
+
+    The line has the error's class and the first complete line of its message; then the same for its
+    cause, unless the message already has it.
+    """
     text = joined_line(str(error)) or "no message"
     cause = error.__cause__ or (None if str(error).strip() else error.__context__)
     line = f"{type(error).__name__}: {text}"
@@ -31,7 +34,7 @@ def first_line(error: BaseException) -> str:
 
 
 def joined_line(text: str) -> str:
-    """Take the first line of a text, with those after it while it ends in a colon or comma."""
+    """Take a text's first line, plus the next ones after a colon or comma."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     joined = lines[0] if lines else ""
     for line in lines[1:]:
@@ -42,12 +45,12 @@ def joined_line(text: str) -> str:
 
 
 class TinyNewsRecError(Exception):
-    """Something the user can mend; ``exit_code`` is what the command line exits with."""
+    """An error that the user can fix; the command line exits with ``exit_code``."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message, in one line."""
+        """Return the message in one line."""
         return one_line(super().__str__())
 
 
@@ -58,19 +61,21 @@ class UsageError(TinyNewsRecError):
 
 
 class DataError(TinyNewsRecError):
-    """Input data are missing, of the wrong form, or refused."""
+    """Input data are missing, malformed, or refused."""
 
 
 class DamageError(DataError):
-    """Stored bytes are not the ones that were written: names the file, the place and the cause."""
+    """Stored bytes have changed; the message names the file, the place and the cause."""
 
 
 class ColumnError(DataError):
-    """A column set is missing, incomplete or made from something else; names the field and the
-    remedy."""
+    """A column set is missing, incomplete or made from other data.
+
+    The message names the field that differs, and the remedy.
+    """
 
 
 class StoppedError(TinyNewsRecError):
-    """The process was asked to stop; what is committed stays, and the same command goes on."""
+    """The process was asked to stop; committed work is kept, and the same command continues."""
 
     exit_code = 75

@@ -1,8 +1,8 @@
-"""Which field of an input becomes which field of an article.
+"""Map the fields of an input to the fields of an article.
 
-A field is named by its key, or by a path of keys: ``headline.main``. A number picks an item of a
-list (``authors.0``); a list without a number is gone through item by item, and a filter in square
-brackets keeps the items whose key fits a pattern: ``document[name=body_par_*].value`` collects the
+A field is named by its key, or by a path of keys: ``headline.main``. A number selects an item of a
+list (``authors.0``); a list without a number is read item by item, and a filter in square brackets
+keeps the items whose key fits a pattern: ``document[name=body_par_*].value`` collects the
 paragraphs of ``{"document": [{"name": "body_par_000", "value": "…"}, …]}``.
 """
 
@@ -19,15 +19,15 @@ from shards.errors import DataError, UsageError
 from shards.tables import FIELD_OPTIONS, shown_names
 
 _STEP = re.compile(r"(?P<key>[^.\[\]]+)(?:\[(?P<name>[^\[\]=]+)=(?P<pattern>[^\[\]]*)\])?(?:\.|$)")
-# A list of texts is joined in these fields; of the others the first item is taken.
+# In these fields a list of texts is joined; in other fields its first item is taken.
 _JOINED_BY = {"title": " ", "abstract": "\n", "body": "\n"}
 _MAX_ID_CHARS = 1024
 FLOAT_TYPES = {"double": 53, "float": 24, "halffloat": 11}
-"""Bits of the significand: whole numbers beyond are rounded to others."""
+"""Bits of the significand: larger whole numbers are rounded."""
 _DOUBLE_BITS = FLOAT_TYPES["double"]
 _MAX_KEYS = 200
 _MAX_SHOWN_DEPTH = 8
-# What pandas and spreadsheets make of whole numbers: 17.0, 1.7e+16, 1.7E+16.
+# Forms that pandas and spreadsheets give to whole numbers: 17.0, 1.7e+16, 1.7E+16.
 _WHOLE = re.compile(r"[+-]?[0-9]+\.0+")
 _EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?[eE]\+[0-9]+")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ufeff]")
@@ -36,19 +36,19 @@ _Step = tuple[str, str | None, str]
 
 
 class RowError(Exception):
-    """A row is to be refused; ``reason`` is the key under which it is counted."""
+    """A row must be refused; ``reason`` is the key under which the row is counted."""
 
     def __init__(self, reason: str) -> None:
-        """Remember the reason."""
+        """Keep the reason."""
         super().__init__(reason)
         self.reason = reason
 
 
 class RoundedFloat(float):
-    """A number that its type could not tell from its neighbours."""
+    """A number that its type may have rounded."""
 
     def __new__(cls, value: float, kind: str, bits: int) -> "RoundedFloat":
-        """Take a number of the type ``kind``, exact to ``bits`` bits."""
+        """Make a number of the type ``kind``, exact to ``bits`` bits."""
         made = super().__new__(cls, value)
         made.kind, made.bits = kind, bits
         return made
@@ -59,10 +59,10 @@ class RoundedFloat(float):
 
 @dataclass(frozen=True, kw_only=True)
 class ArticleFields:
-    """The path of each article field in the input; None means: the field's own name.
+    """The path of each article field in the input; None means the field's name.
 
-    A field that is named here must occur in the input; one that is not may be missing (but for
-    ``id`` and ``title``, which every article has).
+    A field that is named here must occur in the input; other fields may be missing, except ``id``
+    and ``title``, which every article has.
     """
 
     id: str | None = None
@@ -83,7 +83,7 @@ FIELD_NAMES = tuple(item.name for item in fields(ArticleFields))
 
 
 class FieldReader:
-    """Takes the fields of an article out of the records of one input."""
+    """Extracts the fields of an article from the records of one input."""
 
     def __init__(
         self,
@@ -93,16 +93,16 @@ class FieldReader:
         strict: bool = True,
         untyped: bool = False,
     ) -> None:
-        """Read the paths.
+        """Parse the paths.
 
         Args:
-            article_fields: The mapping.
-            wanted: The fields to take.
-            strict: Refuse ids that cannot serve as keys; off where a set is read that has them.
-            untyped: Whether numbers come as text, as in CSV: an id ``17.0`` is then one.
+            article_fields: The path of each field.
+            wanted: The fields to extract.
+            strict: Refuse ids that cannot serve as keys; False for an existing set with such ids.
+            untyped: Whether numbers come as text, as in CSV: an id ``17.0`` is then a number.
 
         Raises:
-            UsageError: If a path cannot be understood.
+            UsageError: A path is invalid.
         """
         self._strict, self._untyped = strict, untyped
         self._given = {k: v for k, v in article_fields.given().items() if k in wanted}
@@ -115,9 +115,9 @@ class FieldReader:
         self._keys: list[str] = []
 
     def required_columns(self, required: tuple[str, ...]) -> list[str]:
-        """Return the columns that a table must have: of required fields and of named ones."""
+        """Return the columns that a table must have: those of required and of named fields."""
         needed = dict.fromkeys([*required, *self._given])
-        # A path into nested values: the table has its first key as a column.
+        # For a path into nested values, the table has a column named by the first key.
         return [
             steps[0][0] if name in self._given and len(steps) > 1 else path
             for name in needed
@@ -129,7 +129,7 @@ class FieldReader:
         paths: list[tuple[str, ...]] = []
         for path, steps in self._paths.values():
             keys = tuple(key for key, _, _ in steps)
-            # A key may itself contain dots; a number may pick an item of a list.
+            # A key may contain dots; a number may select an item of a list.
             paths += [(path,), keys, tuple(k for k in keys if not (k.isascii() and k.isdigit()))]
             for place, (_, name, _) in enumerate(steps):
                 if name is not None:
@@ -137,17 +137,16 @@ class FieldReader:
         return list(dict.fromkeys(path for path in paths if path))
 
     def read(self, record: Mapping[str, Any]) -> dict[str, str]:
-        """Return the fields of one record that are there and not empty, white space stripped.
+        """Return the fields of one record that are not empty, without outer white space.
 
         Raises:
-            RowError: If a field holds something that is not text or a number, or the id cannot
-                serve as a key.
+            RowError: A field holds neither text nor a number, or the id cannot serve as a key.
         """
         if not self._keys:
             self._keys = list(islice(dict.fromkeys(_leaf_names(record)), _MAX_KEYS))
         found: dict[str, str] = {}
         for name, (path, steps) in self._paths.items():
-            # A key may itself contain dots.
+            # A key may contain dots.
             values = [record[path]] if path in record else list(_walk(record, steps))
             if values:
                 self._never_seen.discard(name)
@@ -163,16 +162,16 @@ class FieldReader:
         return check_key(whole_number(text) if self._untyped else text, "id")
 
     def seen(self) -> dict[str, list[str]]:
-        """Return what :meth:`note` takes: the fields that occurred, and the keys of a first row."""
+        """Return the input of :meth:`note`: the fields that occurred, and a first row's keys."""
         return {"seen": sorted(set(self._paths) - self._never_seen), "keys": self._keys}
 
     def note(self, seen: Sequence[str], keys: Sequence[str]) -> None:
-        """Count as read here what another reader has read of the same input."""
+        """Record what another reader has seen in the same input."""
         self._never_seen.difference_update(seen)
         self._keys = self._keys or list(keys)
 
     def note_leaves(self, leaves: Sequence[str]) -> None:
-        """Count as seen the fields that have a place in a table with these paths to its columns."""
+        """Record as seen the fields that have a column in a table with these paths."""
         for name, (path, steps) in self._paths.items():
             keys = [key for key, _, _ in steps if not (key.isascii() and key.isdigit())]
             starts = {path, ".".join(keys)}
@@ -183,14 +182,14 @@ class FieldReader:
         self._keys = list(leaves)
 
     def check_all_seen(self, source: str, required: Sequence[str] = ()) -> None:
-        """Check, at the end of an input, that every named or required field occurred in some row.
+        """Check at an input's end that every named or required field occurred.
 
         Args:
             source: The input's name.
-            required: Fields that must occur though they are not named.
+            required: Fields that must occur even if they are not named.
 
         Raises:
-            DataError: If one did not: its name is surely misspelt, or another.
+            DataError: A field did not occur; its name is probably misspelt.
         """
         for name in sorted(self._never_seen.intersection([*self._given, *required])):
             named = name in self._given
@@ -203,7 +202,7 @@ class FieldReader:
 
     @property
     def other_names(self) -> list[str]:
-        """The fields of the first row that was read that are not looked for."""
+        """Return the fields of the first row that no option names."""
         sought = {keys[0] for keys in self.wanted()} | {path for path, _ in self._paths.values()}
         return [
             key for key in self._keys if key not in sought and key.partition(".")[0] not in sought
@@ -214,7 +213,7 @@ def check_key(text: str, what: str) -> str:
     """Return a key of articles if logs, indexes and messages can hold it.
 
     Raises:
-        RowError: If it is too long, or holds a control character or a byte order mark.
+        RowError: The key is too long, or holds a control character or a byte order mark.
     """
     if len(text) > _MAX_ID_CHARS:
         raise RowError(f"{what} too long")
@@ -225,10 +224,10 @@ def check_key(text: str, what: str) -> str:
 
 
 def exact_number(value: Any) -> Any:
-    """Return an id as it is, unless it is a number that its type has rounded.
+    """Return an id unchanged, unless it is a number that its type has rounded.
 
     Raises:
-        RowError: If it is, so that two ids may have become one; the reason names the type.
+        RowError: The number is rounded, so two ids may have become one; the reason names the type.
     """
     if isinstance(value, list):
         return [exact_number(item) for item in value]
@@ -240,15 +239,15 @@ def exact_number(value: Any) -> Any:
 
 
 def rounded(kind: str = "double", bits: int = _DOUBLE_BITS) -> RowError:
-    """Return the refusal of an id that a floating-point type has rounded."""
+    """Return the error for an id that a floating-point type has rounded."""
     return RowError(f"id beyond 2**{bits} of type {kind}")
 
 
 def whole_number(text: str) -> str:
-    """Return a whole number that was written as a floating-point one (``17.0``) as one.
+    """Convert a whole number that is written as a floating-point number (``17.0``).
 
     Raises:
-        RowError: If it is so large that its last digits are lost.
+        RowError: The number is so large that its last digits are lost.
     """
     if text[-1:].isdigit() and ("." in text or "+" in text):
         if _WHOLE.fullmatch(text):
@@ -262,10 +261,10 @@ def whole_number(text: str) -> str:
 
 
 def parse_path(name: str, path: str) -> list[_Step]:
-    """Parse a path into steps (key, name of the filter's key or None, the filter's pattern).
+    """Parse a path into steps (key, key of the filter or None, the filter's pattern).
 
     Raises:
-        UsageError: If it cannot be understood.
+        UsageError: The path is invalid.
     """
     steps: list[_Step] = []
     at = 0
@@ -284,7 +283,7 @@ def parse_path(name: str, path: str) -> list[_Step]:
 
 
 def _walk(value: Any, steps: list[_Step]) -> Iterator[Any]:
-    """Yield every value that the steps lead to, going through lists."""
+    """Yield every value at the end of the steps, iterating over lists."""
     if not steps:
         yield value
         return
@@ -309,7 +308,7 @@ def _walk(value: Any, steps: list[_Step]) -> Iterator[Any]:
 
 
 def _leaf_names(value: Any, path: str = "") -> Iterator[str]:
-    """Yield the paths to the texts of a record, as far as a person looks."""
+    """Yield the paths to the texts of a record, down to a readable depth."""
     if isinstance(value, list):
         value = next((item for item in value if isinstance(item, Mapping)), None)
     if isinstance(value, Mapping) and path.count(".") < _MAX_SHOWN_DEPTH:
@@ -329,7 +328,7 @@ def _text(name: str, values: list[Any]) -> str:
 
 
 def _leaves(name: str, value: Any) -> Iterator[str]:
-    # NaN, which alone differs from itself, is what pandas writes for a missing text.
+    # NaN, the only value that differs from itself, is what pandas writes for a missing text.
     if value is None or (isinstance(value, float) and value != value):
         return
     if isinstance(value, bytes):
@@ -351,7 +350,7 @@ def _leaves(name: str, value: Any) -> Iterator[str]:
 
 
 def _number(name: str, value: int | float | Decimal) -> str:
-    """Return a number as text; a whole one as one: 17.0 is what pandas makes of 17."""
+    """Format a number as text; omit the ".0" that pandas adds to whole numbers."""
     if isinstance(value, int):
         return str(value)
     if not math.isfinite(value):

@@ -1,9 +1,9 @@
-"""Files that are either complete or absent, and the hashes by which data are recognised.
+"""Write files that are either complete or absent, and compute hashes that identify data.
 
-Everything that the project publishes goes through :func:`atomic_file`: a temporary name in the
-same folder, fsync, rename, fsync of the folder. A process killed at any moment leaves the former
-file, or none, and at worst a temporary file that no reader looks at. Its writer holds a lock on it
-that ends with the process, so :func:`clear_leftovers` can tell what nobody will go on with.
+The project publishes every file through :func:`atomic_file`: a temporary name in the same folder,
+fsync, rename, fsync of the folder. A process killed at any moment leaves the former file or no
+file, and at worst a temporary file that readers ignore. The writer holds a lock on its temporary
+file that ends with the process, so :func:`clear_leftovers` can recognise abandoned files.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from shards.os_errors import naming
 _BLOCK_BYTES = 1 << 20
 _MOST_NAMED = 3
 MAX_JSON_BYTES = 64 << 20
-"""Largest JSON file that is read whole: a manifest of 200,000 shards has half of it."""
+"""Largest JSON file that is read: a manifest of 200,000 shards has half this size."""
 
 _TEMPORARY = re.compile(r"\..+\.tmp-[0-9]+-[0-9a-f]{8}", re.DOTALL)
 
@@ -41,28 +41,30 @@ T = TypeVar("T")
 
 @functools.cache
 def allow_many_open_files() -> None:
-    """Raise this process's limit of open files as far as it may: the usual 1,024 are less than the
-    cells of a few teachers over two million articles."""
+    """Raise this process's limit of open files to the maximum.
+
+    The usual 1,024 are too few for the cells of a few teachers over two million articles.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        # Refused only where the hard limit is none that the kernel takes; then the soft one stays.
+        # The kernel refuses only an invalid hard limit; the soft limit then stays.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a name beside ``path`` that no other process or thread uses, hidden by its dot."""
+    """Return a hidden name beside ``path`` that no other process or thread uses."""
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the renames inside ``folder`` durable, where the file system can do that."""
+    """Make the renames inside ``folder`` durable, if the file system supports that."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
         return
     try:
-        # Some network file systems refuse fsync on a folder: the rename itself still holds there.
+        # Some network file systems refuse fsync on a folder; the rename is valid nevertheless.
         with contextlib.suppress(OSError):
             os.fsync(descriptor)
     finally:
@@ -70,10 +72,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make the files in a folder that is about to be renamed durable, and their names.
+    """Make the files and names in a folder durable before the folder is renamed.
 
     Raises:
-        OSError: If the disk refused.
+        OSError: The disk refused.
     """
     for path in folder.rglob("*"):
         if path.is_dir():
@@ -86,7 +88,7 @@ def fsync_tree(folder: Path) -> None:
 
 def _check_replaceable(path: Path) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
-        text = "it is not a regular file, and is not replaced by one; name a file"
+        text = "it is not a regular file and will not be replaced; name a file"
         raise OSError(errno.EINVAL, text, str(path))
 
 
@@ -102,9 +104,9 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         The open temporary file.
 
     Raises:
-        ValueError: For any other mode.
-        OSError: If the file cannot be written; nothing is then left behind. A device or a pipe of
-            this name (``/dev/null``) is not replaced.
+        ValueError: ``mode`` has another value.
+        OSError: The file cannot be written; nothing is left behind. A device or a pipe of this
+            name (``/dev/null``) is not replaced.
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"mode is {mode!r}; expected 'wb' or 'w'")
@@ -133,10 +135,10 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Make a folder under a temporary name beside ``path``, removed at the end if it is there.
+    """Make a folder under a temporary name beside ``path``; finally remove any leftover.
 
     Raises:
-        OSError: If the folder cannot be made.
+        OSError: The folder cannot be made.
     """
     temporary = temporary_name(path)
     temporary.mkdir()
@@ -150,9 +152,9 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def _hold(descriptor: int) -> bool:
-    """Lock what is being written while it is open; False where it is just being cleared away.
+    """Lock an open file during a write; return False if another process is removing it.
 
-    Where a file system has no locks, nobody can take one, and nothing is cleared there.
+    On a file system without locks nobody can take a lock, and nothing is removed there.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,10 +166,10 @@ def _hold(descriptor: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with all that is in it, or whatever else stands in its place.
+    """Remove a folder with its content, or a file of any kind in its place.
 
-    ``shutil.rmtree`` opens what it is given, and would wait for ever for the writer of a FIFO. What
-    cannot be removed stays.
+    ``shutil.rmtree`` opens its argument, and would wait for ever for the writer of a FIFO. Entries
+    that cannot be removed stay.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -181,9 +183,9 @@ def clear_leftovers(folder: Path) -> None:
     try:
         names = [path.name for path in folder.iterdir()]
     except OSError:
-        return  # whoever goes on to write there says what is wrong
+        return  # the next writer in this folder reports the error
     for name in filter(_TEMPORARY.fullmatch, names):
-        # What cannot be opened, locked or removed is not ours to clear, or is gone already.
+        # An entry that cannot be opened, locked or removed belongs to others, or is already gone.
         with contextlib.suppress(OSError):
             descriptor = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
             try:
@@ -200,7 +202,7 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
     """Write ``obj`` as indented JSON (UTF-8, keys in the order given) through :func:`atomic_file`.
 
     Raises:
-        ValueError: If ``obj`` holds NaN or an infinity, which JSON does not have.
+        ValueError: ``obj`` holds NaN or an infinity, which JSON does not have.
     """
     text = json.dumps(obj, ensure_ascii=False, indent=2, allow_nan=False)
     with atomic_file(path, "w") as file:
@@ -210,10 +212,10 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
 def open_regular(path: str | Path) -> io.FileIO:
     """Open a regular file for reading, unbuffered.
 
-    A FIFO or a device in a file's place would block for ever or never end, so both are refused.
+    A FIFO or a device instead of a file would block for ever or never end, so both are refused.
 
     Raises:
-        DataError: If the file is missing, cannot be read, or is not a regular file.
+        DataError: The file is missing, cannot be read, or is not a regular file.
     """
     try:
         file = open(path, "rb", buffering=0, opener=_open_without_waiting)  # noqa: SIM115
@@ -233,8 +235,8 @@ def read_bytes(path: str | Path, *, limit: int) -> bytes:
     """Read a whole regular file of at most ``limit`` bytes.
 
     Raises:
-        DataError: If the file is missing, cannot be read, or is not a regular file.
-        DamageError: If the file is larger than ``limit`` bytes.
+        DataError: The file is missing, cannot be read, or is not a regular file.
+        DamageError: The file is larger than ``limit`` bytes.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -251,7 +253,7 @@ def read_json(path: str | Path, *, limit: int = MAX_JSON_BYTES) -> Any: ...
 @overload
 def read_json(path: str | Path, kind: type[T], *, limit: int = MAX_JSON_BYTES) -> T: ...
 def read_json(path: str | Path, kind: Any = Any, *, limit: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file and check it against the type that it must have.
+    """Read a JSON file and check it against a type.
 
     Args:
         path: The file.
@@ -260,9 +262,9 @@ def read_json(path: str | Path, kind: Any = Any, *, limit: int = MAX_JSON_BYTES)
         limit: Largest size in bytes.
 
     Raises:
-        DataError: If the file is missing, cannot be read, or is not a regular file.
-        DamageError: If the file is too large, is not JSON, or a value has another type; the
-            message names the value's place.
+        DataError: The file is missing, cannot be read, or is not a regular file.
+        DamageError: The file is too large, is not JSON, or a value has another type; the message
+            names the value's place.
     """
     return parse_json(read_bytes(path, limit=limit), kind, where=path)
 
@@ -275,7 +277,7 @@ def parse_json(data: bytes | str, kind: Any = Any, *, where: object) -> Any:
     """Parse JSON and check it against a type; ``where`` names its source in the error.
 
     Raises:
-        DamageError: If ``data`` is not JSON, is nested too deeply, or a value has another type.
+        DamageError: ``data`` is not JSON, is nested too deeply, or a value has another type.
     """
     try:
         return msgspec.json.decode(data, type=kind)
@@ -289,7 +291,7 @@ def sha256_file(path: str | Path) -> str:
     """Return the sha256 of a file's bytes, in hex.
 
     Raises:
-        DataError: If the file cannot be read.
+        DataError: The file cannot be read.
     """
     digest = hashlib.sha256()
     try:
@@ -307,22 +309,22 @@ def fingerprint(obj: Any) -> str:
     Two objects with the same content have the same fingerprint on any machine and Python version.
 
     Raises:
-        ValueError: If ``obj`` holds NaN or an infinity.
-        TypeError: If ``obj`` holds something that JSON does not have.
+        ValueError: ``obj`` holds NaN or an infinity.
+        TypeError: ``obj`` holds a type that JSON does not have.
     """
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def did_you_mean(path: str | os.PathLike[str], *, files: bool = False) -> str:
-    """Return ``; did you mean PATH?`` where a folder of a similar name is there, else nothing.
+    """Return ``; did you mean PATH?`` if a similar folder exists, else an empty string.
 
-    Any part of the path may be mistyped, and several; where one below the first has nothing similar
-    beside it, the suggestion ends above that part.
+    Several parts of the path may be mistyped. If a part below the first has no similar name beside
+    it, the suggestion ends above that part.
 
     Args:
-        path: What is not there.
-        files: Whether files are meant too.
+        path: The missing path.
+        files: Whether to suggest files too.
     """
     wanted = Path(path)
     left: list[str] = []
@@ -340,11 +342,12 @@ def did_you_mean(path: str | os.PathLike[str], *, files: bool = False) -> str:
 
 
 def did_you_mean_inside(folder: Path, *patterns: str) -> str:
-    """Return ``; did you mean FOLDER/X?`` for the folders inside that hold some file, or nothing.
+    """Return ``; did you mean FOLDER/X?`` for inner folders that hold some file, or "".
 
     Args:
         folder: A folder without that file.
-        patterns: Of the file's path in it, such as ``*/config.json``; the first that fits counts.
+        patterns: Patterns of the file's path in it, such as ``*/config.json``; the first one that
+            matches counts.
     """
     for pattern in patterns:
         found = [repr(str(file.parent)) for file in sorted(folder.glob(pattern))]
@@ -355,17 +358,17 @@ def did_you_mean_inside(folder: Path, *patterns: str) -> str:
 
 
 def _near_entry(folder: Path, name: str, files: bool) -> str | None:
-    """The entry of a folder that has a name, or is most like it."""
+    """Return the entry of a folder that has a name, or the most similar name."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if files or entry.is_dir()]
-    except OSError:  # a folder that must not be listed: there is nothing to suggest
+    except OSError:  # the folder may not be listed, so there is nothing to suggest
         return None
     return next(iter(difflib.get_close_matches(name, names, n=1)), None)
 
 
 def is_folder(path: Path) -> bool:
-    """Say whether a folder is there; a name that is longer than any can be is none."""
+    """Tell whether a folder exists; False if its name is too long to exist."""
     try:
         return path.is_dir()
     except OSError:

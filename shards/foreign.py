@@ -1,5 +1,6 @@
-"""Making shard sets of WebDataset tars made elsewhere: manifest and indexes beside the tars, or in
-a folder of their own with links to them. The tars are read once and never changed.
+"""Make shard sets of WebDataset tars made elsewhere, without changing the tars.
+
+Manifest and indexes are written beside the tars, or in another folder with links to the tars.
 """
 
 import json
@@ -61,17 +62,17 @@ def index_tars(
         inputs: A folder of tars, or tars; their names in alphabetical order are the set's order.
         out: Folder for manifest, indexes and links to the tars; None puts manifest and indexes
             beside the tars.
-        members: ``json`` or an article field, and the suffix of the members that hold it; guessed
-            where it is empty.
-        fields: Paths of article fields in the JSON members, where they differ from our names.
+        members: Maps ``json`` or an article field to the suffix of its members; an empty mapping is
+            guessed.
+        fields: Paths of article fields in the JSON members, if they differ from the fields' names.
         max_refused: Largest share of samples, 0 to 1, that may be refused.
         force: Replace a set that was indexed there before.
 
     Raises:
-        UsageError: If an option is wrong.
-        DataError: If there are no tars, they are compressed, there is a set at ``out``, or too many
+        UsageError: An option is wrong.
+        DataError: There are no tars, they are compressed, ``out`` already holds a set, or too many
             samples are refused.
-        DamageError: If a tar is damaged; the message names the offset.
+        DamageError: A tar is damaged; the message names the offset.
     """
     if not 0 <= max_refused <= 1:
         raise UsageError(f"--max-refused is {max_refused:g}; expected a share from 0 to 1")
@@ -92,17 +93,17 @@ def index_tars(
         _publish(folder, shards, scanner, tars if out is not None else [])
     except OSError as error:
         raise DataError(
-            f"cannot write to {folder}: {error.strerror or error}; where the tars' folder cannot be"
-            " written, give --out FOLDER"
+            f"cannot write to {folder}: {error.strerror or error}; if the tars' folder is"
+            " read-only, give --out FOLDER"
         ) from error
     return ShardSet.open(folder)
 
 
 def find_tars(inputs: Sequence[Path]) -> list[Path]:
-    """Return the tars that are meant, sorted by name.
+    """Find the tars of the inputs, sorted by name.
 
     Raises:
-        DataError: If there are none, one is compressed, or has a name that a set cannot use.
+        DataError: There are no tars, one is compressed, or one has an unsuitable name.
     """
     tars: list[Path] = []
     for path in inputs:
@@ -119,8 +120,8 @@ def find_tars(inputs: Sequence[Path]) -> list[Path]:
         check_foreign_name(tar)
         if by_name.setdefault(tar.name, tar) != tar:
             raise DataError(
-                f"{by_name[tar.name]} and {tar} have the same name, and a set names its shards by"
-                " it; index them into two sets, or rename one"
+                f"{by_name[tar.name]} and {tar} have the same name, but shards of a set need unique"
+                " names; index them into two sets, or rename one"
             )
     return [by_name[name] for name in sorted(by_name)]
 
@@ -128,9 +129,7 @@ def find_tars(inputs: Sequence[Path]) -> list[Path]:
 def _tars_of(folder: Path) -> list[Path]:
     names = {path.name for path in folder.iterdir()}
     if any(name.startswith(".building-") for name in names):
-        raise DataError(
-            f"{folder} holds what an interrupted `tnr shards build` left; run that again"
-        )
+        raise DataError(f"{folder} holds an unfinished `tnr shards build`; run that command again")
     tars = [name for name in sorted(names) if name.endswith(".tar") and name[0] != "."]
     for name in sorted(names):
         stem = name.lower().removesuffix(".tgz").split(".tar")[0]
@@ -156,25 +155,25 @@ def _check_packed(path: Path) -> None:
     if not path.name.endswith(_PACKED):
         command = f"mv {path} {path}{suffix} && {command}{suffix}"
     raise DataError(
-        f"{path} is compressed ({kind}): nothing in it can be read without what is in front of it,"
-        " so neither single samples nor a place to resume at; "
+        f"{path} is compressed ({kind}), so it cannot be read from the middle: neither single"
+        " samples nor a resumed run could be read; "
         + (f"run `{command}` first" if unpack else "unpack it first")
     )
 
 
 def _folder(tars: Sequence[Path], out: Path | None, force: bool) -> Path:
-    """Return the folder of manifest and indexes, once nothing there is in the way."""
+    """Return the folder of manifest and indexes, after checking that it holds no other files."""
     parents = {tar.parent.resolve() for tar in tars}
     folder = out if out is not None else tars[0].parent
     if out is None:
         others = {path.name for path in folder.glob("*.tar")} - {tar.name for tar in tars}
         if len(parents) > 1 or others:
             raise UsageError(
-                "the tars that are given are not just those of one folder; give --out FOLDER for a"
+                "the given tars are not all the tars of one folder; give --out FOLDER for a"
                 " set of their own"
             )
     elif folder.resolve() in parents:
-        raise UsageError(f"--out {out} is the folder of the tars; leave it out to index them there")
+        raise UsageError(f"--out {out} is the folder of the tars; omit it to index them there")
     if has_manifest(folder) and not force:
         raise DataError(
             f"{folder} already is a shard set; choose another folder, or give --force to index it"
@@ -184,7 +183,7 @@ def _folder(tars: Sequence[Path], out: Path | None, force: bool) -> Path:
         index = folder / f"{tar.stem}.idx"
         if index.exists() and not _is_ours(index) and not force:
             raise DataError(
-                f"{index} is there and was not made here; give --out FOLDER to leave it alone, or"
+                f"{index} exists and was not made here; give --out FOLDER to keep it, or"
                 " --force to replace it"
             )
     return folder
@@ -198,14 +197,14 @@ def _is_ours(index: Path) -> bool:
 def _publish(
     folder: Path, shards: Sequence[ScannedShard], scanner: Scanner, linked: Sequence[Path]
 ) -> None:
-    """Write everything, the manifest last."""
+    """Write all files, the manifest last."""
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
     for link in folder.glob(".*.tar.tmp-*"):
         if link.is_symlink():
             link.unlink(missing_ok=True)
     _remove_former(folder, {shard.info.name for shard in shards})
-    # Until the new one is there the folder is no shard set.
+    # Until the new manifest is written, the folder is not a shard set.
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     for tar in linked:
         _link(folder / tar.name, tar.resolve())
@@ -228,11 +227,11 @@ def _publish(
 
 
 def _remove_former(folder: Path, kept: set[str]) -> None:
-    """Remove links and indexes of the set that is replaced, of tars that the new one lacks."""
+    """Remove the replaced set's links and indexes of tars that the new set lacks."""
     try:
         former = read_manifest(folder) if has_manifest(folder) else None
     except DamageError:
-        return  # what it had is not known; `tnr shards verify` names what is left over
+        return  # the former content is unknown; `tnr shards verify` names leftovers
     if former is None or former.layout is None:
         return
     for shard in former.shards:
@@ -244,7 +243,7 @@ def _remove_former(folder: Path, kept: set[str]) -> None:
 
 def _link(link: Path, tar: Path) -> None:
     if link.exists() and not link.is_symlink():
-        raise DataError(f"{link} is in the way: it is no link; choose another --out")
+        raise DataError(f"{link} exists and is not a link; choose another --out")
     temporary = temporary_name(link)
     temporary.symlink_to(tar)
     temporary.replace(link)

@@ -1,7 +1,7 @@
-"""Reading tars made elsewhere once, from end to end, to make their indexes.
+"""Read tars made elsewhere once, from end to end, to make their indexes.
 
-A sample that cannot be used is left out of the index, counted by its reason and listed with its tar
-and offset. A tar that is damaged ends the work: what it was before cannot be known.
+An unusable sample is left out of the index, counted by its reason and listed with its tar and
+offset. A damaged tar ends the work, because its original content is unknown.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ _OF_THE_GUESS = (DOT_IN_KEY, NO_MEMBER, LEFT_OUT)
 
 @dataclass(frozen=True)
 class Refusal:
-    """A sample, or a member of one, that was left out."""
+    """A sample, or a member of a sample, that was left out."""
 
     source: str
     """Name of the tar."""
     line: int
-    """Number of the sample in its tar, from 1, by first appearance of the keys; 0: no number."""
+    """Number of the sample in its tar, from 1, in the order of first keys; 0 if it has none."""
     offset: int
-    """Where the data of the member begin."""
+    """First byte of the member's data."""
     reason: str
     excerpt: str
     """The member's name."""
@@ -43,24 +43,24 @@ class Refusal:
 
 @dataclass
 class Tally:
-    """What was counted and refused over all tars."""
+    """Counts and refusals over all tars."""
 
     guessed: str = ""
-    """The layout in words, where it was guessed."""
+    """The layout in words, if it was guessed."""
     counts: Counter[str] = field(default_factory=Counter)
     refusals: list[Refusal] = field(default_factory=list)
     fields: set[str] = field(default_factory=set)
 
     @property
     def reasons(self) -> dict[str, int]:
-        """Refused samples by reason, sorted."""
+        """The number of refused samples by reason, sorted."""
         return dict(sorted(Counter(refusal.reason for refusal in self.refusals).items()))
 
     def check(self, max_refused: float) -> None:
         """Check the share of refused samples.
 
         Raises:
-            DataError: If too many were refused, or nothing is left.
+            DataError: Too many samples were refused, or none is left.
         """
         samples, refused = self.counts["rows"], self.counts["refused"]
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.items())
@@ -81,19 +81,19 @@ class Tally:
             raise DataError(f"there are no samples to index: {found}{self._hint()}")
 
     def _hint(self) -> str:
-        """Say where a guess may be the cause."""
+        """Mention the guessed layout as a possible cause."""
         if not self.guessed or not set(self.reasons).intersection(_OF_THE_GUESS):
             return ""
         return (
-            f"; {self.guessed} was guessed from the first samples and does not cover the set: give"
-            " --member and --title-field, --body-field …, or make the tars alike (a dot in a file"
-            " name ends the key of its sample)"
+            f"; {self.guessed} was guessed from the first samples and does not fit the whole set:"
+            " give --member and --title-field, --body-field …, or make the tars alike (a dot in a"
+            " file name ends the key of its sample)"
         )
 
 
 @dataclass(frozen=True)
 class ScannedShard:
-    """What one tar turned out to be."""
+    """The result of reading one tar."""
 
     info: ShardInfo
     index: bytes
@@ -103,16 +103,16 @@ class Scanner:
     """Reads tars one after the other and makes their indexes.
 
     Args:
-        layout: What is read of each sample.
-        guessed: What of it was guessed (:func:`shards.layout_guess.guessed_parts`): samples of
-            which the guess passes over something are refused.
+        layout: What to read from each sample.
+        guessed: The guessed parts of the layout (:func:`shards.layout_guess.guessed_parts`):
+            samples with members that the guess ignores are refused.
 
     Attributes:
-        tally: What was counted so far.
+        tally: The counts so far.
     """
 
     def __init__(self, layout: Layout, guessed: Collection[str] = ()) -> None:
-        """Start with no samples; the ids of all samples are held."""
+        """Start without samples; keep the ids of all samples in memory."""
         self.layout = layout
         self.guessed = frozenset(guessed)
         words = " ".join(f"{item.field}=*.{printable(item.suffix)}" for item in layout.members)
@@ -126,8 +126,8 @@ class Scanner:
         """Read one tar.
 
         Raises:
-            DamageError: If it is damaged; the message names the offset.
-            DataError: If all samples at the beginning of the set are refused.
+            DamageError: The tar is damaged; the message names the offset.
+            DataError: All samples at the beginning of the set are refused.
         """
         digest = hashlib.sha256()
         shard = _ShardScan(self, path.name)
@@ -141,7 +141,7 @@ class Scanner:
         return ScannedShard(info, index)
 
     def new_id(self, sample_id: str) -> bool:
-        """Say whether no sample before has this id, and remember it."""
+        """Tell whether no earlier sample has this id, and remember it."""
         known = len(self._ids)
         self._ids.add(sample_id)
         return len(self._ids) > known
@@ -149,19 +149,19 @@ class Scanner:
 
 @dataclass(slots=True)
 class _Pending:
-    """A sample of which not all members have come, or its state once they have."""
+    """A sample with missing members, or its state once all members have come."""
 
     place: int
     offset: int
     missing: int
     reason: str | None = None
     passed_over: set[str] = field(default_factory=set)
-    """Fields that the guess would have read, had it seen this sample first."""
+    """Fields that the guess would have read if this sample had been the first."""
     found: dict[str, str] = field(default_factory=dict)
 
 
 class _ShardScan:
-    """The samples of one tar while it is read."""
+    """The samples of one tar during its scan."""
 
     def __init__(self, scanner: Scanner, name: str) -> None:
         self.scanner = scanner
@@ -172,11 +172,11 @@ class _ShardScan:
         self._done: set[str] = set()
         self._keep: list[int] = []
         self._last_key: str | None = None
-        # By key: where the first member is that the guess passes over, its name, what they hold.
+        # By key: place of the first member that the guess ignores, its name, and its fields.
         self._others: dict[str, tuple[int, str, set[str]]] = {}
 
     def take(self, walk: TarWalk, member: TarMember) -> None:
-        """Take one member."""
+        """Process one member."""
         counts = self.scanner.tally.counts
         if not member.is_file:
             counts["no_files"] += 1
@@ -205,17 +205,17 @@ class _ShardScan:
             return
         self._read(walk, member, sample, number)
         sample.missing -= 1
-        # A guess is held against all members of the key, which may come later.
+        # A guess is checked against all members of the key; later ones may follow.
         if not sample.missing and not self.scanner.guessed:
             self._settle(key, self._pending.pop(key))
 
     def _pass_over(self, member: TarMember, key: str, suffix: str) -> None:
-        """Count a member that is not read, and refuse or remember it where it should be."""
+        """Count an unread member; refuse or remember it if it should be read."""
         self.scanner.tally.counts["other_members"] += 1
         name = member.name.decode("utf-8")
         guessed = MEMBERS in self.scanner.guessed
         is_json = guessed and self.scanner.json is not None and suffix.endswith(".json")
-        # webdataset, too, ends the key at the first dot, and mixes such samples up.
+        # webdataset too ends the key at the first dot, and mixes such samples up.
         if is_json or any(suffix.endswith("." + other) for other in self.scanner._members):
             self._refuse(0, member.data_at, DOT_IN_KEY, name)
         elif guessed:
@@ -223,7 +223,7 @@ class _ShardScan:
             fields.update(filter(None, [looks_like(suffix)]))
 
     def finish(self) -> bytes:
-        """Settle the samples that lack members, and return the index as it is stored."""
+        """Settle the samples with missing members, and return the index in its stored form."""
         for key, sample in self._pending.items():
             self._settle(key, sample)
         self._pending.clear()
@@ -235,7 +235,7 @@ class _ShardScan:
         return self._index.to_bytes(sorted(self._keep))
 
     def _sample(self, key: str, offset: int) -> _Pending | None:
-        """Return the sample that a member belongs to, or None if that one has all it can have."""
+        """Return the sample that a member belongs to, or None if the sample is complete."""
         sample = self._pending.get(key)
         if sample is not None:
             if self._last_key != key:
@@ -260,14 +260,14 @@ class _ShardScan:
         except RowError as error:
             sample.reason = sample.reason or error.reason
         else:
-            # Only what is needed to judge the sample is kept.
+            # Keep only what is needed to judge the sample.
             sample.found |= {k: v if k == "id" else k for k, v in found.items()}
             lacking = self.scanner.guessed.difference(found)
             if lacking and number == self.scanner.json:
                 sample.passed_over |= fields_under_other_names(data, lacking)
 
     def _settle(self, key: str, sample: _Pending) -> None:
-        """Accept or refuse a sample of which no more members come."""
+        """Accept or refuse a sample after its last member."""
         tally = self.scanner.tally
         self._done.add(key)
         reason, found = sample.reason, sample.found

@@ -1,8 +1,8 @@
-"""What the first bytes of an input say: how it is packed, and whether its text is UTF-8.
+"""Recognise by an input's first bytes its packing, and whether its text is UTF-8.
 
-A file's name may be wrong (browsers and ``curl --compressed`` unpack what they fetch, or leave it
-packed under the name of what is inside), its magic number hardly ever. Gzip is read; anything else
-is named in one line with the command that makes a plain file of it.
+A file's name may be wrong (browsers and ``curl --compressed`` unpack a download, or keep it packed
+under the name of its content); its magic number rarely is. Gzip is read; any other packing gives
+one line with the command that makes a plain file.
 """
 
 import json
@@ -12,7 +12,7 @@ HEAD_BYTES = 4096
 GZIP = "gzip"
 OFFICE = ("a format of Excel or Word", "save it there as CSV UTF-8, with commas")
 OFFICE_MEMBER = "[Content_Types].xml"
-# (first bytes, what they are, what to do with the file {0})
+# (first bytes, format, what to do with the file {0})
 _MAGIC = (
     (b"\x1f\x8b", GZIP, "unpack it first: gunzip < {0} > FILE"),
     (b"\x28\xb5\x2f\xfd", "zstd", "unpack it first: unzstd < {0} > FILE"),
@@ -28,7 +28,7 @@ _MAGIC = (
 )
 _BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
 _TAR_AT = 257
-_LAST_PLANE = 3  # of Unicode that has characters of languages
+_LAST_PLANE = 3  # last plane of Unicode that has characters of languages
 _MARKS = (
     (b"\xff\xfe\0\0", "UTF-32LE"),
     (b"\0\0\xfe\xff", "UTF-32BE"),
@@ -41,7 +41,7 @@ _WRAPPED = re.compile(rb'\{[^\[\]{}]*"([A-Za-z_]\w*)"\s*:\s*\[\s*\{')
 
 
 def packing(head: bytes) -> tuple[str, str] | None:
-    """Return what a file that begins with ``head`` is packed with, and the remedy, or None."""
+    """Return the packing of a file that begins with ``head`` and the remedy, or None."""
     if head.startswith(b"PK\3\4") and OFFICE_MEMBER.encode() in head:
         return OFFICE
     for magic, name, remedy in _MAGIC:
@@ -55,10 +55,10 @@ def packing(head: bytes) -> tuple[str, str] | None:
 
 
 def wide_encoding(head: bytes) -> str | None:
-    """Return which of UTF-16 and UTF-32 a text that begins with ``head`` is in, or None.
+    """Return the variant of UTF-16 or UTF-32 that starts with ``head``, or None.
 
-    Without a byte order mark the NULs tell: ASCII characters, of which every input has some (ids,
-    separators, ends of lines), have theirs at the same places of every character.
+    Without a byte order mark the NULs decide: every input has some ASCII characters (ids,
+    separators, line ends), and these have NULs at the same places in every character.
     """
     for mark, name in _MARKS:
         if head.startswith(mark):
@@ -70,7 +70,7 @@ def wide_encoding(head: bytes) -> str | None:
         return "UTF-32LE"
     if groups and all(group[0] == 0 and group[1] <= _LAST_PLANE for group in groups):
         return "UTF-32BE"
-    # Among ideographs few characters have a NUL, but the first ones of a file are ASCII.
+    # Few ideographs have a NUL byte, but the first characters of a file are ASCII.
     for place, name in ((1, "UTF-16LE"), (0, "UTF-16BE")):
         nulls, others = head[place::2], head[1 - place :: 2]
         starts = nulls[:2] == b"\0\0" and others[:2].isascii() and 0 not in others[:2]
@@ -81,14 +81,14 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 def one_json_value(head: bytes) -> tuple[str, str] | None:
-    """Return what a file is that has no JSON object in any line, and jq's filter, or None.
+    """Describe a file without JSON lines, with jq's filter for it, or return None.
 
     Args:
-        head: Its first bytes.
+        head: The file's first bytes.
     """
     text = head.removeprefix(_MARK).strip()
     first, _, rest = text.partition(b"\n")
-    if rest and _is_json(first):  # one value a line, though of another form
+    if rest and _is_json(first):  # one value per line, though of another form
         return None
     if text[:1] == b"[" and text != b"[]":
         return "a JSON array", ".[]"

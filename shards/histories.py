@@ -1,9 +1,9 @@
-"""Which impressions share a history, so that a user vector is computed, and stored, once for all
-of them.
+"""Group impressions with equal histories, so that each user vector is computed once.
 
-In MIND a user's history is the same in all impressions of a log, 3.1 of them on average, and they
-lie all over the log: so histories are told apart over the whole set, not within a shard. The first
-impression with a history *holds* its vector; the cell of that impression's shard stores it.
+In MIND a user has the same history in all impressions of a log, 3.1 of them on average, and these
+are spread over the whole log. Histories are therefore compared over the whole set, not within a
+shard. The first impression with a history *holds* the user vector: the cell of that impression's
+shard stores it.
 """
 
 import numpy as np
@@ -11,26 +11,25 @@ import numpy as np
 from shards.clicks import ClickColumn
 
 _ROWS = 16384
-"""Impressions at a time."""
+"""Number of impressions per block."""
 _MULTIPLIERS = ((0x9E3779B97F4A7C15, 0xD1B54A32D192ED03), (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-"""Odd numbers that tell an article and its place in the history, for each half of a digest."""
+"""Odd numbers that scatter an article and its place in the history, for each half of a digest."""
 
 
 def holders(clicks: ClickColumn, length: int, rows: np.ndarray | None = None) -> np.ndarray:
-    """The first impression of the log with the same last ``length`` clicks, for each impression.
+    """Find, for each impression, the first one with the same last ``length`` clicks.
 
-    A pure function of the log, so that every process that fills a part of the cells finds the same
-    ones. Histories are told apart by 128 bits of digest, without a Python object for any of them:
-    under a microsecond and some 60 bytes of memory an impression.
+    A pure function of the log: every process that fills some cells finds the same holders.
+    Histories are compared by digests of 128 bits, without Python objects: under a microsecond and
+    about 60 bytes of memory per impression.
 
     Args:
         clicks: Clicks of the impression set.
-        length: H, how many of the most recent clicks a user encoder reads.
-        rows: int64[n] impression rows to look among; None takes the whole log.
+        length: H, number of the most recent clicks that a user encoder reads.
+        rows: int64[n] impression rows to compare; None takes the whole log.
 
     Returns:
-        int32[n] places in ``rows``: ``holders[i] <= i``, and ``holders[h] == h`` for every holder
-        h.
+        int32[n] positions in ``rows``: ``holders[i] <= i``; ``holders[h] == h`` for every holder h.
     """
     num = clicks.num_impressions if rows is None else len(rows)
     digests = np.empty((2, num), dtype=np.uint64)
@@ -39,7 +38,7 @@ def holders(clicks: ClickColumn, length: int, rows: np.ndarray | None = None) ->
         chosen = np.arange(start, stop) if rows is None else rows[start:stop]
         values, offsets = clicks.reader.gather_ragged("history", chosen, last=length)
         digests[:, start:stop] = _digests(values, offsets)
-    order = np.lexsort((digests[1], digests[0]))  # stable: equal ones stay in the log's order
+    order = np.lexsort((digests[1], digests[0]))  # stable: equal digests keep the log's order
     ranked = digests[:, order]
     is_first = np.ones(num, dtype=bool)
     is_first[1:] = (ranked[:, 1:] != ranked[:, :-1]).any(axis=0)
@@ -49,12 +48,15 @@ def holders(clicks: ClickColumn, length: int, rows: np.ndarray | None = None) ->
 
 
 def _digests(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """128 bits for each ragged row, uint64[2, n]: a sum over its values, each scattered with its
-    place in the row (by the finalizer of SplitMix64: Steele, Lea, Flood, OOPSLA 2014)."""
+    """Compute a digest of 128 bits for each ragged row, uint64[2, n].
+
+    A digest is the sum over the row's values, each scattered together with its place in the row (by
+    the finalizer of SplitMix64: Steele, Lea, Flood, OOPSLA 2014).
+    """
     places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
     out = np.empty((2, len(offsets) - 1), dtype=np.uint64)
     for half, (of_value, of_place) in enumerate(_MULTIPLIERS):
-        # All of it modulo 2**64, the difference of running sums too.
+        # All arithmetic is modulo 2**64, including the difference of running sums.
         mixed = (values.astype(np.uint64) + np.uint64(1)) * np.uint64(of_value)
         mixed += (places.astype(np.uint64) + np.uint64(1)) * np.uint64(of_place)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -67,14 +69,14 @@ def _digests(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def distinct(history_BH: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Equal histories of a few impressions.
+    """Find equal histories among a few impressions.
 
     Args:
         history_BH: int64[B, H] article rows, -1 in empty slots.
 
     Returns:
-        (places int64[D] of one impression for each distinct history, int64[B] which of the D each
-        impression has).
+        (positions int64[D] of one impression per distinct history, int64[B] the number, below D, of
+        each impression's history).
     """
     contiguous = np.ascontiguousarray(history_BH)
     width = contiguous.dtype.itemsize * contiguous.shape[1]

@@ -1,7 +1,7 @@
-"""The index of one shard: where each sample's JSON lies in the tar, and its checksum.
+"""Read and write a shard's index: each sample's place in the tar, and its checksum.
 
-Format of an ``.idx`` file: one record of 16 bytes a sample, in the order of the tar, nothing before
-and nothing after; little-endian throughout:
+Format of an ``.idx`` file: one record of 16 bytes per sample, in the order of the tar, with nothing
+before or after; little-endian throughout:
 
 ======  ====  =======================================================================
 field   type  meaning
@@ -11,11 +11,11 @@ length  u32   length of the data in bytes (the padding after it is not counted)
 crc32   u32   CRC-32 (zlib) of the data
 ======  ====  =======================================================================
 
-So the size of the file gives the number of samples. Any WebDataset reader ignores the file.
+The size of the file therefore gives the number of samples. WebDataset readers ignore the file.
 
-The index of a tar made elsewhere (a set with a layout, see :mod:`shards.layout`) has M records a
-sample, one for each of the layout's members in its order (a record of zeros: the sample lacks that
-member), and the samples' keys:
+The index of a tar made elsewhere (a set with a layout, see :mod:`shards.layout`) has M records per
+sample, one for each of the layout's members in its order (a record of zeros means that the sample
+lacks the member), and the samples' keys:
 
 ========  =================  ====================================================
 field     type               meaning
@@ -45,7 +45,7 @@ from shards.manifest import ShardInfo
 
 TAR_BLOCK = 512
 MAX_INDEX_BYTES = 1 << 30
-"""Largest index that is read where the number of samples is not known."""
+"""Largest index that is read if the number of samples is unknown."""
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4")])
 RECORD = struct.Struct("<QII")
 MEMBER_INDEX_MAGIC = b"TNRIDX2\n"
@@ -54,15 +54,15 @@ _KEY_END = struct.Struct("<I")
 
 
 def padded(length: int) -> int:
-    """Return how many bytes ``length`` bytes of data take in a tar."""
+    """Return the number of bytes that ``length`` bytes of data take in a tar."""
     return -(-length // TAR_BLOCK) * TAR_BLOCK
 
 
 class IndexBuilder:
-    """Collects one shard's index while its tar is being written."""
+    """Collects one shard's index while the shard's tar is written."""
 
     def __init__(self) -> None:
-        """Start with no samples; 16 bytes a sample are held."""
+        """Start without samples; each sample takes 16 bytes of memory."""
         self._buffer = io.BytesIO()
         self.samples = 0
 
@@ -72,11 +72,11 @@ class IndexBuilder:
         self.samples += 1
 
     def to_bytes(self) -> bytes:
-        """Return the index as it is stored."""
+        """Return the index in its stored form."""
         return self._buffer.getvalue()
 
     def write(self, path: Path) -> None:
-        """Write the collected index to ``path``, atomically."""
+        """Write the index to ``path``, atomically."""
         with atomic_file(path) as file:
             file.write(self.to_bytes())
 
@@ -84,15 +84,15 @@ class IndexBuilder:
 def read_index(path: Path, samples: int | None = None) -> np.ndarray:
     """Read an index as a structured array ``[n]`` with ``offset``, ``length`` and ``crc32``.
 
-    It is read into memory, not mapped: 16 bytes a sample, and a file cut short by someone else
-    then gives an error rather than a bus error.
+    The index is read into memory, not mapped: it has only 16 bytes per sample, and a file that is
+    cut short meanwhile then gives an error instead of a bus error.
 
     Args:
         path: The ``.idx`` file.
-        samples: The number of samples it must have, where that is known.
+        samples: The expected number of samples, if known.
 
     Raises:
-        DamageError: If the file is missing, or its size is not that of ``samples`` records.
+        DamageError: The file is missing, or does not have the size of ``samples`` records.
     """
     limit = MAX_INDEX_BYTES if samples is None else samples * INDEX_DTYPE.itemsize
     data = _read(path, limit)
@@ -109,18 +109,18 @@ def read_index(path: Path, samples: int | None = None) -> np.ndarray:
 class MemberIndexBuilder:
     """Collects the index of a tar made elsewhere, member by member.
 
-    Samples get their places in the order in which their keys first come; those that turn out to be
-    of no use are dropped at the end.
+    Samples are numbered in the order in which their keys first occur; unusable samples are dropped
+    at the end.
     """
 
     def __init__(self, members: int) -> None:
-        """Start with no samples; ``members`` is M of the layout."""
+        """Start without samples; ``members`` is M of the layout."""
         self._members = members
         self._records = bytearray()
         self._keys: list[bytes] = []
 
     def start(self, key: bytes) -> int:
-        """Give the sample ``key`` a place and return it."""
+        """Assign a number to the sample ``key`` and return it."""
         self._records += bytes(RECORD.size * self._members)
         self._keys.append(key)
         return len(self._keys) - 1
@@ -131,12 +131,12 @@ class MemberIndexBuilder:
         RECORD.pack_into(self._records, at, offset, len(data), zlib.crc32(data))
 
     def record(self, place: int, member: int) -> tuple[int, int, int]:
-        """Return (offset, length, crc32) as recorded; an offset of 0 where there is nothing."""
+        """Return (offset, length, crc32) as recorded; the offset is 0 if there is no record."""
         at = RECORD.size * (place * self._members + member)
         return RECORD.unpack_from(self._records, at)
 
     def to_bytes(self, keep: list[int]) -> bytes:
-        """Return the index of the samples at the places ``keep`` as it is stored."""
+        """Return the index of the samples numbered ``keep`` in its stored form."""
         width = RECORD.size * self._members
         ends = array("I")
         total = 0
@@ -150,14 +150,14 @@ class MemberIndexBuilder:
 
 
 class MemberIndex:
-    """The index of a tar made elsewhere, as it was read.
+    """The index of a tar made elsewhere, read from a file.
 
     Raises:
-        DamageError: If the data are not an index of so many samples and members.
+        DamageError: The data are not an index of this many samples and members.
     """
 
     def __init__(self, data: bytes, samples: int, members: int, path: Path) -> None:
-        """Check the head and the sizes."""
+        """Check the header and the sizes."""
         self.data = data
         self.samples = samples
         self.members = members
@@ -181,7 +181,7 @@ class MemberIndex:
         return flat.reshape(self.samples, self.members)
 
     def record(self, place: int, member: int) -> tuple[int, int, int]:
-        """Return (offset, length, crc32) of one member; an offset of 0 where there is none."""
+        """Return (offset, length, crc32) of one member; offset 0 if it is absent."""
         at = _MEMBER_HEADER.size + RECORD.size * (place * self.members + member)
         return RECORD.unpack_from(self.data, at)
 
@@ -200,11 +200,11 @@ def read_member_index(path: Path, shard: ShardInfo, members: int) -> MemberIndex
 
     Args:
         path: The ``.idx`` file.
-        shard: What the manifest says of it: its keys have no checksum but its sha256.
+        shard: The shard's entry in the manifest; its sha256 is the only checksum of the keys.
         members: M of the layout.
 
     Raises:
-        DamageError: If the file is missing or not the one of the manifest.
+        DamageError: The file is missing or differs from the manifest.
     """
     data = _read(path, shard.index_size)
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:

@@ -1,4 +1,4 @@
-"""What every build does: count rows, refuse bad ones within a limit, recognise its own result."""
+"""Count a build's rows, refuse bad ones up to a limit, recognise an existing result."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,23 +16,23 @@ from shards.publish import SetPublisher, clear_published
 from shards.reader import ShardSet
 from shards.sources import InputFile
 
-# Where every row at the start is refused, the options are wrong and not the rows.
+# If all first rows are refused, the options are wrong and not the rows.
 HOPELESS_ROWS = 1000
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build gives back."""
+    """The result of a build."""
 
     shard_set: ShardSet
     already_built: bool
-    """Whether the set was there before, built from the same inputs with the same options."""
+    """Whether the set existed already, built from the same inputs with the same options."""
     unused_fields: tuple[str, ...] = ()
     """Fields of the first articles that no option names."""
 
 
 class Intake:
-    """Counts the rows of all inputs, refuses the bad ones and keeps the limit.
+    """Counts the rows of all inputs, refuses bad ones and enforces the limit.
 
     Attributes:
         bar: The progress, in bytes of the inputs.
@@ -45,14 +45,14 @@ class Intake:
         max_refused: float,
         hints: Mapping[str, str] | None = None,
     ) -> None:
-        """Start with no rows.
+        """Start without rows.
 
         Args:
-            publisher: Of the set.
+            publisher: Publisher of the set.
             files: The inputs.
             max_refused: Share of the rows, 0 to 1, that may be refused.
-            hints: What to say, by reason or its first word, where most rows of a failed build were
-                refused for it.
+            hints: Hint for a failed build, by the reason (or the reason's first word) of most
+                refused rows.
         """
         self.publisher = publisher
         self.max_refused = max_refused
@@ -66,7 +66,7 @@ class Intake:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take the progress bar away."""
+        """Remove the progress bar."""
         self.bar.close()
 
     def refuse(self, source: str, line: int, reason: str, excerpt: str) -> None:
@@ -75,14 +75,14 @@ class Intake:
         self.publisher.refuse(source, line, reason, excerpt)
 
     def check_start(self, refused_first: int, refused: Iterable[tuple[str, int, str, str]]) -> None:
-        """Fail if all rows at the start were refused, where the report is written later.
+        """Fail if all first rows were refused, before the report is written.
 
         Args:
-            refused_first: How many were refused before the first good one, as far as read.
-            refused: Those, as :meth:`refuse` takes them.
+            refused_first: Number of refused rows before the first good one, as far as read.
+            refused: These rows, as arguments of :meth:`refuse`.
 
         Raises:
-            DataError: Then.
+            DataError: All first rows were refused.
         """
         if refused_first >= HOPELESS_ROWS:
             for row in islice(refused, HOPELESS_ROWS):
@@ -90,13 +90,13 @@ class Intake:
             self.fail(f"the first {HOPELESS_ROWS} rows were all refused")
 
     def check(self, written: int) -> None:
-        """Fail if too much was refused, or nothing is left.
+        """Fail if too many rows were refused, or none is left.
 
         Args:
-            written: The number of samples that there are.
+            written: The number of samples.
 
         Raises:
-            DataError: Then; the message counts the reasons and names the report.
+            DataError: The build fails; the message counts the reasons and names the report.
         """
         self.publisher.count("rows", self.rows)
         self.publisher.count("refused", self.refused)
@@ -110,11 +110,11 @@ class Intake:
             self.fail(f"there is nothing to build from: {self.rows} rows, all refused")
 
     def fail(self, what: str, reason: str | None = None) -> None:
-        """End the build for ``what``, and keep the report.
+        """End the build because of ``what``, and keep the report.
 
         Args:
-            what: What is wrong.
-            reason: The one to give a hint on; None: that of most refused rows.
+            what: The cause.
+            reason: The reason to give a hint for; None takes the reason of most refused rows.
 
         Raises:
             DataError: Always; the message counts the reasons and names the report.
@@ -132,7 +132,7 @@ class Intake:
 
 
 def describe(kind: str, files: Sequence[InputFile], options: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest's ``source``; it has no folders' names: the same set anywhere."""
+    """Describe a set for its manifest's ``source``, without folder names: the same anywhere."""
     inputs = [{"name": file.name, "sha256": file.sha256()} for file in files]
     request = fingerprint({"kind": kind, "inputs": inputs, "options": options})
     return {"inputs": inputs, "options": options, "request": request}
@@ -141,10 +141,10 @@ def describe(kind: str, files: Sequence[InputFile], options: dict[str, Any]) -> 
 def check_options(
     files: Sequence[InputFile], samples_per_shard: int, max_refused: float, processes: int = 1
 ) -> None:
-    """Check the options that all builds have.
+    """Check the options that all builds share.
 
     Raises:
-        UsageError: If one is wrong.
+        UsageError: An option is wrong.
     """
     if not files:
         raise UsageError("no input is given")
@@ -158,34 +158,33 @@ def check_options(
 
 @contextlib.contextmanager
 def failures_explained(out: Path) -> Iterator[None]:
-    """Turn a full disk or a killed process into one line that says what to do.
+    """Turn a full disk or a killed process into a one-line error with a remedy.
 
     Args:
         out: The set's folder.
 
     Raises:
-        DataError: Instead of ``OSError`` and ``BrokenProcessPool``.
+        DataError: Replaces ``OSError`` and ``BrokenProcessPool``.
     """
-    again = "run the same command again; what is finished is kept"
+    again = "run the same command again; finished parts are kept"
     try:
         yield
     except BrokenProcessPool as error:
         raise DataError(
-            f"a process that built {out} was killed (out of memory?); with fewer --processes,"
-            f" {again}"
+            f"a process that built {out} was killed (out of memory?); lower --processes and {again}"
         ) from error
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         raise DataError(
-            f"cannot write to {out}: {error.strerror or error}{place}; when that is mended, {again}"
+            f"cannot write to {out}: {error.strerror or error}{place}; correct that, then {again}"
         ) from error
 
 
 def same_set(out: Path, source: Mapping[str, Any], force: bool) -> ShardSet | None:
-    """Return the set at ``out`` if it is the one that is asked for, or None if there is none.
+    """Return the set at ``out`` if it is the requested one; None without a set.
 
     Raises:
-        DataError: If there is another one (and ``force`` is off).
+        DataError: ``out`` holds another set (and ``force`` is off).
     """
     if force or not has_manifest(out):
         return None
@@ -200,7 +199,7 @@ def same_set(out: Path, source: Mapping[str, Any], force: bool) -> ShardSet | No
 
 
 def _difference(former: Mapping[str, Any], source: Mapping[str, Any]) -> str:
-    """What two sets were made from differs in, in words."""
+    """Describe in words how the sources of two sets differ."""
     old, new = former.get("options"), source["options"]
     names = sorted(new)
     if isinstance(old, dict):

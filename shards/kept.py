@@ -1,14 +1,14 @@
-"""Numbering what is left of rows when some are left out."""
+"""Map rows to numbers that skip removed rows."""
 
 import numpy as np
 
 
 def compact(rows: np.ndarray, skipped: np.ndarray) -> np.ndarray:
-    """The number of each row among the rows that are kept.
+    """Map each kept row to its number among the kept rows.
 
     Args:
-        rows: int64[n], none of them left out.
-        skipped: int64[k], the rows that are left out, ascending.
+        rows: int64[n], kept rows only.
+        skipped: int64[k], the removed rows, ascending.
 
     Returns:
         int64[n].
@@ -17,5 +17,5 @@ def compact(rows: np.ndarray, skipped: np.ndarray) -> np.ndarray:
 
 
 def expand(numbers: np.ndarray, skipped: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`compact`: the row of each number among those that are kept."""
+    """Map numbers among the kept rows back to rows; the inverse of :func:`compact`."""
     return numbers + np.searchsorted(skipped - np.arange(len(skipped)), numbers, side="right")

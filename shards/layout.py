@@ -1,7 +1,7 @@
-"""How the samples of tars made elsewhere become articles.
+"""Describe how the samples of tars made elsewhere become articles.
 
-Such a set's manifest has a ``layout``: which members of a sample are read, in the order of the
-records of the index, and what each holds: a JSON object (its fields are named by paths, as in
+The manifest of such a set has a ``layout``: the members of a sample to read, in the order of the
+records of the index, and the content of each: a JSON object (with its fields named by paths, as in
 ``tnr shards build``) or the text of one field.
 """
 
@@ -18,15 +18,15 @@ from shards.sources import is_deep
 
 JSON = "json"
 _BOM = b"\xef\xbb\xbf"
-# As webdataset splits: folders belong to the key, and the first dot of the file name ends it.
+# Split as webdataset does: folders belong to the key, and the first dot of the file name ends it.
 _NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Return (key, suffix) of a member's name as webdataset does, or None where it has none.
+    """Split a member's name into (key, suffix) like webdataset; None without a suffix.
 
-    Members that webdataset takes for its own notes (``__meta__/...``) have none either.
+    Members that webdataset reserves for its own notes (``__meta__/...``) give None too.
     """
     match = _NAME.fullmatch(name)
     if match is None or _META.match(name):
@@ -36,32 +36,32 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class LayoutMember:
-    """One kind of member that samples have."""
+    """One kind of member of a sample."""
 
     suffix: str
-    """What comes after the first dot of the file name, in lower case: ``json``, ``title.txt``."""
+    """The part after the first dot of the file name, in lower case: ``json``, ``title.txt``."""
     field: str
-    """``json`` for a JSON object, or the article field whose text it is."""
+    """``json`` for a JSON object, or the article field that the member's text is."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is read of each sample."""
+    """What to read from each sample."""
 
     members: tuple[LayoutMember, ...]
     fields: dict[str, str] = field(default_factory=dict)
-    """Paths of article fields in the JSON object, where they differ from the fields' names."""
+    """Paths of article fields in the JSON object, if they differ from the fields' names."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the layout as it is written to the manifest."""
+        """Return the layout in the form of the manifest."""
         return {"members": [vars(member) for member in self.members], "fields": self.fields}
 
     @classmethod
     def from_dict(cls, data: Any) -> "Layout":
-        """Read what :meth:`to_dict` wrote.
+        """Parse the output of :meth:`to_dict`.
 
         Raises:
-            ValueError: If it is of another form.
+            ValueError: The data have another form.
         """
         if not isinstance(data, Mapping):
             raise ValueError("layout is not an object")
@@ -78,7 +78,7 @@ class Layout:
             parsed.append(LayoutMember(suffix, name))
         for what in ("suffix", "field"):
             if len({getattr(member, what) for member in parsed}) != len(parsed):
-                raise ValueError(f"layout.members: the same {what} comes twice")
+                raise ValueError(f"layout.members: the same {what} occurs twice")
         if not isinstance(fields, Mapping) or not all(
             name in FIELD_NAMES and isinstance(path, str) for name, path in fields.items()
         ):
@@ -87,18 +87,19 @@ class Layout:
 
 
 class ArticleDecoder:
-    """Makes articles of the members of samples.
+    """Makes articles from the members of samples.
 
     Args:
-        layout: What is read of each sample.
-        strict: Refuse what cannot be indexed any more; off where an index is read that may have it.
+        layout: What to read from each sample.
+        strict: Refuse samples that may no longer be indexed; False for existing indexes, which may
+            have such samples.
 
     Raises:
-        UsageError: If a path of the layout's fields cannot be understood.
+        UsageError: A path of the layout's fields is invalid.
     """
 
     def __init__(self, layout: Layout, *, strict: bool = False) -> None:
-        """Read the paths."""
+        """Parse the paths."""
         self.layout = layout
         self._strict = strict
         self._readers = [
@@ -109,10 +110,10 @@ class ArticleDecoder:
         ]
 
     def fields(self, member: int, data: bytes) -> dict[str, str]:
-        """Return the article fields that one member holds and that are not empty.
+        """Return the article fields of one member that are not empty.
 
         Raises:
-            RowError: If the member is not UTF-8, not a JSON object, or a field is not text.
+            RowError: The member is not UTF-8, not a JSON object, or a field is not text.
         """
         encoding = wide_encoding(data[:HEAD_BYTES]) if self._strict else None
         if encoding is not None:
@@ -131,17 +132,17 @@ class ArticleDecoder:
         return self._readers[member].read({self.layout.members[member].field: text})
 
     def article(self, key: str, contents: Sequence[bytes | None]) -> dict[str, str]:
-        """Return a sample in our form: id, title, body, and what else it has.
+        """Return a sample as an article: id, title, body, and its other fields.
 
-        Its id is the field's, or else the key; its body the field's, or else the abstract, or else
-        empty. Where two members hold one field, the later of the layout counts.
+        The id is the field, or else the key; the body is the field, or else the abstract, or else
+        empty. If two members hold one field, the later one in the layout counts.
 
         Args:
             key: The sample's key.
-            contents: The data of each member, None where the sample lacks it.
+            contents: The data of each member; None for a member that the sample lacks.
 
         Raises:
-            RowError: If a member cannot be read, or there is no title.
+            RowError: A member cannot be read, or the title is missing.
         """
         found: dict[str, str] = {}
         for member, data in enumerate(contents):
@@ -157,20 +158,20 @@ class ArticleDecoder:
         return article | {name: text for name, text in found.items() if name not in article}
 
     def check_all_seen(self, source: str) -> None:
-        """Check, at the end, that every path of the layout led to something in some sample.
+        """Check at the end that every path of the layout occurred in some sample.
 
         Raises:
-            DataError: If one did not: its name is surely misspelt.
+            DataError: A path found none; it is probably misspelt.
         """
         for reader in self._readers:
             reader.check_all_seen(source)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """Return the JSON object that ``data`` is.
+    """Parse ``data`` as a JSON object.
 
     Raises:
-        RowError: If it is none.
+        RowError: ``data`` is not a JSON object.
     """
     try:
         record = orjson.loads(data.removeprefix(_BOM))

@@ -1,7 +1,7 @@
-"""Guessing the layout of tars made elsewhere from their first samples.
+"""Guess the layout of tars made elsewhere from their first samples.
 
-A guess is held against the whole set (:mod:`shards.foreign_scan`): what it passes over is refused,
-so that a set that is mostly laid out otherwise is not indexed by halves.
+The guess is checked against the whole set (:mod:`shards.foreign_scan`): samples with members that
+the guess ignores are refused, so that a set with another layout is not indexed in part.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from shards.tar import TarWalk
 
 MEMBERS = "members"
 _MEMBERS_LOOKED_AT = 200
-# What others call a field, tried in this order where the JSON has no field of our name.
+# Other names of a field, tried in this order if the JSON lacks the field's own name.
 _OTHER_NAMES = {
     "title": ("headline", "heading"),
     "body": ("text", "content", "article", "body_text"),
@@ -31,23 +31,23 @@ _FIELD_OF_SUFFIX = {
 
 
 def guessed_parts(members: Mapping[str, str], fields: ArticleFields) -> frozenset[str]:
-    """Return what :func:`guess_layout` guesses: :data:`MEMBERS`, and fields of JSON objects."""
+    """Return the parts that :func:`guess_layout` guesses: :data:`MEMBERS`, and JSON fields."""
     names = set(_OTHER_NAMES) - set(fields.given())
     return frozenset(names if members else {MEMBERS, *names})
 
 
 def guess_layout(tars: Sequence[Path], members: Mapping[str, str], fields: ArticleFields) -> Layout:
-    """Return the layout of a set, guessed from its first samples where it is not given.
+    """Return the layout of a set; guess missing parts from the set's first samples.
 
     Args:
-        tars: The tars; the first that is not empty is looked into.
-        members: Given: ``json`` or an article field, and the suffix of the members that hold it.
-        fields: Given: paths of article fields in the JSON object.
+        tars: The tars; the first one that is not empty is read.
+        members: The given part: ``json`` or an article field, and the suffix of its members.
+        fields: The given part: paths of article fields in the JSON object.
 
     Raises:
-        UsageError: If a member's field is unknown.
-        DataError: If there are no samples, or no title can be found.
-        DamageError: If the tar is damaged at its beginning.
+        UsageError: A member's field is unknown.
+        DataError: There are no samples, or no title can be found.
+        DamageError: The tar is damaged at its beginning.
     """
     for name in members:
         if name not in (JSON, *FIELD_NAMES):
@@ -70,12 +70,12 @@ def guess_layout(tars: Sequence[Path], members: Mapping[str, str], fields: Artic
         if names and "title" not in {*names, *given, *chosen}:
             raise DataError(
                 f"{tar}: the JSON of its first samples has no title; its fields are"
-                f" {shown_names(list(names))}; say which to use with --title-field, --body-field …"
+                f" {shown_names(list(names))}; name one with --title-field, --body-field …"
             )
     elif given:
         raise UsageError(
-            f"--{next(iter(given))}-field names a field of JSON members, and {tar.name} is read"
-            " without any; give --member json=SUFFIX"
+            f"--{next(iter(given))}-field names a field of JSON members, but {tar.name} is read"
+            " without JSON members; give --member json=SUFFIX"
         )
     if "title" not in chosen and JSON not in chosen:
         found = ", ".join(printable(f".{suffix}") for suffix, _ in suffixes.most_common(8))
@@ -83,7 +83,7 @@ def guess_layout(tars: Sequence[Path], members: Mapping[str, str], fields: Artic
             f"{tar}: cannot tell which member holds the title; its members end in: {found}; give"
             " --member json=SUFFIX, or --member title=SUFFIX --member body=SUFFIX"
         )
-    # The JSON first, so that a text of its own counts more than a field.
+    # JSON comes first, so that a text member counts more than a JSON field.
     order = [JSON, *FIELD_NAMES]
     return Layout(
         tuple(LayoutMember(chosen[name], name) for name in order if name in chosen),
@@ -140,18 +140,18 @@ def _guess_fields(keys: set[str], given: Mapping[str, str], texts: set[str]) -> 
 
 
 def looks_like(suffix: str) -> str | None:
-    """Return the article field whose text a member of this suffix would be guessed to be."""
+    """Return the article field that a guess would assign to members with this suffix."""
     return _FIELD_OF_SUFFIX.get(suffix)
 
 
 def fields_under_other_names(data: bytes, names: Collection[str]) -> set[str]:
-    """Return those of some article fields that a JSON object has under any name that is guessed.
+    """Return those of some article fields that a JSON object has under any guessable name.
 
     Raises:
-        RowError: If ``data`` is not a JSON object.
+        RowError: ``data`` is not a JSON object.
     """
     keys = {name: (name, *_OTHER_NAMES[name]) for name in names if name in _OTHER_NAMES}
-    # Most objects have none of them, and are not parsed again for that.
+    # Most objects have no such name, and need not be parsed again.
     if not any(f'"{key}"'.encode() in data for others in keys.values() for key in others):
         return set()
     record = parse_object(data)

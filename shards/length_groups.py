@@ -1,37 +1,39 @@
-"""Texts cut into groups of like lengths, so that an encoder computes almost no padding."""
+"""Cut texts into groups of similar lengths, so that an encoder computes almost no padding."""
 
 from itertools import pairwise
 
 import numpy as np
 
 WORTH = 32
-"""A cut pays where it saves this share of the budget in padding: 128 tokens of 4,096, about what
-starting a small encoder's layers costs on a CPU, and less than it costs for larger encoders."""
+"""Padding that a cut must save, as a share of the budget: 128 of 4,096 tokens. That is about the
+cost of starting a small encoder's layers on a CPU, and less than this cost for larger encoders."""
 
 
 def most_groups(num_texts: int, max_tokens: int, batch_tokens: int) -> int:
-    """The most sub-batches that the budget alone cuts ``num_texts`` texts of up to ``max_tokens``
-    into, whatever their lengths: each takes at least so many as would fit if all were longest."""
+    """Bound the number of sub-batches that the budget alone makes from any ``num_texts`` texts.
+
+    Each sub-batch takes at least as many texts as would fit if all had ``max_tokens`` tokens.
+    """
     return -(-num_texts // max(batch_tokens // max_tokens, 1))
 
 
 def length_groups(
     lengths: np.ndarray, batch_tokens: int, exactly: int | None = None
 ) -> list[np.ndarray]:
-    """Cut texts into groups of like lengths under a budget of tokens.
+    """Cut texts into groups of similar lengths under a budget of tokens.
 
-    The texts are sorted by length, the longest first (so that a batch that does not fit in memory
-    is the first one); each group takes as many as fit, and is cut further where that saves padding
-    of a thirty-second of the budget or more, as a group has a cost of its own.
+    The texts are sorted by length, the longest first (so that a batch that exceeds the memory comes
+    first). Each group takes as many texts as fit; a further cut is made if it saves at least a
+    thirty-second of the budget in padding, because each group has a cost of its own.
 
     Args:
-        lengths: int64[n], of the texts in tokens.
-        batch_tokens: tokens a group, padding to its longest text included; one text always fits.
-        exactly: so many groups, whatever is saved; where there are fewer texts than groups, the
-            last text comes again. At least as many as the budget needs.
+        lengths: int64[n], lengths of the texts in tokens.
+        batch_tokens: tokens per group, including padding to its longest text; one text always fits.
+        exactly: number of groups to make, independent of the savings; if there are fewer texts than
+            groups, the last text is repeated. Must be at least what the budget needs.
 
     Returns:
-        Places of the texts, int64[u] a group.
+        Positions of the texts, int64[u] per group.
 
     Raises:
         ValueError: the budget needs more groups than ``exactly``.
@@ -58,8 +60,11 @@ def length_groups(
 def _cut_further(
     lengths: np.ndarray, starts: list[int], worth: int, exactly: int | None
 ) -> list[int]:
-    """Cut descending lengths where most padding is saved, until a cut saves less than ``worth``
-    tokens, or there are ``exactly`` groups or one text a group."""
+    """Cut descending lengths where a cut saves most padding.
+
+    Stop when a cut saves less than ``worth`` tokens, at ``exactly`` groups, or at one text per
+    group.
+    """
     best = {start: _best_cut(lengths, start, stop) for start, stop in pairwise(starts)}
     ends = dict(pairwise(starts))
     while exactly is None or len(ends) < exactly:
@@ -74,7 +79,7 @@ def _cut_further(
 
 
 def _best_cut(lengths: np.ndarray, start: int, stop: int) -> tuple[int, int]:
-    """(tokens saved, place) of the best cut of one group; -1 saved where it has a single text."""
+    """Find one group's best cut: (tokens saved, position); -1 saved for one text."""
     if stop - start < 2:
         return -1, start
     inner = np.arange(start + 1, stop)

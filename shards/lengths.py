@@ -1,4 +1,4 @@
-"""Distributions of lengths: summary, histogram, and how much text a maximum length keeps."""
+"""Summarise distributions of lengths: histogram, and how much text a maximum length keeps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 _BINS = 12
 _BAR = 40
 WHOLE = (0.95, 0.99)
-"""Shares of texts that a suggested maximum length leaves whole."""
+"""Shares of texts that a suggested maximum length leaves uncut."""
 KEPT = (0.80, 0.90, 0.95, 0.99)
 """Shares of all text that a suggested maximum length keeps."""
 
@@ -18,8 +18,8 @@ class Lengths:
     """How often each length occurs; at least one sample.
 
     Attributes:
-        values: int64[k], the different lengths, ascending.
-        counts: int64[k], samples of each.
+        values: int64[k], the distinct lengths, ascending.
+        counts: int64[k], number of samples of each length.
     """
 
     values: np.ndarray
@@ -52,8 +52,7 @@ class Lengths:
         return int(self.values[-1])
 
     def percentile(self, share: float) -> float:
-        """The length at ``share`` (0 to 1) of the sorted samples, between two neighbours
-        linearly."""
+        """Return the length at ``share`` (0 to 1) of the sorted samples, interpolated linearly."""
         place = share * (self.num - 1)
         ends = np.cumsum(self.counts)
         low, high = (
@@ -63,20 +62,20 @@ class Lengths:
         return float(low + (high - low) * (place - int(place)))
 
     def whole(self, limit: int) -> float:
-        """Share of samples no longer than ``limit``."""
+        """Return the share of samples that are no longer than ``limit``."""
         return float(self.counts[self.values <= limit].sum()) / self.num
 
     def kept(self, limit: int) -> float:
-        """Share of the sum of all lengths that is left when each is cut to ``limit``."""
+        """Return the share of all text that is left after a cut to ``limit``."""
         return float(np.minimum(self.values, limit) @ self.counts) / max(self.total, 1)
 
     def limit_for_whole(self, share: float) -> int:
-        """The smallest limit that leaves this share of the samples whole."""
+        """Return the smallest limit that leaves this share of the samples uncut."""
         ends = np.cumsum(self.counts)
         return int(self.values[np.searchsorted(ends, share * self.num, side="left")])
 
     def limit_for_kept(self, share: float) -> int:
-        """The smallest limit that keeps this share of the sum of all lengths."""
+        """Return the smallest limit that keeps this share of the sum of all lengths."""
         low, high = 0, self.max
         while low < high:
             middle = (low + high) // 2
@@ -84,7 +83,7 @@ class Lengths:
         return low
 
     def histogram(self, bins: int = _BINS) -> list[tuple[int, int, int]]:
-        """(from, to, samples) of bins of equal width up to the 99th percentile, then the rest."""
+        """Return (from, to, samples) of equal bins up to the 99th percentile, then the rest."""
         end = max(int(self.percentile(0.99)), int(self.values[0]))
         first = int(self.values[0])
         width = max(1, -(-(end - first + 1) // bins))
@@ -100,7 +99,7 @@ class Lengths:
         return rows
 
     def bars(self) -> list[str]:
-        """The histogram as lines of text."""
+        """Return the histogram as lines of text."""
         rows = self.histogram()
         most = max(count for *_, count in rows)
         names = [
@@ -114,7 +113,7 @@ class Lengths:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary as plain JSON values."""
+        """Return the summary as plain JSON values."""
         return {
             "mean": self.mean,
             "median": self.percentile(0.5),

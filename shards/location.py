@@ -1,10 +1,10 @@
-"""Locations as people may see them: paths and URLs without what opens them.
+"""Hide credentials in locations: print paths and URLs without their secrets.
 
 A URL may carry a key: as user info (``https://user:KEY@host``, ``s3://ID:KEY@bucket``), in its
-query (``?X-Amz-Signature=``, ``?token=``) or in its fragment. Whatever is printed or written down
-about a location goes through :func:`shown`, and texts by others that may name one (exceptions,
-command lines) through :func:`shown_text`. Where a URL can be read in two ways, the reading that
-hides more counts: a key may have ``/``, ``@``, ``?`` or spaces in it.
+query (``?X-Amz-Signature=``, ``?token=``) or in its fragment. Locations that are printed or written
+go through :func:`shown`; foreign texts that may hold a location (exceptions, command lines) go
+through :func:`shown_text`. If a URL can be read in two ways, the reading that hides more counts: a
+key may contain ``/``, ``@``, ``?`` or spaces.
 """
 
 import re
@@ -32,7 +32,7 @@ def shown(location: object) -> str:
     """Return a path or URL without user info, query and fragment.
 
     Args:
-        location: One location, whole: a path, a URL or a chain of fsspec's (``zip::s3://...``).
+        location: One complete location: a path, a URL or a chain of fsspec's (``zip::s3://...``).
     """
     text = str(location)
     scheme = _SCHEME.search(text)
@@ -42,25 +42,25 @@ def shown(location: object) -> str:
 
 
 def has_key(location: object) -> bool:
-    """Say whether a URL carries what :func:`shown` hides."""
+    """Tell whether a URL carries something that :func:`shown` hides."""
     text = str(location)
     return _SCHEME.search(text) is not None and shown(text) != text
 
 
 def is_elsewhere(path: object) -> bool:
-    """Say whether a path is a URL, or what a ``Path`` has made of one."""
+    """Tell whether a path is a URL, or a URL that ``Path`` has changed."""
     return _SCHEME.match(str(path)) is not None
 
 
 def refuse_keys(settings: Any, where: str = "") -> None:
-    """Refuse settings of which a location carries a key: they are written into run folders.
+    """Refuse settings whose location carries a key, because settings are saved in run folders.
 
     Args:
-        settings: Nested mappings and lists, as a recipe or a pipeline file holds them.
+        settings: Nested mappings and lists, as in a recipe or a pipeline file.
         where: Dotted name of the settings, for the message.
 
     Raises:
-        UsageError: Names the setting.
+        UsageError: A location carries a key; the message names the setting.
     """
     if isinstance(settings, Mapping):
         for key, value in settings.items():
@@ -73,18 +73,18 @@ def refuse_keys(settings: Any, where: str = "") -> None:
 
 
 def key_refusal(location: object) -> str:
-    """Say why a location with a key is refused, and where the key belongs."""
+    """Explain why a location with a key is refused, and where the key belongs."""
     return (
-        f"{shown(location)}: credentials do not belong into a URL, which is logged; put them where"
+        f"{shown(location)}: credentials do not belong in a URL, which is logged; put them where"
         " fsspec looks for them (environment, ~/.netrc, fsspec's configuration)"
     )
 
 
 def shown_text(text: object) -> str:
-    """Return a text in which every location is as :func:`shown` gives it.
+    """Hide the keys of every location in a text, as :func:`shown` does.
 
-    A text does not say where a URL ends: at a space or a quote, unless what stands before it has
-    begun with a password, which then ends at the last ``@`` of the text.
+    A text does not mark the end of a URL. A URL ends at a space or a quote; but if a password has
+    begun before that, the URL ends after the text's last ``@``.
     """
     rest, parts = str(text), []
     while scheme := _SCHEME.search(rest):
@@ -95,14 +95,13 @@ def shown_text(text: object) -> str:
 
 
 def shown_line(text: object) -> str:
-    """Return a text of someone else's file as it may be printed: one line, without keys, and no
-    longer than ``LONGEST`` letters."""
+    """Make foreign text printable: one line, no keys, at most ``LONGEST`` characters."""
     line = one_line(shown_text(str(text)[: 2 * LONGEST]))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def _end(text: str, start: int) -> int:
-    """Where the URL ends whose scheme ends at ``start``."""
+    """Return the end of the URL whose scheme ends at ``start``."""
     end = _END.search(text, start).start()  # type: ignore[union-attr]
     if _begins_with_password(text[start:end]) and not _LAST_AT.match(text, start, end):
         password = _LAST_AT.match(text, end)
@@ -112,7 +111,7 @@ def _end(text: str, start: int) -> int:
 
 
 def _opened(text: str) -> str:
-    """What follows a scheme, without what may be a key."""
+    """Return the text after a scheme, without possible keys."""
     password, query = _LAST_AT.match(text), _QUERY_START.search(text)
     if password is not None:
         if query is not None and query.start() < password.end():
@@ -127,6 +126,6 @@ def _opened(text: str) -> str:
 
 
 def _begins_with_password(text: str) -> bool:
-    """Say whether what follows a scheme has a colon that no port follows."""
+    """Tell whether the text after a scheme has a colon that no port follows."""
     host = re.split(rf"{_SLASH}|{_QUERY}", text, maxsplit=1, flags=re.IGNORECASE)[0]
     return _HOST_AND_PORT.fullmatch(host.rstrip(_PUNCTUATION)) is None

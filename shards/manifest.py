@@ -1,7 +1,7 @@
-"""The manifest of a shard set: what the set holds, where it came from, and its fingerprint.
+"""Read and write the manifest of a shard set: content, source and fingerprint.
 
 ``manifest.json`` is written last, so a folder without one is not a shard set. It names files by
-bare file names only: nothing in it can point outside its folder.
+bare file names only, so no entry can point outside its folder.
 """
 
 import re
@@ -27,9 +27,9 @@ from shards.set_kinds import KINDS, check_kind, kind_named
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
-"""Of the sets that are built here; they are still written as they were at first."""
+"""Version of sets built by this package; it has not changed since the first release."""
 FOREIGN_FORMAT_VERSION = 2
-"""Of tars made elsewhere: with a layout, names of any kind, and indexes of several members."""
+"""Version for tars made elsewhere: with a layout, any names, and indexes of several members."""
 DEFAULT_SAMPLES_PER_SHARD = 4096
 INDEX_RECORD_BYTES = 16
 
@@ -37,7 +37,7 @@ _SHARD_NAME = re.compile(r"[a-z][a-z0-9]*-[0-9]{6,9}\.tar")
 # A bare file name that is not hidden.
 _FOREIGN_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*\.tar")
 _MAX_NAME_BYTES = 200
-# The files of a column set's cells are called after the shards; this name is taken there.
+# The files of a column set's cells are named after the shards; this name would collide.
 _TAKEN_NAMES = ("column.tar",)
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
@@ -49,7 +49,7 @@ def shard_name(kind: str, number: int) -> str:
 
 
 def is_foreign_name(name: str) -> bool:
-    """Say whether a tar made elsewhere may be called this in a manifest."""
+    """Tell whether a manifest may list a tar made elsewhere under this name."""
     return (
         bool(_FOREIGN_NAME.fullmatch(name))
         and len(name.encode("utf-8", "surrogateescape")) <= _MAX_NAME_BYTES
@@ -62,7 +62,7 @@ def check_foreign_name(tar: Path) -> None:
     """Check the name of a tar made elsewhere.
 
     Raises:
-        DataError: If a set cannot use it.
+        DataError: A set cannot use the name.
     """
     if not is_foreign_name(tar.name):
         raise DataError(
@@ -74,7 +74,7 @@ def check_foreign_name(tar: Path) -> None:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard as the manifest lists it."""
+    """One shard's entry in the manifest."""
 
     name: str
     """File name of the tar, for example ``news-000000.tar``."""
@@ -82,9 +82,9 @@ class ShardInfo:
     bytes: Count
     sha256: Sha256
     index_bytes: Count | None = None
-    """Size of the index, where it does not follow from the number of samples (version 2)."""
+    """Size of the index, if it does not follow from the number of samples (version 2)."""
     index_sha256: Sha256 | None = None
-    """What the index must be (version 2): it says which samples count, and has their keys."""
+    """Expected hash of the index (version 2), which decides the samples and holds their keys."""
 
     @property
     def index_size(self) -> int:
@@ -92,12 +92,12 @@ class ShardInfo:
         return INDEX_RECORD_BYTES * self.samples if self.index_bytes is None else self.index_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry as it is written to JSON."""
+        """Return the entry's JSON content."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def stem(self) -> str:
-        """The name without ``.tar``: what the files of columns are called after."""
+        """The name without ``.tar``, which the files of columns share."""
         return self.name.removesuffix(".tar")
 
     @property
@@ -110,9 +110,9 @@ class ShardInfo:
 class Manifest:
     """A shard set's manifest.
 
-    The fingerprint covers the format, the kind, every shard's samples and sha256 (with a layout
-    also that and the sha256 of the indexes), and the fingerprint of the article set whose rows the
-    samples name: the data, and not where they came from.
+    The fingerprint identifies the data, independent of their source. It covers the format, the
+    kind, every shard's samples and sha256 (with a layout, also the layout and the sha256 of the
+    indexes), and the fingerprint of the article set whose rows the samples name.
     """
 
     kind: str
@@ -129,11 +129,11 @@ class Manifest:
     articles_fingerprint: str | None = None
     format_version: int = FORMAT_VERSION
     layout: Layout | None = None
-    """How samples of tars made elsewhere are read (version 2)."""
+    """How to read the samples of tars made elsewhere (version 2)."""
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 (hex) of everything that decides what the samples are."""
+        """The sha256 (hex) of everything that determines the samples."""
         parts: dict[str, Any] = {
             "format_version": self.format_version,
             "kind": self.kind,
@@ -152,11 +152,11 @@ class Manifest:
 
     @property
     def labelled(self) -> bool:
-        """Whether the impressions say what was clicked; true where the manifest does not say."""
+        """Whether the impressions have labels; true if the manifest has no entry."""
         return bool(self.source.get("labelled", True))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the manifest as it is written to JSON, fingerprint and checksum included."""
+        """Return the manifest's JSON content, including fingerprint and checksum."""
         layout = {} if self.layout is None else {"layout": self.layout.to_dict()}
         values = {
             "format_version": self.format_version,
@@ -175,27 +175,27 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json``: from now on the folder is a shard set."""
+    """Write ``manifest.json``, which makes the folder a shard set."""
     write_json_atomic(folder / MANIFEST_NAME, manifest.to_dict())
 
 
 def has_manifest(folder: Path) -> bool:
-    """Say whether ``folder`` holds a manifest."""
+    """Tell whether ``folder`` holds a manifest."""
     return (folder / MANIFEST_NAME).is_file()
 
 
 def check_not_foreign(folder: Path) -> None:
-    """Refuse to replace a set whose shards a build does not know as its own.
+    """Check that a build in ``folder`` would replace no set that it cannot know as its own.
 
     Raises:
-        DataError: If the set there was made of tars made elsewhere, or is of an unknown kind.
+        DataError: The set was made from tars made elsewhere, or its kind is unknown.
     """
     if not has_manifest(folder):
         return
     try:
         values = read_json(folder / MANIFEST_NAME)
     except DamageError:
-        return  # what cannot be read is just what a forced build is to replace
+        return  # a forced build may replace an unreadable manifest
     kind = values.get("kind") if isinstance(values, Mapping) else None
     if isinstance(kind, str) and kind not in KINDS:
         raise DataError(
@@ -215,7 +215,7 @@ class _Version:
 
 @dataclass(frozen=True)
 class _Stored:
-    """``manifest.json`` as it is read; layouts are read by their own class."""
+    """The fields of ``manifest.json``; layouts are parsed by their own class."""
 
     format_version: int
     kind: str
@@ -229,28 +229,28 @@ class _Stored:
     refused: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = field(default_factory=dict)
     layout: Any = None
     checksum: Sha256 | None = None
-    """Of everything else in the file; older manifests have none."""
+    """Checksum of all other entries; older manifests have no checksum."""
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of the shard set in ``folder``.
 
     Raises:
-        DataError: If the folder is missing, is not a shard set, or has a format of another version.
-        DamageError: If the manifest is damaged, was changed by hand, or names a file outside.
+        DataError: The folder is missing, is not a shard set, or has another format version.
+        DamageError: The manifest is damaged, was edited, or names a file outside its folder.
     """
     path = folder / MANIFEST_NAME
     if folder.is_file():
         raise DataError(
-            f"{folder} is a file, not a shard set; build one of it first: tnr shards build"
-            f" --articles {folder} --out FOLDER (of a click log: --clicks)"
+            f"{folder} is a file, not a shard set; build a set from it first: tnr shards build"
+            f" --articles {folder} --out FOLDER (for a click log: --clicks)"
         )
     if not folder.is_dir():
         raise DataError(f"there is no shard set at {folder}: no such folder{did_you_mean(folder)}")
     if not path.exists():
         raise DataError(
-            f"{folder} is not a shard set: it has no {MANIFEST_NAME} (a build that was interrupted"
-            " leaves none; run `tnr shards build` again)"
+            f"{folder} is not a shard set: it has no {MANIFEST_NAME} (an interrupted build leaves"
+            " none; run `tnr shards build` again)"
         )
     data = read_bytes(path, limit=MAX_JSON_BYTES)
     version = parse_json(data, _Version, where=path).format_version
@@ -277,7 +277,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _checked(stored: _Stored, path: Path) -> Manifest:
-    """The manifest, once what no type tells is checked."""
+    """Check what the types cannot express, and return the manifest."""
     foreign = stored.format_version == FOREIGN_FORMAT_VERSION
     names = [shard.name for shard in stored.shards]
     for shard in stored.shards:
@@ -310,14 +310,14 @@ def _checked(stored: _Stored, path: Path) -> Manifest:
 
 
 def _check_sum(data: bytes, checksum: str | None, path: Path) -> None:
-    """Compare the checksum; a manifest of an older version has none, and no entry that is new."""
+    """Compare the checksum; an older manifest has neither a checksum nor newer entries."""
     values = parse_json(data, dict[str, Any], where=path)
     if "checksum" not in values:
         unknown = values.keys() - {field.name for field in fields(_Stored)}
         if unknown:
             raise DamageError(
-                f"{path} was edited: it has no checksum, and entries that no version without one"
-                f" writes: {', '.join(sorted(map(repr, unknown)))}; build the set again"
+                f"{path} was edited: it has no checksum, but has entries that only versions with a"
+                f" checksum write: {', '.join(sorted(map(repr, unknown)))}; build the set again"
             )
         return
     del values["checksum"]
@@ -327,6 +327,6 @@ def _check_sum(data: bytes, checksum: str | None, path: Path) -> None:
         raise DamageError(f"{path} is damaged or was edited: it is nested too deeply") from error
     if found != checksum:
         raise DamageError(
-            f"{path} was edited: its checksum is {found[:12]}, it says {str(checksum)[:12]};"
-            " put the file back as it was, or build the set again"
+            f"{path} was edited: its checksum is {found[:12]}, but it says {str(checksum)[:12]};"
+            " restore the file, or build the set again"
         )

@@ -1,4 +1,4 @@
-"""MIND's files: ``news.tsv`` and ``behaviors.tsv``, in a folder, in a zip, or by themselves.
+"""Parse MIND's files: ``news.tsv`` and ``behaviors.tsv``, in a folder, in a zip, or alone.
 
 Both are split at tabs, without quoting (titles contain quotes), and have no header:
 
@@ -41,22 +41,22 @@ def find_member(path: Path, name: str) -> InputFile | None:
     """Find ``news.tsv`` or ``behaviors.tsv`` at ``path``.
 
     Args:
-        path: A folder or a zip that contains the file, or the file itself (perhaps ``.gz``).
-        name: Its name.
+        path: A folder or a zip that contains the file, or the file itself (may be ``.gz``).
+        name: The file's name.
 
     Returns:
         The file, or None if ``path`` is a file of another kind.
 
     Raises:
-        DataError: If ``path`` does not exist, or is a folder or a zip without the file.
+        DataError: ``path`` does not exist, or is a folder or a zip without the file.
     """
     if path.is_dir():
         for candidate in (path / name, path / f"{name}.gz"):
             if candidate.is_file():
                 return InputFile(candidate)
         raise DataError(
-            f"the folder {path} has no {name}; expected a folder of MIND; of others give the files"
-            " in it"
+            f"the folder {path} has no {name}; expected a folder of MIND; for other data give the"
+            " files themselves"
         )
     check_is_file(path)
     if path.name.lower().removesuffix(".gz") == name:
@@ -77,17 +77,18 @@ def find_member(path: Path, name: str) -> InputFile | None:
         named += ", …" if len(found) > _MEMBERS_NAMED else ""
         raise DataError(
             f"the archive {path} has {len(members)} members named {name}, expected one; its members"
-            f" are: {named or 'none'}; a zip is read as MIND's: unpack others, and give the files"
+            f" are: {named or 'none'}; only MIND's zips are read: unpack this one, and give the"
+            " files"
         )
     return InputFile(path, members[0])
 
 
 def parse_news(columns: Sequence[str]) -> dict[str, str]:
-    """Return the article in one line of ``news.tsv``; fields that are empty are left out.
+    """Parse one line of ``news.tsv`` to an article; omit empty fields.
 
     Raises:
-        RowError: If the number of columns is not eight, it names the columns, or the id cannot
-            serve as a key.
+        RowError: The line does not have eight columns, is a header, or the id cannot serve as a
+            key.
     """
     if len(columns) != _NEWS_COLUMNS:
         raise RowError("wrong number of columns")
@@ -110,12 +111,12 @@ class Impression:
     history: list[int]
     candidates: list[int]
     clicks: list[int] | None
-    """1 for each candidate that was clicked, 0 for the others; None in a log without labels."""
+    """1 for each clicked candidate, 0 for the others; None in a log without labels."""
     unknown_history: int
-    """How many articles of the history the article set does not have; they are left out."""
+    """Number of articles of the history that the article set lacks; they are left out."""
 
     def to_sample(self) -> dict[str, object]:
-        """Return the impression as it is stored in a shard."""
+        """Return the impression in the form of a shard's sample."""
         sample: dict[str, object] = {
             "id": self.id,
             "user": self.user,
@@ -129,16 +130,16 @@ class Impression:
 
 
 def has_labels(columns: Sequence[str], rows: Mapping[str, int]) -> bool | None:
-    """Say whether a line of ``behaviors.tsv`` tells what was clicked.
+    """Tell whether a line of ``behaviors.tsv`` has labels.
 
-    Ids may themselves end in ``-1``, so the candidates are looked up with and without an ending.
+    Ids may themselves end in ``-1``, so candidates are looked up with and without an ending.
 
     Args:
         columns: The line, split at tabs.
         rows: Row number of each article id.
 
     Returns:
-        None if the line knows no article either way.
+        None if the line names no known article in either way.
     """
     items = columns[4].split() if len(columns) == _BEHAVIOR_COLUMNS else []
     bare = sum(find_row(rows, item) is not None for item in items)
@@ -148,7 +149,7 @@ def has_labels(columns: Sequence[str], rows: Mapping[str, int]) -> bool | None:
 
 
 def find_row(rows: Mapping[str, int], item: str) -> int | None:
-    """Return the row of an article as a log names it, also where pandas made ``17.0`` of 17."""
+    """Return the row of an article in a log, even if pandas wrote ``17.0``."""
     row = rows.get(item)
     if row is None and item.endswith(".0") and item[:-2].isdigit():
         return rows.get(item[:-2])
@@ -156,7 +157,7 @@ def find_row(rows: Mapping[str, int], item: str) -> int | None:
 
 
 def known_rows(rows: Mapping[str, int], items: Sequence[str]) -> list[int]:
-    """Return the rows of those articles that the set has."""
+    """Return the rows of the known articles."""
     found = [row for row in map(rows.get, items) if row is not None]
     if len(found) == len(items):
         return found
@@ -168,17 +169,17 @@ def parse_behavior(
 ) -> Impression:
     """Parse one line of ``behaviors.tsv``.
 
-    Articles of the history that ``rows`` does not have are left out and counted, since logs may
-    name articles of an older collection there; a candidate must be known.
+    Articles of the history that ``rows`` lacks are left out and counted, since a history may name
+    articles of an older collection; candidates must be known.
 
     Args:
         columns: The line, split at tabs.
         rows: Row number of each article id.
         labelled: Whether candidates carry ``-0`` or ``-1``.
-        newest_first: Whether the line has its history so; it is turned round.
+        newest_first: Whether the history is newest first; it is then reversed.
 
     Raises:
-        RowError: If the line must be refused.
+        RowError: The line must be refused.
     """
     if len(columns) != _BEHAVIOR_COLUMNS:
         raise RowError("wrong number of columns")
@@ -224,9 +225,9 @@ def parse_behavior(
 
 
 def _hold_others(items: Sequence[str], rows: Mapping[str, int]) -> bool:
-    """Say whether some of a list's items are articles in commas, quotes or brackets.
+    """Tell whether some items of a list are articles in commas, quotes or brackets.
 
-    Such a history would be taken for a shorter one, and such candidates for unknown articles.
+    Such a history would look shorter than it is, and such candidates would look unknown.
     """
     for item in items:
         if _SEPARATORS.search(item) and find_row(rows, item) is None:
@@ -242,7 +243,7 @@ def _is_quoted(text: str) -> bool:
 
 
 def _why_no_labels(columns: Sequence[str], rows: Mapping[str, int]) -> str:
-    """Say why the candidates of a line do not all carry a label."""
+    """Return the reason why not all candidates of a line have a label."""
     if _is_quoted(columns[4]):
         return "quoted columns"
     if columns[0].strip().lower().replace(" ", "_") in _HEADERS:
@@ -253,7 +254,7 @@ def _why_no_labels(columns: Sequence[str], rows: Mapping[str, int]) -> str:
 
 
 def _why_unknown(columns: Sequence[str], rows: Mapping[str, int], labelled: bool) -> str:
-    """Say why the candidates of a line are not all known."""
+    """Return the reason why not all candidates of a line are known."""
     if _is_quoted(columns[4]):
         return "quoted columns"
     if _hold_others(columns[4].split(), rows):
@@ -266,7 +267,7 @@ def _why_unknown(columns: Sequence[str], rows: Mapping[str, int], labelled: bool
 
 
 def iso_time(text: str) -> str:
-    """Return MIND's ``11/15/2019 8:55:22 AM`` as ``2019-11-15T08:55:22``; other text as it is."""
+    """Convert MIND's ``11/15/2019 8:55:22 AM`` to ``2019-11-15T08:55:22``; keep any other text."""
     match = _TIME.fullmatch(text)
     if match is None:
         return text
@@ -279,9 +280,9 @@ def iso_time(text: str) -> str:
 
 
 def is_day_first(text: str) -> bool:
-    """Say whether a time is one only with the day before the month: ``15/11/2019 8:55:22 AM``.
+    """Tell whether a time is valid only with the day first: ``15/11/2019 8:55:22 AM``.
 
-    A log with one such time has others, up to the twelfth of a month, that would be read as other
+    A log with one such time has others, with days up to the twelfth, that would be read as other
     days.
     """
     match = _TIME.fullmatch(text)

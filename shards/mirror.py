@@ -1,8 +1,8 @@
-"""The local mirror of a shard set elsewhere: its files, brought over when they are needed.
+"""Keep a local mirror of a remote shard set; fetch files when needed.
 
-A mirror is laid out as a shard set (:mod:`shards.cache`), so everything that reads one works on it.
-Its folder is named after the URL and the set's fingerprint: whatever is in it never changes, and a
-set that was built again elsewhere gets another mirror.
+A mirror has the layout of a shard set (:mod:`shards.cache`), so all readers of sets can read it.
+Its folder is named after the URL and the set's fingerprint. Its content therefore never changes,
+and a remote set that is built again gets another mirror.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 COLUMNS = "columns"
 _COLUMN_FILE = "column.json"
-_ELSEWHERE = ".elsewhere"  # marks a column folder whose column.json was brought over
-_LATEST = "latest"  # names the folder of the manifest that came over last
+_ELSEWHERE = ".elsewhere"  # marks a column folder whose column.json was fetched
+_LATEST = "latest"  # names the folder of the last fetched manifest
 _CONNECTIONS = 8
 _OFFLINE_ATTEMPTS = 2
 _CELL_SUFFIXES = (".json", ".safetensors")
-# What a column set may have beside its cells, for servers that do not list folders.
+# Files that a column set may have beside its cells, for servers that cannot list folders.
 _KNOWN_EXTRAS = (
     "empty.npy",
     "tokenizer/tokenizer.json",
@@ -43,15 +43,15 @@ _KNOWN_EXTRAS = (
 
 
 class Mirror:
-    """One set's mirror, in a cache that it may share with others.
+    """One set's mirror, in a cache that may be shared with other sets.
 
     Attributes:
-        url: Where the set lies.
-        settings: Those of the cache.
+        url: URL of the set.
+        settings: Settings of the cache.
         folder: The mirror's folder.
         manifest: The set's manifest.
-        is_offline: Whether the server could not be reached when the set was opened; then what
-            is here already can be read.
+        is_offline: Whether the server was unreachable when the set was opened; files in the cache
+            can then still be read.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Mirror:
 
     @classmethod
     def open(cls, url: str, settings: CacheSettings) -> "Mirror":
-        """Fetch and check the manifest, and look which columns the set has.
+        """Fetch and check the manifest, and find the columns of the set.
 
         Raises:
-            UsageError: The URL is none, or the package that reads it is not installed.
-            DataError: There is no shard set there, or the server cannot be reached and nothing
-                of the set is in the cache.
+            UsageError: The URL is invalid, or the package that reads it is not installed.
+            DataError: The URL has no shard set, or the server is unreachable and the cache holds
+                nothing of the set.
             DamageError: The manifest is damaged.
         """
         remote = Remote(url, settings.patience)
@@ -94,7 +94,7 @@ class Mirror:
         except RemoteError as error:
             if known is None:
                 raise
-            print(f"tnr: {shown_text(error)}; going on with what is in {known}", file=sys.stderr)
+            print(f"tnr: {shown_text(error)}; using the copy in {known}", file=sys.stderr)
             mirror = cls(remote, settings, known, read_manifest(known))
             mirror.is_offline = True
             return mirror
@@ -110,10 +110,10 @@ class Mirror:
             for mark in self.folder.glob(f"{COLUMNS}/*/{_ELSEWHERE}"):
                 if mark.parent.name not in names:
                     (mark.parent / _COLUMN_FILE).unlink(missing_ok=True)
-                    mark.unlink(missing_ok=True)  # what is made here from now on is our own
+                    mark.unlink(missing_ok=True)  # from now on, cells made here are local
 
     def add_column(self, name: str) -> None:
-        """Bring the ``column.json`` of a column set over, if there is one of this name."""
+        """Fetch the ``column.json`` of a column set, if the server has it."""
         folder = self.folder / COLUMNS / name
         if self.is_offline or not is_plain_name(name) or (folder / _COLUMN_FILE).is_file():
             return
@@ -126,11 +126,11 @@ class Mirror:
         _keep(folder / _COLUMN_FILE, data)
 
     def is_elsewhere(self, column: Path) -> bool:
-        """Say whether a column folder of the mirror stands for one of the server."""
+        """Tell whether a column folder of the mirror stands for a remote column."""
         return (column / _ELSEWHERE).exists()
 
     def add_extras(self, column: Path) -> None:
-        """Bring over what a column set has beside its cells: a tokenizer, an empty vector."""
+        """Fetch a column set's other files: a tokenizer, the empty title's vector."""
         if self.is_offline or (column / f"{_ELSEWHERE}-extras").exists():
             return
         base = f"{COLUMNS}/{column.name}"
@@ -159,11 +159,11 @@ class Mirror:
         (column / f"{_ELSEWHERE}-extras").touch()
 
     def bring_shard(self, number: int) -> None:
-        """Bring a shard's tar and index over, if they are not here: both checked.
+        """Fetch a shard's tar and index unless they are in the cache; check both.
 
         Raises:
-            DataError: The server cannot be reached, has no such file, or gives other bytes than
-                the manifest says.
+            DataError: The server is unreachable, lacks a file, or sends other bytes than the
+                manifest says.
         """
         shard = self.manifest.shards[number]
         tar, index = self.folder / shard.name, self.folder / shard.index_name
@@ -178,7 +178,7 @@ class Mirror:
                     self.remote.read(shard.index_name, lambda d: self._keep_index(d, shard))
 
     def _keep_index(self, data: bytes, shard: ShardInfo) -> None:
-        """Where the manifest does not have the sha256 of an index, the tar beside it tells."""
+        """Keep an index; if the manifest lacks its sha256, check the index against its tar."""
         if len(data) != shard.index_size:
             raise DamageError(f"it has {len(data)} bytes, expected {shard.index_size}")
         if shard.index_sha256 is None:
@@ -193,13 +193,13 @@ class Mirror:
             for offset, length, crc32 in records.tolist():
                 good = offset >= TAR_BLOCK and offset + length <= shard.bytes
                 if not good or zlib.crc32(os.pread(tar.fileno(), length, offset)) != crc32:
-                    raise DamageError("it does not fit its tar (crc32): damaged, or another's")
+                    raise DamageError("it does not fit its tar (crc32): damaged, or of another tar")
 
     def bring_file(self, name: str, sha256: str) -> None:
-        """Bring over a small file that the set has beside its shards, unless it is here.
+        """Fetch a small file beside the shards, unless it is in the cache.
 
         Raises:
-            DataError: The server does not have it, has another one, or cannot be reached.
+            DataError: The server lacks the file, has another one, or is unreachable.
         """
         path = self.folder / name
 
@@ -212,7 +212,7 @@ class Mirror:
             self.remote.read(name, keep)
 
     def touch(self, path: Path) -> bool:
-        """Say whether a file is here; it then counts as just used."""
+        """Tell whether a file is in the cache, and mark the file as just used."""
         try:
             os.utime(path)
         except FileNotFoundError:
@@ -221,10 +221,10 @@ class Mirror:
 
 
 def in_parallel(action: Callable[[T], Any], items: Iterable[T]) -> None:
-    """Do something with every item, over several connections; the first error is raised.
+    """Apply ``action`` to every item over several connections; raise the first error.
 
     Raises:
-        TinyNewsRecError: What ``action`` raised; items not begun by then are left out.
+        TinyNewsRecError: The error of ``action``; items not started by then are skipped.
     """
     with ThreadPoolExecutor(_CONNECTIONS, "fetch") as pool:
         jobs = [pool.submit(action, item) for item in items]
@@ -241,7 +241,7 @@ def _safe(name: str) -> str:
 
 
 def _keep_manifest(home: Path, data: bytes) -> tuple[Path, Manifest]:
-    """Check a manifest and put it into the folder of its fingerprint."""
+    """Check a manifest and store it in the folder of its fingerprint."""
     home.mkdir(parents=True, exist_ok=True)
     arriving = temporary_name(home / MANIFEST_NAME)
     arriving.mkdir()
@@ -259,7 +259,7 @@ def _keep_manifest(home: Path, data: bytes) -> tuple[Path, Manifest]:
 
 
 def _known(home: Path) -> Path | None:
-    """The folder of the manifest that came over last, by name: times of files are not asked."""
+    """Return the last fetched manifest's folder by its recorded name, not by times."""
     named = home / _LATEST
     if named.is_file():
         folder = home / named.read_text(encoding="utf-8")
@@ -275,7 +275,7 @@ def _keep(path: Path, data: bytes) -> None:
 
 
 def _keep_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """A folder that appears whole; one that another process made meanwhile stays."""
+    """Make a folder atomically; keep a folder that another process made meanwhile."""
     arriving = temporary_name(folder)
     arriving.mkdir(parents=True)
     for name, data in files.items():

@@ -1,9 +1,9 @@
-"""Cells of columns elsewhere: each tensor a file of its own in the cache, and a memory map.
+"""Read cells of remote columns: each tensor is a memory-mapped file in the cache.
 
 Most tensors are small (titles, clicks, vectors of titles) and are needed for any row, so they are
-brought over once for the whole set. Those whose name begins with ``body`` are not: they come when a
-row of their shard is read, or ahead of that (:mod:`shards.ahead`), and leave when room is needed. A
-map that is held keeps its data whatever becomes of the file.
+fetched once for the whole set. Tensors whose name begins with ``body`` are fetched when a row of
+their shard is read, or ahead of that (:mod:`shards.ahead`), and evicted when space is needed. An
+open map keeps its data even if its file is removed.
 """
 
 import mmap
@@ -47,28 +47,28 @@ from shards.remote import MissingError
 
 _NO_BOUNDS: Mapping[str, int] = {}
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_FIRST_BYTES = 1 << 14  # enough for the header of any column of ours
+_FIRST_BYTES = 1 << 14  # enough for the header of any column of this project
 
 
 class MirrorCell:
-    """One committed cell elsewhere; its tensors are mapped when they are first asked for.
+    """One committed remote cell; a tensor is mapped when it is first used.
 
     Args:
         mirror: The mirror of the set.
         folder: The column set's folder in the mirror.
-        column: Its fingerprint.
+        column: Fingerprint of the column set.
         shard: The shard of the cell.
         check: Whether a tensor is checked against its checksum when it is mapped.
         bounds: As in :class:`shards.cells.Cell`.
 
     Attributes:
-        record: Its commit record.
-        places: Where each tensor lies in the file elsewhere.
+        record: The cell's commit record.
+        places: Place of each tensor in the remote file.
         tensors: Name to array, read-only.
 
     Raises:
-        MissingError: There is no such cell.
-        DataError: It cannot be fetched, or is not what its record says.
+        MissingError: The server has no such cell.
+        DataError: The cell cannot be fetched, or does not match its record.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class MirrorCell:
         check: bool = True,
         bounds: Mapping[str, int] = _NO_BOUNDS,
     ) -> None:
-        """Bring the record and the header over."""
+        """Fetch the record and the header."""
         self.mirror = mirror
         self._checks = check
         self._bounds = bounds
@@ -104,11 +104,11 @@ class MirrorCell:
 
     @property
     def url(self) -> str:
-        """Where the data file lies."""
+        """URL of the data file."""
         return f"{self.mirror.url}/{self._name}"
 
     def _open(self) -> tuple[CellRecord, CellHeader]:
-        """Read record and header, from here or from there."""
+        """Read record and header from the cache or from the server."""
         for attempt in range(2):
             self._bring_record()
             try:
@@ -122,7 +122,7 @@ class MirrorCell:
                 if attempt:
                     raise DamageError(
                         f"{self.mirror.url}/{self._record_name} is not the commit record of its"
-                        f" data file, or not of this shard ({error}); the column elsewhere is"
+                        f" data file, or not of this shard ({error}); the remote column is"
                         " damaged or still being written"
                     ) from error
             else:
@@ -144,42 +144,42 @@ class MirrorCell:
         def check(data: bytes) -> tuple[int, bytes]:
             return header_bytes(data, "it"), data
 
-        # A small file may end within the first bytes; both file systems then give what there is.
+        # A small file may end within the first bytes; both file systems then return what exists.
         length, data = read(self._name, check, 0, _FIRST_BYTES)
         if len(data) < length:
             length, data = read(self._name, check, 0, length)
         return data[:length]
 
     def forget(self) -> None:
-        """Drop record and header, so that they are fetched anew."""
+        """Drop record and header, so that they are fetched again."""
         self._record_path.unlink(missing_ok=True)
         self._header_path.unlink(missing_ok=True)
 
     def path(self, tensor: str) -> Path:
-        """Where a tensor is kept. The content is in the name: another one is another file."""
+        """Return a tensor's path, which has the content's hash: new content is a new file."""
         return self.folder / f"{tensor}@{self.record.content[:12]}@{self.shard.stem}"
 
     def size(self, tensor: str) -> int:
-        """Bytes of a tensor."""
+        """Return the number of bytes of a tensor."""
         return self.places[tensor].end - self.places[tensor].begin
 
     @property
     def small_bytes(self) -> int:
-        """Bytes of all that stays in the cache while the set is open."""
+        """Return the bytes of all tensors that stay cached while the set is open."""
         small = set(self.places) - set(self.windowed())
         return self._held + sum(map(self.size, small))
 
     def windowed(self) -> list[str]:
-        """Tensors that come and go."""
+        """Return the names of tensors that are fetched and evicted by window."""
         return [name for name in self.places if is_windowed(self.path(name))]
 
     def bring(self, names: Iterable[str]) -> None:
-        """Bring tensors over, if they are not here.
+        """Fetch tensors that are not in the cache.
 
         Raises:
-            DataError: They cannot be fetched, or are not what the record says.
+            DataError: Tensors cannot be fetched, or do not match the record.
         """
-        whole: bytes | None = None  # from a server that knows no ranges
+        whole: bytes | None = None  # from a server without range requests
         for name in names:
             path = self.path(name)
             if self.mirror.touch(path):
@@ -191,7 +191,7 @@ class MirrorCell:
                     whole = self._fetch(name)
 
     def _fetch(self, name: str) -> bytes | None:
-        """Fetch and keep one tensor; return the whole file if that is what came."""
+        """Fetch and keep one tensor; return the whole file if the server sent it all."""
         place = self.places[name]
 
         def check(data: bytes) -> bytes | None:
@@ -206,7 +206,7 @@ class MirrorCell:
         if len(view) == self.record.bytes != self.size(name):
             view = view[place.begin : place.end]
         if len(view) != self.size(name):
-            raise DamageError(f"{len(view)} bytes of {name} came, not {self.size(name)}")
+            raise DamageError(f"received {len(view)} bytes of {name}, expected {self.size(name)}")
         if zlib_ng.crc32(view) != self.record.crc32[name]:
             self.forget()
             raise DamageError(
@@ -216,7 +216,7 @@ class MirrorCell:
         self.mirror.cache.write(self.path(name), view)
 
     def array(self, name: str) -> np.ndarray:
-        """A tensor, brought over if it is not here.
+        """Return a tensor; fetch it if it is not in the cache.
 
         Raises:
             DamageError: The file in the cache was cut.
@@ -231,16 +231,16 @@ class MirrorCell:
                 array = _map(path, place)
             except DataError as error:
                 if isinstance(error.__cause__, FileNotFoundError):
-                    continue  # evicted between the two
+                    continue  # evicted between the fetch and the map
                 raise
             self._check(name, array)
             with self._lock:
                 self._maps[name] = array
             return array
-        raise ColumnError(f"{path} leaves the cache as fast as it comes; raise data.cache_gib")
+        raise ColumnError(f"{path} is evicted as soon as it is fetched; raise data.cache_gib")
 
     def _check(self, name: str, array: np.ndarray) -> None:
-        """Check a tensor that was just mapped: the cache may have lain there for long."""
+        """Check a tensor that was just mapped, because its cached file may be old."""
         if self._checks and zlib_ng.crc32(tensor_bytes(array)) != self.record.crc32[name]:
             raise DamageError(
                 f"{self.path(name)}: the checksum (crc32) of {name} in the cache is not the one of"
@@ -253,16 +253,16 @@ class MirrorCell:
             check_bound(name, array, self._bounds[name], self.url)
 
     def drop_evicted(self) -> None:
-        """Let go of maps whose files were evicted, so that the disk gets the room back."""
+        """Close maps whose files were evicted, so that the disk regains the space."""
         with self._lock:
             for name in [n for n in self._maps if not self.path(n).exists()]:
                 del self._maps[name]
 
     def check_not_cut(self) -> None:
-        """Nothing: the files of the cache are never written in place."""
+        """Do nothing: the files of the cache are never written in place."""
 
     def damaged_tensors(self) -> list[str]:
-        """Read everything; the names of the tensors whose CRC-32 is not the record's."""
+        """Read everything; return the names of tensors whose CRC-32 differs from the record's."""
         self.bring(self.places)
         maps = {name: _map(self.path(name), place) for name, place in self.places.items()}
         crcs = {name: zlib_ng.crc32(tensor_bytes(array)) for name, array in maps.items()}
@@ -276,7 +276,7 @@ def _map(path: Path, place: TensorPlace) -> np.ndarray:
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size != size:
             path.unlink(missing_ok=True)
-            raise DamageError(f"{path} was cut in the cache; it is removed, start again")
+            raise DamageError(f"{path} was cut in the cache; it is removed; run the command again")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, place.dtype, count).reshape(place.shape)
 
@@ -284,11 +284,12 @@ def _map(path: Path, place: TensorPlace) -> np.ndarray:
 def open_mirror_cell(
     mirror: Mirror, folder: Path, column: str, shard: ShardInfo, **options: Any
 ) -> MirrorCell | None:
-    """Open a cell elsewhere; None where it is not committed there. Arguments are those of
-    :class:`MirrorCell`.
+    """Open a remote cell; return None if it is not committed on the server.
+
+    The arguments are those of :class:`MirrorCell`.
 
     Raises:
-        DataError: It cannot be fetched, or is not what its record says.
+        DataError: The cell cannot be fetched, or does not match its record.
     """
     if not mirror.is_elsewhere(folder):
         return None
@@ -299,9 +300,9 @@ def open_mirror_cell(
 
 
 def bring_small_tensors(cells: Iterable[MirrorCell]) -> None:
-    """Bring everything over that is needed for any row, over several connections.
+    """Fetch all tensors that any row may need, over several connections.
 
     Raises:
-        DataError: Something cannot be fetched, or is not what its record says.
+        DataError: A tensor cannot be fetched, or does not match its record.
     """
     in_parallel(lambda cell: cell.bring(set(cell.places) - set(cell.windowed())), cells)

@@ -1,11 +1,11 @@
-"""How well an order mixes a set, and how near to each other it reads: measured, not promised.
+"""Measure how well an order mixes a set, and how locally it reads.
 
-*Travel* is the mean distance between a unit's place in the set and its place in the epoch, *apart*
-the mean distance in the epoch between two units that are neighbours in the set. Both are given as a
-share of what a uniform permutation of N units gives, N / 3. Shuffling whole shards makes units
-travel, but only the window takes neighbours apart: about window / N, so a set whose neighbours are
-alike (one day, one source) wants a larger window. What a window costs is *locality*: the shards and
-the bytes that must be at hand at a time.
+*Travel* is the mean distance between a unit's place in the set and its place in the epoch; *apart*
+is the mean distance in the epoch between two neighbours in the set. Both are shares of the value
+for a uniform permutation of N units, N / 3. Shuffling whole shards makes units travel, but only the
+window separates neighbours: by about window / N, so a set whose neighbours are alike (one day, one
+source) needs a larger window. The price of a window is *locality*: the shards and the bytes that
+must be available at a time.
 """
 
 from collections.abc import Sequence
@@ -31,16 +31,16 @@ class Mixing:
     window_units: float
     """Units of a window, on average."""
     window_mib: float | None
-    """Size of the shards of a window in MiB, on average; None where the sizes are not known."""
+    """Size of the shards of a window in MiB, on average; None if the sizes are unknown."""
     travel_pct: float
-    """Mean distance from a unit's place in the set to that in the epoch; 100 is uniform."""
+    """Mean distance from a unit's place in the set to its place in the epoch; 100 is uniform."""
     apart_pct: float
     """Mean distance in the epoch of neighbours in the set; 100 is uniform."""
     global_batch: int
     batch_shards: float
-    """Different shards that a global batch reads, on average."""
+    """Number of shards that a global batch reads, on average."""
     measured_windows: int
-    """Windows looked at; all, unless the set is so large that a part says enough."""
+    """Number of measured windows: all, or a sufficient part of a large set."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -50,7 +50,7 @@ class Mixing:
         }
 
     def line(self) -> str:
-        """Return everything that matters in one line for people."""
+        """Return the main values in one line for people."""
         size = "" if self.window_mib is None else f", {self.window_mib:,.1f} MiB"
         part = ""
         if self.measured_windows < self.windows:
@@ -75,9 +75,9 @@ def measure_mixing(
 
     Args:
         order: the order.
-        global_batch: units a step, for the locality of one step.
+        global_batch: units per step, for the locality of one step.
         shard_bytes: sizes of the shards, if they are known.
-        max_units: look at no more than this many units: windows, and up to 100 global batches, are
+        max_units: largest number of units to read: windows, and up to 100 global batches, are
             taken evenly over the epoch.
     """
     starts = order.window_starts(0)
@@ -115,7 +115,7 @@ def measure_mixing(
 
 
 def _share(sum_and_number: np.ndarray, uniform: float) -> float:
-    """A mean as a percentage of the uniform one; 100 where there is nothing to tell apart."""
+    """Return a mean as a percentage of the uniform one; 100 for no data."""
     total, number = sum_and_number
     return 100.0 * float(total / number / uniform) if number and uniform > 0 else 100.0
 
@@ -123,7 +123,7 @@ def _share(sum_and_number: np.ndarray, uniform: float) -> float:
 def _shards_per_batch(
     order: EpochOrder, global_batch: int, windows: np.ndarray, starts: np.ndarray
 ) -> float:
-    """Mean number of different shards in the global batches that begin in some of the windows."""
+    """Compute the mean number of shards per global batch, over some windows."""
     kept = min(_BATCHES, len(windows))
     firsts = starts[windows[np.arange(kept) * len(windows) // kept]]
     numbers = []
@@ -135,11 +135,11 @@ def _shards_per_batch(
 
 
 def mixing_table(measured: Sequence[Mixing], name: str, unit: str) -> str:
-    """Orders side by side, as text for a terminal.
+    """Format orders side by side, as text for a terminal.
 
     Args:
         measured: the same set's orders, by window.
-        name: of the set.
+        name: name of the set.
         unit: what training visits, in the plural.
     """
     first = measured[0]

@@ -1,8 +1,7 @@
-"""Random draws that belong to a sample: the same for any batch, rank, world size or machine.
+"""Draw random numbers per sample, equal for any batch, rank, world size or machine.
 
 Each draw is a hash of (seed, epoch, row, number of the draw), computed for a whole batch at once.
-Nothing is shared between samples, so a sample's negatives never depend on what else is in its
-batch.
+Samples share no state, so a sample's negatives never depend on the rest of its batch.
 """
 
 import numpy as np
@@ -16,22 +15,22 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _MASK_64 = (1 << 64) - 1
-_WINDOW = 0x57494E444F575F41  # the same for draws within a window
-_ARTICLES = 0x41525449434C4553  # keeps draws over articles apart from draws over candidates
+_WINDOW = 0x57494E444F575F41  # the same purpose, for draws within a window
+_ARTICLES = 0x41525449434C4553  # separates draws over articles from draws over candidates
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): uint64 to uint64, every bit spread."""
+    """Mix uint64 to uint64 by the finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))
 
 
 def sample_keys(purpose: int, seed: int, epochs: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """One key a sample, uint64[n]: a hash of (purpose, seed, epoch, unit).
+    """Compute one key per sample, uint64[n]: a hash of (purpose, seed, epoch, unit).
 
     Args:
-        purpose: a constant that keeps different uses of the same sample apart.
+        purpose: a constant that separates different uses of the same sample.
         seed: the run's seed; any int.
         epochs: int64[n].
         units: int64[n].
@@ -43,7 +42,7 @@ def sample_keys(purpose: int, seed: int, epochs: np.ndarray, units: np.ndarray) 
 
 
 def _uniform(keys: np.ndarray, draw: int, below: np.ndarray) -> np.ndarray:
-    """Integers uniform in ``0 .. below - 1``, int64[n]; ``below`` int64[n], each at least 1.
+    """Draw uniform integers in ``0 .. below - 1``, int64[n], for ``below`` int64[n].
 
     53 random bits times ``below``: the bias is under ``below / 2**53``.
     """
@@ -54,20 +53,20 @@ def _uniform(keys: np.ndarray, draw: int, below: np.ndarray) -> np.ndarray:
 def draw_distinct(
     keys: np.ndarray, sizes: np.ndarray, count: int, exclude: np.ndarray | None = None
 ) -> np.ndarray:
-    """Uniform draws without replacement from ``range(sizes[i])`` for every sample i at once.
+    """Draw uniformly without replacement from ``range(sizes[i])``, for all samples i at once.
 
-    The j-th draw picks one of the values still free by its rank among them; stepping over the
-    values taken, in ascending order, turns the rank into the value. Exactly ``count`` hashes a
-    sample, whatever the sizes, and no rejection.
+    The j-th draw chooses the rank of a value among the free ones; stepping over the taken values,
+    in ascending order, turns the rank into the value. It takes exactly ``count`` hashes per sample,
+    for any sizes, and rejects none.
 
     Args:
         keys: uint64[n], see :func:`sample_keys`.
         sizes: int64[n], values to choose from; at least one must be free.
-        count: draws a sample.
-        exclude: int64[n], a value of each range that must not come; None excludes nothing.
+        count: draws per sample.
+        exclude: int64[n], one value of each range that is never drawn; None excludes nothing.
 
     Returns:
-        int64[n, count]. Where fewer than ``count`` values are free, the draws start over in their
+        int64[n, count]. If fewer than ``count`` values are free, the draws repeat in their
         order.
     """
     n = len(keys)
@@ -100,17 +99,18 @@ def draw_negatives(
     exclude: np.ndarray | None = None,
     skipped: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Negatives of post-training: ``count`` other articles a sample, uniform over the whole corpus.
+    """Draw negatives of post-training: ``count`` other articles per sample, from the whole corpus.
 
-    N = 9 in the paper. Distinct, never the sample's own row, keyed by (seed, epoch, row) alone.
+    N = 9 in the paper. The draw is uniform, gives distinct articles, never the sample's own row,
+    and depends on (seed, epoch, row) alone.
 
     Args:
         seed: the run's seed.
         rows: int64[n], rows of the samples.
         epochs: int64[n], epoch of each sample (zeros draw the same negatives in every epoch).
         num_rows: articles in the set.
-        count: negatives a sample.
-        exclude: int64[n], the row that must not be drawn; ``rows`` if left out.
+        count: negatives per sample.
+        exclude: int64[n], the row that must not be drawn; ``rows`` if omitted.
         skipped: int64[k], rows that are never drawn (damaged samples), ascending.
 
     Returns:
@@ -118,7 +118,7 @@ def draw_negatives(
 
     Raises:
         DataError: the set has too few articles for ``count`` distinct others.
-        ValueError: a row is not within the set.
+        ValueError: a row is outside the set.
     """
     if count < 0:
         raise ValueError(f"count is {count}, expected at least 0")
@@ -139,13 +139,13 @@ def draw_negatives(
 
 
 class Negatives:
-    """The negatives of all samples of a post-training run, as its settings draw them.
+    """The negatives of all samples of a post-training run, according to its settings.
 
     Attributes:
-        order: the order of the articles, whose seed is the run's.
-        count: N, negatives a sample.
-        source: ``corpus`` or ``window``: where they are drawn from.
-        is_static: whether every epoch has the draw of epoch 0.
+        order: the order of the articles; its seed is the run's seed.
+        count: N, negatives per sample.
+        source: ``corpus`` or ``window``: the articles to draw from.
+        is_static: whether every epoch repeats the draw of epoch 0.
 
     Raises:
         DataError: a window may be too small for ``count``.
@@ -154,7 +154,7 @@ class Negatives:
     def __init__(
         self, order: EpochOrder, count: int, source: str = "corpus", *, is_static: bool = False
     ) -> None:
-        """Check the windows; nothing is drawn yet."""
+        """Check the windows; draw nothing yet."""
         self.order = order
         self.count = count
         self.source = source
@@ -163,11 +163,11 @@ class Negatives:
             check_window_negatives(order, count)
 
     def draws(self, epochs: np.ndarray) -> np.ndarray:
-        """Which epoch's draw each sample has, int64[n], from the epochs they are in, int64[n]."""
+        """Return the epoch whose draw each sample has, int64[n], from the samples' epochs."""
         return np.zeros_like(epochs) if self.is_static else epochs
 
     def of(self, rows: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        """Rows of N other articles a sample, int64[n, N], of rows int64[n] in epochs int64[n]."""
+        """Draw N other articles per sample, int64[n, N], of rows int64[n] in epochs int64[n]."""
         order, epochs = self.order, self.draws(epochs)
         if self.source == "window":
             return draw_window_negatives(order, order.seed, rows, epochs, self.count)
@@ -176,7 +176,7 @@ class Negatives:
 
 
 def check_window_negatives(order: EpochOrder, count: int) -> None:
-    """See that every window of every epoch has ``count`` others for each of its articles.
+    """Check that every window of every epoch has ``count`` others for each of its articles.
 
     Raises:
         DataError: a window may be too small; the message says what to change.
@@ -194,17 +194,17 @@ def check_window_negatives(order: EpochOrder, count: int) -> None:
 def draw_window_negatives(
     order: EpochOrder, seed: int, rows: np.ndarray, epochs: np.ndarray, count: int
 ) -> np.ndarray:
-    """Negatives of post-training from each sample's own window of its epoch, uniformly.
+    """Draw negatives of post-training uniformly from each sample's own window of its epoch.
 
-    Distinct, never the sample's own row, keyed by (seed, epoch, row) alone, as the window is: the
-    draws do not depend on ranks. Only the shards of the window need be at hand.
+    The draw gives distinct articles, never the sample's own row. Like the window, it depends on
+    (seed, epoch, row) alone, not on ranks. Only the window's shards are needed.
 
     Args:
-        order: the order of the articles, seen by :func:`check_window_negatives`.
+        order: the order of the articles, checked by :func:`check_window_negatives`.
         seed: the run's seed.
         rows: int64[n], rows of the samples.
         epochs: int64[n], epoch of each sample.
-        count: negatives a sample.
+        count: negatives per sample.
 
     Returns:
         int64[n, count], rows of articles.
@@ -212,7 +212,7 @@ def draw_window_negatives(
     rows, epochs = np.asarray(rows, dtype=np.int64), np.asarray(epochs, dtype=np.int64)
     keys = sample_keys(_WINDOW, seed, epochs, rows)
     out = np.empty((len(rows), count), dtype=np.int64)
-    # Numbered without the damaged rows, which are never drawn.
+    # Numbers that skip the damaged rows, which are never drawn.
     kept = compact(rows, order.skipped)
     first_kept = offsets_from_lengths(order.kept_counts)
     for epoch in np.unique(epochs):

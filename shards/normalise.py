@@ -1,27 +1,28 @@
-"""Text made uniform, so that the same words are the same bytes wherever an article came from.
+"""Make texts uniform, so that equal words are equal bytes in any source.
 
-Three rules, in this order; titles, abstracts, bodies, categories and subcategories go through them
-(ids, times and URLs do not: they are keys, and logs name articles by them as they are written):
+Three rules, in this order, apply to titles, abstracts, bodies, categories and subcategories. Ids,
+times and URLs are left unchanged, because they are keys and logs name articles by them:
 
 ``controls``
-    What has no shape and no meaning of its own is removed: control characters (category Cc) other
+    Characters without shape and meaning are removed: control characters (category Cc) other
     than white space, the byte order mark (FEFF), soft hyphen (00AD), zero-width space (200B), word
     joiner and invisible operators (2060 to 2064), direction marks (200E, 200F, 061C, 202A to 202E,
     2066 to 2069) and annotation anchors (FFF9 to FFFB). They split a word into pieces that no
-    vocabulary knows. The joiner and the non-joiner stay (200D, 200C): Persian and the scripts of
-    India spell with them, and emoji are composed by them; so do the other format characters (Cf),
-    which are visible or part of an emoji.
+    vocabulary has. The joiner and the non-joiner stay (200D, 200C): Persian and the scripts of
+    India need them for spelling, and emoji are composed with them. The other format characters (Cf)
+    stay too: they are visible or part of an emoji.
 ``nfc``
-    Unicode's canonical composition: "e" with a combining acute is "é". It changes no character that
-    a reader sees; compatibility forms (NFKC: "½" to "1⁄2") would, and are left to tokenizers.
+    Unicode's canonical composition: "e" with a combining acute becomes "é". This changes no
+    character that a reader sees; compatibility forms (NFKC: "½" to "1⁄2") would, and are left to
+    tokenizers.
 ``space``
-    Every kind of space, the tab and the no-break space among them, is a plain one, runs of them are
-    one, and there are none at the ends of lines. Line ends (CR LF, CR, vertical tab, form feed,
-    0085, 2028, 2029 and the separators 001C to 001E) are a line feed. In abstracts and bodies lines
-    are kept, for they tell where a paragraph or a heading ends, with at most one blank line between
-    two; elsewhere they become a space.
+    Every kind of space, including the tab and the no-break space, becomes a plain space; runs of
+    spaces become one, and spaces at the ends of lines are removed. Line ends (CR LF, CR, vertical
+    tab, form feed, 0085, 2028, 2029 and the separators 001C to 001E) become a line feed. Abstracts
+    and bodies keep their lines, which mark the ends of paragraphs and headings, with at most one
+    blank line between two; in other fields a line end becomes a space.
 
-Applying the rules twice changes nothing. A field that nothing remains of is left out.
+The rules are idempotent. A field that becomes empty is omitted.
 """
 
 import re
@@ -30,7 +31,7 @@ from collections.abc import Mapping
 
 RULES = ("controls", "nfc", "space")
 VERSION = 1
-"""Goes into the manifest; raised when a rule changes what it gives."""
+"""Version in the manifest; increase it when the result of a rule changes."""
 
 _MANY_LINES = frozenset(["abstract", "body"])
 _ONE_LINE = frozenset(["title", "category", "subcategory"])
@@ -43,7 +44,7 @@ _LINE_ENDS = "\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029"
 _SPACES = "\t\x1f\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"
 
 _removed = re.compile(f"[{_REMOVED}]+")
-# One look at every character: nearly all texts have none of these.
+# One search of the text: nearly all texts have no such character.
 _odd = re.compile(f"[{_REMOVED}{_LINE_ENDS}{_SPACES}]")
 _line_end = re.compile(f"\r\n|[{_LINE_ENDS}]")
 _spaces = re.compile(f"[ {_SPACES}]+")
@@ -51,7 +52,7 @@ _blank_lines = re.compile("\n{3,}")
 
 
 def normalise(text: str, many_lines: bool) -> tuple[str, int]:
-    """Return the text by the rules, and the rules that changed it as bits, in their order."""
+    """Apply the rules to a text; return it and the effective rules as bits."""
     changed = 0
     odd = _odd.search(text) is not None
     if odd:
@@ -71,7 +72,7 @@ def normalise(text: str, many_lines: bool) -> tuple[str, int]:
 
 
 def normalise_fields(found: Mapping[str, str]) -> tuple[dict[str, str], int]:
-    """Return an article's fields by the rules, and the rules that changed one of them, as bits."""
+    """Apply the rules to an article's fields; return them and the effective rules as bits."""
     kept: dict[str, str] = {}
     changed = 0
     for name, text in found.items():

@@ -1,7 +1,7 @@
-"""Numbers of the command line: whole or finite ones within limits, refused in one line.
+"""Parse numbers of the command line within limits; refuse others in one line.
 
-Every option that takes a number has one of these as its ``type``, so that none can be NaN,
-infinite, or larger than what libraries keep it in.
+Every option that takes a number has one of these functions as its ``type``, so that no number is
+NaN, infinite, or too large for the libraries that keep it.
 """
 
 import math
@@ -11,8 +11,8 @@ from collections.abc import Callable
 MOST_WHOLE = 2**31 - 1
 MOST_SEED = 2**63 - 1
 MOST_REAL = 1e15
-"""Largest numbers of options without limits of their own: libraries keep sizes in 32 bits and
-seeds in 64; nothing is measured in more than that many of any unit."""
+"""Largest numbers of options without own limits: libraries keep sizes in 32 bits and seeds in 64;
+no measured quantity exceeds this in any unit."""
 
 _SHOWN = 40  # characters of a value that a message repeats
 
@@ -29,7 +29,7 @@ def whole(least: int = -MOST_WHOLE, most: int = MOST_WHOLE) -> Callable[[str], i
         try:
             number = int(text)
         except ValueError:
-            number = None  # no number, or more digits than Python reads
+            number = None  # not a number, or more digits than Python reads
         if number is not None and number > most:
             raise ArgumentTypeError(f"{_short(text)} is more than {most}")
         if number is None or number < least:
@@ -52,7 +52,7 @@ def real(
     Args:
         least: Smallest allowed.
         most: Largest allowed.
-        above: Allowed are only larger ones; None sets no such limit.
+        above: Exclusive lower limit; None sets no such limit.
     """
 
     def parse(text: str) -> float:

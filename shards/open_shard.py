@@ -1,4 +1,4 @@
-"""A shard that is open for reading: its descriptor and its index."""
+"""Hold a shard open for reading: its descriptor and its index."""
 
 import os
 
@@ -13,11 +13,11 @@ class OpenShard:
     __slots__ = ("bytes", "descriptor", "index", "members")
 
     def __init__(self, descriptor: int, size: int, index: np.ndarray | MemberIndex) -> None:
-        """Take the descriptor over; ``size`` is that of the tar in bytes."""
+        """Take ownership of the descriptor; ``size`` is the tar's size in bytes."""
         self.descriptor = descriptor
         self.bytes = size
         self.members = index if isinstance(index, MemberIndex) else None
-        # Of a set of our own: records of 16 bytes, unpacked one by one.
+        # For a set built by this package: records of 16 bytes, unpacked one by one.
         self.index = index.data if isinstance(index, MemberIndex) else index.tobytes()
 
     def __del__(self) -> None:

@@ -1,14 +1,14 @@
-"""The order in which training visits the units of a shard set, and the place reached in it.
+"""Order a shard set's units for training, and track the position in that order.
 
-A unit is whatever one sample is made of: an article in post-training, a click in finetuning. The
-order of an epoch is a pure function of (fingerprint, seed, epoch): shards are shuffled, cut into
-windows of ``window_shards`` shards, and the units of each window are permuted. Reads stay near each
-other, only the windows touched are ever in memory, and nothing depends on ranks, workers or
-prefetching. How well an order mixes is measured in :mod:`shards.mixing`.
+A unit is the origin of one sample: an article in post-training, a click in finetuning. The order of
+an epoch is a pure function of (fingerprint, seed, epoch): shards are shuffled, cut into windows of
+``window_shards`` shards, and the units of each window are permuted. Reads stay local, only the
+current windows are in memory, and nothing depends on ranks, workers or prefetching.
+:mod:`shards.mixing` measures how well an order mixes.
 
-Rule for the end of an epoch: the stream of units runs on into the next epoch, so every global batch
-is full and every unit comes exactly once an epoch. The batch that straddles the end holds rows of
-both.
+At the end of an epoch the stream of units continues with the next epoch, so every global batch is
+full and every unit occurs exactly once per epoch. The batch that straddles the end holds rows of
+both epochs.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ _PLANS_KEPT = 4
 class Position:
     """How far training has come: ``samples`` units of epoch ``epoch`` are consumed.
 
-    ``num_units``, ``window_shards`` and ``global_batch`` are there so that batches that would
-    differ are noticed; None (an older or hand-made position) skips that check.
+    ``num_units``, ``window_shards`` and ``global_batch`` serve to detect other batches; None (an
+    older or hand-made position) skips that check.
     """
 
     fingerprint: str
@@ -44,15 +44,15 @@ class Position:
     global_batch: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The position as plain JSON values."""
+        """Return the position as plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Position":
-        """The inverse of :meth:`to_dict`.
+        """Parse the output of :meth:`to_dict`.
 
         Raises:
-            DataError: a field is missing, unknown or not of its type.
+            DataError: a field is missing, unknown or of another type.
         """
         known = set(cls.__dataclass_fields__)
         unknown = sorted(set(values) - known)
@@ -75,9 +75,9 @@ class PeerRows:
     """The units that all ranks read at the same time, rank by rank.
 
     Attributes:
-        rows: int64[W, n], of W ranks in their order.
-        epochs: int64[W, n], the epoch each of them belongs to.
-        rank: which of them is this one.
+        rows: int64[W, n], rows of the W ranks in order.
+        epochs: int64[W, n], the epoch of each row.
+        rank: number of this rank.
     """
 
     rows: np.ndarray
@@ -91,9 +91,9 @@ class BatchRows:
 
     Attributes:
         rows: int64[n], unit numbers (rows of articles, or click units).
-        epochs: int64[n], the epoch each of them belongs to.
-        position: the place reached once the *global* batch these rows were cut from is consumed.
-        peers: what the other ranks read meanwhile; None where there is no other.
+        epochs: int64[n], the epoch of each unit.
+        position: the position after the *global* batch that these rows were cut from.
+        peers: what the other ranks read meanwhile; None for a single rank.
     """
 
     rows: np.ndarray
@@ -102,11 +102,11 @@ class BatchRows:
     peers: PeerRows | None = None
 
     def __len__(self) -> int:
-        """Number of units n."""
+        """Return the number of units n."""
         return len(self.rows)
 
     def split(self, micro_batch: int) -> list["BatchRows"]:
-        """Cut into micro-batches of ``micro_batch`` rows in order; the last may be shorter.
+        """Cut into micro-batches of ``micro_batch`` rows in order; the last one may be shorter.
 
         Raises:
             ValueError: ``micro_batch`` is below 1.
@@ -124,10 +124,10 @@ class BatchRows:
 
 
 def keyed_draws(key: Sequence[Any], n: int) -> np.ndarray:
-    """``n`` random numbers, uint64[n], that are a pure function of ``key``.
+    """Draw ``n`` random numbers, uint64[n], as a pure function of ``key``.
 
-    The raw stream of a bit generator is the part of NumPy's random numbers that is promised never
-    to change between versions; ``Generator.permutation`` is not.
+    NumPy guarantees that the raw stream of a bit generator never changes between versions; it does
+    not guarantee this for ``Generator.permutation``.
     """
     digest = hashlib.sha256(json.dumps(list(key)).encode()).digest()
     words = np.frombuffer(digest, dtype="<u4").tolist()
@@ -135,12 +135,12 @@ def keyed_draws(key: Sequence[Any], n: int) -> np.ndarray:
 
 
 def keyed_permutation(key: Sequence[Any], n: int) -> np.ndarray:
-    """A permutation of ``range(n)``, int64[n], that is a pure function of ``key`` and ``n``."""
+    """Draw a permutation of ``range(n)``, int64[n], as a pure function of ``key`` and ``n``."""
     return np.argsort(keyed_draws(key, n), kind="stable").astype(np.int64, copy=False)
 
 
 def _with_skipped(fingerprint: str, skipped: np.ndarray) -> str:
-    """The fingerprint of what is left; unchanged where nothing is left out."""
+    """Return the fingerprint of the kept units; unchanged if no unit is skipped."""
     if not len(skipped):
         return fingerprint
     rows = skipped.astype("<i8").tobytes()
@@ -152,16 +152,16 @@ class EpochOrder:
 
     Args:
         counts: units in each shard, in shard order; shards without units are allowed.
-        fingerprint: what the units are: the set's fingerprint, and whatever else selects them.
+        fingerprint: identifies the units: the set's fingerprint, and the selection of its units.
         seed: the run's seed.
         window_shards: units are permuted within windows of this many shards.
-        skipped: units that never come (damaged samples), int64[k]; they are a part of the
+        skipped: units to leave out (damaged samples), int64[k]; they are a part of the
             fingerprint.
 
     Raises:
-        DataError: there is no unit at all.
-        ValueError: a negative count, ``window_shards`` below 1, or a skipped unit that there is
-            not.
+        DataError: the order has no unit.
+        ValueError: a count is negative, ``window_shards`` is below 1, or a skipped unit does not
+            exist.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class EpochOrder:
         window_shards: int = 4,
         skipped: np.ndarray | None = None,
     ) -> None:
-        """Sum the counts; no order is computed yet."""
+        """Sum the counts; compute no order yet."""
         self.counts = np.asarray(counts, dtype=np.int64)
         self.skipped = np.unique(np.asarray([] if skipped is None else skipped, dtype=np.int64))
         self.fingerprint = _with_skipped(fingerprint, self.skipped)
@@ -195,7 +195,7 @@ class EpochOrder:
         self._window = lru_cache(maxsize=_WINDOWS_KEPT)(self._make_window)
 
     def _skipped_per_shard(self) -> np.ndarray:
-        """How many units of each shard never come, int64[S]."""
+        """Count the skipped units of each shard, int64[S]."""
         skipped, end = self.skipped, int(self.shard_starts[-1])
         if len(skipped) and (skipped[0] < 0 or skipped[-1] >= end):
             raise ValueError(f"skipped units {skipped[0]} .. {skipped[-1]} are not within 0:{end}")
@@ -203,7 +203,7 @@ class EpochOrder:
         return np.bincount(shards, minlength=len(self.counts))
 
     def _make_plan(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Shards of each window of the epoch, and where each window starts in it (int64[W+1])."""
+        """Plan the epoch: shards of each window, and where each window starts (int64[W+1])."""
         shards = keyed_permutation(["shards", self.fingerprint, self.seed, epoch], len(self.counts))
         windows = [
             shards[i : i + self.window_shards] for i in range(0, len(shards), self.window_shards)
@@ -212,7 +212,7 @@ class EpochOrder:
         return windows, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
     def _units_of_window(self, epoch: int, window: int) -> np.ndarray:
-        """Units of one window of the epoch before they are permuted, int64[size]."""
+        """Return the units of one window of the epoch before they are permuted, int64[size]."""
         shards = self._plan(epoch)[0][window]
         units = np.concatenate(
             [np.arange(self.shard_starts[s], self.shard_starts[s + 1]) for s in shards]
@@ -222,37 +222,39 @@ class EpochOrder:
         return units
 
     def _make_window(self, epoch: int, window: int) -> np.ndarray:
-        """Units of one window of the epoch in their order, int64[size]."""
+        """Return the units of one window of the epoch in order, int64[size]."""
         units = self._units_of_window(epoch, window)
         return units[keyed_permutation(self._key("units", epoch, window), len(units))]
 
     def _key(self, what: str, epoch: int, window: int) -> list[Any]:
-        """The key of the random numbers of one window."""
+        """Return the key of the random numbers of one window."""
         return [what, self.fingerprint, self.seed, epoch, window]
 
     def window_starts(self, epoch: int) -> np.ndarray:
-        """Where each window of the epoch begins in it, and the end, int64[W + 1]."""
+        """Return the start of each window in the epoch, and the end, int64[W + 1]."""
         return self._plan(epoch)[1]
 
     def shards_of_window(self, epoch: int, window: int) -> np.ndarray:
-        """Shards of one window of the epoch, ascending, int64[s]."""
+        """Return the shards of one window of the epoch, ascending, int64[s]."""
         return np.sort(self._plan(epoch)[0][window])
 
     def windows_of(self, epoch: int, units: np.ndarray) -> np.ndarray:
-        """In which window of the epoch units lie, int64[n]."""
+        """Return the window of the epoch that holds each unit, int64[n]."""
         windows = np.empty(len(self.counts), dtype=np.int64)
         for number, shards in enumerate(self._plan(epoch)[0]):
             windows[shards] = number
         return windows[np.searchsorted(self.shard_starts, units, side="right") - 1]
 
     def smallest_window(self) -> int:
-        """The fewest units that a window of any epoch can hold."""
+        """Return the smallest number of units that a window of any epoch can hold."""
         last = len(self.counts) % self.window_shards or min(self.window_shards, len(self.counts))
         return int(np.sort(self.kept_counts)[:last].sum())
 
     def windows_from(self, position: Position) -> Iterator[list[int]]:
-        """The shards of the window in which a position lies, and of every one after it, without
-        end; windows without units are left out."""
+        """Yield, without end, the shards of each window from the one with a position on.
+
+        Windows without units are left out.
+        """
         first = position.samples
         for epoch in itertools.count(position.epoch):
             windows, starts = self._plan(epoch)
@@ -262,7 +264,7 @@ class EpochOrder:
             first = 0
 
     def rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """Units ``start`` to ``stop`` (exclusive) of the order of ``epoch``, int64[stop - start].
+        """Return units ``start`` to ``stop`` (exclusive) of ``epoch``, int64[stop - start].
 
         Raises:
             IndexError: the range is not within ``0 .. num_units``.
@@ -275,7 +277,7 @@ class EpochOrder:
         at = start
         while at < stop:
             end = min(stop, int(starts[window + 1]))
-            if end > at:  # windows of empty shards alone hold nothing
+            if end > at:  # a window of empty shards has no units
                 base = int(starts[window])
                 out[at - start : end - start] = self._window(epoch, window)[at - base : end - base]
                 at = end
@@ -283,9 +285,9 @@ class EpochOrder:
         return out
 
     def span(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Units ``start`` to ``stop`` of the endless stream: (rows int64[n], epochs int64[n]).
+        """Return units ``start`` to ``stop`` of the stream: (rows int64[n], epochs int64[n]).
 
-        Both ends count from the beginning of epoch 0 and may lie any number of epochs apart.
+        Both ends count from the beginning of epoch 0, and may be any number of epochs apart.
         """
         rows, epochs = [], []
         at = start
@@ -300,17 +302,17 @@ class EpochOrder:
         return np.concatenate(rows), np.concatenate(epochs)
 
     def position_at(self, total_samples: int) -> Position:
-        """The position after ``total_samples`` units, counted from the beginning of epoch 0."""
+        """Return the position after ``total_samples`` units from the beginning of epoch 0."""
         epoch, samples = divmod(total_samples, self.num_units)
         return Position(
             self.fingerprint, self.seed, epoch, samples, self.num_units, self.window_shards
         )
 
     def total_at(self, position: Position) -> int:
-        """Units consumed since the beginning of epoch 0: the inverse of :meth:`position_at`.
+        """Count the units since the beginning of epoch 0: the inverse of :meth:`position_at`.
 
         Raises:
-            DataError: the position was reached in another order; the fields that differ are named.
+            DataError: the position belongs to another order; the message names differing fields.
         """
         pairs = {
             "fingerprint": (position.fingerprint, self.fingerprint),

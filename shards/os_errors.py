@@ -1,7 +1,7 @@
-"""The operating system's errors, whoever reports them: which file, what happened, in one line.
+"""Turn the operating system's errors into one line that names the file and the cause.
 
-Python's own writers say which file only where they open it, and libraries written in Rust or C++
-raise exceptions of their own, whose text alone tells that the disk is full.
+Python's own writers name the file only where they open it, and libraries written in Rust or C++
+raise their own exceptions, whose text alone tells that the disk is full.
 """
 
 import contextlib
@@ -12,21 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Rust's libraries, and an error of shutil that holds those of many files.
+# Forms in Rust's libraries, and in an error of shutil that holds the errors of many files.
 _TOLD = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
-# What PyTorch's and NumPy's writers say of a write that was cut short; neither names a cause.
+# Texts of PyTorch's and NumPy's writers for an incomplete write; neither names a cause.
 _CUT_SHORT = re.compile(r"PytorchStreamWriter|inline_container|\d+ requested and \d+ written")
 
-# What PyTorch says of memory that the system, or a GPU, does not give.
+# Texts of PyTorch when the system or a GPU refuses memory.
 _NO_MEMORY = re.compile(r"you tried to allocate \d+ bytes|CUDA out of memory[^.]*\.[^.]*\.\d* \w+")
 
 
 def os_error(error: BaseException) -> OSError | None:
-    """Return the operating system's error that an exception is or reports, None where neither.
+    """Find the operating system's error that an exception is or reports; else return None.
 
     Args:
-        error: Of any library: ``OSError``, safetensors' and tokenizers' exceptions (``os error
-            28``), PyTorch's and NumPy's of files that could not be written to their end.
+        error: Error of any library: ``OSError``, safetensors' and tokenizers' exceptions (``os
+            error 28``), and those of PyTorch and NumPy for incompletely written files.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error
@@ -41,31 +41,31 @@ def os_error(error: BaseException) -> OSError | None:
 
 
 def memory_error(error: BaseException) -> str | None:
-    """Say in one line that memory was refused; None where the error is another.
+    """Describe in one line that memory was refused; return None for any other error.
 
     Args:
-        error: Python's and NumPy's ``MemoryError``, or what PyTorch raises in its place.
+        error: ``MemoryError`` of Python or NumPy, or PyTorch's equivalent.
     """
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
-        told = text or "no more is to be had"
+        told = text or "the system has no more"
     elif isinstance(error, RuntimeError) and (found := _NO_MEMORY.search(text)):
         told = found[0]
     else:
         return None
-    return f"not enough memory: {told}; lower the sizes that were asked for"
+    return f"not enough memory: {told}; lower the sizes that you asked for"
 
 
 @contextlib.contextmanager
 def naming(path: str | Path, *, of: Path | None = None) -> Iterator[None]:
-    """Name ``path`` in an operating system's error of the block that names no file.
+    """Add ``path`` to an operating system's error of the block that names no file.
 
     Args:
-        path: What people know.
-        of: A temporary name, for which ``path`` is named too.
+        path: The path that users know.
+        of: A temporary name, which ``path`` replaces in the error.
 
     Raises:
-        OSError: Whatever the block met, as :func:`os_error` sees it.
+        OSError: The error of the block, as :func:`os_error` finds it.
     """
     try:
         yield
@@ -77,10 +77,10 @@ def naming(path: str | Path, *, of: Path | None = None) -> Iterator[None]:
 
 
 def os_error_line(error: OSError) -> str:
-    """Say in one line what the operating system refused, and what to do."""
+    """Describe in one line what the operating system refused, and what to do."""
     reason = error.strerror or str(error)
     if error.errno in _NO_ROOM:
-        name = error.filename if error.filename2 is None else error.filename2  # of a copy
+        name = error.filename if error.filename2 is None else error.filename2  # target of a copy
         where = "" if name is None else f" {os.fsdecode(name)}"
-        return f"cannot write{where}: {reason}; make room and run the same command again"
+        return f"cannot write{where}: {reason}; free space and run the same command again"
     return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"

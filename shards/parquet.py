@@ -1,5 +1,7 @@
-"""Rows out of Parquet files: only the columns that are asked for, and a value that Python cannot
-hold refuses its row."""
+"""Read rows of Parquet files; refuse a row with a value that Python cannot hold.
+
+Only the requested columns are read.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,14 +16,14 @@ if TYPE_CHECKING:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-_BATCH_ROWS = 32  # whose values may each have some MiB though the file is small
+_BATCH_ROWS = 32  # few, because a value may take some MiB even if the file is small
 
 
 class _Unheld:
-    """Stands for a value that Python cannot hold."""
+    """Placeholder for a value that Python cannot hold."""
 
     def __init__(self, column: str, kind: object, error: Exception) -> None:
-        """Name the column and what its type said."""
+        """Keep the column's name and its type's error."""
         self.column = column
         self.reason = "bad UTF-8" if isinstance(error, UnicodeError) else f"unreadable {column}"
         self.text = f"column {column} of type {kind}: {_said(error)}"
@@ -35,13 +37,13 @@ def read_parquet(
     """Yield the rows of a Parquet file.
 
     Args:
-        file: What to read.
-        columns: Columns that must be there.
+        file: The file to read.
+        columns: Required columns.
         wanted: Paths of keys to read, each with everything below it; None reads all columns.
 
     Raises:
-        DataError: If pyarrow is not installed, a column is missing, or the file is gzipped.
-        DamageError: If the file cannot be read.
+        DataError: pyarrow is not installed, a column is missing, or the file is gzipped.
+        DamageError: The file cannot be read.
     """
     number = 0
     try:
@@ -65,11 +67,11 @@ def read_parquet(
 
 
 def leaf_names(file: InputFile) -> list[str]:
-    """Return the path of every column of a Parquet file, as ``--title-field`` takes it.
+    """Return the path of every column of a Parquet file, in the form of ``--title-field``.
 
     Raises:
-        DataError: If pyarrow is not installed, or the file is gzipped.
-        DamageError: If the file cannot be read.
+        DataError: pyarrow is not installed, or the file is gzipped.
+        DamageError: The file cannot be read.
     """
     try:
         with _opened(file) as table:
@@ -88,19 +90,19 @@ def _opened(file: InputFile) -> "ParquetFile":
         ) from error
     if not file.is_plain:
         raise DataError(
-            f"{file.path} is packed with gzip; Parquet has a compression of its own; unpack it"
+            f"{file.path} is packed with gzip, but Parquet is compressed itself; unpack it"
             f" first: gunzip < {file.path} > FILE"
         )
     return ParquetFile(file.path)
 
 
 def _said(error: Exception) -> str:
-    """Return what pyarrow says, on one line."""
+    """Return pyarrow's message on one line."""
     return " ".join(str(error).split())[:300]
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """Return what pyarrow raises of files that are damaged (ValueError: names not in UTF-8)."""
+    """Return the exceptions of pyarrow for damaged files (ValueError: names not in UTF-8)."""
     try:
         from pyarrow import ArrowException
     except ImportError:
@@ -122,7 +124,7 @@ def _shown_leaves(table: "ParquetFile") -> list[str]:
 
 
 def _paths(field: "pyarrow.Field") -> Iterator[tuple[str, ...]]:
-    """Yield the paths of keys to the leaves of a column, in the order of the file."""
+    """Yield the paths of keys to a column's leaves, in the file's order."""
     for path in _below(field.type):
         yield (field.name, *path)
 
@@ -143,10 +145,10 @@ def _below(kind: "pyarrow.DataType") -> Iterator[tuple[str, ...]]:
 
 
 def _leaves_of(table: "ParquetFile", wanted: Sequence[Sequence[str]]) -> list[str]:
-    """Return the leaves, as the file names them, that lie at or below a wanted path."""
+    """Return the leaves, under their names in the file, at or below a wanted path."""
     named = [table.schema.column(place).path for place in range(len(table.schema))]
     paths = [path for field in table.schema_arrow for path in _paths(field)]
-    if len(paths) != len(named):  # of a type that is stored otherwise: whole columns then
+    if len(paths) != len(named):  # a type is stored in another form: then read whole columns
         first = {path[0] for path in wanted}
         return [name for name in table.schema_arrow.names if name in first]
     return [
@@ -172,8 +174,8 @@ def _rows(batch: "pyarrow.RecordBatch", before: int) -> Iterator[Row]:
 
 
 def _values(name: str, column: "pyarrow.Array") -> list[Any]:
-    """Return the values of a column, an :class:`_Unheld` where Python has nothing for one."""
-    # Times: an unknown zone is a KeyError. Not left to pandas, which may be installed or not.
+    """Return the values of a column, with :class:`_Unheld` for values that Python cannot hold."""
+    # Times: an unknown zone is a KeyError. Do not use pandas, which may be installed or not.
     unheld: tuple[type[Exception], ...] = (*_errors(), OverflowError, KeyError)
     kind, exact = str(column.type), _in_microseconds(column.type)
     try:
@@ -198,7 +200,7 @@ def _rounded(value: Any, kind: str, bits: int) -> Any:
 
 
 def _in_microseconds(kind: "pyarrow.DataType") -> "pyarrow.DataType":
-    """Return a type with its nanoseconds, which Python's times do not have, as microseconds."""
+    """Replace a type's nanoseconds, which Python's times lack, by microseconds."""
     import pyarrow
     import pyarrow.types as types
 

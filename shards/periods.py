@@ -1,7 +1,7 @@
-"""A stretch of a click log in time: from one moment on, and before another.
+"""Select a period of a click log: from one moment (inclusive) to another (exclusive).
 
-MIND's times have no zone; like every time without one they are taken as UTC, in the log as in the
-bounds, so that ``2019-11-14`` is the beginning of that day as the log itself counts days.
+MIND's times have no zone. Times without a zone are taken as UTC, both in the log and in the bounds,
+so ``2019-11-14`` is the beginning of that day as the log itself counts days.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from shards.errors import DataError, UsageError
 
 @dataclass(frozen=True)
 class Period:
-    """Impressions from ``since`` on and before ``until``; an impression without a time is in none.
+    """Impressions from ``since`` on and before ``until``; impressions without a time are outside.
 
     Attributes:
         since: seconds since 1970 UTC, None for the beginning of the log.
-        until: seconds since 1970 UTC, not within the period any more; None for the end of the log.
+        until: seconds since 1970 UTC, exclusive; None for the end of the log.
     """
 
     since: int | None = None
@@ -29,7 +29,7 @@ class Period:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether anything can be left out."""
+        """Whether the period can leave out anything."""
         return self.since is not None or self.until is not None
 
     @property
@@ -38,10 +38,10 @@ class Period:
         return hashlib.sha256(f"{self.since} {self.until}".encode()).hexdigest()
 
     def contains(self, times: np.ndarray) -> np.ndarray:
-        """Which times lie in the period, bool[n].
+        """Tell which times lie in the period, bool[n].
 
         Args:
-            times: int64[n], seconds since 1970 UTC, -1 where unknown.
+            times: int64[n], seconds since 1970 UTC, -1 if unknown.
         """
         times = np.asarray(times)
         inside = np.ones(len(times), dtype=bool)
@@ -54,7 +54,7 @@ class Period:
         return inside
 
     def __str__(self) -> str:
-        """The period in words."""
+        """Return the period in words."""
         parts = []
         if self.since is not None:
             parts.append(f"from {moment(self.since)}")
@@ -64,16 +64,16 @@ class Period:
 
 
 def parse_period(since: str | None, until: str | None, section: str) -> Period:
-    """The period between two bounds as people write them.
+    """Parse a period from two bounds as people write them.
 
     Args:
         since: An ISO 8601 date or time (UTC unless it names a zone), or None.
-        until: Another.
-        section: What the settings ``since`` and ``until`` are called up to these words, for
-            messages, such as ``data.clicks_``.
+        until: The other bound.
+        section: Prefix of the settings ``since`` and ``until`` in messages, such as
+            ``data.clicks_``.
 
     Raises:
-        UsageError: A bound is no date or time, or the period is empty.
+        UsageError: A bound is neither a date nor a time, or the period is empty.
     """
     seconds: dict[str, int | None] = {"since": None, "until": None}
     for name, text in (("since", since), ("until", until)):
@@ -83,7 +83,7 @@ def parse_period(since: str | None, until: str | None, section: str) -> Period:
         if seconds[name] == UNKNOWN_TIME:
             raise UsageError(
                 f"{section}{name} is {text!r}; expected a date such as 2019-11-14, or a time such "
-                "as 2019-11-14T06:00:00 (UTC, as the log's times are taken)"
+                "as 2019-11-14T06:00:00 (UTC, like the log's times)"
             )
     period = Period(**seconds)
     if period.since is not None and period.until is not None and period.since >= period.until:
@@ -94,17 +94,17 @@ def parse_period(since: str | None, until: str | None, section: str) -> Period:
 
 
 def moment(seconds: int) -> str:
-    """A time as people write it, in UTC."""
+    """Format a time for people, in UTC."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 @dataclass(frozen=True)
 class Outside:
-    """What of a click log is not in a period.
+    """The part of a click log outside a period.
 
     Attributes:
-        units: training units that are left out, int64[u] ascending.
-        unknown: how many of them belong to impressions without a time.
+        units: training units outside the period, int64[u] ascending.
+        unknown: how many of these units belong to impressions without a time.
     """
 
     units: np.ndarray
@@ -112,7 +112,7 @@ class Outside:
 
 
 def units_outside(clicks: ClickColumn, period: Period) -> Outside:
-    """The training units of a click log whose impression is not in a period."""
+    """Find the training units of a click log whose impression is outside a period."""
     found = [np.empty(0, dtype=np.int64)]
     unknown = 0
     start = 0
@@ -127,13 +127,13 @@ def units_outside(clicks: ClickColumn, period: Period) -> Outside:
 
 
 def rows_inside(clicks: ClickColumn, period: Period) -> np.ndarray:
-    """The impressions of a click log that are in a period, int64[n] ascending."""
+    """Find the impressions of a click log that are in a period, int64[n] ascending."""
     rows = np.arange(clicks.num_impressions, dtype=np.int64)
     return rows[period.contains(clicks.time(rows))] if period.is_bounded else rows
 
 
 def count_unknown(clicks: ClickColumn) -> int:
-    """How many impressions of a click log have no time."""
+    """Count the impressions of a click log without a time."""
     return int((_times(clicks) == UNKNOWN_TIME).sum())
 
 
@@ -142,7 +142,7 @@ def _times(clicks: ClickColumn) -> np.ndarray:
 
 
 def extent(clicks: ClickColumn) -> str:
-    """From when to when a click log runs, in words."""
+    """Describe in words the first and last time of a click log."""
     times = _times(clicks)
     known = times[times != UNKNOWN_TIME]
     if not len(known):
@@ -153,17 +153,17 @@ def extent(clicks: ClickColumn) -> str:
 
 
 def check_any(count: int, clicks: ClickColumn, period: Period, section: str, what: str) -> None:
-    """Refuse a period that holds nothing.
+    """Refuse an empty period.
 
     Args:
-        count: How much of the log lies in the period.
+        count: Number of items of the log in the period.
         clicks: The log.
         period: The period.
         section: See :func:`parse_period`.
-        what: What was counted, in the plural.
+        what: The counted items, in the plural.
 
     Raises:
-        DataError: Nothing does; the message says when the log runs.
+        DataError: The period is empty; the message has the log's first and last time.
     """
     if not count:
         raise DataError(

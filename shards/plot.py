@@ -1,4 +1,4 @@
-"""A shard set's statistics as a picture (needs matplotlib)."""
+"""Draw a shard set's statistics (needs matplotlib)."""
 
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ class PlotUnavailable(TinyNewsRecError):
 
 
 def plot_stats(stats: Stats, path: str | Path) -> None:
-    """Draw length distributions, with how much text each maximum length keeps, and categories.
+    """Draw length distributions, the text that each maximum length keeps, and categories.
 
     Args:
-        stats: what to draw.
-        path: the PNG.
+        stats: the statistics.
+        path: the PNG to write.
 
     Raises:
         PlotUnavailable: matplotlib is missing; the message says how to install it.
@@ -50,7 +50,7 @@ def plot_stats(stats: Stats, path: str | Path) -> None:
         one_line(f"{Path(stats.path).name}: {stats.samples:,} {stats.kind}"),
         color=_INK,
         fontsize=12,
-        parse_math=False,  # a "$" in a name is one
+        parse_math=False,  # a "$" in a name is a plain character
     )
     handles: dict[str, Any] = {}
     for number, (name, lengths) in enumerate(drawn.items(), start=1):
@@ -79,8 +79,11 @@ def plot_stats(stats: Stats, path: str | Path) -> None:
 
 
 def _draw_lengths(axes: Any, name: str, lengths: Lengths, limit: int | None) -> dict[str, Any]:
-    """Share of samples by length as bars; what a maximum length keeps and leaves whole as lines,
-    which are returned by their names."""
+    """Draw the share of samples by length, and the effect of a maximum length.
+
+    Returns:
+        The lines (share of text kept, share of samples left whole) by their names.
+    """
     low, high = int(lengths.values[0]), max(int(lengths.percentile(0.995)), 1)
     width = max(1, -(-(high - low + 1) // _BINS))
     edges = np.arange(low, high + width + 1, width)
@@ -91,7 +94,7 @@ def _draw_lengths(axes: Any, name: str, lengths: Lengths, limit: int | None) -> 
     axes.set_ylabel("% of samples")
     _clip_tallest(axes, edges, 100 * shares)
     lines = axes.twinx()
-    # What was cut off is not known, so neither is what longer maxima would keep.
+    # The lengths before the cut are unknown, so the effect of longer maxima is unknown too.
     end = edges[-1] - 1 if limit is None else min(edges[-1] - 1, limit - 1)
     grid = np.unique(np.linspace(low, max(end, low), 200).astype(int))
     kept = [100 * lengths.kept(int(at)) for at in grid]
@@ -111,7 +114,7 @@ def _draw_lengths(axes: Any, name: str, lengths: Lengths, limit: int | None) -> 
 
 
 def _clip_tallest(axes: Any, edges: np.ndarray, shares_pct: np.ndarray) -> None:
-    """Where one bar dwarfs all others (texts that were cut), cut it off and write its height."""
+    """Cut off a bar that dwarfs all others, and write its height."""
     if len(shares_pct) < 3:
         return
     tallest = int(np.argmax(shares_pct))

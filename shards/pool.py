@@ -1,9 +1,9 @@
-"""Tasks done in order of their results, in this process or in several.
+"""Run tasks in this process or in several, and yield their results in order.
 
-Each process has a pipe of its own, and nothing else is shared: one that is killed in the middle of
-a task, or of its result, leaves no lock behind that others wait for. A process whose parent was
-killed leaves at once, so that it does not write where the next build already works. An interrupt at
-the terminal reaches all processes; the parent alone deals with it, and kills the others.
+Each process has its own pipe and shares nothing else: a process that is killed in the middle of a
+task or a result leaves no lock that others wait for. A process exits at once when its parent was
+killed, so that it does not write where the next build already works. An interrupt at the terminal
+reaches all processes; only the parent handles it, and kills the others.
 """
 
 import contextlib
@@ -31,11 +31,13 @@ class Workers:
     """One or several processes; use it as a context manager."""
 
     def __init__(self, processes: int, begin: Callable[[], None] | None = None) -> None:
-        """Start none yet: with one of them, or one task, the work is done in this process.
+        """Prepare; :meth:`map` starts processes once it has several tasks.
+
+        With one process, or with one task, the work is done in this process.
 
         Args:
-            processes: How many.
-            begin: What each of several does first.
+            processes: Number of processes.
+            begin: First action of each of several processes.
         """
         self.processes = processes
         self._begin = begin
@@ -56,9 +58,9 @@ class Workers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End the processes; after an error, once they have done what they have begun.
+        """End the processes; after an error, let each finish its current task first.
 
-        An interrupt, before this or meanwhile, kills them.
+        An interrupt, before or during this, kills the processes.
         """
         try:
             self._waiting.clear()
@@ -68,21 +70,21 @@ class Workers:
         finally:
             with _signals_ignored():
                 for process in self._started.values():
-                    process.kill()  # it waits for a task, or nobody waits for it
+                    process.kill()  # it waits for a task, or its result is not needed
                 for pipe, process in self._started.items():
                     process.join()
                     pipe.close()
                 self._started.clear()
 
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """Yield the result of each task, in order; few tasks and results are held at a time.
+        """Yield each task's result in order, with few tasks and results in memory.
 
         Args:
-            function: What to do; it and its tasks go to other processes.
-            tasks: Taken one by one as there is room for them.
+            function: The work; the function and its tasks are sent to other processes.
+            tasks: Tasks, read one by one as processes become free.
 
         Raises:
-            BrokenProcessPool: If a process was killed.
+            BrokenProcessPool: A process was killed.
         """
         tasks = iter(tasks)
         first = list(islice(tasks, 2))
@@ -104,36 +106,36 @@ class Workers:
     def _result(self, number: int) -> Any:
         while number not in self._results:
             self._receive()
-            self._send()  # before the result is worked on
+            self._send()  # before the caller works on the result
         is_done, result = self._results.pop(number)
         if not is_done:
             raise result
         return result
 
     def _send(self) -> None:
-        """Give tasks that wait to processes that do; start those that there may be."""
+        """Give waiting tasks to free processes; start further processes up to the limit."""
         self._receive(timeout_s=0)
         while self._waiting and (self._idle or len(self._started) < self.processes):
             pipe = self._idle.pop() if self._idle else self._start()
             self._busy[pipe], *task = self._waiting.popleft()
-            with contextlib.suppress(BrokenPipeError):  # it was killed: told where it is read
+            with contextlib.suppress(BrokenPipeError):  # a killed process is reported by the read
                 pipe.send(task)
 
     def _start(self) -> _Pipe:
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._begin), daemon=True)
-        with interrupt_blocked():  # it inherits that
+        with interrupt_blocked():  # the process inherits the blocked signal
             process.start()
         theirs.close()
         self._started[pipe] = process
         return pipe
 
     def _receive(self, timeout_s: float | None = None) -> None:
-        """Take the results that are there, or wait for the next one.
+        """Receive the available results, or wait for the next one.
 
         Raises:
-            BrokenProcessPool: A process has ended before it gave its result.
+            BrokenProcessPool: A process ended before it sent its result.
         """
         for pipe in connection.wait(list(self._busy), timeout_s):
             assert isinstance(pipe, _Pipe)
@@ -151,8 +153,8 @@ class Workers:
 
 @contextlib.contextmanager
 def interrupt_blocked() -> Iterator[None]:
-    """Hold back Ctrl-C while processes are started; they never see it, even while they import."""
-    resource_tracker.ensure_running()  # with the first process otherwise, and lets signals through
+    """Block Ctrl-C while processes start; they never see it, not even while they import."""
+    resource_tracker.ensure_running()  # else the first process starts it and unblocks the signal
     former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -175,7 +177,7 @@ def _signals_ignored() -> Iterator[None]:
 
 
 def _serve(pipe: _Pipe, begin: Callable[[], None] | None) -> None:
-    """Do one task after the other; the body of a process."""
+    """Run one task after the other; the body of a process."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     if begin is not None:
         begin()

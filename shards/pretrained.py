@@ -1,8 +1,8 @@
-"""Hugging Face folders: found on this machine, looked through, and only then loaded.
+"""Find Hugging Face folders on this machine, check them, and only then load them.
 
-Every tokenizer, configuration and model of Hugging Face's form is loaded here and nowhere else.
-Code that a folder brings along is never run, nobody is asked whether to run it, and no hub is asked
-for anything: a path is a path, and a name is looked up in the local cache, which ``hf download``
+This module loads every tokenizer, configuration and model in Hugging Face's format; no other module
+does. Code in a folder is never run, the user is never asked whether to run it, and no hub is
+contacted: a path is a path, and a name is looked up in the local cache, which ``hf download``
 fills.
 """
 
@@ -36,25 +36,25 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MATTERS = re.compile(r"regex pattern|byte fallback|[Ff]alling back|rope_|RoPE")
-"""What transformers says of a folder when it goes on with other tokens or positions than meant."""
+"""Warnings in which transformers continues with other tokens or positions than intended."""
 _FILES = ("config.json", "tokenizer*", "vocab*", "*.model")
-"""What lies in the folder of a model or of a tokenizer alone."""
+"""Files that only the folder of a model or of a tokenizer has."""
 _said: set[str] = set()
 
 
 @dataclass(frozen=True)
 class _Layers:
-    """Of a model's configuration: most families have the first, DistilBERT the second."""
+    """Layers in a model's configuration: most families use the first key, DistilBERT the second."""
 
     num_hidden_layers: int | None = None
     n_layers: int | None = None
 
 
 def find_folder(name: str | os.PathLike[str]) -> Path:
-    """Find the folder that a path, or a name in the local Hugging Face cache, stands for.
+    """Find the folder of a path, or of a name in Hugging Face's local cache.
 
     Raises:
-        DataError: There is no such folder, or one that only holds such folders; the message has the
+        DataError: The folder does not exist, or only holds such folders; the message has the
             nearest names.
     """
     name = os.fspath(name)
@@ -76,31 +76,31 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
         except (HFValidationError, LocalEntryNotFoundError):
             tried += (
                 f", and the local Hugging Face cache {HF_HUB_CACHE} does not have it. Nothing is "
-                f"downloaded unasked: give a folder, or fetch it first with `hf download {name}`"
+                f"downloaded automatically: give a folder, or run `hf download {name}` first"
             )
     raise DataError(f"{name!r} was not found: {tried}")
 
 
 def num_layers(name: str | os.PathLike[str]) -> int | None:
-    """Read how many layers a model has, without loading its family's code.
+    """Read a model's number of layers, without loading its family's code.
 
     Returns:
-        None where it is not on this machine, or its ``config.json`` does not say.
+        None if the model is not on this machine, or its ``config.json`` has no such entry.
     """
     try:
         found = read_json(find_folder(name) / "config.json", _Layers, limit=MAX_CONFIG_BYTES)
     except DataError:
-        return None  # whoever loads it says what is wrong
+        return None  # loading the model reports the error
     return found.num_hidden_layers or found.n_layers
 
 
 @contextlib.contextmanager
 def quiet(name: object = None) -> Iterator[None]:
-    """Without transformers' bars, reports and warnings: what matters of them is checked here.
+    """Suppress transformers' bars, reports and warnings: this module checks what matters.
 
     Args:
-        name: The folder that is loaded. Where a warning tells that it is read otherwise than it was
-            made, that is said in one line, once.
+        name: The folder to load. A warning that the folder is not read as it was made is printed
+            once, in one line.
     """
     from transformers.utils import logging as settings
 
@@ -129,7 +129,7 @@ def quiet(name: object = None) -> Iterator[None]:
 
 
 class _Collector(logging.Handler):
-    """Keeps what is logged from warnings on."""
+    """Keeps log records from level WARNING on."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -142,11 +142,11 @@ class _Collector(logging.Handler):
 
 @contextlib.contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Raise a panic of a library written in Rust, which is no ``Exception``, as RuntimeError."""
+    """Raise a panic of a Rust library, which is not an ``Exception``, as RuntimeError."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # pyo3's, which cannot be imported
+        if type(error).__name__ != "PanicException":  # from pyo3, which cannot be imported
             raise
         raise RuntimeError(f"the library panicked: {error}") from error
 
@@ -158,7 +158,7 @@ def load_tokenizer(name: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
         name: A folder, or a name in the local cache.
 
     Raises:
-        DataError: It is not there, wants code of its own, or cannot be read.
+        DataError: The tokenizer is missing, needs its own code, or cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -178,8 +178,8 @@ def load_backend(folder: Path) -> "Tokenizer":
     """Load the fast tokenizer of a saved tokenizer's folder, without Hugging Face's settings.
 
     Raises:
-        DataError: There is none, it cannot be read, or it is not a regular file.
-        DamageError: It is too large, or not a fast tokenizer.
+        DataError: The file is missing, cannot be read, or is not a regular file.
+        DamageError: The file is too large, or not a fast tokenizer.
     """
     from tokenizers import Tokenizer
 
@@ -188,13 +188,15 @@ def load_backend(folder: Path) -> "Tokenizer":
     try:
         with panics_as_errors():
             return Tokenizer.from_buffer(data)
-    except Exception as error:  # the only kind that the tokenizers package raises
+    except Exception as error:  # the tokenizers package raises no other type
         raise DamageError(f"{file} is not a fast tokenizer: {first_line(error)}") from error
 
 
 def load_config(name: str | os.PathLike[str]) -> "PreTrainedConfig":
-    """Load the configuration of a Hugging Face model; arguments and errors of
-    :func:`load_tokenizer`."""
+    """Load the configuration of a Hugging Face model.
+
+    Arguments and errors are those of :func:`load_tokenizer`.
+    """
     from transformers import AutoConfig
 
     folder = _checked(name)
@@ -203,7 +205,7 @@ def load_config(name: str | os.PathLike[str]) -> "PreTrainedConfig":
             return AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-    except Exception as error:  # as many kinds as there are families
+    except Exception as error:  # each family raises other types
         raise DataError(_no_model(name, folder, error)) from error
 
 
@@ -218,12 +220,12 @@ def load_model(
 
     Args:
         name: A folder, or a name in the local cache.
-        config: Its configuration, with any overrides.
-        is_masked: With its head for masked language modelling; a new one where it has none.
+        config: The model's configuration, with any overrides.
+        is_masked: Add the head for masked language modelling; a new one if the folder has none.
         **arguments: Passed on to transformers.
 
     Returns:
-        The model in eval mode, and transformers' account of the loading.
+        The model in eval mode, and transformers' loading report.
 
     Raises:
         DataError: See :func:`load_tokenizer`.
@@ -235,7 +237,7 @@ def load_model(
     auto: Any = AutoModelForMaskedLM if is_masked else AutoModel
     try:
         with quiet(name):
-            with on_meta():  # a family notes what it is built with in its configuration
+            with on_meta():  # a family may record its construction in its configuration
                 check_size(folder, new_model(copy.deepcopy(config)))
             loaded: Any = auto.from_pretrained(
                 folder,
@@ -248,7 +250,7 @@ def load_model(
             )
     except DamageError:
         raise
-    except Exception as error:  # as many kinds as there are families
+    except Exception as error:  # each family raises other types
         raise DataError(_no_model(name, folder, error)) from error
     model, account = loaded
     return model, account
@@ -260,12 +262,12 @@ def new_model(
     """Build a plain Hugging Face model with random weights.
 
     Args:
-        config: Its configuration.
-        is_masked: With a head for masked language modelling.
+        config: The model's configuration.
+        is_masked: Add a head for masked language modelling.
         **arguments: Passed on to the model's class.
 
     Raises:
-        DataError: The family cannot be built from this configuration, or wants code of its own.
+        DataError: The family cannot be built from this configuration, or needs its own code.
     """
     from transformers import AutoModel, AutoModelForMaskedLM
 
@@ -273,7 +275,7 @@ def new_model(
     try:
         with quiet():
             model: PreTrainedModel = auto.from_config(config, trust_remote_code=False, **arguments)
-    except Exception as error:  # as many kinds as there are families
+    except Exception as error:  # each family raises other types
         raise DataError(
             f"no model of type {config.model_type!r} can be built: {first_line(error)}"
         ) from error
@@ -282,7 +284,7 @@ def new_model(
 
 @contextlib.contextmanager
 def on_meta() -> Iterator[None]:
-    """Build models as sizes without memory or initial values; random numbers stay as they were."""
+    """Build models without memory or initial values; leave random number generators unchanged."""
     import torch
     from transformers import initialization
 
@@ -299,7 +301,7 @@ def check_size(folder: Path, empty: "PreTrainedModel") -> None:
     """Refuse a configuration whose model is larger than the weights beside it can hold.
 
     Args:
-        folder: With both.
+        folder: Folder of the configuration and the weights.
         empty: The model of that configuration, built :func:`on_meta`.
 
     Raises:

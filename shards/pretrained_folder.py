@@ -1,7 +1,7 @@
-"""What is refused of a Hugging Face folder before anything of it is loaded.
+"""Refuse unsafe Hugging Face folders before any part of them is loaded.
 
-A folder names no code, no file but its own under their usual names, and no numbers that building
-would not end with; its files can be read to their end.
+A folder may not name code, files outside itself or under unusual names, or numbers that make a
+build endless; its files must be readable to their end.
 """
 
 import os
@@ -19,19 +19,19 @@ from shards.files import MAX_JSON_BYTES, open_regular, parse_json, read_json
 
 MAX_CONFIG_BYTES = 16 << 20
 _MAX_HEADER_BYTES = 32 << 20
-"""Largest header of a safetensors file: one of 100,000 tensors has a third of it."""
+"""Largest header of a safetensors file: a file with 100,000 tensors has a third of this."""
 _TEMPLATES = "additional_chat_templates"
 _ADAPTER = "adapter_config.json"
 
 _REDIRECTS = ("transformers_weights", "configuration_files", "fast_tokenizer_files", "init_inputs")
-"""Entries that send transformers to other files than the ones that are checked."""
+"""Entries that redirect transformers to other files than the checked ones."""
 
 _COUNT = re.compile(
     r"(layers?|blocks?|block_sizes|depths?|experts?|groups?|stages?|repeats?|labels|extra_ids)$"
 )
-"""Names of entries that transformers counts up to, one Python object at a time."""
+"""Entries that make transformers build as many Python objects as their value."""
 _MANY = 1000
-"""A count up to this is built in seconds, whatever the weights are."""
+"""Largest count that is allowed for any weights: such a model is built in seconds."""
 _MANY_LABELS = 1_000_000
 _FREE_VALUES = 1 << 26
 """Values that a model may have beyond its weights: position tables and masks are not stored."""
@@ -39,36 +39,36 @@ _FREE_VALUES = 1 << 26
 
 @dataclass(frozen=True)
 class _Index:
-    """Of the index of weights in several files, what is looked at."""
+    """The part that is checked of an index of weights in several files."""
 
     weight_map: dict[str, str]
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that wants code of its own, or that could not be read to its end.
+    """Refuse a folder that needs its own code or cannot be read completely.
 
     Raises:
-        DataError: A file names code or a file elsewhere, is an adapter's, or is a pipe or a device;
-            or the folder cannot be read.
-        DamageError: A file is larger than its kind can be, is nested too deeply, is not JSON, or
-            counts more layers than the weights can have.
+        DataError: A file names code or a file elsewhere, belongs to an adapter, or is a pipe or a
+            device; or the folder cannot be read.
+        DamageError: A file is too large for its kind, is nested too deeply, is not JSON, or counts
+            more layers than the weights can have.
     """
     try:
         entries = sorted(folder.iterdir())
         if (folder / _TEMPLATES).is_dir():
             entries += sorted((folder / _TEMPLATES).iterdir())
         for entry in entries:
-            if entry.exists():  # a link to nothing is an absent file
+            if entry.exists():  # a broken link counts as an absent file
                 _check_file(entry, entry.stat())
     except OSError as error:
         raise DataError(f"cannot read {folder}: {error.strerror or error}") from error
 
 
 def check_header(path: Path) -> None:
-    """Refuse a safetensors file whose header is larger than the file or than any header is.
+    """Refuse a safetensors file whose header is larger than the file or the limit.
 
     Raises:
-        DataError: It cannot be read, or is not a regular file.
+        DataError: The file cannot be read, or is not a regular file.
         DamageError: The header is too large.
     """
     _header(path)
@@ -77,20 +77,20 @@ def check_header(path: Path) -> None:
 def check_values(folder: Path, num_values: int) -> None:
     """Refuse a configuration whose model has more values than the weights beside it can hold.
 
-    A value takes a byte at least. Without weights nothing is said: whoever loads them does.
+    A value takes at least one byte. A folder without weights passes: loading it reports the error.
 
     Args:
-        folder: With ``config.json`` and safetensors files.
-        num_values: Of all parameters and buffers of the model that the configuration describes.
+        folder: Folder with ``config.json`` and safetensors files.
+        num_values: Number of values in all parameters and buffers of the configured model.
 
     Raises:
-        DamageError: They are more, by over ``_FREE_VALUES``.
+        DamageError: The model has over ``_FREE_VALUES`` more values than the weights.
     """
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if held and num_values > held + _FREE_VALUES:
         raise DamageError(
             f"{folder / 'config.json'} describes a model of {num_values:,} values, but the weights "
-            f"beside it have {held:,} bytes: it was edited, or is that of another model"
+            f"beside it have {held:,} bytes: it was edited, or belongs to another model"
         )
 
 
@@ -111,7 +111,7 @@ def _check_file(path: Path, status: os.stat_result) -> None:
     elif path.name == _ADAPTER:
         raise DataError(
             f"{path} makes its folder an adapter of another model, whose weights may then come "
-            "from anywhere; merge the adapter into that model and save the whole, or remove the "
+            "from anywhere; merge the adapter into that model and save the result, or remove the "
             "file"
         )
     elif path.name.endswith("config.json"):
@@ -127,28 +127,28 @@ def _check_config(path: Path) -> None:
         is_kernel = key.endswith("_implementation") and "/" in str(value)
         if value and (key == "auto_map" or is_kernel):
             raise DataError(
-                f"{path} wants code of its own ({key}: {_short(value)}), which is never run; "
+                f"{path} needs its own code ({key}: {_short(value)}), which is never run; "
                 f"take a model whose family transformers has, or remove {key} from the file if "
-                "transformers' own class reads these weights as they were made"
+                "transformers' own class reads these weights correctly"
             )
-        # A nested configuration is an object; a name there would be asked of a hub.
+        # A nested configuration is an object; a name there would be looked up on a hub.
         if value and (key in _REDIRECTS or (key == "backbone" and isinstance(value, str))):
             raise DataError(
                 f"{path} sends its reader elsewhere ({key}: {_short(value)}), past the checks of "
-                f"this folder; remove {key} from the file, and give the files that are meant their "
+                f"this folder; remove {key} from the file, and give the intended files their "
                 "usual names"
             )
         if value and key == "quantization_config":
             raise DataError(
                 f"{path} belongs to quantised weights ({key}: {_short(value)}), which cannot be "
-                "trained; take the model that they were made of"
+                "trained; take the model that they were made from"
             )
         if _COUNT.search(key):
             _check_count(path, key, value)
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
-    """Entries of all objects of a JSON value, at any depth."""
+    """Yield the entries of all objects of a JSON value, at any depth."""
     pending = [content]
     while pending:
         node = pending.pop()
@@ -171,7 +171,7 @@ def _check_count(path: Path, key: str, value: Any) -> None:
     if count > tensors:
         raise DamageError(
             f"{path} says {key} {count:,}, but the weights beside it are {tensors:,} tensors: it "
-            "was edited, or is that of another model"
+            "was edited, or belongs to another model"
         )
 
 
@@ -181,7 +181,7 @@ def _header(path: Path) -> bytes:
         left = os.fstat(file.fileno()).st_size - 8
         if not 0 < length <= min(left, _MAX_HEADER_BYTES):
             raise DamageError(
-                f"{path} is not a whole safetensors file: its header is said to have {length:,} "
+                f"{path} is not a whole safetensors file: its header should have {length:,} "
                 f"bytes; expected at most {min(max(left, 0), _MAX_HEADER_BYTES):,}"
             )
         return file.read(length) or b""

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar when a person watches, plain lines in a log."""
+"""Show the progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -14,8 +14,8 @@ T = TypeVar("T")
 class Progress:
     """Shows how far a job is, its rate and the time left.
 
-    On a terminal it is a tqdm bar; elsewhere a line every half minute, so that a job of seconds
-    says nothing and the log of a long one stays short.
+    On a terminal it is a tqdm bar; elsewhere it prints a line every half minute, so that a job of
+    seconds prints nothing and the log of a long job stays short.
 
     Example::
 
@@ -35,10 +35,10 @@ class Progress:
         """Start the clock.
 
         Args:
-            total: Units there are in all, or None if that is not known.
-            desc: What is being done, in a word or two.
-            unit: What is counted; ``B`` is shown with decimal prefixes.
-            stream: Where to show it; standard error by default.
+            total: Number of units, or None if it is unknown.
+            desc: The job, in a word or two.
+            unit: The counted unit; ``B`` is shown with decimal prefixes.
+            stream: Output stream; standard error by default.
             line_every_s: Seconds between plain lines.
         """
         self.total = total
@@ -73,7 +73,7 @@ class Progress:
             print(self.line(now_s - self._start_s), file=self._stream, flush=True)
 
     def skip(self, units: int) -> None:
-        """Take out of the total what was done before, so that rate and time left are today's."""
+        """Subtract earlier work from the total, so that rate and time left describe this run."""
         if self.total is None:
             return
         self.total -= units
@@ -94,7 +94,7 @@ class Progress:
         return text
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
@@ -108,18 +108,18 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.close()
 
 
 def progress(iterable: Iterable[T], total: int | None, desc: str, unit: str) -> Iterator[T]:
-    """Yield from ``iterable``, showing the progress with one unit an item.
+    """Yield from ``iterable``, and show the progress with one unit per item.
 
     Args:
         iterable: The items.
-        total: How many there are, or None to take ``len(iterable)`` where it has one.
-        desc: What is being done.
-        unit: What an item is, in the plural.
+        total: Number of items; None takes ``len(iterable)`` if it has one.
+        desc: The job, in a word or two.
+        unit: Name of the items, in the plural.
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
@@ -130,7 +130,7 @@ def progress(iterable: Iterable[T], total: int | None, desc: str, unit: str) -> 
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as people say it: ``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    """Format a duration for people: ``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

@@ -1,8 +1,8 @@
-"""Publishing a shard set: a folder under a lock, a hidden staging folder in it, the manifest last.
+"""Publish a shard set: lock its folder, fill a staging folder, write the manifest last.
 
-Everything is written to the staging folder and moved into place only when all samples are there. A
-build that fails or is killed therefore leaves no shard set, and does not touch the one that a
-forced build was to replace.
+All files are written to the staging folder and moved into place only when all samples exist. A
+build that fails or is killed therefore leaves no shard set, and a forced build that fails leaves
+the existing set unchanged.
 """
 
 import contextlib
@@ -40,15 +40,15 @@ _LOCK_NAME = ".building.lock"
 
 
 class SetPublisher:
-    """Holds the folder of a set that is being made; use it as a context manager.
+    """Holds the folder of a new set; use it as a context manager.
 
-    Leaving the block without :meth:`publish`, by an error or otherwise, leaves no set behind.
+    If the block ends without :meth:`publish`, by an error or otherwise, no set is left behind.
 
     Attributes:
         folder: The set's folder.
-        staging: The folder in it that files are written to until they are published.
+        staging: The folder in it that receives files until they are published.
         kind: A name in :data:`shards.set_kinds.KINDS`.
-        source: What the manifest says about inputs and options.
+        source: Inputs and options, for the manifest.
         counts: The manifest's counts.
         refused: Refused rows by reason.
     """
@@ -63,20 +63,20 @@ class SetPublisher:
         force: bool = False,
         work: str | None = None,
     ) -> None:
-        """Prepare; nothing is touched before the block is entered.
+        """Prepare; change no file before the block is entered.
 
         Args:
             folder: The set's folder; made if it is missing.
             kind: A name in :data:`shards.set_kinds.KINDS`.
-            source: What the manifest says about inputs and options.
+            source: Inputs and options, for the manifest.
             articles_fingerprint: Fingerprint of the article set whose rows the samples name.
-            force: Replace a shard set that is already there, and its columns.
-            work: A name for work that can be gone on with: the staging folder then outlives a
-                kill, an interrupt and a full disk, and is found again by the next build that
-                gives the same name; one that gives another name removes it.
+            force: Replace an existing shard set and its columns.
+            work: A name for work that can be continued: the staging folder then survives a kill,
+                an interrupt and a full disk, and the next build that gives the same name continues
+                with it; a build that gives another name removes it.
 
         Raises:
-            ValueError: If the kind is unknown.
+            ValueError: The kind is unknown.
         """
         check_kind(kind)
         self.folder = Path(folder)
@@ -95,11 +95,11 @@ class SetPublisher:
         self._lock = FileLock(self.folder / _LOCK_NAME, timeout=0)
 
     def __enter__(self) -> "SetPublisher":
-        """Make the folder, take its lock and clear what an interrupted build left.
+        """Make the folder, lock it and remove leftovers of an interrupted build.
 
         Raises:
-            DataError: If the folder holds a shard set, or shards of unknown origin (and ``force``
-                is off), another build is writing there, or it cannot be written.
+            DataError: The folder holds a shard set, or shards of unknown origin (and ``force``
+                is off), another build is writing there, or the folder is not writable.
         """
         if has_manifest(self.folder) and not self.force:
             raise DataError(
@@ -131,9 +131,9 @@ class SetPublisher:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Remove the staging folder, unless its work is to be gone on with; release the lock."""
+        """Remove the staging folder, unless its work can be continued; release the lock."""
         self._close_reports()
-        # What we say ourselves is about the inputs or the options: with others, nothing is reused.
+        # Errors of this project concern inputs or options: after a change nothing can be reused.
         if error is None or not self.resumable or isinstance(error, TinyNewsRecError):
             shutil.rmtree(self.staging, ignore_errors=True)
         self._release()
@@ -143,9 +143,9 @@ class SetPublisher:
 
         Args:
             source: Name of the input.
-            line: Line number in it, from 1 (of a row of several lines: its first).
+            line: Line number in the input, from 1 (for a row of several lines, its first).
             reason: One of a small number of short reasons, the key of the count.
-            excerpt: The beginning of the row, or what is wrong in it.
+            excerpt: The beginning of the row, or its wrong part.
         """
         if self._report is None:
             self._report = _open_report(self.staging / REFUSED_NAME)
@@ -154,13 +154,13 @@ class SetPublisher:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def note(self, source: str, line: int, what: str, excerpt: str = "") -> None:
-        """Write what is odd about a row that is kept to the report ``noted.jsonl``.
+        """Write an oddity of a kept row to the report ``noted.jsonl``.
 
         Args:
             source: Name of the input.
-            line: Line number in it, from 1; 0: of the file as a whole.
+            line: Line number in the input, from 1; 0 stands for the whole file.
             what: One of a small number of short phrases.
-            excerpt: What it is about.
+            excerpt: The text that the note is about.
         """
         if self._notes is None:
             self._notes = _open_report(self.staging / NOTED_NAME)
@@ -172,7 +172,7 @@ class SetPublisher:
         self.counts[name] = self.counts.get(name, 0) + increment
 
     def keep_report(self) -> Path | None:
-        """Keep the report of a build that is about to fail, and return where it is."""
+        """Keep the report of a build that is about to fail; return its path."""
         if self._report is None:
             return None
         self._report.close()
@@ -190,7 +190,7 @@ class SetPublisher:
             fields: The fields that occur in the samples.
 
         Raises:
-            DataError: If there is no shard.
+            DataError: There are no shards.
         """
         if not shards:
             raise DataError(f"nothing to write to {self.folder}: no {self.kind} are left")
@@ -227,7 +227,7 @@ class SetPublisher:
         self._report = self._notes = None
 
     def _clear_leftovers(self) -> None:
-        """Remove what an interrupted build left; its staging folder tells that it was a build."""
+        """Remove leftovers of an interrupted build, which its staging folder identifies."""
         leftovers = _leftovers(self.folder)
         orphans = [] if has_manifest(self.folder) else self._shard_files()
         if orphans and not leftovers and not self.force:
@@ -241,7 +241,7 @@ class SetPublisher:
             if leftover != self.staging:
                 remove(leftover)
         clear_leftovers(self.folder)
-        # A write that was cut off left its temporary file.
+        # An interrupted write left its temporary file.
         for half in self.staging.rglob(".*.tmp-*"):
             half.unlink(missing_ok=True)
         for name in (REFUSED_NAME, NOTED_NAME, DUPLICATES_NAME):
@@ -252,7 +252,7 @@ class SetPublisher:
         return sorted(path for pattern in patterns for path in self.folder.glob(pattern))
 
     def _clear_former(self) -> None:
-        # The manifest goes first: from here until the new one is there the folder is no shard set.
+        # Remove the manifest first: until the new one exists, the folder is not a shard set.
         (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
         for path in self._shard_files():
             path.unlink()
@@ -277,7 +277,7 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def clear_published(folder: Path) -> None:
-    """Remove the staging folder of a build that was killed when its set was already published."""
+    """Remove the staging folder of a build that was killed after its set was published."""
     clear_leftovers(folder)
     if not _leftovers(folder) and not (folder / _LOCK_NAME).exists():
         return

@@ -1,5 +1,7 @@
-"""Ragged data as one array of values and one of offsets: row i is ``values[offsets[i]:offsets[i +
-1]]``."""
+"""Handle ragged data: one array of values and one of offsets.
+
+Row i is ``values[offsets[i]:offsets[i + 1]]``.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,20 +10,20 @@ import numpy as np
 
 
 def offsets_from_lengths(lengths: np.ndarray) -> np.ndarray:
-    """Offsets int64[n + 1] of rows of these lengths (int[n]) laid end to end."""
+    """Return the offsets int64[n + 1] of rows of these lengths, end to end."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The numbers ``starts[i] .. starts[i] + lengths[i] - 1`` for every i in turn, int64[total]."""
+    """List ``starts[i] .. starts[i] + lengths[i] - 1`` for every i in turn, int64[total]."""
     offsets = offsets_from_lengths(lengths)
     return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
 
 
 def row_of_value(offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The row in which each of these places in the values lies, int64[k]."""
+    """Return the row of each of these positions in the values, int64[k]."""
     return np.searchsorted(offsets, values, side="right") - 1
 
 
@@ -34,7 +36,7 @@ def pad(
         values: the values of the rows, end to end.
         offsets: int64[n + 1].
         width: columns of the result.
-        fill: what stands where a row has no value.
+        fill: padding value.
         right_aligned: put each row's values at the right end instead of the left.
     """
     lengths = np.diff(offsets)

@@ -1,11 +1,11 @@
-"""Reading a shard set: any sample by its row number, or a shard from end to end.
+"""Read a shard set: any sample by row number, or a shard completely.
 
-Reads go by ``pread`` at the offsets of the index, not through the tar format: that is some twenty
-times cheaper, and each read checks what a tar cannot: the member's name (so a shard that changed
-places with another is found) and the CRC-32 of its data. In a set of tars made elsewhere the names
-are anything; there the manifest's sha256 of the index ties index and shard together, and the CRC-32
-the data to both. A memory map would save a microsecond a sample, but a shard cut short under it
-would kill the process, and every page that was ever read would count as its memory.
+Reads use ``pread`` at the offsets of the index, not the tar format. This is about twenty times
+cheaper, and each read checks what a tar cannot: the member's name (so swapped shards are found) and
+the CRC-32 of its data. Tars made elsewhere have arbitrary names; there the manifest's sha256 of the
+index ties index and shard together, and the CRC-32 ties the data to both. A memory map would save a
+microsecond per sample, but would kill the process if a shard was cut short, and would count every
+page ever read as the process's memory.
 """
 
 import os
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 _MAX_OPEN_SHARDS = 64
 _TRIES_ELSEWHERE = 3
-_MAX_OPEN_ELSEWHERE = 4  # an open shard takes disk even when it was evicted from the cache
-# Looked up once: a read takes five microseconds, and each of these look-ups a hundredth of it.
+_MAX_OPEN_ELSEWHERE = 4  # an open shard takes disk space even after the cache evicted it
+# Looked up once: a read takes five microseconds, and each look-up a hundredth of that.
 _unpack_record, _record_bytes = RECORD.unpack_from, RECORD.size
-# zlib-ng's CRC-32 is zlib's, five times faster.
+# zlib-ng's CRC-32 equals zlib's and is five times faster.
 _pread, _crc32, _loads = os.pread, zlib_ng.crc32, orjson.loads
 
 
@@ -58,17 +58,17 @@ class ShardSet:
     Safe to use from several threads, and picklable: a copy in another process opens its own files.
 
     Attributes:
-        path: The set's folder; of a set elsewhere, that of its mirror.
-        mirror: The mirror of a set elsewhere, else None.
-        manifest: Its manifest.
+        path: The set's folder; for a remote set, the folder of its mirror.
+        mirror: The mirror of a remote set, else None.
+        manifest: The set's manifest.
         kind: A name in :data:`shards.set_kinds.KINDS`.
-        fingerprint: sha256 (hex) of what the samples are.
+        fingerprint: sha256 (hex) that identifies the samples.
         num_rows: Number of samples N.
-        shard_starts: int64 ``[S + 1]``; shard s holds the rows from ``shard_starts[s]`` up to,
-            and without, ``shard_starts[s + 1]``.
+        shard_starts: int64 ``[S + 1]``; shard s holds the rows from ``shard_starts[s]`` (inclusive)
+            to ``shard_starts[s + 1]`` (exclusive).
         columns_dir: Folder of the set's columns (it need not exist).
-        check_columns: Whether readers of its columns check a tensor against its checksum when they
-            first touch it.
+        check_columns: Whether readers of its columns check a tensor against its checksum at its
+            first use.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ShardSet:
         *,
         check_columns: bool = True,
     ) -> None:
-        """Use :meth:`open`, which also checks that the files are there."""
+        """Store the parts; use :meth:`open` instead, which also checks that the files exist."""
         self.path = path
         self.check_columns = check_columns
         self.mirror = mirror
@@ -105,21 +105,21 @@ class ShardSet:
         check_files: bool = True,
         check_columns: bool = True,
     ) -> "ShardSet":
-        """Open a shard set and check that its files are there with the sizes of the manifest.
+        """Open a shard set, and check its files against the manifest's sizes.
 
         Args:
-            path: The set's folder, or the URL of a set elsewhere, whose files are brought over and
-                checked when they are needed.
+            path: The set's folder, or the URL of a remote set, whose files are fetched and checked
+                when they are needed.
             kind: The kind that the caller needs, if it matters.
-            cache: Where to keep the files of a set elsewhere; None takes the defaults.
-            check_files: Without it, damage of shards is found by the reads that meet it, for
-                callers that read columns alone, or that may skip damaged samples.
+            cache: Settings of the cache for a remote set; None takes the defaults.
+            check_files: If False, damage of shards is found by the reads, for callers that read
+                columns alone, or that may skip damaged samples.
             check_columns: See the attribute.
 
         Raises:
-            DataError: If there is no shard set at ``path``, or it is of another kind.
-            DamageError: If the manifest is damaged, or a shard or an index is missing or has
-                another size.
+            DataError: ``path`` is not a shard set, or the set is of another kind.
+            DamageError: The manifest is damaged, or a shard or an index is missing or has another
+                size.
         """
         mirror = None
         if is_url(path):
@@ -146,18 +146,18 @@ class ShardSet:
         return f"ShardSet({str(self.path)!r}, {self.kind}, {self.num_rows} rows)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Open the set again where it is unpickled: descriptors and locks do not travel."""
+        """Open the set again where it is unpickled, since descriptors and locks cannot be sent."""
         cache = None if self.mirror is None else self.mirror.settings
         return (_reopen, (self.location, self.fingerprint, cache, self.check_columns))
 
     @property
     def location(self) -> str:
-        """The set's folder or URL: what a command would name it by."""
+        """The set's folder or URL, as an argument of a command."""
         return str(self.path) if self.mirror is None else self.mirror.url
 
     @property
     def shards(self) -> tuple[ShardInfo, ...]:
-        """The shards as the manifest lists them."""
+        """The shards in the order of the manifest."""
         return self.manifest.shards
 
     @property
@@ -166,20 +166,20 @@ class ShardSet:
         return len(self.manifest.shards)
 
     def rows_of(self, shard: int) -> range:
-        """Return the row numbers that ``shard`` holds."""
+        """Return the row numbers of ``shard``."""
         return range(int(self.shard_starts[shard]), int(self.shard_starts[shard + 1]))
 
     def locate(self, row: int) -> tuple[int, int]:
-        """Return (shard, place in the shard) of a row.
+        """Return (shard, position in the shard) of a row.
 
         Raises:
-            IndexError: If there is no such row.
+            IndexError: The row is out of range.
         """
         if not 0 <= row < self.num_rows:
             raise IndexError(
                 f"row {row} is not in {self.path}: it has rows 0 to {self.num_rows - 1}"
             )
-        # Through int: a NumPy integer would make all that follows slow.
+        # Through int: a NumPy integer would make all following operations slow.
         shard = bisect_right(self._starts, row := int(row)) - 1
         return shard, row - self._starts[shard]
 
@@ -187,10 +187,10 @@ class ShardSet:
         """Return the records of a shard's index (see :mod:`shards.index`).
 
         Returns:
-            A structured array ``[n]``, or ``[n, M]`` in a set of tars made elsewhere.
+            A structured array ``[n]``, or ``[n, M]`` for a set of tars made elsewhere.
 
         Raises:
-            DamageError: If the index is missing, has another size, or is not the manifest's.
+            DamageError: The index is missing, has another size, or differs from the manifest's.
         """
         index = self._read_index(shard)
         return index.records if isinstance(index, MemberIndex) else index
@@ -199,8 +199,8 @@ class ShardSet:
         """Return the WebDataset key of a row.
 
         Raises:
-            IndexError: If there is no such row.
-            DamageError: If the index of its shard is damaged.
+            IndexError: The row is out of range.
+            DamageError: The index of its shard is damaged.
         """
         shard, place = self.locate(row)
         opened = self._opened.get(shard) or self._open_shard(shard, place, row)
@@ -209,12 +209,11 @@ class ShardSet:
     def payload(self, row: int) -> bytes:
         """Return the JSON bytes of a row, checked.
 
-        In a set of tars made elsewhere: those of the article that its members make.
+        For a set of tars made elsewhere, these are the bytes of the article made from the members.
 
         Raises:
-            IndexError: If there is no such row.
-            DamageError: If the stored bytes are not the ones that were written; the message names
-                the shard and the offset.
+            IndexError: The row is out of range.
+            DamageError: The stored bytes have changed; the message names the shard and the offset.
         """
         shard, place = self.locate(row)
         if self._decoder is not None:
@@ -225,8 +224,8 @@ class ShardSet:
         """Return the sample of a row.
 
         Raises:
-            IndexError: If there is no such row.
-            DamageError: If the stored bytes are not the ones that were written.
+            IndexError: The row is out of range.
+            DamageError: The stored bytes have changed.
         """
         shard, place = self.locate(row)
         if self._decoder is not None:
@@ -241,14 +240,14 @@ class ShardSet:
         return sample
 
     def read(self, rows: Iterable[int]) -> list[dict[str, Any]]:
-        """Return the samples of some rows, in the order in which they are asked for.
+        """Return the samples of some rows, in the order of ``rows``.
 
         Args:
             rows: Row numbers, for example int64[n]; may repeat.
 
         Raises:
-            IndexError: If there is no such row.
-            DamageError: If the stored bytes of one are not the ones that were written.
+            IndexError: A row is out of range.
+            DamageError: The stored bytes of a sample have changed.
         """
         sample = self.sample
         return [sample(row) for row in (rows.tolist() if isinstance(rows, np.ndarray) else rows)]
@@ -257,8 +256,8 @@ class ShardSet:
         """Yield the samples of one shard in the order of their rows.
 
         Raises:
-            DamageError: At the first sample whose bytes are not the ones that were written;
-                :meth:`shards.damage.SkipBudget.samples` goes on.
+            DamageError: The stored bytes of a sample have changed; to continue after that, use
+                :meth:`shards.damage.SkipBudget.samples`.
         """
         yield from map(self.sample, self.rows_of(shard))
 
@@ -273,11 +272,11 @@ class ShardSet:
             self._opened.clear()
 
     def _read(self, shard: int, place: int, row: int) -> bytes:
-        """Return the data of a sample of a set of our own."""
+        """Return the data of a sample in a set built by this package."""
         opened = self._opened.get(shard) or self._open_shard(shard, place, row)
         offset, length, crc32 = _unpack_record(opened.index, _record_bytes * place)
         data = b""
-        # A damaged index may name any place; reading there could ask for gigabytes.
+        # A damaged index may name any place; a read there could ask for gigabytes.
         if TAR_BLOCK <= offset <= opened.bytes - length:
             try:
                 data = _pread(opened.descriptor, TAR_BLOCK + length, offset - TAR_BLOCK)
@@ -295,7 +294,7 @@ class ShardSet:
         raise self._damage(shard, offset, row, cause)
 
     def _article(self, shard: int, place: int, row: int) -> dict[str, Any]:
-        """Return the article that the members of a sample made elsewhere are."""
+        """Make the article from the members of a sample made elsewhere."""
         opened = self._opened.get(shard) or self._open_shard(shard, place, row)
         index, decoder = opened.members, self._decoder
         if index is None or decoder is None:
@@ -323,7 +322,7 @@ class ShardSet:
         try:
             return decoder.article(index.key(place), contents)
         except RowError as error:
-            raise self._damage(shard, first, row, f"it is no article: {error.reason}") from error
+            raise self._damage(shard, first, row, f"not an article: {error.reason}") from error
 
     def _read_index(self, shard: int) -> np.ndarray | MemberIndex:
         info, layout = self.manifest.shards[shard], self.manifest.layout
@@ -344,7 +343,7 @@ class ShardSet:
             if len(self._opened) > (
                 _MAX_OPEN_SHARDS if self.mirror is None else _MAX_OPEN_ELSEWHERE
             ):
-                # The one that was opened first; its users keep it until they are done with it.
+                # The first one opened; its users keep it until they have finished.
                 del self._opened[next(iter(self._opened))]
         return opened
 
@@ -358,12 +357,12 @@ class ShardSet:
                     return index, os.dup(file.fileno())
             except DataError as error:
                 if self.mirror is not None and isinstance(error.__cause__, FileNotFoundError):
-                    continue  # evicted since it was brought over
+                    continue  # evicted since it was fetched
                 records = index.records[place] if isinstance(index, MemberIndex) else index[place]
                 offset = int(records["offset"].flat[0])
                 cause = f"the shard cannot be read: {error}"
                 raise self._damage(shard, offset, row, cause) from error
-        raise DataError(f"{path} leaves the cache as fast as it comes; raise data.cache_gib")
+        raise DataError(f"{path} is evicted as soon as it is fetched; raise data.cache_gib")
 
     def _damage(self, shard: int, offset: int, row: int, cause: str) -> SampleDamage:
         skip = Skip(self.shards[shard].name, int(offset), int(row), cause)
@@ -386,7 +385,7 @@ def _unreadable(error: OSError) -> str:
 def _reopen(
     location: str, fingerprint: str, cache: CacheSettings | None, check_columns: bool
 ) -> ShardSet:
-    """Open a set in another process: its files were checked in the first."""
+    """Open a set in another process; its files were checked in the first process."""
     shard_set = ShardSet.open(location, cache=cache, check_files=False, check_columns=check_columns)
     if shard_set.fingerprint != fingerprint:
         raise DataError(f"{location} was built again since this run opened it; start it again")

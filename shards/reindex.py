@@ -1,4 +1,4 @@
-"""Making the indexes of a shard set again from its tars."""
+"""Remake the indexes of a shard set from its tars."""
 
 import tarfile
 from pathlib import Path
@@ -12,14 +12,14 @@ from shards.progress import progress
 
 
 def rebuild_indexes(folder: str | Path) -> list[str]:
-    """Make every index again whose content is not what its tar says.
+    """Remake every index that does not match its tar.
 
     Returns:
-        The names of the indexes that were written.
+        The names of the written indexes.
 
     Raises:
-        DataError: If there is no shard set in ``folder``, or a tar cannot be read.
-        DamageError: If a tar is not the one of the manifest; its index is then left alone.
+        DataError: ``folder`` is not a shard set, or a tar cannot be read.
+        DamageError: A tar differs from the manifest; its index is then not changed.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -42,7 +42,7 @@ def rebuild_indexes(folder: str | Path) -> list[str]:
 
 
 def _scanner(manifest: Manifest) -> Scanner:
-    """Return what reads the tars as they were read when the set was made."""
+    """Return a scanner that reads the tars as at the set's creation."""
     assert manifest.layout is not None
     guessed = manifest.source.get("guessed", [])
     if not isinstance(guessed, list) or not all(isinstance(part, str) for part in guessed):
@@ -51,15 +51,15 @@ def _scanner(manifest: Manifest) -> Scanner:
 
 
 def _rebuild_foreign(folder: Path, manifest: Manifest, scanner: Scanner) -> list[str]:
-    """Do the same for tars made elsewhere: all are read, since ids must be new over the set."""
+    """Rebuild indexes of tars made elsewhere; read all, because ids must be unique."""
     written = []
     for shard in progress(manifest.shards, None, "index", "shards"):
         scanned = scanner.scan(folder / shard.name)
         if scanned.info != shard:
-            what = "sha256" if scanned.info.sha256 != shard.sha256 else "what is read of it"
+            what = "sha256" if scanned.info.sha256 != shard.sha256 else "the indexed content"
             raise DamageError(
-                f"{folder / shard.name} is not the shard of the manifest ({what} differs); put back"
-                " the tar, or give --force to index the tars anew"
+                f"{folder / shard.name} is not the shard of the manifest ({what} differs); restore"
+                " the tar, or give --force to index the tars again"
             )
         path = folder / shard.index_name
         if not path.is_file() or path.read_bytes() != scanned.index:

@@ -1,4 +1,4 @@
-"""Files of a shard set elsewhere: read through fsspec, tried again, checked by the caller.
+"""Read files of a remote shard set through fsspec, with retries; the caller checks them.
 
 A URL is a prefix: ``s3://bucket/sets/news``, ``gs://``, ``https://``, ``http://`` or ``file://``.
 Credentials come from where fsspec's file systems look for them (environment, ``~/.aws``,
@@ -20,7 +20,7 @@ from shards.location import has_key, key_refusal, shown, shown_text
 
 T = TypeVar("T")
 
-# What each kind of URL needs beside fsspec; all of it is the extra ``remote``, but for gcsfs.
+# Packages that each kind of URL needs besides fsspec; the extra ``remote`` has all but gcsfs.
 _SCHEMES = {
     "s3": ("s3fs", "remote"),
     "gs": ("gcsfs", "gcs"),
@@ -30,15 +30,15 @@ _SCHEMES = {
 }
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
-_TRY_AGAIN = {408, 425, 429}  # the only answers of 4xx that another try can change
+_TRY_AGAIN = {408, 425, 429}  # the only 4xx answers that another try can change
 
 
 class RemoteError(DataError):
-    """A server could not be reached, or went on failing."""
+    """A server could not be reached, or kept failing."""
 
 
 class MissingError(DataError):
-    """The server says that there is no such file."""
+    """The server has no such file."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,18 @@ class Patience:
     """How long to wait for a server."""
 
     attempts: int = 8
-    """Tries a file; the waits between them double from a quarter of a second up to 30 s."""
+    """Attempts per file; the waits between them double from a quarter of a second up to 30 s."""
     timeout_s: float = 30.0
-    """Longest silence of a server that has been asked."""
+    """Longest silence of a server during a request."""
 
 
 def is_url(path: object) -> bool:
-    """Say whether this names a shard set elsewhere rather than a folder here."""
+    """Tell whether a path is a URL, so that the shard set is remote."""
     return "://" in str(path)
 
 
 def set_argument(text: str) -> Path | str:
-    """A shard set on the command line: a folder, or a URL as it is (a path would lose a slash).
+    """Parse a shard set on the command line: a folder, or an unchanged URL.
 
     Raises:
         ArgumentTypeError: The URL carries a key.
@@ -68,15 +68,15 @@ def set_argument(text: str) -> Path | str:
 
 
 def folder_argument(text: str) -> Path:
-    """A folder on the command line.
+    """Parse a folder on the command line.
 
     Raises:
-        ArgumentTypeError: It is a URL.
+        ArgumentTypeError: The text is a URL.
     """
     if is_url(text):
         raise ArgumentTypeError(
-            f"{shown(text)}: this command reads and writes folders; what is brought over from a URL"
-            " is checked as it comes, and a copy of the set can be worked on"
+            f"{shown(text)}: this command reads and writes folders; files fetched from a URL are"
+            " checked as they come, and a local copy of the set works with this command"
         )
     return Path(text)
 
@@ -85,7 +85,7 @@ def check_url(url: str) -> str:
     """Return the URL of a shard set without a slash at its end.
 
     Raises:
-        UsageError: It is no URL that shard sets are read from.
+        UsageError: The URL is invalid, or of a kind that shard sets are not read from.
     """
     prefix = "expected the prefix of a shard set, like s3://bucket/sets/news"
     if has_key(url):
@@ -102,16 +102,15 @@ def check_url(url: str) -> str:
 class Remote:
     """The files under one URL.
 
-    Every method tries again with growing waits, saying so on standard error, until
-    ``patience.attempts`` are used up. A file that is not there, and one that may not be read, are
-    not asked for again.
+    Every method retries with growing waits, reported on standard error, until
+    ``patience.attempts`` are used up. A missing or forbidden file is not requested again.
     """
 
     def __init__(self, url: str, patience: Patience) -> None:
-        """Make the file system; nothing is asked of the server yet.
+        """Make the file system; contact no server yet.
 
         Raises:
-            UsageError: The URL is none, or the package that reads it is not installed.
+            UsageError: The URL is invalid, or the package that reads it is not installed.
         """
         self.url = check_url(url)
         self.patience = patience
@@ -126,20 +125,20 @@ class Remote:
         end: int | None = None,
         attempts: int | None = None,
     ) -> T:
-        """Fetch a file, or its bytes ``start`` to ``end``, and return what ``check`` makes of them.
+        """Fetch a file, or its bytes ``start`` to ``end``, and return the result of ``check``.
 
         Args:
             name: Path below the URL.
-            check: Gets the bytes; raises DamageError where they are not the right ones, which
-                is tried again. Where a server knows no ranges it gets the whole file.
+            check: Receives the bytes; raises DamageError for wrong bytes, which causes a retry. A
+                server without range requests gives it the whole file.
             start: First byte; None is the beginning.
             end: End of the bytes; None is the end of the file.
-            attempts: Tries, if not those of the patience.
+            attempts: Number of attempts, if it differs from the patience's.
 
         Raises:
-            MissingError: There is no such file.
-            RemoteError: The attempts are used up.
-            DamageError: They are used up, and the last one gave the wrong bytes.
+            MissingError: The server has no such file.
+            RemoteError: All attempts failed.
+            DamageError: All attempts failed, and the last one gave wrong bytes.
         """
         path = f"{self._root}/{name}"
         return self._attempt(
@@ -147,9 +146,9 @@ class Remote:
         )
 
     def download(self, name: str, path: Path, check: Callable[[Path], T]) -> T:
-        """Fetch a file to ``path`` and return what ``check`` makes of it; else as :meth:`read`.
+        """Fetch a file to ``path`` and return the result of ``check``; otherwise like :meth:`read`.
 
-        The file goes to the disk in pieces and is not held in memory.
+        The file is written to disk in pieces and never held in memory.
         """
 
         def fetch() -> T:
@@ -159,12 +158,12 @@ class Remote:
         return self._attempt(name, fetch, None)
 
     def names(self, folder: str) -> list[str] | None:
-        """Names of the files and folders in a folder; None where the server does not list folders.
+        """Return the names in a folder, or None if the server cannot list folders.
 
-        An object store has no empty folders: one that is not there is an empty list, or None.
+        An object store has no empty folders: a missing folder gives an empty list, or None.
 
         Raises:
-            RemoteError: The attempts are used up.
+            RemoteError: All attempts failed.
         """
         path = f"{self._root}/{folder}"
         try:
@@ -185,7 +184,7 @@ class Remote:
             try:
                 return action()
             except FileNotFoundError as error:
-                raise MissingError(f"{where} is not there") from error
+                raise MissingError(f"{where} does not exist") from error
             except Exception as error:
                 if isinstance(error, TinyNewsRecError) and not isinstance(error, DamageError):
                     raise
@@ -197,18 +196,18 @@ class Remote:
                     kind = DamageError if isinstance(error, DamageError) else RemoteError
                     raise kind(f"{where}: {reason}; gave up after {tries}") from error
                 _say(f"{where}: {reason}; attempt {number + 1} of {attempts} in {wait:.1f} s")
-            # A little apart, so that the processes of many nodes do not all come back at once.
+            # Random waits, so that the processes of many nodes do not all return at once.
             time.sleep(wait * random.uniform(0.75, 1.0))
             wait = min(2 * wait, _LONGEST_WAIT_S)
         raise AssertionError("unreachable")
 
 
 class _RefusedError(RemoteError):
-    """The server answered that it will not."""
+    """The server refused the request."""
 
 
 def is_plain_name(name: str) -> bool:
-    """Say whether a name from elsewhere can be that of a file here: one part, not hidden."""
+    """Tell whether a remote name suits a local file: one part, not hidden."""
     return bool(name) and name[0] not in ".?" and name.isprintable() and not set(name) & set("/\\")
 
 
@@ -224,7 +223,7 @@ def _file_system(url: str, timeout_s: float) -> Any:
             from aiohttp import ClientTimeout
 
             silence = ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
-            # Compressed in transit, a range would be one of other bytes.
+            # A range of a compressed transfer would have other bytes.
             options["headers"] = {"Accept-Encoding": "identity"}
             options["client_kwargs"] = {"timeout": silence, "trust_env": True}
         if scheme == "s3":

@@ -1,8 +1,8 @@
-"""How many of the titles that a batch of clicks names are distinct: measured, not promised.
+"""Measure how many of the titles that a batch of clicks names are distinct.
 
 The work of a finetuning step grows with the distinct titles of its batch, as each is encoded once.
-Three things decide how many there are: how popular the popular titles are, how many clicks of one
-user come together (:mod:`shards.block_order`), and whether ranks share them.
+Their number depends on how popular the popular titles are, on how many clicks of one user come
+together (:mod:`shards.block_order`), and on whether ranks share titles.
 """
 
 from collections.abc import Sequence
@@ -18,31 +18,30 @@ from shards.order import EpochOrder
 
 _BATCHES = 40
 WORTH_SHARING = 0.9
-"""``data.share_titles auto``: ranks share titles where that leaves at most this part of them."""
+"""``data.share_titles auto``: ranks share titles if at most this part of them is left."""
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """Titles of a forward pass, means over batches taken evenly over the first epoch."""
+    """Titles of a forward pass; means over batches taken evenly over the first epoch."""
 
     micro_batch: int
     """Clicks of a forward pass on one rank."""
     ranks: int
     users: float
-    """Different users of a micro-batch: it tells of so many independent histories."""
+    """Number of users in a micro-batch, hence of independent histories."""
     named: float
     """Titles that a micro-batch names in filled history slots and as candidates."""
     distinct: float
-    """Different ones among them."""
+    """Distinct titles among the named ones."""
     most_distinct: float
-    """The same of the rank that has the most, for which the others wait."""
+    """Distinct titles on the rank with the most, for which the others wait."""
     distinct_over_ranks: float
-    """Different ones among the micro-batches of all ranks together."""
+    """Distinct titles in the micro-batches of all ranks together."""
 
     @property
     def kept_over_ranks(self) -> float:
-        """Titles that a rank encodes where ranks share them, as a part of those of the rank that
-        has the most where they do not."""
+        """Titles that a rank encodes with sharing, relative to the rank with the most without."""
         return self.distinct_over_ranks / (self.ranks * self.most_distinct)
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,7 +67,7 @@ class Sharing:
 
 @dataclass(frozen=True)
 class SharingChoice:
-    """What ``data.share_titles auto`` comes to, and the counts that decide it."""
+    """The decision of ``data.share_titles auto``, and the counts behind it."""
 
     sharing: Sharing
 
@@ -106,11 +105,11 @@ def measure_sharing(
     Args:
         order: the order of the clicks.
         clicks: the click log.
-        rule: what a click is read with.
+        rule: how to read a click.
         micro_batch: clicks of a forward pass on one rank.
         global_batch: clicks of a step, a multiple of ``ranks`` times ``micro_batch``.
         ranks: number of ranks.
-        max_batches: look at no more global batches than this, taken evenly over the first epoch.
+        max_batches: largest number of global batches, taken evenly over the first epoch.
     """
     number = -(-order.num_units // global_batch)
     kept = min(max_batches, number)
@@ -137,12 +136,12 @@ def measure_sharing(
 def sharing_table(
     numbers: Sequence[tuple[int, int]], mixing: Sequence[Mixing], sharing: Sequence[Sharing]
 ) -> str:
-    """Orders of one click log side by side, as text for a terminal.
+    """Format orders of one click log side by side, as text for a terminal.
 
     Args:
-        numbers: window in shards, and clicks of a user in a block, of each order.
-        mixing: how each mixes.
-        sharing: what each shares.
+        numbers: window in shards, and block size in clicks of a user, of each order.
+        mixing: how well each order mixes.
+        sharing: the titles of each order.
     """
     ranks = sharing[0].ranks
     header = (
@@ -157,13 +156,13 @@ def sharing_table(
         lines.append(line + (f"{100 * shared.kept_over_ranks:>11.0f}%" if ranks > 1 else ""))
     lines += [
         "",
-        f"of {sharing[0].micro_batch:,} clicks at a time: their different users, the titles that "
-        "they name, and the",
-        "distinct ones among them, which are what is encoded",
+        f"of {sharing[0].micro_batch:,} clicks at a time: the number of users, the titles that "
+        "the clicks name, and the",
+        "distinct titles, which are encoded",
     ]
     if ranks > 1:
         lines.append(
-            f"over ranks: what each of {ranks:,} ranks encodes if they share titles, as a part of "
-            "what the one with the most does if not"
+            f"over ranks: the share of titles that each of {ranks:,} ranks encodes with sharing, "
+            "relative to the rank with the most without sharing"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""One sample for people: found by row or by id, with its tokens and what was cut of them."""
+"""Show one sample by row or id, with its tokens and the cut text."""
 
 import json
 import textwrap
@@ -19,13 +19,13 @@ _REST = 60
 
 
 def find_row(shard_set: ShardSet, sample_id: str) -> int:
-    """The row of the sample with an id: the first, should there be several. Reads up to it.
+    """Find the row of the first sample with an id by reading the set.
 
     Raises:
-        UsageError: there is none.
-        DamageError: a sample before it is damaged.
+        UsageError: no sample has the id.
+        DamageError: an earlier sample is damaged.
     """
-    # Most samples are told apart by their bytes, which is much cheaper than decoding them.
+    # Comparing bytes excludes most samples, and is much cheaper than decoding them.
     needles = {
         json.dumps(sample_id, ensure_ascii=ascii_only).encode() for ascii_only in (True, False)
     }
@@ -43,7 +43,7 @@ def find_row(shard_set: ShardSet, sample_id: str) -> int:
 def with_titles(
     sample: dict[str, Any], row_fields: Iterable[str], articles: ShardSet
 ) -> dict[str, Any]:
-    """Return a sample with titles in the place of the row numbers that some of its fields hold.
+    """Replace the row numbers in some fields of a sample by titles.
 
     Raises:
         DamageError: A field names a row that the article set lacks.
@@ -60,7 +60,7 @@ def with_titles(
 
 
 def token_lines(shard_set: ShardSet, row: int) -> Iterator[str]:
-    """What every token column of the set holds of a sample, line by line."""
+    """Describe line by line what each token column of the set holds of a sample."""
     for info in list_columns(shard_set, TOKENS):
         yield ""
         yield info.folder.name

@@ -1,9 +1,9 @@
-"""Streaming lines out of files, and rows out of JSON lines and TSV, each with its line number.
+"""Stream lines of files, and rows of JSON lines and TSV, with line numbers.
 
-A row that cannot be read does not end the stream: it comes out as a :class:`Row` with a reason
-instead of a record, and the reader goes on behind it. No reader holds more than one row, and a row
-of more than :data:`MAX_ROW_BYTES` is refused, so memory is bounded whatever the file. What unpacks
-to far more than any text, and blank lines without end, end the reading in one line.
+An unreadable row does not end the stream: it is yielded as a :class:`Row` with a reason instead of
+a record, and reading continues after it. No reader holds more than one row, and a row of more than
+:data:`MAX_ROW_BYTES` is refused, so memory is bounded for any file. An input that unpacks to far
+more than any text does, or that has endless blank lines, ends the reading with a one-line error.
 """
 
 import gzip
@@ -23,18 +23,18 @@ from shards.heads import GZIP, HEAD_BYTES, one_json_value, packing, wide_encodin
 
 MAX_ROW_BYTES = 16 << 20
 MAX_JSON_DEPTH = 500
-"""Deepest nesting of lists and objects in a row: Python's parser and ours go a little further."""
+"""Deepest nesting of lists and objects in a row: both JSON parsers can read a little more."""
 MAX_UNPACKED_RATIO = 200
 """Most bytes that one byte of a gzip or zip member may unpack to, beyond the first 64 MiB: texts
-reach 3 to 30, a bomb 1,000."""
+reach 3 to 30, a zip bomb 1,000."""
 MAX_BLANK_LINES = 1_000_000
 """Most blank lines in a row."""
 DEFAULT_MAX_REFUSED = 0.2
 UTF8_REMEDY = (
-    "expected UTF-8; of Windows or Latin-1: iconv -f WINDOWS-1252 -t UTF-8 IN > OUT (other"
-    " encodings by their names, such as GB18030)"
+    "expected UTF-8; for Windows or Latin-1: iconv -f WINDOWS-1252 -t UTF-8 IN > OUT (use the"
+    " names of other encodings, such as GB18030)"
 )
-"""Not Latin-1: its quotes and dashes of Windows are controls, which would be taken out."""
+"""Not Latin-1: it maps the quotes and dashes of Windows to controls, which would be removed."""
 FORMATS = ("jsonl", "csv", "tsv", "parquet", "mind")
 _EXCERPT_CHARS = 160
 _BUFFER_BYTES = 1 << 18
@@ -48,21 +48,21 @@ _SUFFIXES = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-# RuntimeError: a member that is encrypted or compressed in a way that zipfile does not know.
+# RuntimeError: a member that is encrypted, or compressed by a method that zipfile does not know.
 _BROKEN_INPUT = (EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
 @dataclass(slots=True)
 class Row:
-    """One row of an input: a record, or the reason why there is none."""
+    """One row of an input: a record, or the reason for its absence."""
 
     line: int
-    """Line number from 1 (of a row of several lines: its first; in Parquet: the row number)."""
+    """Line number from 1 (for a row of several lines, its first; in Parquet, the row number)."""
     record: Any = None
     """The decoded row; for JSON lines always a dict."""
     reason: str | None = None
     raw: Any = ""
-    """What the row looked like, for the report."""
+    """Text of the row, for the report."""
 
     def excerpt(self) -> str:
         """Return the beginning of the row, on one line."""
@@ -76,23 +76,23 @@ class Row:
 
 
 class InputFile:
-    """A file to read, perhaps gzipped, or a member of a zip archive.
+    """A file to read, which may be gzipped, or a member of a zip archive.
 
     Attributes:
         path: The file, or the archive.
         member: The member's name in the archive, or None.
-        name: What reports and manifests call it: file names only, no folders.
-        size: Bytes that reading it to the end takes (compressed, where it is gzipped).
-        position: Bytes of them read so far.
+        name: Name in reports and manifests: file names only, no folders.
+        size: Bytes to read in total (compressed, for a gzipped file).
+        position: Bytes read so far, out of ``size``.
         num_lines: Lines that :meth:`lines` has yielded.
-        offset: Where the last of them ended, in bytes of the unpacked file.
+        offset: End of the last yielded line, in bytes of the unpacked file.
     """
 
     def __init__(self, path: Path, member: str | None = None) -> None:
-        """Look at the beginning of the file.
+        """Check the beginning of the file.
 
         Raises:
-            DataError: If it is not there, is not a regular file, or is packed with anything but
+            DataError: The file is missing, is not a regular file, or is packed by anything but
                 gzip.
         """
         check_is_file(path)
@@ -121,7 +121,7 @@ class InputFile:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the bytes on disk are the file's own, so that reading may begin anywhere."""
+        """Whether the bytes on disk are unpacked content, so that reading may begin anywhere."""
         return self.member is None and not self._gzipped
 
     def lines(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes | None]]:
@@ -130,15 +130,15 @@ class InputFile:
         A UTF-8 byte order mark at the start of the file is dropped.
 
         Args:
-            start: Of a plain file: yield only lines that begin here or later; they are numbered
+            start: For a plain file, yield only lines that begin here or later; they are numbered
                 from 1.
-            stop: ... and before here.
+            stop: For a plain file, yield only lines that begin before this byte.
 
         Raises:
-            DataError: If the file is not UTF-8 but UTF-16 or UTF-32, is packed twice, unpacks to
+            DataError: The file is UTF-16 or UTF-32 instead of UTF-8, is packed twice, unpacks to
                 more than :data:`MAX_UNPACKED_RATIO` allows, has lines of old Macs, or too many
-                blank ones.
-            DamageError: If the file cannot be read to its end, for example a gzip cut short.
+                blank lines.
+            DamageError: The file cannot be read to its end, for example a truncated gzip file.
         """
         number = blank = 0
         most = self._most_unpacked
@@ -193,10 +193,10 @@ class InputFile:
         return raw
 
     def _check_head(self, head: bytes) -> None:
-        """Refuse what is not text in UTF-8 by its first bytes, unpacked."""
+        """Refuse an input whose first unpacked bytes are not UTF-8 text."""
         found, encoding = packing(head[:HEAD_BYTES]), wide_encoding(head[:HEAD_BYTES])
         if found is not None:
-            inside = "" if self.is_plain else "inside what it is packed with: "
+            inside = "" if self.is_plain else "(after unpacking) "
             raise DataError(
                 f"{self.name} is not text but {inside}{found[0]}; {found[1].format(self.path)}"
             )
@@ -212,25 +212,25 @@ class InputFile:
             )
 
     def check_json_lines(self) -> None:
-        """Check a file of which no line could be used.
+        """Explain a file without any usable line.
 
         Raises:
-            DataError: If it is JSON, but not one object a line.
+            DataError: The file is JSON, but not one object per line.
         """
         with self.path.open("rb") as raw, self._unpacked(raw) as unpacked:
             found = one_json_value(unpacked.read(HEAD_BYTES))
         if found is not None:
             what, rows = found
             raise DataError(
-                f"{self.name} is {what}; expected one object a line; convert it:"
+                f"{self.name} is {what}; expected one object per line; convert it:"
                 f" jq -c {rows!r} < IN > OUT.jsonl"
             )
 
     def check_unpacked(self, size: int) -> None:
-        """Check how much was unpacked so far.
+        """Check the size of the unpacked data so far.
 
         Raises:
-            DataError: If it is more than any text unpacks to.
+            DataError: The size is larger than that of any text.
         """
         if size > self._most_unpacked:
             raise DataError(
@@ -243,14 +243,14 @@ class InputFile:
         return max(_FREE_UNPACKED_BYTES, MAX_UNPACKED_RATIO * self._packed_bytes)
 
     def _place(self, number: int, start: int) -> str:
-        return f"{self.name}, after line {number}" + (f" behind byte {start}" if start else "")
+        return f"{self.name}, after line {number}" + (f" from byte {start} on" if start else "")
 
 
 def check_is_file(path: Path) -> None:
-    """Check that an input is there and can be read more than once, as inputs are.
+    """Check that an input is a file that can be read more than once.
 
     Raises:
-        DataError: If it is missing, or is a folder, a pipe or a device.
+        DataError: The input is missing, or is a folder, a pipe or a device.
     """
     if path.is_file():
         return
@@ -265,7 +265,7 @@ def check_is_file(path: Path) -> None:
 
 
 def _line_start(file: IO[bytes], start: int, stop: int | None) -> int:
-    """Seek to the first line that begins at ``start`` or later, or to ``stop``; return where."""
+    """Seek to the first line at or after ``start``, or to ``stop``; return where."""
     at = file.seek(start - 1)
     while stop is None or at < stop:
         part = file.readline(_BUFFER_BYTES)
@@ -279,7 +279,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """Open a zip archive.
 
     Raises:
-        DataError: If it is none.
+        DataError: The file is not a zip archive.
     """
     try:
         return zipfile.ZipFile(path)
@@ -288,12 +288,12 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def guess_format(path: Path) -> str | None:
-    """Return the format that a file's name stands for (``.gz`` aside), or None."""
+    """Return the format that a file's name indicates (ignoring ``.gz``), or None."""
     return _SUFFIXES.get(Path(path.name.lower().removesuffix(".gz")).suffix)
 
 
 def parse_json_lines(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[Row]:
-    """Yield one JSON object a line; blank lines are passed over."""
+    """Yield one JSON object per line; skip blank lines."""
     for number, line in lines:
         if line is None:
             yield Row(number, reason="row too long")
@@ -308,7 +308,7 @@ def parse_json_lines(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[Row]
             yield Row(number, reason="bad JSON", raw=line)
         else:
             reason = None if isinstance(record, dict) else "not a JSON object"
-            # Most rows are flat. Where Python's own parser gives up depends on its caller.
+            # Most rows are flat. The depth at which Python's parser fails depends on its caller.
             if reason is None and _has_nested(record) and is_deep(line):
                 reason = "bad JSON"
             yield Row(number, record if reason is None else None, reason, line)
@@ -319,7 +319,7 @@ def _has_nested(record: dict[str, Any]) -> bool:
 
 
 def is_deep(text: bytes) -> bool:
-    """Say whether lists and objects are nested deeper than :data:`MAX_JSON_DEPTH`."""
+    """Tell whether lists and objects are nested deeper than :data:`MAX_JSON_DEPTH`."""
     if text.count(b"[") + text.count(b"{") <= MAX_JSON_DEPTH:
         return False
     depth = 0

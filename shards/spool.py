@@ -1,10 +1,10 @@
-"""What is made of one chunk of an input, in one file on disk until the shards are written.
+"""Store one chunk's results in a file until the shards are written.
 
-A spool appears whole or not at all, so one that is there need not be made again. It holds, one
-after another: the payloads of the rows that can be used (an article's JSON, or a body from a second
-file); a record of :data:`ROW_DTYPE` for each of them; a near-duplicate signature for each, where
-they are wanted; a JSON line for each refused row; a JSON object with the sizes of these parts and
-with counts; and the length of that object in eight bytes.
+A spool appears whole or not at all, so an existing spool need not be made again. It holds, in this
+order: the payloads of the usable rows (an article's JSON, or a body from a second file); a record
+of :data:`ROW_DTYPE` for each of them; a near-duplicate signature for each, if requested; a JSON
+line for each refused row; a JSON object with the sizes of these parts and with counts; and the
+length of that object in eight bytes.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ ROW_DTYPE = np.dtype(
         ("id", "<u8", 2),  # hash of the id
         ("text", "<u8", 2),  # hash of title and body
         ("article", "<u8"),  # hash of all fields
-        ("line", "<u4"),  # as numbered in the chunk
+        ("line", "<u4"),  # line number within the chunk
         ("length", "<u4"),  # bytes of the payload
         ("fields", "<u2"),  # bit i: the sample has the i-th of FIELD_NAMES
-        ("origin", "u1"),  # where the body is from
+        ("origin", "u1"),  # origin of the body
         ("changed", "u1"),  # bit i: the i-th rule of normalisation changed a text
     ]
 )
@@ -42,15 +42,15 @@ class _Known(TypedDict):
     rows: int
     """Rows of the chunk, usable or not."""
     lines: int
-    """Lines of the chunk, where it is a span of a file."""
+    """Lines of the chunk, if it is a span of a file."""
     refused_first: int
-    """Rows that were refused before the first that was not."""
+    """Number of refused rows before the first usable one."""
     sizes: tuple[int, int, int, int]
     """Bytes of the parts of the spool."""
 
 
 class Facts(_Known, total=False):
-    """What the end of a spool says of its chunk."""
+    """The facts about a chunk at the end of its spool."""
 
     seen: list[str]
     """Fields that occurred."""
@@ -59,14 +59,14 @@ class Facts(_Known, total=False):
     quoting: tuple[int, int, int]
     """See :class:`shards.articles.Quoting`."""
     notes: list[tuple[int, str, str]]
-    """(line, what, excerpt) of rows that are kept and odd."""
+    """(line, what, excerpt) for oddities of kept rows."""
 
 
 def hash_text(text: str, size: int = 16) -> bytes:
-    """Return a hash of a text. Of 16 bytes: equal hashes mean equal texts, for all that is known.
+    """Hash a text. With 16 bytes, equal hashes mean equal texts for all practical purposes.
 
     Raises:
-        UnicodeEncodeError: If it holds half of a surrogate pair.
+        UnicodeEncodeError: The text holds half of a surrogate pair.
     """
     return hashlib.blake2b(text.encode("utf-8"), digest_size=size).digest()
 
@@ -92,7 +92,7 @@ class SpoolWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Put the file in place, or, after an error, remove it."""
+        """Put the file in place, or remove it after an error."""
         self._context.__exit__(error_type, error, traceback)
 
     def add(
@@ -107,20 +107,20 @@ class SpoolWriter:
         origin: int = 0,
         changed: int = 0,
     ) -> None:
-        """Add a row that can be used; the parts of its record are as in :data:`ROW_DTYPE`."""
+        """Add a usable row; the parts of its record are those of :data:`ROW_DTYPE`."""
         self._file.write(payload)
         self._payload_bytes += len(payload)
         self._rows += _RECORD.pack(id, text, article, line, len(payload), fields, origin, changed)
 
     def refuse(self, line: int, reason: str, excerpt: str) -> None:
-        """Add a row that cannot be used."""
+        """Add an unusable row."""
         self._refused += json.dumps([line, reason, excerpt]).encode("ascii") + b"\n"
 
     def finish(self, facts: Mapping[str, Any], signatures: bytes = b"") -> None:
-        """Write what is left.
+        """Write the remaining parts.
 
         Args:
-            facts: More to remember of the chunk.
+            facts: Further facts about the chunk.
             signatures: A near-duplicate signature for each row.
         """
         for part in (self._rows, signatures, self._refused):
@@ -131,19 +131,19 @@ class SpoolWriter:
 
 
 class Spool:
-    """A spool that was written.
+    """A finished spool.
 
     Attributes:
         path: The file.
-        facts: What :meth:`SpoolWriter.finish` was given.
-        num_rows: Rows that can be used.
+        facts: The argument of :meth:`SpoolWriter.finish`.
+        num_rows: Number of usable rows.
     """
 
     def __init__(self, path: Path) -> None:
         """Read the end of the file.
 
         Raises:
-            DamageError: If it is not a spool.
+            DamageError: The file is not a spool.
         """
         self.path = path
         try:
@@ -193,7 +193,7 @@ def read_at(path: Path, offset: int, length: int) -> bytes:
     """Return ``length`` bytes of a spool.
 
     Raises:
-        DamageError: If it has fewer.
+        DamageError: The spool has fewer bytes.
     """
     with path.open("rb") as file:
         file.seek(offset)
@@ -207,11 +207,11 @@ def read_column(spools: Sequence[Spool], name: str) -> np.ndarray:
     """Return one field of :data:`ROW_DTYPE` for the rows of all spools."""
     num_rows = sum(spool.num_rows for spool in spools)
     field = ROW_DTYPE[name]
-    # The halves of a hash apart, as sorting wants them.
+    # The halves of a hash go to separate arrays, as sorting needs them.
     column = np.empty((num_rows, *field.shape), field.base, order="F")
     done = 0
     for spool in spools:
-        # One spool at a time: the other fields are not held.
+        # One spool at a time, so that the other fields do not stay in memory.
         column[done : done + spool.num_rows] = spool.rows()[name]
         done += spool.num_rows
     return column

@@ -1,4 +1,4 @@
-"""The course that every build takes: spools, a decision about each row, shards.
+"""Run the phases of every build: spools, a decision about each row, shards.
 
 1. Every input is cut into chunks (:mod:`shards.chunks`); every chunk becomes a spool
    (:mod:`shards.spool`), in any process.
@@ -6,8 +6,8 @@
    are reported with their lines.
 3. The shards are written from the spools (:mod:`shards.assemble`), in any process.
 
-Spools and shards are whole or absent, and depend on inputs and options alone. So a build that was
-killed goes on with those that are there, and the number of processes leaves no trace.
+Spools and shards are whole or absent, and depend on inputs and options alone. A build that was
+killed therefore continues with the existing ones, and the number of processes changes no byte.
 """
 
 import heapq
@@ -39,7 +39,7 @@ _WORK_FORMAT = 2
 
 def work_name(request: str) -> str:
     """Return the name under which the unfinished work for a request is found again."""
-    # Whatever else decides where the cuts are or what a spool holds.
+    # Include everything else that determines the cuts or the content of a spool.
     return fingerprint(
         {
             "request": request,
@@ -51,14 +51,14 @@ def work_name(request: str) -> str:
 
 
 class Taker(ABC):
-    """Takes the rows of one chunk into its spool."""
+    """Moves the rows of one chunk into its spool."""
 
     @abstractmethod
     def take(self, line: int, record: Any) -> None:
         """Add a row to the spool.
 
         Raises:
-            RowError: If the row must be refused.
+            RowError: The row must be refused.
         """
 
     def finish(self, facts: dict[str, Any]) -> bytes:
@@ -68,25 +68,25 @@ class Taker(ABC):
 
 @dataclass(frozen=True)
 class SpoolJob(ABC):
-    """Makes the spools of one input; picklable, so that other processes can."""
+    """Makes the spools of one input; picklable, so that other processes can run it."""
 
     file: InputFile
     form: str
     folder: Path
-    """Where the spools go."""
+    """Folder of the spools."""
     stem: str
-    """What their names begin with."""
+    """Prefix of the spools' names."""
 
     def path(self, chunk: Chunk) -> Path:
-        """Return where the spool of a chunk is, or will be."""
+        """Return the path of a chunk's spool."""
         return self.folder / f"{self.stem}-{chunk.number:06d}.spool"
 
     def run(self, chunk: Chunk) -> Path:
-        """Make the spool of a chunk, unless it is there; return where it is.
+        """Make the spool of a chunk unless it exists; return its path.
 
         Raises:
-            DamageError: If the input cannot be read.
-            OSError: If the spool cannot be written.
+            DamageError: The input cannot be read.
+            OSError: The spool cannot be written.
         """
         path = self.path(chunk)
         if path.exists():
@@ -117,7 +117,7 @@ class SpoolJob(ABC):
 
     @abstractmethod
     def taker(self, spool: SpoolWriter) -> Taker:
-        """Return what takes the rows of a chunk into ``spool``."""
+        """Return the object that moves a chunk's rows into ``spool``."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class ReadChunk:
     spool: Spool
 
     def refused(self) -> Iterator[tuple[str, int, str, str]]:
-        """Yield (source, line, reason, excerpt) of the rows that could not be used."""
+        """Yield (source, line, reason, excerpt) of the unusable rows."""
         for line, reason, excerpt in self.spool.refused():
             yield self.source, self.lines_before + line, reason, excerpt
 
@@ -146,15 +146,15 @@ class SpooledBuild:
     """One build, inside the folder that a publisher holds.
 
     Attributes:
-        publisher: Of the set.
-        workers: Who does the work.
+        publisher: Publisher of the set.
+        workers: The processes that do the work.
         intake: Counts the rows.
-        folder: Where the spools go.
+        folder: Folder of the spools.
         reads: The chunks read so far, in the order of the inputs.
     """
 
     def __init__(self, publisher: SetPublisher, workers: Workers, intake: Intake) -> None:
-        """Start with nothing read."""
+        """Start without chunks."""
         self.publisher = publisher
         self.workers = workers
         self.intake = intake
@@ -169,16 +169,16 @@ class SpooledBuild:
         columns: Sequence[str] = (),
         wanted: Sequence[Sequence[str]] | None = None,
     ) -> Iterator[Facts]:
-        """Make the spools of one input, or find them made; yield the facts of each.
+        """Make the missing spools of one input; yield the facts of each spool.
 
         Args:
-            job: What makes them.
-            columns: Columns that a table must have.
-            wanted: Paths of keys to read of Parquet; None reads all columns.
+            job: Makes the spools.
+            columns: Required columns of a table.
+            wanted: Paths of the keys to read from Parquet; None reads all columns.
 
         Raises:
-            DataError: If all rows at the start were refused, or a column is missing.
-            DamageError: If the input cannot be read to its end.
+            DataError: All first rows were refused, or a column is missing.
+            DamageError: The input cannot be read to its end.
         """
         sent: deque[tuple[Chunk, bool]] = deque()
 
@@ -198,7 +198,7 @@ class SpooledBuild:
             lines = lines if chunk.lines_before is None else chunk.lines_before
             self.reads.append(ReadChunk(job.file.name, lines, spool))
             lines += facts["lines"]
-            # The builder first: it may know why all rows at the start were refused.
+            # Ask the builder first: it may know why all first rows were refused.
             yield facts
             self._note_rows(facts["rows"], facts["refused_first"])
 
@@ -216,7 +216,7 @@ class SpooledBuild:
 
         Args:
             reads: The chunks.
-            duplicate: bool ``[n]``: the rows of their spools that are refused for their ids.
+            duplicate: bool ``[n]``: whether a row of their spools is refused because of its id.
         """
         done = 0
         for read in reads:
@@ -232,12 +232,12 @@ class SpooledBuild:
     def write(
         self, spools: Sequence[Spool], kept: np.ndarray, samples_per_shard: int
     ) -> list[ShardInfo]:
-        """Write the shards, or find them written.
+        """Write the missing shards.
 
         Args:
-            spools: In the order of the inputs.
-            kept: bool ``[n]``: the rows of the spools that become samples.
-            samples_per_shard: Samples in every shard but the last.
+            spools: Spools in the order of the inputs.
+            kept: bool ``[n]``: whether a row of the spools becomes a sample.
+            samples_per_shard: Number of samples in every shard but the last.
         """
         staging, kind = self.publisher.staging, self.publisher.kind
         total = int(read_column(spools, "length")[kept].sum(dtype=np.int64))

@@ -1,8 +1,8 @@
-"""Reading what a network file system shows late.
+"""Retry reads on a network file system that shows changes late.
 
-On NFS a file that another node has just renamed into place may not be found yet (ENOENT), and one
-that was replaced under an open handle is refused (ESTALE). Both pass within a second or so; a file
-that is truly gone stays gone.
+On NFS, a file that another node has just renamed into place may not be found yet (ENOENT), and a
+file that was replaced under an open handle is refused (ESTALE). Both errors pass within about a
+second; a missing file stays missing.
 """
 
 import errno
@@ -15,16 +15,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 WAITS_S = (0.1, 0.2, 0.4, 0.8)
-"""Between tries; their sum is what a file that is truly missing costs."""
+"""Waits between attempts; their sum is the delay before a missing file is reported."""
 
 _PASSING = {errno.ENOENT, errno.ESTALE}
 
 
 def again_where_stale(read: Callable[P, T]) -> Callable[P, T]:
-    """Let a function that only reads try again, a few times, when a file was late or stale.
+    """Make a function that only reads retry after a late or stale file.
 
-    Its errors are told by their causes: an ``OSError`` with ENOENT or ESTALE anywhere in the chain.
-    Everything else, and the last try's error, is raised as it is.
+    An error is recognised by its causes: an ``OSError`` with ENOENT or ESTALE anywhere in the
+    chain. Any other error, and the last attempt's error, is raised unchanged.
 
     Args:
         read: The function.
@@ -45,7 +45,7 @@ def again_where_stale(read: Callable[P, T]) -> Callable[P, T]:
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is one of those that may pass by themselves."""
+    """Tell whether an error, or its cause, may pass by itself."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _PASSING:
             return True

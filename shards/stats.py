@@ -1,4 +1,4 @@
-"""What a shard set holds, in numbers: counts, lengths in words, categories, clicks."""
+"""Compute a shard set's statistics: counts, lengths in words, categories, clicks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,20 +30,20 @@ class Stats:
     counts: dict[str, int]
     refused: dict[str, int]
     lengths: dict[str, Lengths]
-    """By what is counted: ``title words``, ``candidates``, …"""
+    """By the counted items: ``title words``, ``candidates``, …"""
     facts: dict[str, Any] = field(default_factory=dict)
     """Single values: users, clicks, first and last time, …"""
     categories: dict[str, int] = field(default_factory=dict)
-    """Samples by category, the most frequent first."""
+    """Number of samples by category, the most frequent first."""
 
     fields: dict[str, int] = field(default_factory=dict)
-    """In how many samples each field is there and not empty."""
+    """Number of samples in which each field exists and is not empty."""
     duplicates: dict[str, int] = field(default_factory=dict)
-    """Samples that repeat an earlier one, by what is the same."""
+    """Number of samples that repeat an earlier one, by the repeated part."""
     limits: dict[str, int] = field(default_factory=dict)
-    """At what length the texts of a token column were cut: longer ones are not known."""
+    """Length at which a token column cut its texts: longer lengths are unknown."""
     untold: str = ""
-    """Why lengths are in words: what is wrong with the token column."""
+    """Reason for lengths in words: what is wrong with the token column."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -88,11 +88,11 @@ class Stats:
 
 
 def compute_stats(shard_set: ShardSet | str | Path) -> Stats:
-    """Read a whole shard set and count.
+    """Read a whole shard set and compute its statistics.
 
     Raises:
-        DataError: If there is no shard set.
-        DamageError: If a sample is damaged.
+        DataError: The folder is not a shard set.
+        DamageError: A sample is damaged.
     """
     if not isinstance(shard_set, ShardSet):
         shard_set = ShardSet.open(shard_set)
@@ -125,8 +125,10 @@ def compute_stats(shard_set: ShardSet | str | Path) -> Stats:
 
 
 def token_lengths(shard_set: ShardSet) -> tuple[dict[str, Lengths], dict[str, int], str]:
-    """Lengths in tokens, special tokens included, by what is counted, and where each was cut; both
-    empty where the set has no complete token column, or more than one, and then why."""
+    """Count lengths in tokens, including special tokens, and the lengths at which texts were cut.
+
+    Both are empty if the set does not have exactly one complete token column; the text says why.
+    """
     from shards.tokens import TokenColumn
 
     try:
@@ -145,7 +147,7 @@ def token_lengths(shard_set: ShardSet) -> tuple[dict[str, Lengths], dict[str, in
 def suggestions(
     lengths: dict[str, Lengths], limits: dict[str, int], untold: str, settings: Mapping[str, str]
 ) -> list[str]:
-    """Lines that say how much maximum lengths of texts, and other ``settings``, would keep."""
+    """Format how much text maximum lengths of fields, and other ``settings``, would keep."""
     unit = "tokens" if limits else "words"
     lines: list[str] = []
     texts = {f"{field} {unit}": f"data.max_{field}_tokens" for field in TEXT_FIELDS}
@@ -153,7 +155,7 @@ def suggestions(
         if name not in lengths:
             continue
         counted = lengths[name]
-        cut = limits.get(name, counted.max + 1)  # a text this long may have been longer
+        cut = limits.get(name, counted.max + 1)  # a text of this length may have been longer
         whole = [
             f"{'over ' if counted.whole(cut - 1) < share else ''}"
             f"{min(counted.limit_for_whole(share), cut):,} for {share:.0%}"
@@ -167,8 +169,8 @@ def suggestions(
         ]
         if (at_cut := 1 - counted.whole(cut - 1)) > 0:
             lines.append(
-                f"    {100 * at_cut:.1f}% have the {cut:,} at which the column cuts: what was"
-                " beyond is not counted"
+                f"    {100 * at_cut:.1f}% have the {cut:,} at which the column cuts: longer text"
+                " is not counted"
             )
     if unit == "words" and texts.keys() & lengths.keys():
         lines.append(f"  in words: {untold}")
@@ -176,7 +178,7 @@ def suggestions(
 
 
 def _rows(entries: dict[str, Any]) -> list[str]:
-    """Names and values in two columns."""
+    """Format names and values in two columns."""
     shown = [(one_line(name), _show(value)) for name, value in entries.items()]
     width = max(23, *(len(name) for name, _ in shown))
     return [f"  {name:<{width}} {value}" for name, value in shown]

@@ -1,4 +1,4 @@
-"""Being asked to stop while a column is filled: a cell that is nearly done is finished first."""
+"""Handle a request to stop: finish a cell that is nearly done first."""
 
 import contextlib
 import math
@@ -11,15 +11,15 @@ from types import FrameType
 from shards.errors import StoppedError
 
 GRACE_S = 20.0
-"""Seconds after a signal in which work in hand may be finished: Slurm and Kubernetes kill 30 s
-after SIGTERM unless told otherwise."""
+"""Seconds after a signal in which current work may be finished: Slurm and Kubernetes kill 30 s
+after SIGTERM by default."""
 
 
 class Pace:
-    """How long the rest of a cell takes, by what its first part took.
+    """Estimates how long the rest of a cell takes, from its first part.
 
     Args:
-        work: Of the whole cell, in any unit.
+        work: Work of the whole cell, in any unit.
     """
 
     def __init__(self, work: int) -> None:
@@ -29,44 +29,44 @@ class Pace:
         self.start_s = time.monotonic()
 
     def add(self, units: int) -> int:
-        """Count a batch; return how much of it belongs to the cell's work."""
+        """Count a batch; return the part of it that belongs to the cell."""
         counted = min(units, self._left)
         self._left -= counted
         return counted
 
     @property
     def left_s(self) -> float:
-        """Seconds until the cell is computed; infinite before anything is done."""
+        """Estimate the seconds until the cell is done; infinite before any work is done."""
         done = self._work - self._left
         elapsed_s = time.monotonic() - self.start_s
         return elapsed_s / done * self._left if done else math.inf
 
 
 class Stopping:
-    """Whether SIGTERM came, and when."""
+    """Records whether SIGTERM came, and when."""
 
     def __init__(self) -> None:
-        """Nothing came yet."""
+        """Start without a signal."""
         self._since_s = math.inf
 
     @property
     def is_asked(self) -> bool:
-        """Whether the process is to end."""
+        """Whether the process must end."""
         return self._since_s < math.inf
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Signal handler."""
+        """Handle the signal."""
         if not self.is_asked:
             self._since_s = time.monotonic()
 
     def check(self, left_s: float = math.inf) -> None:
-        """Raise where the process is to end, unless the cell in hand is done within the grace.
+        """Raise if the process must end, unless the current cell can be finished in time.
 
         Args:
-            left_s: Seconds that the cell in hand still takes.
+            left_s: Seconds that the current cell still takes.
 
         Raises:
-            StoppedError: The process is to end now.
+            StoppedError: The process must end now.
         """
         if self.is_asked and time.monotonic() - self._since_s + left_s > GRACE_S:
             raise StoppedError("stopped by SIGTERM")
@@ -74,7 +74,7 @@ class Stopping:
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[Stopping]:
-    """Catch SIGTERM while the block runs; outside the main thread nothing can be caught."""
+    """Catch SIGTERM during the block; outside the main thread nothing can be caught."""
     stopping = Stopping()
     if threading.current_thread() is not threading.main_thread():
         yield stopping
@@ -87,9 +87,9 @@ def stop_on_sigterm() -> Iterator[Stopping]:
 
 
 class TaskStopping(Stopping):
-    """SIGTERM in a worker process: its task in hand is finished, and without one it ends at once.
+    """SIGTERM in a worker: a current task is finished; an idle worker ends at once.
 
-    So whoever ends a pool of processes by SIGTERM never waits for one that has nothing to do.
+    Whoever ends a pool of processes by SIGTERM therefore never waits for an idle worker.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class TaskStopping(Stopping):
 
     @contextlib.contextmanager
     def task(self) -> Iterator[None]:
-        """Have a task in hand while the block runs."""
+        """Mark a task as current during the block."""
         self._is_busy = True
         try:
             yield

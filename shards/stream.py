@@ -1,8 +1,7 @@
-"""Global batches cut out of an order, one rank's slice at a time, and worker threads to fetch
-ahead.
+"""Cut global batches from an order into rank slices, and prefetch in threads.
 
 Every rank computes the same global batch and takes its own contiguous part, so the concatenation
-over ranks is the same for any number of them, and resuming is a seek.
+over ranks is the same for any number of ranks, and resuming is a seek.
 """
 
 import threading
@@ -22,23 +21,23 @@ _JOIN_S = 10.0
 
 
 class Stream:
-    """This rank's slices of the global batches, without end.
+    """Endless stream of this rank's slices of the global batches.
 
     Args:
         order: the order of the units.
-        global_batch: units a step over all ranks.
+        global_batch: units per step over all ranks.
         rank: this process's number, from 0.
         world_size: number of processes.
-        position: where to go on (from a checkpoint); None starts at the beginning.
+        position: position to resume from (from a checkpoint); None starts at the beginning.
 
     Attributes:
-        position: the place after the global batch that was yielded last. The trainer keeps the
-            position of the batches it has *consumed*, from :attr:`BatchRows.position`, not this
-            one, which a prefetching thread moves ahead.
+        position: the position after the last yielded global batch. The trainer keeps the position
+            of the batches that it has *consumed*, from :attr:`BatchRows.position`, instead: a
+            prefetching thread moves this one ahead.
 
     Raises:
-        DataError: ``global_batch`` cannot be divided by ``world_size``, or ``position`` belongs to
-            another order or global batch; the field is named.
+        DataError: ``global_batch`` is not divisible by ``world_size``, or ``position`` belongs to
+            another order or global batch; the message names the field.
         ValueError: ``rank`` is not within the world.
     """
 
@@ -80,15 +79,15 @@ class Stream:
 
     @property
     def position(self) -> Position:
-        """The place after the last global batch that was yielded."""
+        """The position after the last yielded global batch."""
         return replace(self.order.position_at(self._total), global_batch=self.global_batch)
 
     def __iter__(self) -> Iterator[BatchRows]:
-        """The stream itself."""
+        """Return the stream itself."""
         return self
 
     def __next__(self) -> BatchRows:
-        """This rank's slice of the next global batch."""
+        """Return this rank's slice of the next global batch."""
         rows, epochs = self.order.span(self._total, self._total + self.global_batch)
         self._total += self.global_batch
         if self.world_size == 1:
@@ -108,7 +107,7 @@ class _Failure:
 
 
 class _End:
-    """Nothing more comes."""
+    """Marks the end of the items."""
 
 
 class Prefetch(Generic[R]):
@@ -126,7 +125,7 @@ class Prefetch(Generic[R]):
         self._fn = fn
         self._depth = max(depth, workers)
         self._source = threading.Lock()  # one thread at a time takes an item, in order
-        self._changed = threading.Condition()  # guards everything below
+        self._changed = threading.Condition()  # guards all attributes below
         self._outcomes: dict[int, R | _Failure | _End] = {}
         self._taken = 0
         self._given = 0
@@ -140,7 +139,7 @@ class Prefetch(Generic[R]):
             thread.start()
 
     def _work(self) -> None:
-        """Take the next item, compute, and put the outcome in its place, until there is no more."""
+        """Take items and store their outcomes in their slots, until the items end."""
         while True:
             with self._source:
                 with self._changed:
@@ -160,12 +159,12 @@ class Prefetch(Generic[R]):
         return self._is_over or self._is_closed or self._taken - self._given < self._depth
 
     def _take(self) -> tuple[Any, "_Failure | _End | None"]:
-        """The next item, or what came in its place."""
+        """Take the next item, or the exception or end in its place."""
         try:
             return next(self._items), None
         except StopIteration:
             ending: _Failure | _End = _End()
-        except BaseException as error:  # handed to the consumer, whatever it is
+        except BaseException as error:  # any exception is passed to the consumer
             ending = _Failure(error)
         with self._changed:
             self._is_over = True
@@ -174,15 +173,15 @@ class Prefetch(Generic[R]):
     def _compute(self, item: Any) -> "R | _Failure":
         try:
             return self._fn(item)
-        except BaseException as error:  # handed to the consumer, whatever it is
+        except BaseException as error:  # any exception is passed to the consumer
             return _Failure(error)
 
     def __iter__(self) -> Iterator[R]:
-        """The iterator itself."""
+        """Return the iterator itself."""
         return self
 
     def __next__(self) -> R:
-        """The next result, or the exception that came in its place."""
+        """Return the next result, or raise the exception in its place."""
         outcome = self._next_outcome()
         if isinstance(outcome, (_Failure, _End)):
             self.close()
@@ -207,10 +206,9 @@ class Prefetch(Generic[R]):
             return taken
 
     def close(self) -> None:
-        """Stop the threads and drop what they have fetched. Safe to call twice, and from
-        ``finally``.
+        """Stop the threads and drop the fetched results; idempotent, and safe in ``finally``.
 
-        Waits for the calls of ``fn`` that are under way, but not for ever: the threads are daemons.
+        Waits for running calls of ``fn``, but not for ever: the threads are daemons.
         """
         with self._changed:
             self._is_closed = True
@@ -223,7 +221,7 @@ class Prefetch(Generic[R]):
             self._outcomes.clear()
 
     def __enter__(self) -> "Prefetch[R]":
-        """The iterator itself."""
+        """Return the iterator itself."""
         return self
 
     def __exit__(
@@ -242,14 +240,14 @@ def prefetch(
     """Yield ``fn(item)`` for the items in order, computed ahead in worker threads.
 
     The results and their order do not depend on the number of workers. An exception of the
-    iterable or of ``fn`` is raised in the consumer, after the results before it. Use as a context
-    manager, or call ``close``, when leaving before the end.
+    iterable or of ``fn`` is raised in the consumer, after the earlier results. Use it as a context
+    manager, or call ``close``, if you stop before the end.
 
     Args:
         iterable: the items; taken by one thread at a time.
-        fn: what to do with each; NumPy work releases the interpreter lock where it matters.
-        depth: results ready or under way at most; never fewer than there are workers.
-        workers: threads; 0 computes in the calling thread, when a result is asked for.
+        fn: function of an item; NumPy releases the interpreter lock in expensive operations.
+        depth: largest number of results that are ready or in progress; at least ``workers``.
+        workers: number of threads; 0 computes in the calling thread when a result is requested.
 
     Raises:
         ValueError: ``depth`` is below 1, or ``workers`` below 0.

@@ -1,4 +1,4 @@
-"""Rows with named columns: CSV, and the header line of CSV and TSV."""
+"""Read rows with named columns: CSV, and the header line of CSV and TSV."""
 
 import csv
 from collections import Counter, deque
@@ -8,7 +8,7 @@ from shards.errors import DataError
 from shards.sources import MAX_ROW_BYTES, InputFile, Row
 
 MAX_NAMES_SHOWN = 40
-FIELD_OPTIONS = "say which to use with --id-field, --title-field, --body-field …"
+FIELD_OPTIONS = "name the fields with --id-field, --title-field, --body-field …"
 TSV_REMEDY = (
     "TSV is read without quoting: write it with quoting=csv.QUOTE_NONE, or as CSV with commas"
 )
@@ -23,11 +23,11 @@ _KEPT_RAW_BYTES = 1024
 
 
 def read_csv(file: InputFile) -> Iterator[Row]:
-    """Yield the fields of each CSV record (RFC 4180: a quoted field may run over several lines).
+    """Yield the fields of each CSV record (RFC 4180: quoted fields may span lines).
 
-    An opening quote that is never closed would swallow the rest of the file. So when a record of
-    several lines turns out broken (or too long for one), only its first line is refused, and
-    reading goes on with the next.
+    An opening quote that is never closed would swallow the rest of the file. If a record of several
+    lines turns out broken (or too long), only its first line is therefore refused, and reading
+    continues with the next line.
     """
     csv.field_size_limit(MAX_ROW_BYTES)
     lines = file.lines()
@@ -75,10 +75,10 @@ def read_csv(file: InputFile) -> Iterator[Row]:
 
 
 def read_header(file: InputFile, rows: Iterator[Row], columns: Sequence[str]) -> list[str]:
-    """Take the names of the columns off the rows of a table.
+    """Read the names of the columns from a table's first row.
 
     Raises:
-        DataError: If there are none, one occurs twice or is quoted, or one of ``columns`` is
+        DataError: The row is missing, a name occurs twice or is quoted, or one of ``columns`` is
             missing.
     """
     first = next(rows, None)
@@ -96,10 +96,10 @@ def read_header(file: InputFile, rows: Iterator[Row], columns: Sequence[str]) ->
 
 
 def _check_dialect(file: InputFile, header: Sequence[str]) -> None:
-    """Refuse a table that is separated in another way than it is read.
+    """Refuse a table whose separator differs from the expected one.
 
     Raises:
-        DataError: If its first line is Excel's ``sep=``, or one name with separators in it.
+        DataError: The first line is Excel's ``sep=``, or one name with separators in it.
     """
     if header[0].lower().startswith("sep="):
         raise DataError(
@@ -109,7 +109,7 @@ def _check_dialect(file: InputFile, header: Sequence[str]) -> None:
     found = next((mark for mark in ";|\t," if mark in header[0]), None)
     if len(header) == 1 and found is not None:
         remedy = "give --format csv" if found == "," else _CONVERT.format(found)
-        remedy += ", or --format tsv where no field is in quotes" if found == "\t" else ""
+        remedy += ", or --format tsv if no field is in quotes" if found == "\t" else ""
         raise DataError(
             f"{file.name}: its columns are separated by {found!r}, expected"
             f" {'tabs' if found == ',' else 'commas'}; {remedy}"
@@ -128,10 +128,10 @@ def with_names(rows: Iterable[Row], header: Sequence[str]) -> Iterator[Row]:
 
 
 def require_columns(file: InputFile, header: Sequence[str], columns: Sequence[str]) -> None:
-    """Check that a table has some columns.
+    """Check that a table has the required columns.
 
     Raises:
-        DataError: If it lacks one; the message names the columns that it has.
+        DataError: A column is missing; the message names the existing columns.
     """
     missing = [name for name in columns if name not in header]
     if missing:
@@ -143,14 +143,14 @@ def require_columns(file: InputFile, header: Sequence[str], columns: Sequence[st
 
 
 def shown_names(names: Sequence[str]) -> str:
-    """Return names in a list for a message, the first :data:`MAX_NAMES_SHOWN` of them."""
+    """Format names as a list for a message: the first :data:`MAX_NAMES_SHOWN` of them."""
     listed = ", ".join(map(printable, names[:MAX_NAMES_SHOWN]))
     more = len(names) - MAX_NAMES_SHOWN
     return (listed or "none") + (f" and {more} more" if more > 0 else "")
 
 
 def printable(name: str) -> str:
-    """Return the beginning of a name that others chose, on one line and without controls."""
+    """Return the beginning of a foreign name, on one line and without control characters."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in name[:_NAME_CHARS]

@@ -1,9 +1,8 @@
-"""Walking through a tar made by anybody, with its damage found instead of skipped.
+"""Walk through a tar of any origin, and report its damage instead of skipping it.
 
-Python's ``tarfile`` takes a damaged header for the end of the archive, and so loses what comes
-after without a word. This walk ends only at the two zero blocks that end a tar with nothing but
-zeros behind them; whatever else it meets is an error that names the offset. It is also several
-times faster.
+Python's ``tarfile`` takes a damaged header for the end of the archive, and so loses the rest
+silently. This walk ends only at the two zero blocks that end a tar, with only zeros after them;
+everything else is an error that names the offset. The walk is also several times faster.
 """
 
 import io
@@ -19,8 +18,8 @@ from shards.files import open_regular
 from shards.index import TAR_BLOCK, padded
 
 _BLOCK_BYTES = 1 << 20
-_MAX_EXTENSION_BYTES = 1 << 20  # a name or a PAX header that is longer is no name
-_MAX_END_BYTES = 64 << 20  # of zeros behind the end; tapes fill up blocks of some MiB
+_MAX_EXTENSION_BYTES = 1 << 20  # a longer name or PAX header is not valid
+_MAX_END_BYTES = 64 << 20  # of zeros after the end; tapes fill up blocks of some MiB
 _MAX_DIGITS = 20
 _ZERO_BLOCK = bytes(TAR_BLOCK)
 _FILE_TYPES = b"0\0007"  # regular, regular of old tars, contiguous
@@ -33,7 +32,7 @@ class TarMember:
     """One member of a tar."""
 
     name: bytes
-    """As it is stored: usually UTF-8."""
+    """Name as stored: usually UTF-8."""
     data_at: int
     size: int
     is_file: bool
@@ -44,13 +43,13 @@ class TarWalk:
 
     Args:
         path: The tar.
-        digest: A hash that takes every byte (``hashlib.sha256()``).
+        digest: A hash that is updated with every byte (``hashlib.sha256()``).
 
     Attributes:
         at: Bytes read so far.
 
     Raises:
-        DamageError: On the way, at the first thing that does not belong into a tar.
+        DamageError: While iterating, at the first bytes that do not belong in a tar.
     """
 
     def __init__(self, path: Path, digest: Any) -> None:
@@ -75,7 +74,7 @@ class TarWalk:
         self._file.close()
 
     def __iter__(self) -> Iterator[TarMember]:
-        """Yield the members; what was not read of one is passed over (and hashed)."""
+        """Yield the members; unread data of a member is skipped (but hashed)."""
         name: bytes | None = None
         size: int | None = None
         while (header := self._header()) is not None:
@@ -91,7 +90,7 @@ class TarWalk:
                 continue
             is_file = kind in _FILE_TYPES
             if not is_file and kind not in _PLAIN_TYPES:
-                raise self._damage(at, f"a member of type {kind!r}, which is not read")
+                raise self._damage(at, f"a member of unsupported type {kind!r}")
             stored = name if name is not None else _stored_name(header)
             if size is not None:
                 self._unread = length = size
@@ -104,7 +103,7 @@ class TarWalk:
             name = size = None
 
     def data(self) -> bytes:
-        """Read the data of the member that was yielded last."""
+        """Read the data of the last yielded member."""
         length, self._unread = self._unread, 0
         at = self.at
         data = self._read(min(padded(length), max(self.size - at, 0) + 1))
@@ -140,7 +139,7 @@ class TarWalk:
                 raise self._damage(at, f"more than {_MAX_END_BYTES:,} bytes of zeros at the end")
             if second.strip(b"\0"):
                 raise self._damage(
-                    at, "zeros where a header belongs, and something behind them: it is damaged"
+                    at, "zeros instead of a header, and other bytes after them: it is damaged"
                 )
             second = self._read(_BLOCK_BYTES)
 
@@ -160,14 +159,14 @@ class TarWalk:
             record = data[place + len(digits) + 1 : place + length - 1]
             key, equals, value = record.partition(b"=")
             if not len(digits) < length <= len(data) - place or not equals:
-                raise self._damage(at, "an extended header that cannot be read")
+                raise self._damage(at, "an unreadable extended header")
             if key.startswith(b"GNU.sparse"):
-                raise self._damage(at, "a sparse member, which is not read")
+                raise self._damage(at, "an unsupported sparse member")
             if key == b"path":
                 name = value
             elif key == b"size":
                 if not value.isdigit() or len(value) > _MAX_DIGITS:
-                    raise self._damage(at, "an extended header with a size that is no number")
+                    raise self._damage(at, "an extended header whose size is not a number")
                 size = int(value)
             place += length
         return name, size
@@ -190,7 +189,7 @@ class TarWalk:
         except ValueError:
             number = -1
         if number < 0:
-            raise self._damage(at, f"the {what} in the header is no number: it is damaged")
+            raise self._damage(at, f"the {what} in the header is not a number: it is damaged")
         return number
 
     def _read(self, size: int) -> bytes:

@@ -1,8 +1,8 @@
-"""Which texts of an article can be tokenized, and what each of them is in a sample.
+"""Name the texts of an article that can be tokenized; derive them from samples.
 
-An article's category is a text too, the words of category and subcategory, and not an embedding by
-number: so it is read by the encoder that is there anyway, a category that training never saw still
-says something, and an exported model has no table of categories to keep in step with the data.
+An article's category is a text too (the words of category and subcategory), not an embedding by
+number: the existing encoder reads it, a category unseen in training still has meaning, and an
+exported model needs no table of categories to keep in step with the data.
 """
 
 import shlex
@@ -14,17 +14,17 @@ from shards.errors import UsageError
 TEXT_FIELDS = ("title", "abstract", "body", "category")
 """Every text that an article may have, in the order in which columns list them."""
 DEFAULT_FIELDS = ("title", "body")
-"""What is tokenized unless more is asked for."""
+"""Fields that are tokenized by default."""
 DEFAULT_TOKENS = {"title": 32, "abstract": 128, "body": 512, "category": 16}
-"""Longest text of each field that is stored unless told otherwise, special tokens included."""
+"""Default length limit of each field's stored text, including special tokens."""
 
 
 def field_text(sample: Mapping[str, Any], field: str) -> str:
-    """The text of one field of an article, empty where it has none.
+    """Return the text of one field of an article; empty without that field.
 
-    ``category`` is the words of the category and then of the subcategory, with spaces for
-    underscores: MIND's ``sports`` and ``football_nfl`` read ``sports football nfl``. A subcategory
-    that only repeats the category is left out.
+    ``category`` is the words of the category and then of the subcategory, with underscores replaced
+    by spaces: MIND's ``sports`` and ``football_nfl`` give ``sports football nfl``. A subcategory
+    that repeats the category is omitted.
     """
     if field != "category":
         return sample.get(field) or ""
@@ -33,10 +33,10 @@ def field_text(sample: Mapping[str, Any], field: str) -> str:
 
 
 def parse_fields(text: str, option: str) -> tuple[str, ...]:
-    """The fields of a command-line option, ``title,abstract``, in the order given.
+    """Parse the fields of a command-line option, ``title,abstract``, in the given order.
 
     Raises:
-        UsageError: a field is unknown or named twice, or there is none.
+        UsageError: a field is unknown or named twice, or the option is empty.
     """
     fields = tuple(part.strip() for part in text.split(",") if part.strip())
     check_fields(fields, option)
@@ -44,27 +44,27 @@ def parse_fields(text: str, option: str) -> tuple[str, ...]:
 
 
 def check_fields(fields: Sequence[str], option: str) -> None:
-    """Refuse fields that are none, unknown or repeated; ``option`` is what named them.
+    """Refuse empty, unknown or repeated fields; ``option`` is the option that names them.
 
     Raises:
-        UsageError: the first thing that is wrong.
+        UsageError: the first error found.
     """
     if not fields:
-        raise UsageError(f"{option} names no field; there are {listed(TEXT_FIELDS)}")
+        raise UsageError(f"{option} names no field; expected some of {listed(TEXT_FIELDS)}")
     for place, field in enumerate(fields):
         if field not in TEXT_FIELDS:
-            raise UsageError(f"{option}: there is no field {field!r}, but {listed(TEXT_FIELDS)}")
+            raise UsageError(f"{option}: unknown field {field!r}; expected {listed(TEXT_FIELDS)}")
         if field in fields[:place]:
             raise UsageError(f"{option} names {field} twice")
 
 
 def tokenize_command(location: str, tokenizer: object, limits: Mapping[str, int]) -> str:
-    """What makes a token column.
+    """Return the command that makes a token column.
 
     Args:
         location: folder or URL of the article set.
-        tokenizer: its folder or name.
-        limits: fields that are stored, each with its longest text; without any, the defaults.
+        tokenizer: folder or name of the tokenizer.
+        limits: stored fields, each with its length limit; an empty mapping stands for the defaults.
     """
     fields = in_order(limits)
     words = ["tnr", "shards", "tokenize", location, "--tokenizer", str(tokenizer)]
@@ -76,12 +76,12 @@ def tokenize_command(location: str, tokenizer: object, limits: Mapping[str, int]
 
 
 def in_order(fields: Iterable[str]) -> tuple[str, ...]:
-    """Fields in the order in which columns list them, so that the same ones are the same column."""
+    """Sort fields in the order of columns, so that equal fields give equal columns."""
     wanted = set(fields)
     return tuple(field for field in TEXT_FIELDS if field in wanted)
 
 
 def listed(fields: Sequence[str]) -> str:
-    """``title, abstract and body``."""
+    """Join names for a sentence: ``title, abstract and body``."""
     *first, last = fields
     return f"{', '.join(first)} and {last}" if first else last

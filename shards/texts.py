@@ -1,11 +1,11 @@
-"""What a model reads of an article: one field, or several joined into one text.
+"""Make the text that a model reads of an article: one field, or several joined.
 
-A joined text is ``[CLS] title [SEP] abstract [SEP]``: the fields in their order, each cut to a
-length of its own, each ended as a text of its own would be. A field that an article does not have
-is left out with its end, so an article without an abstract reads as its title alone.
+A joined text is ``[CLS] title [SEP] abstract [SEP]``: the fields in order, each cut to its own
+length and each ended like a separate text. A missing field is omitted together with its end, so an
+article without an abstract reads as its title alone.
 
-A batch may be cut into sub-batches of like lengths, each padded to its own longest text, so that an
-encoder computes almost no padding (:func:`shards.length_groups.length_groups`).
+A batch may be cut into sub-batches of similar lengths, each padded to its own longest text, so that
+an encoder computes almost no padding (:func:`shards.length_groups.length_groups`).
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextGroup:
-    """One sub-batch: texts of like lengths, padded to the longest of them."""
+    """One sub-batch: texts of similar lengths, padded to the longest of them."""
 
     ids: np.ndarray
     """int64[u, L]."""
     mask: np.ndarray
-    """int64[u, L], 1 where there is a token."""
+    """int64[u, L], 1 for each token and 0 for padding."""
     places: np.ndarray
-    """int64[u], which of the rows that were asked for each text is."""
+    """int64[u], the index of each text among the requested rows."""
 
 
 class TextView:
-    """The texts of an article set as one model reads them, by row.
+    """The texts of an article set, by row, as one model reads them.
 
     Attributes:
         tokens: the token column underneath.
-        fields: names of the fields, in their order.
-        limits: longest text of each field in tokens, special tokens included.
-        max_tokens: longest text of all fields together.
+        fields: names of the fields, in order.
+        limits: length limit of each field in tokens, including special tokens.
+        max_tokens: length limit of all fields together.
     """
 
     def __init__(self, tokens: TokenColumn, parts: Sequence[tuple[str, int]]) -> None:
@@ -50,10 +50,10 @@ class TextView:
 
         Args:
             tokens: the column.
-            parts: (field, its longest text in tokens, special tokens included), in their order.
+            parts: (field, length limit in tokens, including special tokens), in order.
 
         Raises:
-            ColumnError: the column has no such field, or stores less of it than is asked for.
+            ColumnError: the column has no such field, or stores less of it than requested.
         """
         self.tokens = tokens
         self.fields = tuple(field for field, _ in parts)
@@ -65,11 +65,11 @@ class TextView:
         self._rooms = [limit - tokens.num_special for limit in self.limits]
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Lengths of the texts as :meth:`batch` gives them, special tokens included, int64[n]."""
+        """Return the lengths of the texts of :meth:`batch`, including special tokens, int64[n]."""
         return self._joined_lengths(self._inner_lengths(rows)) + self.tokens.num_special
 
     def batch(self, rows: np.ndarray, pad_to_max: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Texts of some rows as a batch for an encoder.
+        """Make a batch for an encoder from the texts of some rows.
 
         Args:
             rows: int64[n]; may repeat.
@@ -80,7 +80,7 @@ class TextView:
             tokens.
 
         Raises:
-            IndexError: a row is not within the set.
+            IndexError: a row is outside the set.
         """
         values, offsets = self._gather(rows)
         lengths = np.diff(offsets)
@@ -90,18 +90,18 @@ class TextView:
     def groups(
         self, rows: np.ndarray, batch_tokens: int, exactly: int | None = None
     ) -> list[TextGroup]:
-        """The same texts as :meth:`batch` in sub-batches of like lengths, see
-        :func:`shards.length_groups.length_groups`.
+        """Make sub-batches of similar lengths from the texts of :meth:`batch`.
 
-        One gather a field for all of them; nothing is done text by text.
+        See :func:`shards.length_groups.length_groups`. Each field takes one gather for all texts;
+        no step loops over texts.
 
         Args:
             rows: int64[n]; may repeat.
-            batch_tokens: tokens a sub-batch at most, padding included.
-            exactly: number of sub-batches, None for as many as the budget needs.
+            batch_tokens: largest number of tokens in a sub-batch, including padding.
+            exactly: number of sub-batches; None makes as many as the budget needs.
 
         Raises:
-            IndexError: a row is not within the set.
+            IndexError: a row is outside the set.
         """
         places = length_groups(self.lengths(rows), batch_tokens, exactly)
         if not places:
@@ -120,18 +120,18 @@ class TextView:
         return out
 
     def _inner_lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Lengths of the fields without special tokens, int64[fields, n]."""
+        """Return the lengths of the fields without special tokens, int64[fields, n]."""
         reader = self.tokens.reader
         parts = zip(self.fields, self._rooms, strict=True)
         return np.stack([np.minimum(reader.lengths(field, rows), room) for field, room in parts])
 
     def _joined_lengths(self, inner_FN: np.ndarray) -> np.ndarray:
-        """Lengths of the joined texts without the first and the last special tokens, int64[n]."""
+        """Return joined lengths without the first and the last special tokens, int64[n]."""
         ends = np.maximum((inner_FN > 0).sum(axis=0) - 1, 0)
         return inner_FN.sum(axis=0) + ends * len(self.tokens.suffix_ids)
 
     def _gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Joined texts without the outermost special tokens: (values, offsets int64[n + 1])."""
+        """Join texts without the outermost special tokens: (values, offsets int64[n + 1])."""
         reader = self.tokens.reader
         parts = zip(self.fields, self._rooms, strict=True)
         gathered = [reader.gather_ragged(field, rows, first=room) for field, room in parts]
@@ -156,7 +156,7 @@ class TextView:
     def _lay_out(
         self, values: np.ndarray, lengths: np.ndarray, width: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Texts laid end to end, int64[n] of these lengths, as (ids, mask) with special tokens."""
+        """Lay out texts of these lengths, int64[n], as (ids, mask) with special tokens."""
         tokens = self.tokens
         first = len(tokens.prefix_ids)
         ids = np.full((len(lengths), width + tokens.num_special), tokens.pad_id, dtype=np.int64)

@@ -1,12 +1,12 @@
-"""Token columns: the ids of an article's texts, made once, read in every epoch by every run.
+"""Fill token columns: ids of articles' texts, made once for all runs.
 
-Titles and bodies unless more fields are asked for (:mod:`shards.text_fields`).
+The default fields are title and body (:mod:`shards.text_fields`).
 
-Stored without special tokens and cut to what may be asked for. Most of a long body lies behind the
-cut, and tokenizers truncate only after having tokenized all of it; so the text is cut first, at a
-space before which the tokenizer provably gives the same ids (:func:`cuts_at_spaces`), and anew
-further on where the ids did not suffice. Special tokens that a text happens to contain ("[SEP]")
-are tokenized as the text they are.
+Ids are stored without special tokens and cut to the longest text that runs may request. Most of a
+long body lies behind the cut, and tokenizers truncate only after they have tokenized everything.
+The text itself is therefore cut first, at a space before which the tokenizer provably gives the
+same ids (:func:`cuts_at_spaces`), and again further on if the ids were too few. Special tokens
+inside a text ("[SEP]") are tokenized as ordinary text.
 """
 
 import json
@@ -43,10 +43,10 @@ from shards.text_fields import (
 from shards.tokenizer import TokenizerFacts, load_tokenizer, tokenizer_facts
 
 SKIPPED = "skipped"
-"""Tensor uint8[rows] of the cells with damaged samples alone: 1 where a sample was skipped."""
+"""Tensor uint8[rows], only in cells with damaged samples: 1 for each skipped sample."""
 _FORMAT = 1
 _BATCH = 256
-_CHARS_PER_TOKEN = 6  # a generous first guess for news: the cut is repeated where it was too short
+_CHARS_PER_TOKEN = 6  # a generous first guess for news: a cut that is too short is repeated
 _MIN_CHARS = 64
 
 _LOCAL_NORMALIZERS = frozenset(
@@ -58,7 +58,7 @@ _OTHER_SPLITTERS = frozenset(["Digits", "Punctuation"])
 
 
 def _local_normalizer(node: dict[str, Any] | None) -> bool:
-    """Whether what it makes of the text before a space never depends on what comes after it."""
+    """Tell whether the normalised text before a space never depends on the text after it."""
     if node is None or node["type"] in _LOCAL_NORMALIZERS:
         return True
     if node["type"] == "Sequence":
@@ -72,7 +72,7 @@ def _local_normalizer(node: dict[str, Any] | None) -> bool:
 
 
 def _splits_at_spaces(node: dict[str, Any] | None) -> tuple[bool, bool]:
-    """(whether nothing it does reaches over a space, whether it separates words at spaces)."""
+    """Tell (whether no operation crosses a space, whether words are separated at spaces)."""
     if node is None:
         return True, False
     kind = node["type"]
@@ -87,11 +87,11 @@ def _splits_at_spaces(node: dict[str, Any] | None) -> tuple[bool, bool]:
 
 
 def cuts_at_spaces(backend: str) -> bool:
-    """Whether the ids of a text cut before a space are always the first ids of the whole text.
+    """Tell whether a text cut before a space keeps the whole text's first ids.
 
-    True where the normaliser works locally, the pre-tokenizer separates words at spaces, and the
-    model sees one word at a time without randomness. Anything unknown counts as False: then whole
-    texts are tokenized.
+    True if the normaliser works locally, the pre-tokenizer separates words at spaces, and the model
+    sees one word at a time without randomness. Anything unknown gives False: then whole texts are
+    tokenized.
 
     Args:
         backend: JSON of the fast tokenizer.
@@ -114,11 +114,11 @@ def cuts_at_spaces(backend: str) -> bool:
 
 
 def safe_cut(text: str, chars: int) -> str:
-    """The longest part of ``text`` of at most ``chars`` characters that ends before a plain space.
+    """Return the longest start of ``text``, up to ``chars`` characters, that ends before a space.
 
-    On both sides of that space is a letter, a digit or visible ASCII, so that no combining mark, no
-    invisible character and no run of spaces straddles the cut. Without such a space: all of the
-        text.
+    Each neighbour of that space is a letter, a digit or visible ASCII, so that no combining mark,
+    no invisible character and no run of spaces straddles the cut. Without such a space, return the
+    whole text.
     """
     if len(text) <= chars:
         return text
@@ -136,14 +136,14 @@ def _is_plain(char: str) -> bool:
 
 
 class TextEncoder:
-    """Texts to ids, without special tokens, the first ``limit`` of each.
+    """Encodes texts to ids without special tokens, up to the first ``limit`` ids of each.
 
     Args:
         backend: JSON of the fast tokenizer.
     """
 
     def __init__(self, backend: str) -> None:
-        """Make the tokenizer and find out whether texts may be cut before."""
+        """Make the tokenizer and determine whether texts may be cut first."""
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(backend)
@@ -153,10 +153,10 @@ class TextEncoder:
         self.cuts = cuts_at_spaces(backend)
 
     def encode(self, texts: Iterable[str], limit: int) -> list[list[int]]:
-        """The first ``limit`` ids of each text, the same as those of the whole text tokenized.
+        """Return the first ``limit`` ids of each text, equal to those of the whole text.
 
         Raises:
-            DataError: A word has no id, and the tokenizer no unknown token.
+            DataError: A word has no id, and the tokenizer has no unknown token.
         """
         texts = list(texts)
         out: list[list[int]] = [[] for _ in texts]
@@ -167,10 +167,10 @@ class TextEncoder:
             try:
                 with panics_as_errors():
                     encoded = self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)
-            except Exception as error:  # the only kind that the tokenizers package raises
+            except Exception as error:  # the tokenizers package raises no other type
                 raise DataError(
-                    f"the tokenizer cannot encode every text: {first_line(error)}; take one with "
-                    "an unknown token, or whose vocabulary covers the texts"
+                    f"the tokenizer cannot encode every text: {first_line(error)}; take a tokenizer"
+                    " with an unknown token, or one whose vocabulary covers the texts"
                 ) from error
             again = []
             for i, part, encoding in zip(waiting, cut, encoded, strict=True):
@@ -185,11 +185,11 @@ class TextEncoder:
 
 
 def made_from(facts: TokenizerFacts, limits: Mapping[str, int]) -> dict[str, Any]:
-    """Everything that decides the ids of a token column (the shard set is added by the column).
+    """Describe what determines a token column's ids (the column adds the shard set).
 
     Args:
-        facts: of the tokenizer.
-        limits: fields in their order, each with its longest text, special tokens included.
+        facts: facts about the tokenizer.
+        limits: fields in order, each with its length limit, including special tokens.
     """
     return {
         "format": _FORMAT,
@@ -216,33 +216,33 @@ def tokenize_set(
     progress: bool = False,
     skip_damaged: int = 0,
 ) -> ColumnReader:
-    """Fill the ``tokens`` column of an article set; cells that are committed are skipped.
+    """Fill the ``tokens`` column of an article set; skip committed cells.
 
-    Ragged, by the name of the field: ids without special tokens (uint16 where the vocabulary
-    allows, else uint32), so many that with the special tokens they have at most ``title_tokens``,
-    ``body_tokens`` and so on. The tokenizer itself is saved in the column's folder.
+    The column has one ragged tensor per field, named after the field: ids without special tokens
+    (uint16 if the vocabulary allows, else uint32). With the special tokens a text has at most
+    ``title_tokens``, ``body_tokens`` and so on. The column's folder also holds the tokenizer.
 
-    Damaged samples that may be skipped get empty texts and are marked in their cell, named on
-    standard error and listed in ``skipped.jsonl`` in the column's folder. Cells with such samples
-    are filled anew each time, so they are mended once the shard is.
+    Skipped damaged samples get empty texts. They are marked in their cell, named on standard error
+    and listed in ``skipped.jsonl`` in the column's folder. Each run fills cells with such samples
+    again, so a repaired shard repairs them.
 
     Args:
         shard_set: a set of articles.
         tokenizer: folder or name of a fast Hugging Face tokenizer.
-        fields: what is stored, of :data:`shards.text_fields.TEXT_FIELDS` in any order.
-        title_tokens: longest title, special tokens included.
-        abstract_tokens: longest abstract, where ``fields`` names it.
-        body_tokens: longest body, where ``fields`` names it.
-        category_tokens: longest category, where ``fields`` names it.
-        processes: how many work at once, a shard each; one already uses all cores.
+        fields: fields to store, from :data:`shards.text_fields.TEXT_FIELDS` in any order.
+        title_tokens: length limit of titles, including special tokens.
+        abstract_tokens: length limit of abstracts, if ``fields`` names them.
+        body_tokens: length limit of bodies, if ``fields`` names them.
+        category_tokens: length limit of categories, if ``fields`` names them.
+        processes: number of processes, each with one shard; one process already uses all cores.
         progress: show rate and time left on standard error.
-        skip_damaged: damaged samples that may be skipped; 0 stops at the first.
+        skip_damaged: number of damaged samples that may be skipped; 0 stops at the first.
 
     Returns:
-        The column; :class:`shards.tokens.TokenColumn` makes batches of it.
+        The column; :class:`shards.tokens.TokenColumn` makes batches from it.
 
     Raises:
-        DataError: the set does not hold articles, or the tokenizer cannot be used.
+        DataError: the set does not hold articles, or the tokenizer is unusable.
         UsageError: a field is unknown, or a length leaves no room beside the special tokens.
         ColumnError: the column cannot be written.
         DamageError: more samples are damaged than may be skipped.
@@ -273,7 +273,7 @@ def tokenize_set(
 
 
 def _rooms(limits: Mapping[str, int], special: int) -> dict[str, int]:
-    """The most ids of each field beside the special tokens; none is an error of the user."""
+    """Return the most ids of each field beside the special tokens; refuse lengths without room."""
     for field, tokens in limits.items():
         if tokens <= special:
             raise UsageError(
@@ -288,12 +288,12 @@ def _id_dtype(vocab_size: int) -> np.dtype:
 
 
 class _Job:
-    """What it takes to fill a cell, in any process."""
+    """What a process needs to fill a cell."""
 
     def __init__(
         self, writer: ColumnWriter, backend: str, rooms: Mapping[str, int], dtype: np.dtype
     ) -> None:
-        """``rooms``: the most ids of each field, without special tokens."""
+        """Keep the parts; ``rooms`` is the most ids of each field, without special tokens."""
         self.writer = writer
         self.backend: str | None = backend
         self.rooms = dict(rooms)
@@ -301,7 +301,7 @@ class _Job:
         self._encoder: TextEncoder | None = None
 
     def run(self, shard: int, budget: SkipBudget, stopping: Stopping) -> Iterator[int]:
-        """Fill one cell; yields how many more articles are tokenized."""
+        """Fill one cell; yield the number of articles tokenized in each step."""
         stopping.check()
         pace = Pace(self.writer.shard_set.shards[shard].samples)
         if self._encoder is None:
@@ -325,22 +325,22 @@ class _Job:
             tensors[f"{field}.offsets"] = offsets
         if any(skipped):
             tensors[SKIPPED] = np.array(skipped, dtype=np.uint8)
-        # Open cells that are committed have skipped samples; here is how they are now.
+        # Committed cells that are filled again had skipped samples; this is their current state.
         self.writer.write(shard, tensors, replace=self.writer.is_committed(shard))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Less than a pipe holds: a process that is killed before it has read the rest would leave
-        # the one that starts it waiting for ever (CPython's popen_spawn_posix).
+        # Smaller than a pipe's buffer: otherwise a process that is killed before it has read the
+        # rest would leave its parent waiting for ever (CPython's popen_spawn_posix).
         return {**self.__dict__, "_encoder": None, "backend": None}
 
 
 def _saved_backend(folder: Path) -> str:
-    """JSON of the fast tokenizer that was saved in a column's folder."""
+    """Read the JSON of the fast tokenizer that was saved in a column's folder."""
     values = read_json(folder / TOKENIZER_FOLDER / "tokenizer.json")
     return json.dumps(values | {"truncation": None, "padding": None})
 
 
-# Of this worker process.
+# State of this worker process.
 _job: _Job | None = None
 _stopping: TaskStopping | None = None
 
@@ -393,8 +393,8 @@ def _fill(
                 if not left:
                     return
                 raise StoppedError(
-                    f"stopped by SIGTERM: {left} of {len(shards)} cells are left; what is committed"
-                    " stays, run the same command again to go on"
+                    f"stopped by SIGTERM: {left} of {len(shards)} cells are left; committed cells"
+                    " are kept; run the same command again to continue"
                 ) from error
             raise ColumnError(
                 "a tokenizing process was killed (out of memory?); run the same command again with "

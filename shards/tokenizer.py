@@ -1,6 +1,6 @@
-"""Tokenizers: loading, recognising, and training one on a corpus with SentencePiece.
+"""Load, identify and train tokenizers; training uses SentencePiece.
 
-A tokenizer is recognised by a hash of what it does, never by its name or folder.
+A tokenizer is identified by a hash of its behaviour, never by its name or folder.
 """
 
 import io
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SENTENCEPIECE_FILE = "spiece.model"
 MOST_PIECES = 1_000_000
-"""Largest vocabulary: SentencePiece begins with so many candidates; near 31 bits it never ends."""
-_CHUNK_CHARS = 1000  # SentencePiece leaves out sentences of more than 4,192 bytes
+"""Largest vocabulary: SentencePiece starts with this many candidates; near 2**31 it never ends."""
+_CHUNK_CHARS = 1000  # SentencePiece ignores sentences of more than 4,192 bytes
 _PROBES = 8
-"""Words around which special tokens are looked for."""
+"""Number of words that are tried to find the special tokens around a text."""
 _MOST_PROBES = 1000
-_TRAINER_THREADS = 2  # fixed: the sums of the training depend on it
+_TRAINER_THREADS = 2  # fixed: sums in the training depend on it
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
-    """Load a fast Hugging Face tokenizer from a folder, or by its name from the local cache.
+    """Load a fast Hugging Face tokenizer from a folder or the local cache.
 
     Raises:
-        DataError: there is none, or it has no fast version, no vocabulary, or no padding token, or
-            it encodes no text.
+        DataError: the tokenizer is missing, has no fast version, no vocabulary or no padding token,
+            or encodes no text.
     """
     from shards import pretrained
 
@@ -54,7 +54,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> "PreTrainedTokenizer
         raise DataError(f"the tokenizer {name!r} has no padding token; texts could not be batched")
     try:
         with pretrained.panics_as_errors():
-            tokenizer("")  # settings of a wrong type show in use alone
+            tokenizer("")  # settings of a wrong type fail only at their first use
     except Exception as error:  # TypeError and others, from anywhere in transformers
         said = first_line(error)
         raise DataError(f"the tokenizer {name!r} encodes no text: {said}") from error
@@ -62,9 +62,9 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> "PreTrainedTokenizer
 
 
 def _has_words(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a vocabulary has an entry that is neither special nor only the mark of a space.
+    """Tell whether a vocabulary has more than special tokens and a space mark.
 
-    transformers makes a tokenizer of a folder without vocabulary files too: of its class alone.
+    transformers makes a tokenizer even from a folder without vocabulary files, by its class alone.
     """
     backend = tokenizer.backend_tokenizer
     added = backend.get_added_tokens_decoder().values()
@@ -87,8 +87,7 @@ def _no_words(tokenizer: "PreTrainedTokenizerBase", name: str) -> str:
 
 
 def _backend_json(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """The serialised fast tokenizer without truncation and padding, which are state, not
-    identity."""
+    """Serialise the fast tokenizer without truncation and padding, which are not its identity."""
     values: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     values["truncation"] = None
     values["padding"] = None
@@ -96,9 +95,9 @@ def _backend_json(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
 
 
 def tokenizer_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Hash (hex) of everything by which a tokenizer turns text into ids, and of its special ids.
+    """Hash (hex) everything by which a tokenizer turns text into ids, and its special ids.
 
-    The same for a tokenizer that was saved to another folder and loaded again.
+    A tokenizer that was saved to another folder and loaded again has the same hash.
     """
     names = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
     special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in names}
@@ -107,26 +106,26 @@ def tokenizer_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What the data need to know of a tokenizer."""
+    """The facts about a tokenizer that data depend on."""
 
     sha256: str
     backend: str
     """JSON of the fast tokenizer, for :class:`tokenizers.Tokenizer`."""
     prefix_ids: tuple[int, ...]
-    """Ids put before a text, such as [CLS]."""
+    """Ids before a text, such as [CLS]."""
     suffix_ids: tuple[int, ...]
-    """Ids put after a text, such as [SEP]."""
+    """Ids after a text, such as [SEP]."""
     pad_id: int
     vocab_size: int
     """One more than the largest id."""
 
 
 def tokenizer_facts(tokenizer: "PreTrainedTokenizerBase") -> TokenizerFacts:
-    """Look at a loaded tokenizer; the special tokens are found by encoding its own words.
+    """Inspect a loaded tokenizer; encode its own words to find the special tokens.
 
     Raises:
-        DataError: it puts special tokens into the middle of a text, or none of its words can be
-            encoded.
+        DataError: the tokenizer puts special tokens into the middle of a text, or none of its words
+            can be encoded.
     """
     from tokenizers import Tokenizer
 
@@ -144,9 +143,9 @@ def tokenizer_facts(tokenizer: "PreTrainedTokenizerBase") -> TokenizerFacts:
 
 
 def _ends(plain: "Tokenizer") -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The special ids before and after a text, found around several words of the vocabulary.
+    """Find the special ids before and after a text, around several words of the vocabulary.
 
-    Its own words, since a tokenizer may know neither a given letter nor an unknown token.
+    It uses own words, because a tokenizer may know neither a given letter nor an unknown token.
     """
     added = plain.get_added_tokens_decoder()
     special = {number for number, token in added.items() if token.special}
@@ -158,7 +157,7 @@ def _ends(plain: "Tokenizer") -> tuple[tuple[int, ...], tuple[int, ...]]:
         try:
             inner = plain.encode(word, add_special_tokens=False).ids
             whole = plain.encode(word, add_special_tokens=True).ids
-        except Exception:  # of the tokenizers package: normalisation made it an unknown word
+        except Exception:  # from the tokenizers package: normalisation made an unknown word
             continue
         if inner and not special & set(inner):
             ends.append(_around(inner, whole))
@@ -181,10 +180,10 @@ def _around(inner: list[int], whole: list[int]) -> tuple[tuple[int, ...], tuple[
 
 
 def uncovered(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> tuple[int, int]:
-    """Count letters that no token stands for.
+    """Count letters that no token covers.
 
     Returns:
-        Characters of the texts other than spaces, and how many of these lie in no token.
+        Number of characters in the texts other than spaces, and the number that no token covers.
     """
     from tokenizers import Tokenizer
 
@@ -200,7 +199,7 @@ def uncovered(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> tup
 
 
 def publish_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Save a tokenizer as ``folder``, complete or not at all; one that is there already stays.
+    """Save a tokenizer as ``folder``, atomically; keep an existing folder.
 
     Raises:
         DataError: the folder cannot be written.
@@ -220,14 +219,13 @@ def _rename_folder(temporary: Path, folder: Path) -> None:
     try:
         temporary.rename(folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was first, with the same content
+        if not folder.is_dir():  # else another process was first, with the same content
             raise
     fsync_folder(folder.parent)
 
 
 def _sentences(shard_set: ShardSet, max_sentences: int) -> Iterator[str]:
-    """Titles and pieces of bodies of articles in a fixed random order, at most
-    ``max_sentences``."""
+    """Yield at most ``max_sentences`` titles and pieces of bodies in a fixed random order."""
     left = max_sentences
     for row in keyed_permutation(["train-tokenizer", shard_set.fingerprint], shard_set.num_rows):
         sample = shard_set.sample(int(row))
@@ -240,7 +238,7 @@ def _sentences(shard_set: ShardSet, max_sentences: int) -> Iterator[str]:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Cut at spaces into pieces of at most ``_CHUNK_CHARS`` characters, where there are spaces."""
+    """Cut at spaces, if there are any, into pieces of at most ``_CHUNK_CHARS`` characters."""
     while len(text) > _CHUNK_CHARS:
         cut = text.rfind(" ", 1, _CHUNK_CHARS)
         cut = _CHUNK_CHARS if cut < 0 else cut
@@ -259,20 +257,20 @@ def train_tokenizer(
     max_sentences: int = 1_000_000,
     character_coverage: float = 0.9995,
 ) -> "PreTrainedTokenizerBase":
-    """Train a SentencePiece unigram model on titles and bodies, as a Hugging Face tokenizer folder.
+    """Train a SentencePiece unigram model on titles and bodies; save a Hugging Face tokenizer.
 
-    The folder holds what ``AutoTokenizer.from_pretrained`` loads, and the SentencePiece model
-    itself. Both give the same ids, except for letters with several combining marks that Unicode has
-    no single character for: the ``tokenizers`` library drops the further marks, SentencePiece makes
-    them unknown. The same corpus and options give the same model.
+    The folder holds the files for ``AutoTokenizer.from_pretrained`` and the SentencePiece model.
+    Both give the same ids, except for letters with several combining marks that have no single
+    Unicode character: the ``tokenizers`` library drops the further marks, SentencePiece makes them
+    unknown. The same corpus and options give the same model.
 
     Args:
         shard_set: a set of articles.
-        out: the folder to make; it must not be there yet.
-        vocab_size: pieces, the five special ones included; fewer where the corpus has fewer.
+        out: the folder to make; it must not exist.
+        vocab_size: vocabulary size, including five special pieces; smaller if the corpus has fewer.
         lower_case: fold case.
-        max_sentences: titles and pieces of bodies (up to 1,000 characters) to train on.
-        character_coverage: share of the characters of the corpus that get a piece.
+        max_sentences: number of titles and pieces of bodies (up to 1,000 characters) to train on.
+        character_coverage: share of the corpus's characters that get a piece.
 
     Returns:
         The tokenizer. Pieces: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4; texts become [CLS] x
@@ -307,7 +305,7 @@ def train_tokenizer(
 
 
 def _check_options(vocab_size: int, max_sentences: int, character_coverage: float) -> None:
-    """Refuse what SentencePiece cannot train with."""
+    """Refuse options that SentencePiece cannot train with."""
     is_size = len(PIECES) < vocab_size <= MOST_PIECES
     if not is_size or max_sentences < 1 or not 0 < character_coverage <= 1:
         raise UsageError(
@@ -320,7 +318,7 @@ def _check_options(vocab_size: int, max_sentences: int, character_coverage: floa
 def _train(
     sentences: Iterator[str], vocab_size: int, lower_case: bool, character_coverage: float
 ) -> bytes:
-    """The serialised SentencePiece model."""
+    """Train the SentencePiece model and return it serialised."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -349,16 +347,16 @@ def _train(
     except RuntimeError as error:
         raise DataError(
             f"SentencePiece cannot train {vocab_size} pieces on this corpus: {error}; a vocabulary "
-            "must be larger than the number of different characters"
+            "must be larger than the number of distinct characters"
         ) from error
     return model.getvalue()
 
 
 def from_sentencepiece(model: bytes) -> "PreTrainedTokenizerBase":
-    """Make the fast Hugging Face tokenizer of a unigram SentencePiece model with our five pieces.
+    """Make the fast Hugging Face tokenizer of a unigram SentencePiece model with five own pieces.
 
-    Same normalisation (the model's own compiled table, spaces squeezed, ends stripped), same words
-    (cut at spaces, each with a leading U+2581), same pieces and scores.
+    It has the same normalisation (the model's own compiled table, spaces squeezed, ends stripped),
+    the same words (cut at spaces, each with a leading U+2581), and the same pieces and scores.
     """
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers

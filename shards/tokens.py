@@ -1,4 +1,4 @@
-"""The token ids of an article set: what the column stores, and what may be asked of it."""
+"""Read the token ids of an article set, and check requests against the column."""
 
 import shlex
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 
 @dataclass(frozen=True)
 class TokenSource:
-    """What a token column was made from, so far as its readers need it."""
+    """The source of a token column, as far as readers need it."""
 
     tokenizer_sha256: Sha256
     vocab_size: _Id
@@ -38,10 +38,10 @@ class TokenSource:
 
     @classmethod
     def read(cls, made_from: dict[str, Any], where: object) -> "TokenSource":
-        """Read it from a column's ``made_from``.
+        """Parse a column's ``made_from``.
 
         Raises:
-            DamageError: An entry is missing or of another form, or an id is beyond the vocabulary.
+            DamageError: An entry is missing or malformed, or an id is outside the vocabulary.
         """
         try:
             fields = msgspec.convert(made_from.get("fields"), list[str])
@@ -70,7 +70,7 @@ class TokenColumn:
         pad_id: id of padding.
         prefix_ids: ids before each text ([CLS]).
         suffix_ids: ids after each text ([SEP]).
-        limits: fields that are stored, each with its longest text, special tokens included.
+        limits: stored fields, each with its length limit, including special tokens.
         tokenizer_dir: folder of the tokenizer, for ``AutoTokenizer.from_pretrained``.
     """
 
@@ -96,11 +96,11 @@ class TokenColumn:
 
         Args:
             shard_set: the set.
-            folder_name: which one (``tokens-0123456789ab``); None takes the only one.
+            folder_name: the column's folder (``tokens-0123456789ab``); None takes the only column.
 
         Raises:
-            ColumnError: there is none, there are several, or it is not complete; the message says
-                what to run.
+            ColumnError: the set has no token column, several, or an incomplete one; the message has
+                the command to run.
         """
         if folder_name is None:
             reader = ColumnReader.open(shard_set, TOKENS)
@@ -118,16 +118,16 @@ class TokenColumn:
     def check_ids(
         self, field: str, values: np.ndarray, offsets: np.ndarray, rows: np.ndarray
     ) -> None:
-        """Refuse ids beyond the vocabulary: an encoder would read other memory, or end in a crash.
+        """Refuse ids outside the vocabulary: an encoder would read other memory, or crash.
 
         Args:
-            field: whose ids they are.
+            field: field of the ids.
             values: ids of some rows, end to end.
-            offsets: int64[n + 1], where each row's ids begin.
+            offsets: int64[n + 1], start of each row's ids.
             rows: int64[n].
 
         Raises:
-            DamageError: an id is too large; its row and shard are named.
+            DamageError: an id is too large; the message names its row and shard.
         """
         if not len(values) or int(values.max()) < self.vocab_size:
             return
@@ -142,9 +142,9 @@ class TokenColumn:
 
     @cached_property
     def skipped_rows(self) -> np.ndarray:
-        """Rows whose samples were damaged when they were tokenized, int64[k] ascending.
+        """Find rows whose samples were damaged when they were tokenized, int64[k] ascending.
 
-        Their texts are empty here; whoever trains on the column leaves them out.
+        Their texts are empty here; a training on the column must leave them out.
         """
         starts = self.reader.shard_set.shard_starts
         found = [np.empty(0, dtype=np.int64)]
@@ -154,39 +154,39 @@ class TokenColumn:
 
     @property
     def num_special(self) -> int:
-        """Special tokens added to each text."""
+        """Number of special tokens added to each text."""
         return len(self.prefix_ids) + len(self.suffix_ids)
 
     def view(self, *parts: tuple[str, int]) -> TextView:
-        """Texts of (field, longest text in tokens) as one model reads them; several are joined."""
+        """Make the view of (field, length limit in tokens) for one model; join several fields."""
         return TextView(self, parts)
 
     def lengths(self, field: str, rows: np.ndarray, max_tokens: int) -> np.ndarray:
-        """:meth:`shards.texts.TextView.lengths` of one field."""
+        """Return :meth:`shards.texts.TextView.lengths` of one field."""
         return self.view((field, max_tokens)).lengths(rows)
 
     def batch(
         self, field: str, rows: np.ndarray, max_tokens: int, pad_to_max: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """:meth:`shards.texts.TextView.batch` of one field."""
+        """Return :meth:`shards.texts.TextView.batch` of one field."""
         return self.view((field, max_tokens)).batch(rows, pad_to_max)
 
     def check(self, field: str, max_tokens: int | None = None) -> None:
-        """Refuse what the column cannot give.
+        """Refuse a request that the column cannot meet.
 
         Args:
-            field: which texts.
-            max_tokens: the longest one in tokens, special tokens included; None asks for no length.
+            field: field to read.
+            max_tokens: length limit in tokens, including special tokens; None requests no length.
 
         Raises:
-            ColumnError: the field is not stored, or less of it than is asked for; the message has
-                the command that makes a column which stores it.
+            ColumnError: the column does not store the field, or stores less than requested; the
+                message has the command that makes a suitable column.
         """
         if (problem := self.problem(field, max_tokens)) is not None:
             raise ColumnError(problem)
 
     def problem(self, field: str, max_tokens: int | None = None) -> str | None:
-        """Why :meth:`check` refuses it, or None."""
+        """Return the reason for which :meth:`check` refuses the request, or None."""
         if field not in TEXT_FIELDS:
             return f"texts are {listed(TEXT_FIELDS)}, not {field!r}"
         dtype, _ = self.reader.tensors.get(field + VALUES, (None, ()))
@@ -199,16 +199,16 @@ class TokenColumn:
             return (
                 f"the column {self.folder.name} stores {listed(list(self.limits))}, not the "
                 f"{field}; run `{self._command(field, max_tokens or DEFAULT_TOKENS[field])}`, "
-                "which makes a column beside it, for data.tokens to name"
+                "which makes a further column, to be named with data.tokens"
             )
         if max_tokens is None:
             return None
         if max_tokens > self.limits[field]:
             return (
-                f"{max_tokens} tokens of each {field} are asked for, the column {self.folder.name} "
+                f"{max_tokens} tokens of each {field} are requested, the column {self.folder.name} "
                 f"stores {self.limits[field]}; lower data.max_{field}_tokens, or run "
-                f"`{self._command(field, max_tokens)}`, which makes a column beside it, for "
-                "data.tokens to name"
+                f"`{self._command(field, max_tokens)}`, which makes a further column, to be named "
+                "with data.tokens"
             )
         if max_tokens <= self.num_special:
             return (
@@ -218,18 +218,18 @@ class TokenColumn:
         return None
 
     def _command(self, field: str, tokens: int) -> str:
-        """What makes a column that stores all that this one does, and this of ``field``."""
+        """Return the command for a column that also stores ``tokens`` of ``field``."""
         location = self.reader.shard_set.location
         return tokenize_command(location, self.tokenizer_dir, self.limits | {field: tokens})
 
 
 def tokenizer_remedy(shard_set: ShardSet, folder: Path, limits: Mapping[str, int]) -> str:
-    """Say what to do where the tokenizer in a column's folder is damaged.
+    """Say what to do if the tokenizer in a column's folder is damaged.
 
     Args:
         shard_set: the article set.
-        folder: of the column.
-        limits: field to the longest text that the column stores.
+        folder: folder of the column.
+        limits: field to the length limit of its stored texts.
     """
     command = tokenize_command(shard_set.location, "TOKENIZER", limits)
     left = " ".join(shlex.quote(str(folder / name)) for name in (TOKENIZER_FOLDER, TOKENIZER_SUMS))

@@ -1,8 +1,7 @@
-"""Checking a shard set at rest: every byte against the manifest, every sample against its index,
-and the manifest against the samples.
+"""Check a stored shard set: files against the manifest, samples against indexes and manifest.
 
-The sha256 says whether a shard is the one that was written; the walk through its members says where
-it is not. Everything is found in one pass over each file, and one damage does not hide the next.
+The sha256 tells whether a shard is the original; the walk through its members tells where it
+differs. One pass over each file finds all damage, and one damage does not hide the next.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ from shards.reader import member_name
 from shards.verify_foreign import Problem, foreign_problems, hash_problems
 from shards.verify_samples import SampleFacts, manifest_problems
 
-# Python's tarfile, which webdataset writes with, fills tars up to records of 20 blocks.
+# Python's tarfile, which webdataset writes with, pads tars to records of 20 blocks.
 _TAR_RECORD = 20 * TAR_BLOCK
 _MAX_PROBLEMS_PER_SHARD = 20
 _Read = Callable[[int], bytes]
@@ -35,25 +34,25 @@ _Read = Callable[[int], bytes]
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found."""
+    """The result of a check."""
 
     manifest: Manifest
     problems: tuple[Problem, ...]
     largest_row: int = -1
-    """The largest row of the article set that samples name; -1 where none is named."""
+    """The largest row of the article set that samples name; -1 if they name none."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the check found no problem."""
         return not self.problems
 
 
 def verify_set(folder: str | Path) -> Verification:
-    """Check a shard set: files missing or left over, sha256, tar structure, index and checksums.
+    """Check a shard set: missing and extra files, sha256, tar structure, index and checksums.
 
     Raises:
-        DataError: If there is no shard set in ``folder``.
-        DamageError: If its manifest is damaged, so that there is nothing to check against.
+        DataError: ``folder`` is not a shard set.
+        DamageError: The manifest is damaged, so nothing can be checked against it.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -70,7 +69,7 @@ def verify_set(folder: str | Path) -> Verification:
     problems.extend(_extra_files(folder, manifest))
     if (problem := duplicates_problem(folder, manifest)) is not None:
         problems.append(Problem(DUPLICATES_NAME, None, problem))
-    if not problems:  # otherwise the samples are not those that the manifest was written of
+    if not problems:  # otherwise the samples differ from those that the manifest describes
         said = manifest_problems(folder, manifest, facts)
         problems.extend(Problem(MANIFEST_NAME, None, what) for what in said)
     return Verification(manifest, tuple(problems), facts.largest_row)
@@ -128,7 +127,7 @@ def _walk(raw: io.FileIO, walk: "_Walk") -> str:
 
 
 class _Walk:
-    """Goes through the members of one tar, beside the index where there is a usable one."""
+    """Walks through the members of one tar, beside the index if it is usable."""
 
     def __init__(
         self,
@@ -158,12 +157,12 @@ class _Walk:
                 return
             length, found = self._header(header, place)
             if length is None:
-                self._report(self.at, f"{found}; without its index nothing after can be checked")
+                self._report(self.at, f"{found}; without its index the rest cannot be checked")
                 return
             if found is not None:
                 self._report(self.at, found)
             data_at = self.at + TAR_BLOCK
-            # A header may claim any length.
+            # A header may hold any length.
             data = read(max(0, min(padded(length), self.size - data_at)))
             self.at = data_at + padded(length)
             if len(data) < padded(length):
@@ -173,7 +172,7 @@ class _Walk:
             self._data(data, length, data_at, place)
 
     def end(self, read: _Read) -> None:
-        """Check what comes after the last sample: zero blocks up to a full record."""
+        """Check the end after the last sample: zero blocks up to a full record."""
         rest = read(2 * _TAR_RECORD)
         overlong = bool(read(1))
         while read(1 << 20):
@@ -182,9 +181,9 @@ class _Walk:
             return
         expected = -(-(self.at + 2 * TAR_BLOCK) // _TAR_RECORD) * _TAR_RECORD - self.at
         if len(rest) != expected or overlong:
-            self._report(self.at, "the blocks that end the tar are not all there, or too many")
+            self._report(self.at, "the blocks that end the tar are incomplete, or too many")
         elif rest.strip(b"\0"):
-            self._report(self.at, "there is something after the last sample")
+            self._report(self.at, "there are further bytes after the last sample")
 
     def _header(self, header: bytes, place: int) -> tuple[int | None, str | None]:
         """Return the length of the data (None: unknown) and what is wrong with the header."""
@@ -198,7 +197,7 @@ class _Walk:
             return indexed or member.size, f"expected member {name}, found {member.name!r}"
         if indexed is not None and member.size != indexed:
             self._report_index(f"sample {place} has {member.size} bytes, the index says {indexed}")
-            # From here on the tar and its index part: believe the tar.
+            # From here on the tar and its index disagree: trust the tar.
             self.index = None
         return member.size, None
 
@@ -218,7 +217,7 @@ class _Walk:
 
 
 def _is_consistent(index: np.ndarray) -> bool:
-    """Say whether the samples of an index lie one behind the other."""
+    """Tell whether the samples of an index follow each other without gaps."""
     if not len(index):
         return True
     lengths = index["length"].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Checking one tar made elsewhere at rest, against the manifest and its index."""
+"""Check one stored tar made elsewhere against the manifest and its index."""
 
 import hashlib
 import zlib
@@ -20,11 +20,11 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong in a shard set."""
+    """One problem of a shard set."""
 
     file: str
     offset: int | None
-    """Byte offset in the file, where there is one."""
+    """Byte offset in the file, if there is one."""
     what: str
 
     def __str__(self) -> str:
@@ -48,10 +48,10 @@ def hash_problems(
 def foreign_problems(
     folder: Path, manifest: Manifest, shard: ShardInfo, first_row: int, facts: SampleFacts
 ) -> Iterator[Problem]:
-    """Yield what is wrong with one shard of a set with a layout.
+    """Yield the problems of one shard of a set with a layout.
 
-    The sha256 says whether it is the tar that was indexed. Where it is not, the walk through its
-    members names the place at which it is no tar any more, and the index the samples that differ.
+    The sha256 tells whether the shard is the indexed tar. If it is not, the walk through its
+    members finds the place at which it stops being a tar, and the index finds the changed samples.
     """
     index: MemberIndex | None = None
     members = len(manifest.layout.members) if manifest.layout is not None else 0
@@ -84,7 +84,7 @@ def foreign_problems(
 def _article_problems(
     shard_set: ShardSet, shard: ShardInfo, first_row: int, facts: SampleFacts
 ) -> Iterator[Problem]:
-    """Yield what cannot be read of a shard that is the one that was indexed."""
+    """Yield the unreadable articles of a shard that is the indexed tar."""
     for row in range(first_row, first_row + shard.samples):
         try:
             facts.add_article(shard_set.sample(row))

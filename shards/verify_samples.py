@@ -1,4 +1,4 @@
-"""What the samples of a set say against its manifest: kind, fields, labels, rows, refused rows."""
+"""Check samples against their manifest: kind, fields, labels, rows, refused rows."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ _MAX_LINE_BYTES = 1 << 20
 
 
 class SampleFacts:
-    """What is found in the samples of a set, sample by sample.
+    """Facts about the samples of a set, collected sample by sample.
 
     Attributes:
-        fields: Names that occur.
-        samples: How many were looked at.
-        largest_row: The largest row of the article set that samples name; -1 where none is named.
+        fields: Names of the fields that occur.
+        samples: Number of samples so far.
+        largest_row: The largest row of the article set that samples name; -1 if they name none.
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        """Start with nothing seen."""
+        """Start without samples."""
         self.fields: set[str] = set()
         self.samples = 0
         self.largest_row = -1
@@ -37,30 +37,30 @@ class SampleFacts:
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self._kind.sample)
 
     def add(self, data: bytes) -> str | None:
-        """Look at the JSON of one sample; return what is wrong with it, or None."""
+        """Check the JSON of one sample; return what is wrong with it, or None."""
         self.samples += 1
         try:
             self.fields.update(self._keys.decode(data))
             sample = self._decoder.decode(data)
         except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
-            return f"is not one of a set of {self._kind.name}: {error}"
+            return f"is not a sample of a set of {self._kind.name}: {error}"
         for name in self._kind.row_fields:
             self.largest_row = max(self.largest_row, max(getattr(sample, name), default=-1))
         return self._kind.problem(sample, self._manifest)
 
     def add_article(self, article: dict[str, str]) -> None:
-        """Look at an article of tars made elsewhere, which its decoder has checked."""
+        """Record an article of a tar made elsewhere, which the decoder has checked."""
         self.samples += 1
         self.fields.update(article)
 
 
 def manifest_problems(folder: Path, manifest: Manifest, facts: SampleFacts) -> Iterator[str]:
-    """Yield what the manifest says and the samples, or the report of refused rows, do not.
+    """Yield entries of the manifest that contradict the samples or the refused rows.
 
     Args:
         folder: The set's folder.
-        manifest: Its manifest.
-        facts: Of its samples; of less than all of them, fields are not compared.
+        manifest: The set's manifest.
+        facts: Facts about its samples; fields are compared only if the facts cover all samples.
     """
     if facts.samples == manifest.num_rows and facts.fields != set(manifest.fields):
         yield (
@@ -73,7 +73,7 @@ def manifest_problems(folder: Path, manifest: Manifest, facts: SampleFacts) -> I
     try:
         listed = _refused(folder / REFUSED_NAME)
     except DataError as error:
-        yield f"what it says of refused rows cannot be checked: {error}"
+        yield f"its counts of refused rows cannot be checked: {error}"
         return
     if listed != Counter(manifest.refused):
         yield (
@@ -88,7 +88,7 @@ class _Refusal:
 
 
 def _refused(path: Path) -> Counter[str]:
-    """Refused rows by reason, as the report lists them.
+    """Count the refused rows of the report by reason.
 
     Raises:
         DataError: The report cannot be read.

@@ -1,6 +1,6 @@
-"""Writing shards by webdataset's TarWriter, an index each; and whole sets of them in one go.
+"""Write shards with webdataset's TarWriter and an index each, or whole sets of shards.
 
-How a set is published, and what a failure leaves, is in :mod:`shards.publish`.
+:mod:`shards.publish` describes how a set is published, and what a failure leaves.
 """
 
 import contextlib
@@ -21,20 +21,20 @@ from shards.manifest import DEFAULT_SAMPLES_PER_SHARD, ShardInfo, shard_name
 from shards.publish import FAILED_REPORT_NAME, REFUSED_NAME, SetPublisher
 from shards.reader import ShardSet, member_name, sample_key
 
-# No user's name, no time: the same samples give the same bytes anywhere. A float mtime would also
-# cost a PAX header of 1 KiB a member.
+# No user name and no time: the same samples give the same bytes anywhere. A float mtime would also
+# add a PAX header of 1 KiB per member.
 _TAR_OPTIONS: dict[str, Any] = dict(user="", group="", mode=0o444, encoder=False, mtime=0)
 
 
 def encode_sample(sample: Mapping[str, Any]) -> bytes:
-    """Return a sample as the JSON bytes of its member: UTF-8, no spaces, keys in the order given.
+    """Encode a sample as its member's JSON: UTF-8, no spaces, keys in order.
 
     Raises:
-        UnicodeEncodeError: If a string holds half of a surrogate pair.
-        ValueError: If a number is NaN or infinite.
+        UnicodeEncodeError: A string holds half of a surrogate pair.
+        ValueError: A number is NaN or infinite.
     """
     if all(type(value) is str for value in sample.values()):
-        # Of texts orjson writes the same bytes, six times as fast; of numbers it does not.
+        # For texts orjson writes the same bytes, six times as fast; for numbers it does not.
         with contextlib.suppress(orjson.JSONEncodeError):
             return orjson.dumps(sample)
     text = json.dumps(sample, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -53,14 +53,14 @@ def _header_of_nothing() -> bytes:
 
 
 def member_header(row: int, size: int) -> bytes:
-    """Return the header of a sample's member, as TarWriter writes it, in a tenth of its time.
+    """Return a sample's tar header as TarWriter writes it, in a tenth of its time.
 
-    Of two samples' headers only name, size and checksum differ (POSIX.1-1988, ustar: bytes 0 to
-    99, 124 to 135 and 148 to 155; the checksum is the sum of all bytes with itself as blanks).
+    The headers of two samples differ only in name, size and checksum (POSIX.1-1988, ustar: bytes 0
+    to 99, 124 to 135 and 148 to 155; the checksum is the sum of all bytes with itself as blanks).
 
     Args:
         row: The sample's row.
-        size: Bytes of its data, below 8 GiB.
+        size: Number of bytes of its data, below 8 GiB.
     """
     header = bytearray(_header_of_nothing())
     name = member_name(row).encode("ascii")
@@ -72,7 +72,7 @@ def member_header(row: int, size: int) -> bytes:
 
 
 class ShardFile:
-    """One shard being written, with its index; it appears when it is closed."""
+    """One shard with its index during the write; the files appear when it is closed."""
 
     def __init__(self, folder: Path, name: str) -> None:
         """Open ``name`` in ``folder`` under a temporary name."""
@@ -93,7 +93,7 @@ class ShardFile:
         stream.offset += len(data)
 
     def close(self) -> ShardInfo:
-        """Put the tar and then its index in place; return what the manifest says of them."""
+        """Put the tar and then its index in place; return their entry in the manifest."""
         self._tar.close()
         self._context.__exit__(None, None, None)
         self.index.write(self.path.with_suffix(".idx"))
@@ -101,7 +101,7 @@ class ShardFile:
         return ShardInfo(self.path.name, self.index.samples, size, sha256_file(self.path))
 
     def abort(self, error: BaseException) -> None:
-        """Leave nothing behind."""
+        """Remove all temporary files."""
         # The tar writes its end when it is closed; on a full disk that fails once more.
         with contextlib.suppress(OSError):
             self._tar.close()
@@ -109,9 +109,9 @@ class ShardFile:
 
 
 class ShardWriter(SetPublisher):
-    """Writes one shard set; use it as a context manager and call :meth:`finish` at the end.
+    """Writes one shard set; a context manager whose last call is :meth:`finish`.
 
-    Leaving the block without :meth:`finish`, by an error or otherwise, leaves no set behind.
+    If the block ends without :meth:`finish`, by an error or otherwise, no set is left behind.
 
     Example::
 
@@ -131,18 +131,18 @@ class ShardWriter(SetPublisher):
         articles_fingerprint: str | None = None,
         force: bool = False,
     ) -> None:
-        """Prepare to write; nothing is touched before the block is entered.
+        """Prepare; change no file before the block is entered.
 
         Args:
             folder: The set's folder; made if it is missing.
             kind: A name in :data:`shards.set_kinds.KINDS`.
-            samples_per_shard: Samples in every shard but the last.
-            source: What the manifest says about inputs and options.
+            samples_per_shard: Number of samples in every shard but the last.
+            source: Inputs and options, for the manifest.
             articles_fingerprint: Fingerprint of the article set whose rows the samples name.
-            force: Replace a shard set that is already there, and its columns.
+            force: Replace an existing shard set and its columns.
 
         Raises:
-            ValueError: If the kind is unknown or ``samples_per_shard`` is not positive.
+            ValueError: The kind is unknown or ``samples_per_shard`` is not positive.
         """
         super().__init__(
             folder, kind, source=source, articles_fingerprint=articles_fingerprint, force=force
@@ -156,10 +156,10 @@ class ShardWriter(SetPublisher):
         self._open_shard: ShardFile | None = None
 
     def __enter__(self) -> "ShardWriter":
-        """Make the folder ready, see :class:`SetPublisher`.
+        """Prepare the folder, see :class:`SetPublisher`.
 
         Raises:
-            DataError: If it cannot be.
+            DataError: The folder cannot be used.
         """
         super().__enter__()
         return self
@@ -180,7 +180,7 @@ class ShardWriter(SetPublisher):
         """Write the next sample and return its row number.
 
         Raises:
-            UnicodeEncodeError: If a string holds half of a surrogate pair; nothing is written then.
+            UnicodeEncodeError: A string holds half of a surrogate pair; nothing is written then.
         """
         payload = encode_sample(sample)
         if self._open_shard is None:
@@ -197,7 +197,7 @@ class ShardWriter(SetPublisher):
         """Publish the set: move the shards into place, write the manifest, open the set.
 
         Raises:
-            DataError: If no sample was written.
+            DataError: No sample was written.
         """
         if self._open_shard is not None:
             self._close_shard()

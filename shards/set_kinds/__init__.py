@@ -1,8 +1,8 @@
-"""The registry of kinds of shard sets: every kind by name.
+"""Register the kinds of shard sets: every kind by name.
 
-A new kind is a class in a file of its own (:class:`shards.set_kinds.base.SetKind`) and its line
-here. Nothing generic knows kinds by name. Classes are imported when they are first asked for, so
-this module is light.
+To add a kind, write a class in a file of its own (:class:`shards.set_kinds.base.SetKind`) and add
+its line here. Generic code names no kind. A class is imported at its first use, so this module is
+light.
 """
 
 from importlib import import_module
@@ -15,14 +15,14 @@ KINDS = {
     "articles": "shards.set_kinds.articles:Articles",
     "impressions": "shards.set_kinds.impressions:Impressions",
 }
-"""Where the class of each kind is, as ``module:class``."""
+"""Class of each kind, as ``module:class``."""
 
 
 def check_kind(name: str) -> None:
     """Check that a kind is in the registry.
 
     Raises:
-        ValueError: It is not; the message names those that are.
+        ValueError: The kind is unknown; the message names the known kinds.
     """
     if name not in KINDS:
         raise ValueError(f"kind {name!r} is unknown; known are {', '.join(KINDS)}")
@@ -32,7 +32,7 @@ def kind_named(name: str) -> "type[SetKind]":
     """Return the class of a kind.
 
     Raises:
-        ValueError: There is no kind of that name.
+        ValueError: The kind is unknown.
     """
     check_kind(name)
     module, _, found = KINDS[name].partition(":")

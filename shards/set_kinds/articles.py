@@ -1,4 +1,4 @@
-"""Sets of articles: texts by id."""
+"""Define sets of articles: texts by id."""
 
 from array import array
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ class Article:
 
 
 class ArticleCounter(SampleCounter):
-    """Counts words, categories, and texts that come again: eight bytes a text are kept."""
+    """Counts words, categories, and repeated texts; keeps eight bytes per text."""
 
     names = ("title words", "body words", "abstract words")
 
     def __init__(self) -> None:
-        """Start with nothing counted."""
+        """Start with zero counts."""
         super().__init__()
         self._hashes = {name: array("Q") for name in ("title and body", "title", "body")}
 
@@ -48,11 +48,11 @@ class ArticleCounter(SampleCounter):
             self._hashes["title and body"].append(_hash(title + b"\0" + body))
 
     def facts(self) -> dict[str, Any]:
-        """Return how many bodies are empty."""
+        """Return the number of empty bodies."""
         return {"empty bodies": sum(not words for words in self.lengths["body words"])}
 
     def duplicates(self) -> dict[str, int]:
-        """Return how many titles, bodies and pairs of both come again."""
+        """Return the number of repeated titles, bodies and pairs of both."""
         return {
             f"same {name}": len(hashes) - len(np.unique(np.frombuffer(hashes, dtype=np.uint64)))
             for name, hashes in self._hashes.items()
@@ -61,7 +61,7 @@ class ArticleCounter(SampleCounter):
 
 
 class Articles(SetKind):
-    """Articles that click logs name by their rows."""
+    """Articles, which click logs name by row."""
 
     name = "articles"
     prefix = "news"
@@ -70,7 +70,7 @@ class Articles(SetKind):
 
     @classmethod
     def notes(cls, result: "BuildResult") -> Iterator[str]:
-        """Yield what looks wrong about the fields of the inputs."""
+        """Yield notes on suspicious fields of the inputs."""
         from shards.tables import TSV_REMEDY, shown_names
 
         counts = result.shard_set.manifest.counts
@@ -86,5 +86,5 @@ class Articles(SetKind):
 
 
 def _hash(text: bytes) -> int:
-    """64 bits of a text: two of two million differ by chance with 1 - 1e-7."""
+    """Hash a text to 64 bits; two million texts rarely (1e-7) collide."""
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")

@@ -1,4 +1,4 @@
-"""What a kind of shard set says about itself: everything that differs from kind to kind."""
+"""Define what differs between kinds of shard sets."""
 
 from abc import ABC, abstractmethod
 from argparse import Namespace
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
     from shards.reader import ShardSet
 
 Row = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
-"""A row of the article set, in the type of a sample."""
+"""A row of the article set, as the type in a sample."""
 
 
 class SampleCounter(ABC):
     """Counts the samples of a set for ``tnr shards stats``.
 
-    Four bytes a sample and length are kept, and what a kind adds.
+    It keeps four bytes per sample and length, plus what a kind adds.
 
     Attributes:
-        lengths: Lengths of the samples, by the names of what is counted.
-        categories: Samples by category.
-        fields: In how many samples each field is there and not empty.
+        lengths: Lengths of the samples, by the name of the counted items.
+        categories: Number of samples by category.
+        fields: Number of samples in which each field exists and is not empty.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
-    """What is counted in each sample: ``title words``, ``candidates``, …"""
+    """The items to count in each sample: ``title words``, ``candidates``, …"""
     settings: ClassVar[Mapping[str, str]] = {}
-    """Of these, what a setting of a run limits, and the setting; texts have theirs anyway."""
+    """Counted items that a setting of a run limits, with the setting; texts always have one."""
     not_drawn: ClassVar[tuple[str, ...]] = ()
-    """Of these, what the table shows without bars."""
+    """Counted items that the table shows without bars."""
 
     def __init__(self) -> None:
-        """Start with nothing counted."""
+        """Start with zero counts."""
         self.lengths = {name: array("I") for name in self.names}
         self.categories: Counter[str] = Counter()
         self.fields: Counter[str] = Counter()
@@ -51,10 +51,10 @@ class SampleCounter(ABC):
 
     @abstractmethod
     def measure(self, sample: dict[str, Any]) -> None:
-        """Append to :attr:`lengths` what the sample has of each."""
+        """Append the sample's lengths to :attr:`lengths`."""
 
     def duplicates(self) -> dict[str, int]:
-        """Return how many samples repeat an earlier one, by what is the same."""
+        """Return the number of samples that repeat an earlier one, by the repeated part."""
         return {}
 
     def facts(self) -> dict[str, Any]:
@@ -66,34 +66,34 @@ class SetKind:
     """One kind of shard set."""
 
     name: ClassVar[str]
-    """What the manifest calls it: what its samples are, in the plural."""
+    """Name in the manifest: the samples, in the plural."""
     prefix: ClassVar[str]
-    """What the shards are called: ``<prefix>-000000.tar``; lower-case letters and digits."""
+    """Prefix of the shards' names: ``<prefix>-000000.tar``; lower-case letters and digits."""
     sample: ClassVar[type]
     """The type of a sample, as msgspec decodes it from JSON; further fields are allowed."""
     row_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of :attr:`sample` that are lists of rows of the article set: ``tnr shards verify``
-    looks whether that has them, ``tnr shards show --articles`` prints titles in their place."""
+    checks that these rows exist, ``tnr shards show --articles`` prints their titles instead."""
     rows_of: ClassVar[str] = "articles"
-    """The kind of the set that :attr:`row_fields` lie in."""
+    """The kind of the set to which :attr:`row_fields` refer."""
     counter: ClassVar[type[SampleCounter]]
     """Counts samples for ``tnr shards stats``."""
 
     @classmethod
     def problem(cls, sample: Any, manifest: "Manifest") -> str | None:
-        """Say what is wrong with a sample that has the right type, or None."""
+        """Describe what is wrong with a sample of the right type, or return None."""
         return None
 
     @classmethod
     def notes(cls, result: "BuildResult") -> Iterable[str]:
-        """Yield what the end of a build should tell about the set."""
+        """Yield notes on the set for the end of a build."""
         return ()
 
     @classmethod
     def orders(
         cls, shard_set: "ShardSet", windows: Sequence[int], asked: Namespace
     ) -> tuple[list[dict[str, Any]], str]:
-        """Measure training orders of a set; training visits samples, unless a kind says otherwise.
+        """Measure training orders of a set; by default, training visits samples.
 
         Args:
             shard_set: A set of this kind.

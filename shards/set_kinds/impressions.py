@@ -1,4 +1,4 @@
-"""Sets of impressions: what users had read, what they were shown, and what they clicked."""
+"""Define sets of impressions: what users had read, were shown, and clicked."""
 
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shards.reader import ShardSet
 
 _BLOCK = 8
-"""Clicks of a user in a block, where none is asked for: what is shown beside a plain shuffle."""
+"""Default block size, in clicks of a user, to compare with a plain shuffle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +29,20 @@ class Impression:
 
 
 class ImpressionCounter(SampleCounter):
-    """Counts clicks of histories, candidates and clicks, and users."""
+    """Counts clicks of histories, candidates, clicks and users."""
 
     names = ("history", "candidates", "clicks")
     settings: ClassVar = {"history": "data.history_length"}
     not_drawn = ("clicks",)
 
     def __init__(self) -> None:
-        """Start with nothing counted."""
+        """Start with zero counts."""
         super().__init__()
         self._users: set[str] = set()
         self._times: list[str] = []
 
     def measure(self, sample: dict[str, Any]) -> None:
-        """Count articles and clicks; remember the user and the time."""
+        """Count articles and clicks; record the user and the time."""
         self.lengths["history"].append(len(sample["history"]))
         self.lengths["candidates"].append(len(sample["candidates"]))
         if "clicks" in sample:
@@ -53,7 +53,7 @@ class ImpressionCounter(SampleCounter):
             self._times = [min(times), max(times)]
 
     def facts(self) -> dict[str, Any]:
-        """Return users, empty histories, clicks, and the times between which the log lies."""
+        """Return users, empty histories, clicks, and the log's first and last time."""
         facts: dict[str, Any] = {
             "users": len(self._users),
             "empty histories": sum(not length for length in self.lengths["history"]),
@@ -87,7 +87,7 @@ class Impressions(SetKind):
 
     @classmethod
     def notes(cls, result: "BuildResult") -> Iterator[str]:
-        """Yield what looks wrong about times, labels and histories."""
+        """Yield notes on suspicious times, labels and histories."""
         from shards.click_cells import EXPECTED_TIMES
 
         manifest = result.shard_set.manifest

@@ -1,1 +1,1 @@
-"""A synthesized world to try everything on: a news corpus and a click log whose truth is known."""
+"""Synthesize a world: a news corpus and a click log with a known truth."""

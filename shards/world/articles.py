@@ -1,4 +1,4 @@
-"""What each article is about and when it appeared, in blocks that depend on their number alone."""
+"""Draw each article's subject and time, in blocks that depend on their number alone."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,8 +10,8 @@ from shards.world.streams import random_stream
 from shards.world.topics import Topics
 
 BEFORE, TRAIN, DEV, TEST = 0, 1, 2, 3
-"""When an article appeared: before the log (for histories), on training days, on the dev day, on
-the test days."""
+"""When an article appeared: before the log (for histories), on the training days, on the dev day,
+or on the test days."""
 
 _DAY = 86_400
 DEV_START = int(datetime(2019, 11, 15, tzinfo=UTC).timestamp())
@@ -20,9 +20,9 @@ TEST_START = DEV_START + _DAY
 TEST_DAYS = 7
 _ERA_EDGES = (0.45, 0.80)
 _ERA_EDGES_WITH_TEST = (0.43, 0.779, 0.799)
-"""As in MIND's large parts, of whose news 77.9% are in training and 2.0% come on the dev day."""
-# The dev day's news appears before six in the morning and its impressions after, so all can see
-# all of it.
+"""Shares as in MIND's large parts: 77.9% of the news are in training, 2.0% come on the dev day."""
+# The dev day's news appears before six in the morning and its impressions later, so every
+# impression may show all of it.
 _ERA_SPANS = (
     (TRAIN_START - 28 * _DAY, TRAIN_START - _DAY),
     (TRAIN_START - _DAY, DEV_START),
@@ -33,12 +33,12 @@ _ERA_SPANS = (
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a run of articles is about; all arrays have one entry an article.
+    """The subjects of a run of articles; all arrays have one entry per article.
 
     Attributes:
         event: int64[n]; era: int64[n] (``BEFORE``, ``TRAIN``, ``DEV``, ``TEST``); time: int64[n],
-        epoch seconds; quality: float64[n], standard normal: makes an article shown and clicked more
-        by everyone.
+        epoch seconds; quality: float64[n], standard normal: raises how often an article is shown
+        and clicked by everyone.
     """
 
     event: np.ndarray
@@ -48,20 +48,20 @@ class Attributes:
 
 
 def num_blocks(settings: WorldSettings) -> int:
-    """Returns how many blocks of articles the world has."""
+    """Return the number of blocks of articles in the world."""
     return -(-settings.articles // BLOCK_ARTICLES)
 
 
 def block_size(settings: WorldSettings, block: int) -> int:
-    """Returns the number of articles of one block; only the last is short."""
+    """Return the number of articles of one block; only the last block is short."""
     return min(BLOCK_ARTICLES, settings.articles - block * BLOCK_ARTICLES)
 
 
 def attributes(topics: Topics, block: int) -> Attributes:
-    """Draws what the articles of one block are about, without writing them."""
+    """Draw the subjects of one block's articles, without writing the articles."""
     rng = random_stream(topics.settings, "attributes", block)
-    # A short last block draws as many numbers as a full one: a larger corpus then begins with a
-    # smaller.
+    # A short last block draws as many numbers as a full one, so that a smaller corpus is the
+    # beginning of a larger one.
     draws = rng.random((3, BLOCK_ARTICLES))
     quality = rng.standard_normal(BLOCK_ARTICLES)
     count = block_size(topics.settings, block)
@@ -79,7 +79,7 @@ def attributes(topics: Topics, block: int) -> Attributes:
 
 
 def attributes_of_first(topics: Topics, count: int) -> Attributes:
-    """Draws what the first ``count`` articles are about."""
+    """Draw the subjects of the first ``count`` articles."""
     blocks = [attributes(topics, block) for block in range(-(-count // BLOCK_ARTICLES))]
     names = ("event", "era", "time", "quality")
     return Attributes(
@@ -88,5 +88,5 @@ def attributes_of_first(topics: Topics, count: int) -> Attributes:
 
 
 def article_id(row: int) -> str:
-    """Returns the id of the article with this number, in MIND's style."""
+    """Return the id of the article with this number, in MIND's style."""
     return f"N{row + 1}"

@@ -1,4 +1,4 @@
-"""The truth about a click log: the best rankings there can be, simple ones, and what it holds."""
+"""Compute the truth about a click log: the best possible and simple rankings."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from shards.world.truth import RankingSums
 from shards.world.users import Users
 
 _POPULARITY_PRIOR = 20.0
-"""Showings that the mean click rate counts for: news never shown gets the mean rate, not zero."""
+"""Number of showings by which the mean click rate counts: unshown news gets the mean, not zero."""
 
 
 class ClickTruth:
-    """Collects, impression by impression, what ``truth.json`` says about the click log.
+    """Collects, impression by impression, the content of ``truth.json`` about the click log.
 
-    The rankings of the dev log: ``best`` by the log-odds that clicks were drawn from, which no
-    ranking beats but by luck; ``text`` without quality, which no text tells; ``history`` for a
+    The rankings of the dev log are: ``best`` by the log-odds from which clicks were drawn, which no
+    ranking beats except by luck; ``text`` without quality, which no text reveals; ``history`` for a
     reader who knows all words but knows users only by counting in their histories (a yardstick,
     not a bound); ``popularity`` by the click rate in training; ``random``.
     """
@@ -27,11 +27,12 @@ class ClickTruth:
     def __init__(
         self, users: Users, histories: np.ndarray, offsets: np.ndarray, num_articles: int
     ) -> None:
-        """Starts empty.
+        """Start empty.
 
         Args:
             users: All users.
-            histories: int32[K] articles; offsets: int64[U + 1] of the users.
+            histories: int32[K] articles.
+            offsets: int64[U + 1] of the users.
             num_articles: Articles in the click log.
         """
         self._users, self._histories, self._offsets = users, histories, offsets
@@ -49,7 +50,7 @@ class ClickTruth:
         self._random = random_stream(users.settings, "baselines")
 
     def add(self, block: Impressions, *, dev: bool) -> None:
-        """Counts a run of impressions; those of training must all come before those of dev."""
+        """Count a run of impressions; all training impressions must come before the dev ones."""
         clicks = np.bincount(
             np.repeat(np.arange(len(block.users)), np.diff(block.offsets)), block.clicked
         )
@@ -82,7 +83,7 @@ class ClickTruth:
         return (self._clicks + _POPULARITY_PRIOR * rate) / (self._shown + _POPULARITY_PRIOR)
 
     def _by_history(self, block: Impressions, owners: np.ndarray) -> np.ndarray:
-        """Returns float64[K]: strengths times counts of the candidate's concepts in the history."""
+        """Return float64[K]: strengths times counts of the candidate's concepts in the history."""
         users, settings = self._users, self._users.settings
         first, last = self._offsets[block.users], self._offsets[block.users + 1]
         sizes = last - first
@@ -104,11 +105,13 @@ class ClickTruth:
         return score
 
     def later_pools(self, about: Attributes, *, test: bool = False) -> tuple[Pool, Pool]:
-        """Returns what dev (or test) impressions may show: news that training showed, and news of
-        the day (or days).
+        """Return what dev (or test) impressions may show.
+
+        Returns:
+            News that training showed, and news of the day (or days).
 
         Raises:
-            UsageError: Either is too small.
+            UsageError: One of the two is too small.
         """
         topics = self._users.topics
         warm = np.flatnonzero((self._shown > 0) & (about.era != DEV))
@@ -116,7 +119,7 @@ class ClickTruth:
         return Pool(warm, about, topics), Pool(cold, about, topics)
 
     def summary(self) -> dict[str, Any]:
-        """Returns everything counted, ready for JSON."""
+        """Return all counts, ready for JSON."""
         sizes = np.diff(self._offsets)
         result: dict[str, Any] = {}
         for name, ranking in self._rankings.items():
@@ -138,7 +141,7 @@ class ClickTruth:
 def _count_same(
     readers: np.ndarray, concepts: np.ndarray, owners: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
-    """Counts, for each candidate, the articles of its owner's history with the same concept."""
+    """Count, for each candidate, the articles of its owner's history with the same concept."""
     bound = int(max(concepts.max(initial=0), wanted.max(initial=0))) + 1
     keys, counts = np.unique(readers.astype(np.int64) * bound + concepts, return_counts=True)
     if not len(keys):

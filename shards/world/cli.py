@@ -1,4 +1,4 @@
-"""``tnr shards synthesize``: a news corpus and a click log with a known truth."""
+"""Define ``tnr shards synthesize``: make a world with a known truth."""
 
 import argparse
 import dataclasses
@@ -16,8 +16,8 @@ _SIZES = (
     ("test_impressions", "impressions of 16 to 22 November 2019, without labels (0: none)"),
 )
 _OPTIONS = (
-    ("seed", int, "everything follows from it"),
-    ("click_articles", int, "the first so many articles appear in the click log"),
+    ("seed", int, "determines the whole world"),
+    ("click_articles", int, "number of first articles that appear in the click log"),
     ("title_words", float, "mean words of a title"),
     ("body_words", float, "mean words of a body"),
     ("body_spread", float, "spread of body lengths: standard deviation of their logarithm"),
@@ -39,7 +39,7 @@ _OPTIONS = (
     ("cold_share", float, "share of dev candidates that training never saw"),
     ("interest_share", float, "share of candidates chosen for the user's interests"),
     ("multi_click_share", float, "share of impressions with two clicks or more"),
-    ("interests", int, "subtopics, and as many entities, that a user cares for"),
+    ("interests", int, "number of subtopics, and of entities, that interest a user"),
     ("subtopic_strength", float, "log-odds a whole interest in a subtopic adds to a click"),
     ("entity_strength", float, "log-odds a whole interest in an entity adds to a click"),
     ("category_strength", float, "log-odds a whole interest in a category adds to a click"),
@@ -58,10 +58,10 @@ _FOLLOWS = {
 
 
 def register(subparsers: Any) -> None:
-    """Adds ``synthesize`` to the verbs of ``tnr shards``.
+    """Add ``synthesize`` to the verbs of ``tnr shards``.
 
     Args:
-        subparsers: What ``add_subparsers`` of the ``shards`` parser returned.
+        subparsers: Result of ``add_subparsers`` of the ``shards`` parser.
     """
     parser = subparsers.add_parser(
         "synthesize",
@@ -69,15 +69,15 @@ def register(subparsers: Any) -> None:
         description=textwrap.dedent(
             """\
             Make a news corpus and a click log with a known truth. Titles and bodies share topics,
-            entities and events, each named by several invented words; users click by interests that
-            are known, so truth.json tells the best AUC that any model can reach on the dev log.
+            entities and events, each named by several invented words; users click by known
+            interests, so truth.json has the best AUC that any model can reach on the dev log.
 
             Writes OUT/articles.jsonl, OUT/train and OUT/dev (news.tsv and behaviors.tsv in MIND's
-            layout), OUT/test without labels if it is asked for, and OUT/truth.json, last. The same
+            layout), OUT/test without labels if requested, and OUT/truth.json, last. The same
             options give the same bytes. Running a finished command again does nothing.
 
             --like mind takes sizes and lengths of MIND's large parts (--scale 0.1: a tenth of its
-            articles, users and impressions); other options given beside it count."""
+            articles, users and impressions); other options override them."""
         ),
         epilog=textwrap.dedent(
             """\
@@ -106,7 +106,7 @@ def register(subparsers: Any) -> None:
         metavar="P",
         help="processes that write articles (1)",
     )
-    parser.add_argument("--force", action="store_true", help="replace what is in the folder")
+    parser.add_argument("--force", action="store_true", help="replace the files in the folder")
     world = parser.add_argument_group("the world")
     from shards.world.settings import WorldSettings
 
@@ -124,13 +124,13 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes the world that the command line asks for, and prints what it is.
+    """Make the world that the command line asks for, and print a summary.
 
     Args:
         args: Parsed options of ``tnr shards synthesize``.
 
     Raises:
-        UsageError: An option is out of range, or the folder holds something else.
+        UsageError: An option is out of range, or the folder holds other files.
     """
     from shards.errors import UsageError
     from shards.world.settings import WorldSettings
@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _preset(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings that ``--like`` and ``--scale`` stand for."""
+    """Return the settings of ``--like`` and ``--scale``."""
     from shards.errors import UsageError
     from shards.world.shape import like_mind
 
@@ -173,7 +173,7 @@ def _preset(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def summary(truth: dict[str, Any], out: str) -> str:
-    """Returns a few lines on a world for people.
+    """Return a few lines that describe a world for people.
 
     Args:
         truth: Content of ``truth.json``.

@@ -1,4 +1,4 @@
-"""Impressions: what was shown to whom, and what they clicked, drawn from their true interests."""
+"""Draw impressions: what was shown to whom, and the clicks, from users' true interests."""
 
 from dataclasses import dataclass
 
@@ -25,8 +25,8 @@ _TIMES = {
     "dev": (DEV_START + _DAY // 4, DEV_START + _DAY),
     "test": (TEST_START + _DAY // 4, TEST_START + TEST_DAYS * _DAY),
 }
-"""When the impressions of each part lie; of dev and test from six in the morning of the first day,
-when there is news of the day."""
+"""Time range of each part's impressions; dev and test start at six in the morning of their first
+day, after the news of the day."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Impressions:
     """A run of impressions.
 
     Attributes:
-        users: int64[n]; times: int64[n], epoch seconds; candidates: int64[K] article numbers;
+        clicked: bool[K]; propensity: float64[K], the log-odds from which the clicks were drawn;
         clicked: bool[K]; propensity: float64[K], the log-odds that the clicks were drawn from;
         offsets: int64[n + 1].
     """
@@ -48,7 +48,7 @@ class Impressions:
 
 
 def train_pool(users: Users, about: Attributes) -> Pool:
-    """Returns the articles shown in the training days."""
+    """Return the articles shown in the training days."""
     return Pool(np.flatnonzero(about.era == TRAIN), about, users.topics)
 
 
@@ -61,19 +61,19 @@ def draw_impressions(
     cold: Pool | None,
     part: str | None = None,
 ) -> Impressions:
-    """Draws one block of impressions.
+    """Draw one block of impressions.
 
-    Clicks are a draw without replacement with chances exp(log-odds) (Plackett-Luce, by Gumbel
+    Clicks are drawn without replacement with weights exp(log-odds) (Plackett-Luce, by Gumbel
     noise), so ranking by the log-odds has the highest expected AUC of all rankings.
 
     Args:
         users: All users.
         bound: Number of articles in the click log.
         block: Number of the block; the draws depend on it and on the settings alone.
-        count: Impressions of the block.
-        warm: Articles of the training days; for dev, those among them that training showed.
+        count: Number of impressions in the block.
+        warm: Articles of the training days; for dev, those that training showed.
         cold: Articles of the dev day or the test days; None draws training impressions.
-        part: ``train``, ``dev`` or ``test``; None: ``train`` without ``cold``, else ``dev``.
+        part: ``train``, ``dev`` or ``test``; None takes ``train`` without ``cold``, else ``dev``.
 
     Returns:
         The impressions.
@@ -115,7 +115,7 @@ def _draw_clicks(
     owners: np.ndarray,
     offsets: np.ndarray,
 ) -> np.ndarray:
-    """Returns bool[K]: at least one click and one other candidate in every impression."""
+    """Return bool[K]: at least one click and one other candidate in every impression."""
     clicks = click_counts(rng, np.diff(offsets), settings.multi_click_share)
     drawn = propensity + rng.gumbel(size=len(propensity))
     order = np.lexsort((-drawn, owners))
@@ -128,10 +128,11 @@ class BehaviorsWriter:
     """Writes impressions as lines of MIND's ``behaviors.tsv``."""
 
     def __init__(self, histories: np.ndarray, offsets: np.ndarray, num_articles: int) -> None:
-        """Prepares the strings of all articles, so that lines are joined, not formatted.
+        """Prepare the strings of all articles, so that lines are joined, not formatted.
 
         Args:
-            histories: int32[K] articles of the histories; offsets: int64[U + 1] of the users.
+            histories: int32[K] articles of the histories.
+            offsets: int64[U + 1] of the users.
             num_articles: Articles in the click log.
         """
         self._histories, self._offsets = histories, offsets
@@ -140,12 +141,12 @@ class BehaviorsWriter:
         self._labelled = np.array([f"{i}-0" for i in ids] + [f"{i}-1" for i in ids], dtype=object)
 
     def lines(self, block: Impressions, first_id: int, labelled: bool = True) -> bytes:
-        """Returns the lines of a run of impressions.
+        """Return the lines of a run of impressions.
 
         Args:
             block: The impressions.
-            first_id: Impression id of the first.
-            labelled: Whether the lines say what was clicked.
+            first_id: Impression id of the first impression.
+            labelled: Whether the lines have labels.
         """
         if labelled:
             shown = self._labelled[block.candidates + block.clicked * len(self._ids)].tolist()
@@ -169,7 +170,7 @@ class BehaviorsWriter:
 
 
 def mind_time(seconds: int) -> str:
-    """Returns a time of the log as MIND writes it: ``11/15/2019 9:05:58 AM``."""
+    """Return a time of the log in MIND's form: ``11/15/2019 9:05:58 AM``."""
     day, rest = divmod(seconds - TRAIN_START, _DAY)
     hour, rest = divmod(rest, 3600)
     half = "AM" if hour < 12 else "PM"
@@ -177,5 +178,5 @@ def mind_time(seconds: int) -> str:
 
 
 def num_impression_blocks(impressions: int) -> int:
-    """Returns how many blocks so many impressions make."""
+    """Return the number of blocks that this many impressions make."""
     return -(-impressions // BLOCK_IMPRESSIONS)

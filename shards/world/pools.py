@@ -1,4 +1,4 @@
-"""Which articles can be shown when: pools to draw from by popularity, by subtopic and by entity."""
+"""Select which articles can be shown when, by popularity and by concept."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from shards.world.articles import Attributes
 from shards.world.topics import Topics
 
 _SPAN = 1 << 33
-"""Above every publication time in epoch seconds: keeps (concept, time) sortable as one number."""
+"""Above every publication time in epoch seconds: makes (concept, time) sortable as one number."""
 
 
 class ConceptIndex:
@@ -20,11 +20,13 @@ class ConceptIndex:
         times: np.ndarray,
         weights: np.ndarray | None = None,
     ) -> None:
-        """Sorts the pool.
+        """Sort the pool.
 
         Args:
-            concepts: int[K]; articles: int64[K]; times: int64[K] epoch seconds.
-            weights: float64[K], how likely each is drawn; None: all alike.
+            concepts: int[K].
+            articles: int64[K].
+            times: int64[K] epoch seconds.
+            weights: float64[K], relative chance of each article; None makes all equal.
         """
         keys = concepts.astype(np.int64) * _SPAN + times
         order = np.argsort(keys, kind="stable")
@@ -34,11 +36,13 @@ class ConceptIndex:
     def draw(
         self, concepts: np.ndarray, until: np.ndarray, share: np.ndarray, otherwise: np.ndarray
     ) -> np.ndarray:
-        """Draws an article of each concept that is out by then.
+        """Draw an article of each concept that is published by then.
 
         Args:
-            concepts: int[K]; until: int64[K] epoch seconds; share: float64[K] uniform numbers;
-            otherwise: int64[K] articles for the concepts that have none.
+            concepts: int[K].
+            until: int64[K] epoch seconds.
+            share: float64[K] uniform numbers.
+            otherwise: int64[K] articles for concepts without a published article.
 
         Returns:
             int64[K] article numbers.
@@ -64,15 +68,15 @@ class Pool:
     """
 
     def __init__(self, articles: np.ndarray, about: Attributes, topics: Topics) -> None:
-        """Builds the indexes.
+        """Build the indexes.
 
         Args:
             articles: int64[n] numbers of the pool's articles.
-            about: What the click log's articles are about.
+            about: Subjects of the click log's articles.
             topics: The world's concepts.
 
         Raises:
-            UsageError: Fewer than two articles: nothing could be shown beside another.
+            UsageError: The pool has fewer than two articles, too few for an impression.
         """
         if len(articles) < 2:
             raise UsageError(
@@ -96,15 +100,16 @@ class Pool:
         )
 
     def draw(self, share: np.ndarray, until: np.ndarray) -> np.ndarray:
-        """Draws articles by popularity from those that are out by then.
+        """Draw articles by popularity among those that are published by then.
 
         Args:
-            share: float64[K] uniform numbers; until: int64[K] epoch seconds.
+            share: float64[K] uniform numbers.
+            until: int64[K] epoch seconds.
 
         Returns:
             int64[K] article numbers.
         """
-        # Before anything is out, the two earliest articles stand in.
+        # Before anything is published, use the two earliest articles.
         out = np.maximum(np.searchsorted(self._times, until, side="right"), 2)
         place = np.searchsorted(self._edges, share * self._edges[out - 1], side="right")
         return self._articles[np.minimum(place, out - 1)]

@@ -1,7 +1,7 @@
-"""What a synthesized world can be told.
+"""Define the settings of a synthesized world.
 
 Every number that shapes the world is a field of :class:`WorldSettings`; two equal settings give
-the same bytes. Some that are left at 0 follow from the number of articles
+the same bytes. Some fields that are 0 are derived from the number of articles
 (:meth:`WorldSettings.resolve`).
 """
 
@@ -12,16 +12,16 @@ from typing import Any
 from shards.errors import UsageError
 
 FORMAT = 1
-"""Raised whenever equal settings would give other bytes than before."""
+"""Version of the format; raised whenever equal settings would give other bytes than before."""
 
 BLOCK_ARTICLES = 512
-"""Articles that share one random stream. Part of the format: it must not follow from any option."""
+"""Articles that share one random stream. Part of the format: no option may change it."""
 
 BLOCK_IMPRESSIONS = 1024
 """Impressions that share one random stream. Part of the format, as above."""
 
 TITLE_SLOTS = 5
-"""Words of a title that tell its subject: two entities, two of the subtopic, an event type."""
+"""Words of a title that name its subject: two entities, two of the subtopic, an event type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class WorldSettings:
     test_impressions: int = 0
     """Impressions of 16 to 22 November 2019, written without labels; 0: no test part."""
     seed: int = 0
-    """Everything follows from it."""
+    """Seed that determines the whole world."""
     click_articles: int = 0
-    """The first so many articles appear in the click log; 0: all, at most 161,013 (MIND's)."""
+    """Number of first articles in the click log; 0: all, at most 161,013 (MIND's)."""
 
     title_words: float = 11.84
     """Mean words of a title (the paper's corpus)."""
@@ -89,7 +89,7 @@ class WorldSettings:
     multi_click_share: float = 0.28
     """Share of impressions with two clicks or more (MIND)."""
     interests: int = 3
-    """Subtopics, and as many entities, that a user cares for."""
+    """Number of subtopics, and of entities, that interest a user."""
     subtopic_strength: float = 5.0
     """Log-odds that a user's whole interest in a subtopic adds to a click."""
     entity_strength: float = 3.0
@@ -102,10 +102,10 @@ class WorldSettings:
     """Temperature of the choice: log-odds are divided by it. Larger lowers the ceiling."""
 
     def resolve(self) -> "WorldSettings":
-        """Returns these settings with what was left at 0 filled in, after checking all of them.
+        """Check all settings and return them with derived values in place of 0.
 
         Raises:
-            UsageError: A value is outside its range; names the option.
+            UsageError: A value is outside its range; the message names the option.
         """
         filled = dataclasses.replace(
             self,
@@ -132,7 +132,7 @@ class WorldSettings:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all fields by name, ready for JSON."""
+        """Return all fields by name, ready for JSON."""
         return dataclasses.asdict(self)
 
 

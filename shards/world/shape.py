@@ -1,12 +1,12 @@
-"""The shape of a click log: lengths of histories, candidates, clicks and popularity, as in MIND.
+"""Shape a click log like MIND's: lengths of histories, candidates, clicks and popularity.
 
-Published of MIND's large training part: histories of 32.9 articles in the mean, 19 in the median,
-110 at the 95th percentile and 801 at most, over 50 for a fifth and none for 2.2%; 37.4 candidates
-in the mean, 24 in the median, 119 at the 95th percentile and 300 at most; two clicks or more in
-28% of the impressions, 1.52 in the mean (Wu et al., MIND, ACL 2020, and the files themselves). A
-log-normal with these means and medians meets the rest within a few per cent.
+Published figures of MIND's large training part: histories have 32.9 articles in the mean, 19 in the
+median, 110 at the 95th percentile and 801 at most; a fifth has over 50, and 2.2% are empty.
+Impressions have 37.4 candidates in the mean, 24 in the median, 119 at the 95th percentile and 300
+at most; 28% have two clicks or more, 1.52 in the mean (Wu et al., MIND, ACL 2020, and the files
+themselves). A log-normal with these means and medians meets the rest within a few per cent.
 
-How skewed popularity is has not been published; :data:`POPULARITY_SKEW` is an assumption.
+The skew of popularity has not been published; :data:`POPULARITY_SKEW` is an assumption.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 HISTORY_MEAN = 32.9
-"""Mean articles in a history, empty ones counted."""
+"""Mean articles in a history, including empty histories."""
 EMPTY_HISTORIES = 0.022
-"""Share of histories without an article."""
+"""Share of empty histories."""
 CANDIDATES_MEAN = 37.4
 """Mean candidates of an impression."""
 MULTI_CLICK_SHARE = 0.28
@@ -30,7 +30,7 @@ _MAX_HISTORY_FACTOR = 24
 _CANDIDATES_SPREAD = 0.94  # median 24 at mean 37.4
 _MAX_CANDIDATES_FACTOR = 8
 _MORE_CLICKS = 0.543
-"""Chance that the second click or a later one is the last: 1.5 clicks an impression."""
+"""Chance that the second click or a later one is the last: 1.5 clicks per impression."""
 
 _MIND_SIZES = {
     "articles": 130_379,
@@ -43,10 +43,10 @@ _SMALLEST = 200
 
 
 def like_mind(scale: float = 1.0) -> dict[str, Any]:
-    """Returns settings of a world with the sizes of MIND's large parts.
+    """Return settings of a world with the sizes of MIND's large parts.
 
-    Articles are those of the three ``news.tsv`` together, users all of MIND's, of whom some are in
-    no log (its large training part has 711,222). What stands for the body is as long as MIND's
+    The articles are those of the three ``news.tsv`` together; the users are all of MIND's, of whom
+    some are in no log (the large training part has 711,222). Bodies are as long as MIND's
     abstracts, since MIND has no bodies.
 
     Args:
@@ -72,13 +72,13 @@ def fill_lengths(
     empty_share: float = EMPTY_HISTORIES,
     longest: int = 0,
 ) -> np.ndarray:
-    """Draws how many articles histories have.
+    """Draw the lengths of histories.
 
     Args:
         rng: Source of the draws.
-        empty: bool[n], which histories have none.
-        mean: Mean length, empty ones counted.
-        empty_share: Share of histories without an article.
+        empty: bool[n], whether a history is empty.
+        mean: Mean length, including empty histories.
+        empty_share: Share of empty histories.
         longest: Longest length; 0: 24 times the mean.
 
     Returns:
@@ -94,11 +94,11 @@ def fill_lengths(
 def candidate_counts(
     rng: np.random.Generator, count: int, mean: float = CANDIDATES_MEAN, most: int = 0
 ) -> np.ndarray:
-    """Draws how many candidates impressions have, two or more.
+    """Draw the numbers of candidates in impressions, each at least two.
 
     Args:
         rng: Source of the draws.
-        count: How many impressions.
+        count: Number of impressions.
         mean: Mean number of candidates.
         most: Largest number; 0: 8 times the mean.
 
@@ -112,12 +112,12 @@ def candidate_counts(
 def click_counts(
     rng: np.random.Generator, candidates: np.ndarray, multi_click_share: float = MULTI_CLICK_SHARE
 ) -> np.ndarray:
-    """Draws how many of its candidates each impression clicks: one or more, but not all.
+    """Draw the number of clicked candidates in each impression: at least one, but not all.
 
     Args:
         rng: Source of the draws.
-        candidates: int64[n], two or more each.
-        multi_click_share: Share of impressions with two clicks or more, where there are enough.
+        candidates: int64[n], each at least two.
+        multi_click_share: Share of impressions with two clicks or more, if candidates suffice.
 
     Returns:
         int64[n].
@@ -130,11 +130,11 @@ def click_counts(
 def lengths_with_mean(
     rng: np.random.Generator, count: int, mean: float, spread: float, lowest: int, highest: float
 ) -> np.ndarray:
-    """Draws whole numbers with a long tail: log-normal, rounded, cut at both ends.
+    """Draw whole numbers with a long tail: log-normal, rounded, cut at both ends.
 
     Args:
         rng: Source of the draws.
-        count: How many.
+        count: Number of draws.
         mean: Mean before the cuts.
         spread: Standard deviation of the logarithm.
         lowest: Smallest value.

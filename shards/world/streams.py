@@ -1,4 +1,4 @@
-"""Where a world's random numbers come from: one independent stream for each purpose and block."""
+"""Make a world's random numbers: one independent stream for each purpose and block."""
 
 import numpy as np
 
@@ -21,13 +21,12 @@ _STREAMS = (
 
 
 def random_stream(settings: WorldSettings, name: str, block: int = 0) -> np.random.Generator:
-    """Returns the random numbers of one purpose and block, the same on every machine and in any
-    order.
+    """Return the random numbers of one purpose and block, equal on every machine.
 
     Args:
         settings: Only the seed is read.
-        name: What the numbers are for (one of the streams listed in this module).
-        block: Which block of articles or impressions.
+        name: Purpose of the numbers (one of the streams listed in this module).
+        block: Number of the block of articles or impressions.
     """
     key = [settings.seed, _STREAMS.index(name), block]
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))

@@ -1,4 +1,4 @@
-"""Writes a world to a folder: corpus, click log, and last the truth about them."""
+"""Write a world to a folder: corpus, click log, and finally the truth about them."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ _COMPRESSION = 5
 
 @dataclasses.dataclass(frozen=True)
 class _Mark:
-    """What is read back of the mark of a world that is being written."""
+    """The part that is read of the mark of an unfinished world."""
 
     fingerprint: str
 
@@ -66,7 +66,7 @@ class _DevLog(_Log):
 
 @dataclasses.dataclass(frozen=True)
 class _Truth(_Mark):
-    """What is read back of ``truth.json``, and shown."""
+    """The part of ``truth.json`` that is read and shown."""
 
     files: dict[str, int]
     settings: _Sizes
@@ -89,26 +89,25 @@ def synthesize(
     chunk_blocks: int = 4,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Makes a world and returns what ``truth.json`` says of it.
+    """Make a world and return the content of its ``truth.json``.
 
-    Memory is bounded by words, users and the click log's articles, not by the corpus. The files
-    depend on the settings alone, neither on ``processes`` nor on ``chunk_blocks``. A folder that
-    already holds this world is left as it is; one that holds an interrupted attempt at it is
-    written again.
+    Memory depends on words, users and the click log's articles, not on the corpus. The files depend
+    on the settings alone, neither on ``processes`` nor on ``chunk_blocks``. A folder that already
+    holds this world is left unchanged; an interrupted attempt at this world is written again.
 
     Args:
         settings: The world.
-        out: Folder; made if it is not there.
+        out: Folder; made if it does not exist.
         compress: Write ``articles.jsonl.gz`` instead of ``articles.jsonl``.
         processes: Processes that write articles.
-        chunk_blocks: Blocks of articles a process writes at a time.
+        chunk_blocks: Number of blocks of articles that a process writes at a time.
         force: Replace another world in the folder.
 
     Returns:
         The content of ``truth.json``.
 
     Raises:
-        UsageError: A setting is out of range, or the folder holds something else.
+        UsageError: A setting is out of range, or the folder holds other files.
     """
     settings = settings.resolve()
     out = Path(out)
@@ -147,14 +146,14 @@ def _written(settings: WorldSettings) -> list[str]:
 
 
 def _finished(out: Path, mark: str) -> dict[str, Any] | None:
-    """Returns the truth of the folder if it is complete and of this world."""
+    """Return the truth of the folder if it is complete and of this world."""
     if not (out / TRUTH).exists():
         return None
     try:
         truth = read_json(out / TRUTH, dict[str, Any])
         stated = read_json(out / TRUTH, _Truth)
     except DamageError:
-        return None  # not ours, or to be made again
+        return None  # another world's, or to be made again
     if stated.fingerprint != mark:
         return None
     for name, size in stated.files.items():
@@ -164,10 +163,10 @@ def _finished(out: Path, mark: str) -> dict[str, Any] | None:
 
 
 def _claim(out: Path, mark: str, force: bool, settings: WorldSettings) -> None:
-    """Marks the folder as this world's, after making sure that nothing else is in the way.
+    """Mark the folder as this world's, after checking that it holds no other files.
 
     Raises:
-        UsageError: The folder holds files that another command or another world put there.
+        UsageError: The folder holds files of another command or of another world.
     """
     names = ("articles.jsonl", "articles.jsonl.gz", *_written(settings), TRUTH)
     there = [name for name in names if (out / name).exists()]
@@ -183,7 +182,7 @@ def _claim(out: Path, mark: str, force: bool, settings: WorldSettings) -> None:
         except OSError as error:
             raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
         clear_leftovers(folder)
-    # The truth goes first, so that an interrupted replacement never looks complete.
+    # Remove the truth first, so that an interrupted replacement never looks complete.
     for name in (TRUTH, "articles.jsonl", "articles.jsonl.gz"):
         (out / name).unlink(missing_ok=True)
     write_json_atomic(out / _MARK, {"fingerprint": mark})
@@ -200,7 +199,7 @@ def _fingerprint_of(path: Path) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _topics(settings: WorldSettings) -> Topics:
-    """Once in a process."""
+    """Build the topics once per process."""
     return Topics(settings)
 
 
@@ -210,7 +209,7 @@ def _chunk(blocks: range, settings: WorldSettings, compress: bool) -> list[Writt
     for block in blocks:
         written = write_block(topics, block)
         if compress:
-            # One gzip member a block, so that the bytes do not depend on who wrote how many.
+            # One gzip member per block, so that the bytes do not depend on the division of work.
             packed = gzip.compress(written.lines, _COMPRESSION, mtime=0)
             written = dataclasses.replace(written, lines=packed)
         result.append(written)

@@ -1,4 +1,4 @@
-"""The words of an article: its title, its body, and how files hold them."""
+"""Draw an article's title and body, and format them for files."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def _pick_words(
     rows: np.ndarray,
     roles: np.ndarray,
 ) -> np.ndarray:
-    """Draws one word for each place of a text.
+    """Draw one word for each place of a text.
 
     Args:
         topics: The world's concepts.
@@ -50,16 +50,16 @@ def _pick_words(
 
 
 def title_words(topics: Topics, block: int, firsts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the titles of one block.
+    """Draw the titles of one block.
 
-    Each holds both entities, two words of the subtopic and one of the event type: enough to tell
-    what the article is about for whoever knows the words. Which form stands for each, and where,
-    is chance.
+    Each title holds both entities, two words of the subtopic and one of the event type: enough to
+    know the article's subject for a reader who knows the words. The form of each word and its place
+    are random.
 
     Args:
         topics: The world's concepts.
         block: Number of the block.
-        firsts: int64[n, 7] of :meth:`Topics.first_forms` for the block's events.
+        firsts: int64[n, 7], from :meth:`Topics.first_forms` for the block's events.
 
     Returns:
         Word numbers int64[K] and offsets int64[n + 1].
@@ -80,17 +80,17 @@ def title_words(topics: Topics, block: int, firsts: np.ndarray) -> tuple[np.ndar
 def body_words(
     topics: Topics, block: int, firsts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws the bodies of one block.
+    """Draw the bodies of one block.
 
     Args:
         topics: The world's concepts.
         block: Number of the block.
-        firsts: int64[n, 7] of :meth:`Topics.first_forms` for the block's events.
+        firsts: int64[n, 7], from :meth:`Topics.first_forms` for the block's events.
 
     Returns:
-        Word numbers int64[K] (those at the end of a sentence raised by ``num_words``: with a full
-        stop), offsets int64[n + 1], and int64[n]: how many words the first two sentences, the
-        abstract, have.
+        Word numbers int64[K] (``num_words`` is added to a word with a full stop, at the end of a
+        sentence), offsets int64[n + 1], and int64[n]: the number of words in the first two
+        sentences, the abstract.
     """
     settings = topics.settings
     rng = random_stream(settings, "bodies", block)
@@ -111,7 +111,7 @@ def body_words(
 
 
 def texts(topics: Topics, words: np.ndarray, offsets: np.ndarray) -> list[list[str]]:
-    """Returns the words of each text as strings."""
+    """Return the words of each text as strings."""
     strings = topics.words[words].tolist()
     edges = offsets.tolist()
     return [strings[edges[i] : edges[i + 1]] for i in range(len(edges) - 1)]
@@ -119,7 +119,7 @@ def texts(topics: Topics, words: np.ndarray, offsets: np.ndarray) -> list[list[s
 
 @dataclass(frozen=True)
 class WrittenBlock:
-    """The articles of one block as files hold them.
+    """The articles of one block in the form of files.
 
     Attributes:
         lines: JSON lines.
@@ -135,7 +135,7 @@ class WrittenBlock:
 
 
 def write_block(topics: Topics, block: int) -> WrittenBlock:
-    """Draws the articles of one block and writes them in both forms.
+    """Draw the articles of one block and write them in both forms.
 
     Args:
         topics: The world's concepts.
@@ -197,7 +197,7 @@ def _articles(
 
 
 def _news_line(topics: Topics, article: dict[str, str], event: int) -> str:
-    """Returns a line of ``news.tsv``: MIND's eight columns, the title's entities among them."""
+    """Return a line of ``news.tsv``: MIND's eight columns, including the title's entities."""
     forms = topics.settings.entity_forms
     start = topics.starts[FIRST_ENTITY]
     entities = []

@@ -1,8 +1,8 @@
-"""What a world's news is about: subtopics, entities, events, and the words for each of them.
+"""Define the subjects of a world's news: subtopics, entities, events, and the words for them.
 
-A *concept* (subtopic, category, entity, kind of event) has several *forms*: different words that
-mean the same. A title uses one of them, a body many, so matching titles with bodies teaches which
-words belong together; clicks alone show far too few words to learn it.
+A *concept* (subtopic, category, entity, kind of event) has several *forms*: different words with
+the same meaning. A title uses one of the forms, a body uses many, so matching titles with bodies
+teaches which words belong together; clicks alone show far too few words to learn it.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from shards.world.streams import random_stream
 from shards.world.vocabulary import make_words, zipf_table
 
 BACKGROUND, SUBTOPIC, CATEGORY, FIRST_ENTITY, SECOND_ENTITY, EVENT_TYPE, STORY = range(7)
-"""Roles a word can have in a text; ``STORY`` are the few words that only this event has."""
+"""Roles of a word in a text; ``STORY`` words are the few words that only this event has."""
 NUM_ROLES = 7
 
 CATEGORY_FORMS = 16
@@ -21,7 +21,7 @@ STORY_FORMS = 3
 BODY_SHARES = (0.54, 0.20, 0.06, 0.07, 0.05, 0.05, 0.03)
 """Share of a body's words by role."""
 TITLE_SHARES = (0.80, 0.05, 0.05, 0.0, 0.0, 0.0, 0.10)
-"""Share by role of those title words that come after the fixed slots."""
+"""Shares by role of the title words after the fixed slots."""
 
 
 class Topics:
@@ -32,8 +32,8 @@ class Topics:
         words: object[V], every word; ``words[V:]`` repeats them with a full stop.
         num_words: V.
         subtopic_category: int32[S], category of each subtopic.
-        subtopic_mass: float64[S], how much news each subtopic makes; sums to 1.
-        entity_subtopic: int32[E], where an entity mostly appears.
+        subtopic_mass: float64[S], share of the news in each subtopic; sums to 1.
+        entity_subtopic: int32[E], the subtopic in which an entity mostly appears.
         event_subtopic: int32[V], event_entities: int32[V, 2], event_type: int32[V].
         event_edges: float64[V], cumulative share of articles by event.
         starts: word number of the first form of subtopic 0, category 0, entity 0, event type 0,
@@ -41,7 +41,7 @@ class Topics:
     """
 
     def __init__(self, settings: WorldSettings) -> None:
-        """Draws all concepts; needs memory for words and events, not for articles.
+        """Draw all concepts; needs memory for words and events, not for articles.
 
         Args:
             settings: Resolved settings.
@@ -78,8 +78,8 @@ class Topics:
         )
         mass = 1.0 / (5.0 + rng.permutation(self.num_subtopics))
         self.subtopic_mass = mass / mass.sum()
-        # Entities are dealt out in proportion to the news of a subtopic, one each first where they
-        # suffice.
+        # Entities are distributed in proportion to the news of a subtopic, after each subtopic has
+        # got one (if there are enough).
         self.entity_subtopic = np.sort(
             rng.choice(self.num_subtopics, settings.entities, p=self.subtopic_mass)
         ).astype(np.int32)
@@ -96,7 +96,7 @@ class Topics:
         self.event_edges = np.cumsum(fame) / fame.sum()
 
     def _draw_entities(self, rng: np.random.Generator) -> np.ndarray:
-        """Returns int32[V, 2]: two different entities an event, mostly at home in its subtopic."""
+        """Return int32[V, 2]: two different entities per event, mostly at home in its subtopic."""
         count, total = len(self.event_subtopic), self.settings.entities
         first = np.searchsorted(self.entity_subtopic, self.event_subtopic, side="left")
         last = np.searchsorted(self.entity_subtopic, self.event_subtopic, side="right")
@@ -128,7 +128,7 @@ class Topics:
         self.title_roles = _role_table(TITLE_SHARES)
 
     def first_forms(self, events: np.ndarray) -> np.ndarray:
-        """Returns int64[n, 7]: for each event and role, the number of its concept's first word.
+        """Return int64[n, 7]: for each event and role, the number of its concept's first word.
 
         Args:
             events: int[n] event numbers.
@@ -149,20 +149,20 @@ class Topics:
         return result
 
     def category_names(self) -> list[str]:
-        """Returns the name of each category: its first word."""
+        """Return the name of each category: its first word."""
         start = self.starts[CATEGORY]
         stop = start + self.settings.categories * CATEGORY_FORMS
         return [str(word) for word in self.words[start:stop:CATEGORY_FORMS]]
 
     def subtopic_names(self) -> list[str]:
-        """Returns the name of each subtopic: its first word."""
+        """Return the name of each subtopic: its first word."""
         forms = self.settings.subtopic_forms
         start = self.starts[SUBTOPIC]
         return [str(w) for w in self.words[start : start + self.num_subtopics * forms : forms]]
 
 
 def _role_table(shares: tuple[float, ...]) -> np.ndarray:
-    """Returns int64[256] of roles in the given shares."""
+    """Return int64[256] of roles in the given shares."""
     counts = np.round(np.array(shares) * 256).astype(int)
     counts[BACKGROUND] += 256 - counts.sum()
     return np.repeat(np.arange(NUM_ROLES), counts)

@@ -1,7 +1,7 @@
-"""How well a click log can be ranked: MIND's metrics, for rankings whose scores are known.
+"""Measure how well a click log can be ranked, with MIND's metrics.
 
-Kept apart from the evaluation of models on purpose: the ceiling must not share a mistake with what
-is measured against it.
+This module is deliberately separate from the evaluation of models: the ceiling must not share a
+mistake with the models that are measured against it.
 """
 
 from dataclasses import dataclass, field
@@ -19,10 +19,12 @@ class RankingSums:
     )
 
     def add(self, scores: np.ndarray, clicked: np.ndarray, offsets: np.ndarray) -> None:
-        """Adds impressions.
+        """Add impressions.
 
         Args:
-            scores: float64[K]; clicked: bool[K]; offsets: int64[n + 1] of the impressions.
+            scores: float64[K].
+            clicked: bool[K].
+            offsets: int64[n + 1] of the impressions.
         """
         values = per_impression(scores, clicked, offsets)
         self.impressions += len(offsets) - 1
@@ -30,14 +32,14 @@ class RankingSums:
             self.sums[name] += float(value.sum())
 
     def means(self) -> dict[str, float]:
-        """Returns the unweighted mean over impressions of each metric."""
+        """Return the unweighted mean over impressions of each metric."""
         return {name: value / max(self.impressions, 1) for name, value in self.sums.items()}
 
 
 def per_impression(
     scores: np.ndarray, clicked: np.ndarray, offsets: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Computes MIND's four metrics for each impression (MIND's ``evaluate.py``).
+    """Compute MIND's four metrics for each impression (MIND's ``evaluate.py``).
 
     Ties count half in AUC; in the other metrics the later of two equal candidates comes first.
 
@@ -54,7 +56,7 @@ def per_impression(
     rows = np.repeat(np.arange(count), sizes)
     positives = np.bincount(rows, weights=clicked, minlength=count)
 
-    # AUC by the rank sum of the clicked; equal scores share the mean of their ranks.
+    # AUC by the rank sum of the clicked candidates; equal scores share the mean of their ranks.
     order = np.lexsort((scores, rows))
     ascending = np.empty(len(scores), dtype=np.float64)
     start_of_group = np.ones(len(scores), dtype=bool)
@@ -66,7 +68,7 @@ def per_impression(
     rank_sum = np.bincount(rows, weights=ascending * clicked, minlength=count)
     auc = (rank_sum - positives * (positives + 1) / 2) / (positives * (sizes - positives))
 
-    # The stable order read backwards: best first, and the later of two equal ones before the
+    # The stable order reversed: best first, and the later of two equal scores before the
     # earlier.
     rank = np.empty(len(scores), dtype=np.int64)
     rank[order] = offsets[1:][rows] - 1 - np.arange(len(scores))

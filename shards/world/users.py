@@ -1,6 +1,6 @@
-"""Users: what they care for, how much they like an article, and which news they have read before.
+"""Draw users: their interests, tastes, and earlier reading.
 
-Memory grows with the number of users (some 150 bytes each, and 4 bytes a click of their
+Memory grows with the number of users (about 150 bytes each, and 4 bytes per click of their
 histories), never with the corpus.
 """
 
@@ -18,13 +18,13 @@ from shards.world.topics import Topics
 HISTORY_INTEREST = 0.85
 """Share of a history that was read out of interest; the rest is news of the day."""
 ENTITY_SHARE = 0.35
-"""Of what is chosen for a user's interests, the share chosen for an entity, not a subtopic."""
+"""Share of the interest-driven choices that follow an entity, not a subtopic."""
 
 _ATTEMPTS = 8
 
 
 class Users:
-    """Interests of all users, sparse: a few subtopics and entities with weights that sum to 1.
+    """Interests of all users: a few weighted subtopics and entities each.
 
     Attributes:
         subtopics: int32[U, K]; subtopic_weights: float32[U, K]; entities, entity_weights: alike.
@@ -32,11 +32,11 @@ class Users:
     """
 
     def __init__(self, topics: Topics, about: Attributes) -> None:
-        """Draws all interests.
+        """Draw all interests.
 
         Args:
             topics: The world's concepts.
-            about: What the click log's articles are about.
+            about: Subjects of the click log's articles.
         """
         self.topics, self.settings = topics, topics.settings
         self.article_subtopic = topics.event_subtopic[about.event]
@@ -60,7 +60,7 @@ class Users:
         self.activity_edges = np.cumsum(activity) / activity.sum()
 
     def _draw_entities(self, rng: np.random.Generator) -> np.ndarray:
-        """Returns int32[U, K]: entities at home in the user's own subtopics."""
+        """Return int32[U, K]: entities at home in the user's own subtopics."""
         homes = self.topics.entity_subtopic
         total = len(homes)
         first = np.searchsorted(homes, self.subtopics, side="left")
@@ -70,7 +70,7 @@ class Users:
         return np.where(last > first, local, (draws * total).astype(np.int64)).astype(np.int32)
 
     def draw(self, share: np.ndarray) -> np.ndarray:
-        """Draws users for impressions, active ones more often.
+        """Draw users for impressions, active ones more often.
 
         Args:
             share: float64[n] uniform numbers.
@@ -81,7 +81,7 @@ class Users:
         return np.minimum(np.searchsorted(self.activity_edges, share), len(self.activity_edges) - 1)
 
     def affinity(self, users: np.ndarray, articles: np.ndarray) -> np.ndarray:
-        """How much each user likes each article, as log-odds before noise, without its quality.
+        """Compute how much users like articles: log-odds before noise, without quality.
 
         Args:
             users: int[K] user numbers.
@@ -110,13 +110,13 @@ class Users:
         until: np.ndarray,
         interest_share: float,
     ) -> np.ndarray:
-        """Draws one article for each place of an impression or a history.
+        """Draw one article for each place of an impression or a history.
 
         Args:
             rng: Source of the draws.
-            users: int[K] whose place it is.
+            users: int[K], owner of each place.
             pool: Articles to draw from.
-            until: int64[K] only articles published by then (epoch seconds).
+            until: int64[K], latest publication time (epoch seconds).
             interest_share: Share of places filled for the user's interests.
 
         Returns:
@@ -138,7 +138,7 @@ class Users:
 
 
 def _shares(rng: np.random.Generator, count: int, parts: int) -> np.ndarray:
-    """Returns float32[count, parts]: Dirichlet weights, a few large ones each."""
+    """Return float32[count, parts]: Dirichlet weights, a few large ones in each row."""
     weights = rng.gamma(1.0, size=(count, parts)) + 1e-3
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
@@ -146,13 +146,13 @@ def _shares(rng: np.random.Generator, count: int, parts: int) -> np.ndarray:
 def fill_distinct(
     counts: np.ndarray, draw: Callable[[np.ndarray, bool], np.ndarray], bound: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws different articles for each owner: draws again for those that came twice.
+    """Draw distinct articles for each owner: replace repeated ones by further draws.
 
     Args:
-        counts: int[n] how many each owner wants; fewer come where the pool has too few.
-        draw: From int[K] owners to int[K] articles; its second argument says to draw from all news,
-            because an owner may have seen all there is on what it cares for.
-        bound: Above every article number.
+        counts: int[n], number of articles per owner; fewer are drawn if the pool has too few.
+        draw: From int[K] owners to int[K] articles; its second argument requests draws from all
+            news, because an owner may have seen all news on its interests.
+        bound: Exclusive upper bound of article numbers.
 
     Returns:
         Owners int64[K] ascending, and articles int64[K], ascending for each owner.
@@ -170,8 +170,7 @@ def fill_distinct(
 
 
 def _sorted_unique(keys: np.ndarray) -> np.ndarray:
-    """Returns each of the keys once, ascending; several times as fast as ``np.unique``, which
-    hashes."""
+    """Return each key once, ascending; several times as fast as ``np.unique``, which hashes."""
     keys = np.sort(keys)
     first = np.ones(len(keys), dtype=bool)
     np.not_equal(keys[1:], keys[:-1], out=first[1:])
@@ -179,12 +178,13 @@ def _sorted_unique(keys: np.ndarray) -> np.ndarray:
 
 
 def draw_histories(users: Users, about: Attributes, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-    """Draws what every user had read before the log began, oldest first; it stays the same
-    throughout.
+    """Draw what every user had read before the log began, oldest first.
+
+    A user keeps the same history throughout the log.
 
     Args:
         users: All users.
-        about: What the click log's articles are about.
+        about: Subjects of the click log's articles.
         pool: Articles of the time before the log.
 
     Returns:
@@ -220,5 +220,5 @@ def draw_histories(users: Users, about: Attributes, pool: Pool) -> tuple[np.ndar
 
 
 def history_pool(users: Users, about: Attributes) -> Pool:
-    """Returns the pool of the articles that histories are drawn from."""
+    """Return the pool of articles from which histories are drawn."""
     return Pool(np.flatnonzero(about.era == BEFORE), about, users.topics)

@@ -1,14 +1,14 @@
-"""Invented words that can be spoken, and how often each is used.
+"""Invent words that can be spoken, with the frequency of each.
 
-Words are lower-case ASCII, made of syllables, and unique. They mean nothing outside the world, so
-a model can know what one means only from the texts.
+Words are lower-case ASCII, made of syllables, and unique. They have no meaning outside the world,
+so a model can learn their meaning only from the texts.
 """
 
 import numpy as np
 
 _ONSETS = [*"bcdfghjklmnprstvwz", "br", "cr", "dr", "fl", "gr", "kl", "pl", "pr"]
 _ONSETS += ["sh", "sk", "sl", "st", "th", "tr"]
-# What is listed twice is twice as frequent.
+# A syllable part that is listed twice is twice as frequent.
 _VOWELS = [*"aeioaeiou", "ai", "ou"]
 _CODAS = ["", "", "", "l", "m", "n", "r", "s", "t", "nd", "rk"]
 
@@ -17,11 +17,11 @@ _TABLE_BITS = 20
 
 
 def make_words(rng: np.random.Generator, count: int) -> list[str]:
-    """Invents ``count`` different words; early ones are shorter, as frequent words are.
+    """Invent ``count`` different words; early words are shorter, as frequent words are.
 
     Args:
-        rng: Where the words come from.
-        count: How many.
+        rng: Source of the words.
+        count: Number of words.
 
     Returns:
         ``count`` distinct strings of a to z.
@@ -29,7 +29,7 @@ def make_words(rng: np.random.Generator, count: int) -> list[str]:
     words: dict[str, None] = {}
     while len(words) < count:
         missing = count - len(words)
-        # One syllable gives only some thousand words, so lengths grow with the number already made.
+        # One syllable gives only some thousand words, so lengths grow with the number of words.
         fewest = 1 if len(words) < 400 else 2
         batch = min(missing, 400) if fewest == 1 else missing + missing // 4 + 16
         syllables = fewest + (rng.random(batch) < 0.35) + (rng.random(batch) < 0.1)
@@ -47,20 +47,20 @@ def make_words(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def zipf_table(count: int, exponent: float = 1.0, bits: int = _TABLE_BITS) -> np.ndarray:
-    """Makes a table whose uniformly drawn entries follow Zipf's law: faster than a search per word.
+    """Make a table whose uniformly drawn entries follow Zipf's law: faster than searches.
 
     Args:
         count: Number of words; word 0 is the most frequent.
-        exponent: How fast frequency falls with rank.
+        exponent: How fast the frequency falls with the rank.
         bits: The table has ``2**bits`` entries.
 
     Returns:
-        int32[2**bits] of word numbers, every word at least once where there is room.
+        int32[2**bits] of word numbers, every word at least once if there is room.
     """
     size = 1 << bits
     mass = 1.0 / np.arange(1, count + 1) ** exponent
     edges = np.cumsum(mass) / mass.sum()
-    # A first entry for every word keeps the tail alive; the rest follow the law.
+    # A first entry for every word keeps rare words possible; the rest follow the law.
     spare = size - count
     if spare <= 0:
         return np.arange(size, dtype=np.int32)

@@ -187,7 +187,7 @@ def test_a_full_disk_publishes_nothing(tmp_path, source, counting, monkeypatch, 
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
         with pytest.raises(
-            DataError, match=r"No space left on device \(.*\); when that is mended"
+            DataError, match=r"No space left on device \(.*\); correct that, then run"
         ) as e:
             build_articles([source], out, samples_per_shard=10)
     assert "\n" not in str(e.value)
@@ -210,7 +210,7 @@ def test_a_worker_that_is_killed(tmp_path, source, counting):
     out = tmp_path / "set"
     done = build_killed(source, out, 2, "worker")
     assert done.returncode == 1
-    assert "was killed (out of memory?); with fewer --processes, run the same" in done.stderr
+    assert "was killed (out of memory?); lower --processes and run the same" in done.stderr
     assert done.stderr.startswith("DataError: ")
     assert not (out / "manifest.json").exists()
     spools = staged(out, "spools/*.spool")

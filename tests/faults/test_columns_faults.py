@@ -361,7 +361,7 @@ def test_reader_survives_the_deletion_of_the_column(articles):
     for path in list(writer.folder.iterdir()):
         path.unlink()
     assert reader.gather("vector", np.arange(5)).shape == (5, 4)
-    with pytest.raises(ColumnError, match="no longer there"):
+    with pytest.raises(ColumnError, match="no longer exists"):
         reader.gather("vector", np.arange(5, 10))
 
 

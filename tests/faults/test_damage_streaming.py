@@ -371,7 +371,7 @@ INDEXING = {
     "cut in padding": "in the padding",
     "second end block missing": "the second zero block",
     "flip in a header": "the checksum of the header does not fit",
-    "zeros over a header": "zeros where a header belongs",
+    "zeros over a header": "zeros instead of a header",
 }
 
 

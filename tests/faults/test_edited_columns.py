@@ -122,7 +122,7 @@ def test_a_click_column_says_users_and_times_of_the_samples(
     rewrite(folder, log.shards[1:2], lambda tensors: tensors["time"].__setitem__(0, -5))
     rewrite(folder, log.shards[2:], lambda tensors: tensors.pop("user"))
     problems, _ = verify_column_folders(log)
-    assert [re.findall(r": (\w+) is not what the samples", one) for one in problems] == [
+    assert [re.findall(r": (\w+) differs from the samples", one) for one in problems] == [
         ["user"],
         ["time"],
         ["user"],

@@ -113,10 +113,10 @@ def test_a_checksum_binds_what_the_fingerprint_leaves_out(home: Path) -> None:
     ("which", "change", "said"),
     [
         ("news", {"fields": ["id", "title"]}, "fields are id, title; the samples have body, id"),
-        ("news", {"kind": "impressions"}, "sample 0 is not one of a set of impressions"),
+        ("news", {"kind": "impressions"}, "sample 0 is not a sample of a set of impressions"),
         ("news", {"counts": {"written": 21}}, r"counts\.written is 21, the set has 20 rows"),
         ("news", {"refused": {"bad JSON": 2}}, r"refused is {'bad JSON': 2}, refused\.jsonl lists"),
-        ("log", {"kind": "articles"}, "sample 0 is not one of a set of articles"),
+        ("log", {"kind": "articles"}, "sample 0 is not a sample of a set of articles"),
         ("log", {"source": {"labelled": False}}, "the manifest says a log without labels"),
     ],
 )
@@ -399,7 +399,7 @@ def test_a_click_column_is_what_the_samples_say(home: Path) -> None:
     tensors["candidates.values"][0] += 1
     write_cell(reader.folder, reader.fingerprint, impressions.shards[1], tensors)
     (said,) = problems(home / "log")
-    assert "candidates.values is not what the samples of impressions-000001.tar say" in said
+    assert "candidates.values differs from the samples of impressions-000001.tar" in said
 
 
 @pytest.mark.parametrize("row", [-1, 20])
@@ -420,7 +420,7 @@ def test_the_vector_of_an_empty_title_belongs_to_its_column(tmp_path: Path) -> N
         write_vector(tmp_path / name, np.arange(3, dtype=np.float16))
     assert read_vector(tmp_path / name).tolist() == [0, 1, 2]
     shutil.copy(tmp_path / name / "empty.npy", tmp_path / "teacher-news-aaaaaaaaaaaa")
-    with pytest.raises(DamageError, match=r"empty\.npy has no checksum \(crc32\) or another one"):
+    with pytest.raises(DamageError, match=r"empty\.npy has no checksum \(crc32\), or a wrong one"):
         read_vector(tmp_path / "teacher-news-aaaaaaaaaaaa")
 
 

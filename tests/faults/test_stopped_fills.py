@@ -165,7 +165,7 @@ def test_tokenizing_processes_keep_the_cells_that_they_have_in_hand(
     (os.killpg if to_group else os.kill)(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
-    assert process.returncode == 75 and "of 150 cells are left; what is committed stays" in err
+    assert process.returncode == 75 and "of 150 cells are left; committed cells are kept" in err
     (folder,) = articles.columns_dir.glob("tokens-*")
     kept = len(list(folder.glob("news-*.json")))
     assert 0 < kept < 150 and not list(folder.glob(".*.tmp-*"))

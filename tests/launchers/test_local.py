@@ -95,7 +95,7 @@ def test_a_step_that_is_killed_or_proves_nothing_has_failed(tmp_path: Path):
     with pytest.raises(StepFailed, match="was killed by signal SIGKILL"):
         run_steps([step("a", "crash")], tmp_path / "1", FAKE)
     nothing = step("a", "print", "x", proof=(str(tmp_path / "made.txt"),))
-    with pytest.raises(StepFailed, match=r"ended well, but left no .*made\.txt"):
+    with pytest.raises(StepFailed, match=r"ended with exit code 0, but left no .*made\.txt"):
         run_steps([nothing], tmp_path / "2", FAKE)
 
 
@@ -139,7 +139,7 @@ def test_what_another_command_made_is_not_used_in_silence(tmp_path: Path, done: 
     second = step("b", "write", done, "b", needs=("a",))
     assert run_steps([first, second], folder, FAKE) == 0
     changed = step("a", "write", output, "new", output=str(output), proof=(str(output),))
-    with pytest.raises(UsageError, match="a: made by another command"):
+    with pytest.raises(UsageError, match="a: the output was made by another command"):
         run_steps([changed, second], folder, FAKE)
     assert lines(output) == ["old"]
     redo = LocalOptions(module="helpers.fake_tnr", redo=True)

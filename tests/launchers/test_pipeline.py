@@ -289,7 +289,7 @@ def test_words_of_options_and_overrides():
             {"data": {"synthesize": {}, "articles_set": "x"}},
             "data.synthesize and data.articles_set",
         ),
-        ({"teachers": {"steps": [5, 5]}}, "expected at least one, rising"),
+        ({"teachers": {"steps": [5, 5]}}, "expected at least one, in ascending order"),
         ({"tokenizer": 3}, "tokenizer: expected keys and values, found 3"),
         ({"resources": {"gpus": "two"}}, "resources.gpus is 'two'"),
         ({"resources": {"processes": 0}}, "resources: processes is 0; expected at least 1"),
@@ -338,7 +338,7 @@ def test_every_step_waits_for_what_it_reads_and_takes_what_it_needs():
     ],
 )  # fmt: skip
 def test_what_plays_no_part_is_refused(section, value, needed):
-    with pytest.raises(UsageError, match=f"is set, but plays no part without {needed}"):
+    with pytest.raises(UsageError, match=f"is set, but has no effect without {needed}"):
         plan(**{section: SMALL.get(section, {}) | value})
 
 

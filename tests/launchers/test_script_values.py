@@ -147,7 +147,7 @@ def test_the_command_line_takes_no_line_break(words: list[str], said: str, capsy
         ),
         ('run: r\ndata: {synthesize: {"a\\nb": 1}}\n', "line 2: a value is"),
         ('run: r\ndata: {synthesize: {}}\ncluster: {setup: ["a\\nb"]}\n', "line 3: a value is"),
-        ("run: r\ndata: {synthesize: {}}\ncluster: {env: {é: x}}\n", "not the name of a variable"),
+        ("run: r\ndata: {synthesize: {}}\ncluster: {env: {é: x}}\n", "not a valid variable name"),
     ],
 )
 def test_a_pipeline_file_takes_no_line_break(tmp_path: Path, file: str, said: str, capsys):
@@ -181,5 +181,5 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path, capsys):
 
 @pytest.mark.parametrize("folder", ["--wrap=id", "-x"])
 def test_a_folder_that_sbatch_would_take_for_an_option_is_refused(folder: str) -> None:
-    with pytest.raises(ConfigError, match="would take the path of a script there for an option"):
+    with pytest.raises(ConfigError, match="would read a script's path in it as an option"):
         make_job(Step(name="step", command=("tnr", "runs")), ClusterConfig(), Path(folder), "d")

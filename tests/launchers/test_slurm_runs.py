@@ -37,7 +37,7 @@ def test_a_checkpointed_stop_is_requeued_within_the_budget(slurm: Path):
     assert (slurm / "scontrol").read_text() == "requeue 7\n"
     assert stamp(slurm, "a")["state"] == "stopped"
     last = run_script(step, slurm, SLURM_RESTART_COUNT="2")
-    assert last.returncode == 75 and "all 2 requeues are spent" in last.stderr
+    assert last.returncode == 75 and "all 2 requeues are used up" in last.stderr
     assert (slurm / "scontrol").read_text() == "requeue 7\n"  # the budget is spent
     assert stamp(slurm, "a")["state"] == "stopped"
 

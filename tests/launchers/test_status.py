@@ -81,7 +81,7 @@ def test_without_slurm_the_stamps_speak(steps: list[Step], tmp_path: Path):
 def test_a_damaged_list_of_jobs_does_not_pass_for_none(tmp_path: Path):
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "jobs.json").write_text('{"a": 1}')
-    with pytest.raises(TinyNewsRecError, match="jobs may be queued that are unknown"):
+    with pytest.raises(TinyNewsRecError, match="some queued jobs may be unknown"):
         JobBook(tmp_path)
 
 

@@ -40,7 +40,7 @@ def test_choice_of_one_or_of_one_with_its_needs():
     assert [s.name for s in choose(steps)] == ["a", "b", "c", "d", "e"]
     assert [s.name for s in choose(steps, only="d")] == ["d"]
     assert [s.name for s in choose(steps, until="d")] == ["a", "c", "d"]
-    with pytest.raises(UsageError, match="no step is called x; there is a, b"):
+    with pytest.raises(UsageError, match="no step is called x; expected one of a, b"):
         choose(steps, until="x")
 
 

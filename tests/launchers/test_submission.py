@@ -101,7 +101,8 @@ def test_outputs_of_other_settings_are_not_taken_for_done(slurm: Path, capsys):
     capsys.readouterr()
     assert submit_with(**{"optimizer.lr": 0.5}) == 2
     said = capsys.readouterr().err
-    assert "post-train: made by another command" in said and f"Move {step.output} aside" in said
+    assert "post-train: the output was made by another command" in said
+    assert f"Move {step.output} aside" in said
     assert len((slurm / "sbatch").read_text().splitlines()) == 1
 
 
@@ -110,7 +111,7 @@ def test_two_submissions_at_once_do_not_lose_each_other_s_jobs(slurm: Path):
     with submission(folder) as (book, queued):
         assert queued == {}
         with (
-            pytest.raises(UsageError, match="another submission is under way"),
+            pytest.raises(UsageError, match="another submission is running"),
             submission(folder),
         ):
             pass

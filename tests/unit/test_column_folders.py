@@ -88,9 +88,9 @@ def test_what_is_not_removed(articles: ShardSet, tmp_path: Path):
             choose(column_folders(articles), [name])
         return str(error.value)
 
-    assert "name one by its folder" in refused("tokens")
+    assert "name a column by its folder" in refused("tokens")
     for name in ("../outside", str(outside), ".", "..", "", "teacher-text"):
-        assert "there is no such column; there is " in refused(name)
+        assert "there is no such column; existing columns: " in refused(name)
     for kind, folder in ((FROZEN, part), (EXACT, working)):
         assert f"{folder.name} has " in refused(kind) and "maybe being filled" in refused(kind)
         assert [c.folder for c in choose(column_folders(articles), [folder.name])] == [folder]

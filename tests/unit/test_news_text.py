@@ -389,7 +389,7 @@ def test_an_adopted_encoder_may_read_more_than_titles(world: TinyWorld, tmp_path
     parts = [("title", 10), ("abstract", 12)]
     with pytest.raises(UsageError, match=r"10 and --max-abstract-tokens 64 make texts of up to 73"):
         adopt(name, out, news_text=("title", "abstract"), max_title_tokens=10, max_body_tokens=40)
-    with pytest.raises(UsageError, match="--news-text: there is no field 'url'"):
+    with pytest.raises(UsageError, match="--news-text: unknown field 'url'"):
         adopt(name, out, news_text=("url",), max_body_tokens=40)
     words = ["teachers", "adopt", name, "--out", out, "--news-text", "title,abstract"]
     words += ["--max-title-tokens", 10, "--max-abstract-tokens", 12, "--max-body-tokens", 40]

@@ -119,7 +119,7 @@ def test_code_of_a_folder_is_neither_run_nor_asked_for(
         monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
         words = commands(world, encoder, exported, tmp_path)[command]
         said = fails_in_one_line(words, capsys)
-        assert "wants code of its own (auto_map: " in said and file in said
+        assert "needs its own code (auto_map: " in said and file in said
         assert not marker.exists()
 
 
@@ -128,7 +128,7 @@ def test_a_family_that_only_the_folder_knows_is_not_run(encoder: Path, tmp_path:
     content = json.loads((encoder / "config.json").read_text()) | {"model_type": "strange"}
     (encoder / "config.json").write_text(json.dumps(content))
     for load in (pretrained.load_config, pretrained.load_tokenizer):
-        with pytest.raises(DataError, match="wants code of its own"):
+        with pytest.raises(DataError, match="needs its own code"):
             load(encoder)
     assert not (tmp_path / "marker").exists()
 
@@ -155,7 +155,7 @@ def test_kernels_of_a_hub_are_code_too(encoder: Path) -> None:
     content = json.loads((encoder / "config.json").read_text())
     content["attn_implementation"] = "someone/attention"
     (encoder / "config.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"wants code of its own \(attn_implementation: "):
+    with pytest.raises(DataError, match=r"needs its own code \(attn_implementation: "):
         pretrained.load_config(encoder)
 
 

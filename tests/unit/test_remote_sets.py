@@ -252,7 +252,7 @@ def test_a_set_of_an_earlier_run_leaves_first_when_none_has_it_open(world, serve
     [
         ("ftp://host/set", "from folders and from s3://"),
         ("simplecache::s3://b/set", "from folders and from s3://"),
-        ("https://me:secret@host/set", "do not belong into a URL"),
+        ("https://me:secret@host/set", "do not belong in a URL"),
         ("https://host/set?token=1", "expected the prefix"),
         ("s3:///set", "expected the prefix"),
     ],

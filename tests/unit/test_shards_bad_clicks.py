@@ -171,11 +171,11 @@ WHOLLY_WRONG = {
     ),
     "another split": (
         [*map(good, range(3)), *[good(n).replace("N3-1", f"M{n}-1") for n in range(3, 20)]],
-        r"unknown article 17; .*built from another part\? it can be built from all of them",
+        r"unknown article 17; .*built from another part\? one set can hold all parts",
     ),
     "labelled and unlabelled lines": (
         [*map(good, range(9)), *[good(n, labelled=False) for n in range(9, 20)]],
-        r"missing labels 11; .*MIND's test part, is built by itself$",
+        r"missing labels 11; .*MIND's test part, separately$",
     ),
     "candidates between commas": (
         [good(n).replace("N2-0 N3-1", "N2-0,N3-1") for n in range(20)],
@@ -215,7 +215,7 @@ def test_a_file_that_is_wrong_altogether_is_one_clear_error(tmp_path, article_se
 def test_logs_with_and_without_labels_together(tmp_path, article_set):
     train = write_log(tmp_path / "train.tsv", [good(number) for number in range(9)])
     test = write_log(tmp_path / "test.tsv", [good(n, labelled=False) for n in range(9)])
-    with pytest.raises(DataError, match=r"missing labels 9; .*is built by itself$"):
+    with pytest.raises(DataError, match=r"missing labels 9; .*build a log.*separately$"):
         build_impressions([train, test], article_set, tmp_path / "set")
 
 

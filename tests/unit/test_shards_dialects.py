@@ -41,7 +41,7 @@ def test_another_separator_is_named_with_a_command_that_works(tmp_path, mark):
     match = r"a\.csv: its columns are separated by .*, expected commas; convert it: "
     said = refusal(tmp_path / "a.csv", table(delimiter=mark), match=match)
     command = said.split("convert it: ")[1].removesuffix(
-        ", or --format tsv where no field is in quotes"
+        ", or --format tsv if no field is in quotes"
     )
     words = shlex.split(command)
     assert words[0] == "python3" and words[-4:] == ["<", "IN", ">", "OUT"]
@@ -74,7 +74,7 @@ def test_first_line_of_excel(tmp_path, mark):
     ],
 )
 def test_json_that_is_not_one_object_a_line(tmp_path, data, what, rows):
-    match = rf" is {what}.*; expected one object a line; convert it: jq -c '{re.escape(rows)}' <"
+    match = rf" is {what}.*; expected one object per line; convert it: jq -c '{re.escape(rows)}' <"
     refusal(tmp_path / "a.json", data, match=rf"a\.json{match}")
     with gzip.open(tmp_path / "b.json.gz", "wt") as file:
         file.write(data)
@@ -121,9 +121,9 @@ def test_workbooks_zips_and_folders_of_others(tmp_path):
         build_articles([tmp_path / "b.csv"], tmp_path / "set", input_format="csv")
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
         archive.writestr("a.csv", table())
-    with pytest.raises(DataError, match=r"members are: a\.csv; a zip is read as MIND's: unpack"):
+    with pytest.raises(DataError, match=r"members are: a\.csv; only MIND's zips are read: unpack"):
         build_articles([tmp_path / "c.zip"], tmp_path / "set")
-    with pytest.raises(DataError, match=r"expected a folder of MIND; of others give the files"):
+    with pytest.raises(DataError, match=r"expected a folder of MIND; for other data give the"):
         build_articles([tmp_path], tmp_path / "set")
 
 
@@ -175,5 +175,5 @@ def test_what_a_log_may_hold_is_said(tmp_path, article_set, capsys):
     assert "times are read as 2019-11-15T08:55:22 (ISO 8601) or 11/15/2019 8:55:22 AM" in said
     assert "no history names an article of the set" in said
     log = write_log(tmp_path / "behaviors.tsv", "N1", shown="N2-0.0 N3-1.0")
-    with pytest.raises(DataError, match=r"bad click label 20.*each with -1 .* N1-0 N2-1"):
+    with pytest.raises(DataError, match=r"bad click label 20.*each followed by -1 .* N1-0 N2-1"):
         build_impressions([log], article_set, tmp_path / "bad")

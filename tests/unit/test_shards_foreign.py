@@ -94,7 +94,7 @@ def test_members_and_fields_given_by_option(tmp_path):
     assert list(ShardSet.open(tmp_path)) == list(made)
     with pytest.raises(UsageError, match="neither json nor one of"):
         index_tars([tmp_path], members={"picture": "jpg"}, force=True)
-    with pytest.raises(UsageError, match="without any"):
+    with pytest.raises(UsageError, match="without JSON members"):
         index_tars([tmp_path], members={"title": "txt"}, fields=fields, force=True)
 
 
@@ -206,7 +206,7 @@ def test_another_set_or_anothers_index_is_not_overwritten(tmp_path):
     index_tars([tmp_path])  # what a killed run left is ours
     (tmp_path / MANIFEST_NAME).unlink()
     (tmp_path / "shard_0001.idx").write_bytes(b"their own")
-    with pytest.raises(DataError, match=r"shard_0001\.idx is there and was not made here"):
+    with pytest.raises(DataError, match=r"shard_0001\.idx exists and was not made here"):
         index_tars([tmp_path])
     assert (tmp_path / "shard_0001.idx").read_bytes() == b"their own"
     assert list(index_tars([tmp_path], force=True)) == ROWS

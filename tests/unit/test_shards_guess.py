@@ -11,7 +11,7 @@ from shards.reindex import rebuild_indexes
 from shards.verify import verify_set
 
 ROWS = [{"title": f"Title {n}", "body": f"Body {n}"} for n in range(100)]
-GUESS = "was guessed from the first samples and does not cover the set: give --member"
+GUESS = "was guessed from the first samples and does not fit the whole set: give --member"
 DOTTED = {
     "dates": [f"2019.11.{1 + n % 28:02d}-{n:04d}.json" for n in range(100)],
     "hosts": [f"www.site{n % 5}.com-{n:04d}.json" for n in range(100)],
@@ -120,7 +120,7 @@ def test_pictures_and_notes_beside_the_samples_are_no_samples(tmp_path):
 def test_json_without_any_title_is_refused_once_with_its_fields(tmp_path):
     rows = [{"name": f"n{n}", "text": "b"} for n in range(20)]
     write_tar(tmp_path / "a.tar", [(f"{n}.json", json_bytes(row)) for n, row in enumerate(rows)])
-    with pytest.raises(DataError, match="no title; its fields are name, text; say which to use wi"):
+    with pytest.raises(DataError, match="no title; its fields are name, text; name one wi"):
         index_tars([tmp_path])
     made = index_tars([tmp_path], fields=ArticleFields(title="name"))
     assert made.sample(3) == {"id": "3", "title": "n3", "body": "b"}

@@ -144,7 +144,7 @@ def test_a_header_of_a_million_columns_is_not_printed_whole(tmp_path, column):
         build_articles([tmp_path / "a.csv"], tmp_path / "set")
     assert len(str(error.value)) < 200
     (tmp_path / "b.csv").write_text(",".join(f"c{n}" for n in range(10_000)) + "\n1\n")
-    with pytest.raises(DataError, match="c39 and 9960 more; say which") as error:
+    with pytest.raises(DataError, match="c39 and 9960 more; name the fields") as error:
         build_articles([tmp_path / "b.csv"], tmp_path / "set")
     assert len(str(error.value)) < 500
 
@@ -217,7 +217,7 @@ def test_a_header_of_many_records_takes_no_more_time_than_its_bytes(tmp_path):
 @pytest.mark.parametrize("data", [b"5012 size=" + b"9" * 5001 + b"\n", b"9" * 6000 + b" a=b\n"])
 def test_numbers_of_thousands_of_digits(tmp_path, data):
     (tmp_path / "a.tar").write_bytes(member("x", data, b"x") + SAMPLE + bytes(1024))
-    with pytest.raises(DamageError, match="offset 0: an extended header"):
+    with pytest.raises(DamageError, match=r"offset 0: an (unreadable )?extended header"):
         index_tars([tmp_path])
 
 

@@ -223,7 +223,7 @@ def test_nested_parquet_is_read_by_leaves_and_names_them(tmp_path):
     made = build_articles([path], tmp_path / "set", fields=fields).shard_set
     assert made.sample(3) == {"id": "N3", "title": "Title 3", "body": "one 3", "category": "17"}
     leaves = "id, title, body, head.main, head.sub.far, parts.name, parts.value, price"
-    with pytest.raises(DataError, match=f"its columns are {leaves}; say which"):
+    with pytest.raises(DataError, match=f"its columns are {leaves}; name the fields"):
         build_articles([path], tmp_path / "other", fields=ArticleFields(title="headline"))
     with pytest.raises(DataError, match=rf"no row has the field 'head\.man'.*has {leaves}"):
         build_articles([path], tmp_path / "other", fields=ArticleFields(title="head.man"))
@@ -236,8 +236,8 @@ def test_json_lines_with_other_names_are_refused_once(tmp_path):
         with pytest.raises(DataError) as error:
             build_articles([path], tmp_path / "set", max_refused=1)
         assert str(error.value) == (
-            "a.jsonl: no row has the field 'id'; the first row has uuid, head.main, text; say which"
-            " to use with --id-field, --title-field, --body-field …"
+            "a.jsonl: no row has the field 'id'; the first row has uuid, head.main, text; name the"
+            " fields with --id-field, --title-field, --body-field …"
         )
         assert not (tmp_path / "set").exists()
     # One input of two, and a file of bodies.

@@ -119,8 +119,16 @@ def test_a_set_of_a_new_kind_is_written_read_and_replaced(
 @pytest.mark.parametrize(
     ("row", "sample", "said"),
     [
-        (5, {"user": "U1"}, "cart-000001.tar, offset .*: sample 1 is not one of a set of baskets"),
-        (5, {"user": "U1", "items": [-1]}, r"sample 1 is not one of .*: .* at `\$\.items\[0\]`"),
+        (
+            5,
+            {"user": "U1"},
+            "cart-000001.tar, offset .*: sample 1 is not a sample of a set of baskets",
+        ),
+        (
+            5,
+            {"user": "U1", "items": [-1]},
+            r"sample 1 is not a sample of .*: .* at `\$\.items\[0\]`",
+        ),
         (9, {"user": "U1", "items": []}, "cart-000002.tar, .*: sample 1 of ours has no items"),
     ],
 )

@@ -89,13 +89,13 @@ def pax(text):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (other_type(b"S"), "a member of type b'S'"),
-        (pax(b"22 GNU.sparse.major=1\n") + other_type(b"0"), "a sparse member"),
-        (pax(b"12 size=two\n") + other_type(b"0"), "a size that is no number"),
-        (pax(b"99 path=x\n") + other_type(b"0"), "cannot be read"),
-        (pax(b"nonsense") + other_type(b"0"), "cannot be read"),
-        (pax(b"9" * 5000 + b" path=x\n") + other_type(b"0"), "cannot be read"),
-        (pax(b"5019 size=" + b"9" * 5008 + b"\n") + other_type(b"0"), "a size that is no number"),
+        (other_type(b"S"), "a member of unsupported type b'S'"),
+        (pax(b"22 GNU.sparse.major=1\n") + other_type(b"0"), "an unsupported sparse member"),
+        (pax(b"12 size=two\n") + other_type(b"0"), "whose size is not a number"),
+        (pax(b"99 path=x\n") + other_type(b"0"), "an unreadable extended header"),
+        (pax(b"nonsense") + other_type(b"0"), "an unreadable extended header"),
+        (pax(b"9" * 5000 + b" path=x\n") + other_type(b"0"), "an unreadable extended header"),
+        (pax(b"5019 size=" + b"9" * 5008 + b"\n") + other_type(b"0"), "whose size is not a number"),
         (other_type(b"L", extra=b"x" * (2 << 20)), "of 2097152 bytes"),
         (other_type(b"0", extra=b"")[:124] + b"x" * 388, "checksum"),
         (b"no tar at all", "ends here in a header"),
@@ -145,7 +145,7 @@ def test_two_tars_one_behind_the_other(tmp_path):
     """`cat a.tar b.tar` is no tar: every reader would lose the second."""
     first = write_tar(tmp_path / "a.tar", [("a.json", b"{}")]).read_bytes()
     (tmp_path / "c.tar").write_bytes(first + first)
-    with pytest.raises(DamageError, match="something behind them"):
+    with pytest.raises(DamageError, match="other bytes after them"):
         walk(tmp_path / "c.tar")
     with tarfile.open(fileobj=io.BytesIO(first + first)) as tar:
         assert len(tar.getmembers()) == 1

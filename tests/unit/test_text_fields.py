@@ -130,7 +130,10 @@ def test_options_that_contradict_each_other(world, tmp_path):
     articles = make_rich_articles(tmp_path / "a")
     words = ["tokenize", articles.path, "--tokenizer", world.tokens.tokenizer_dir]
     for more, said in (
-        (["--fields", "title,entities"], "no field 'entities', but title, abstract, body and cat"),
+        (
+            ["--fields", "title,entities"],
+            "unknown field 'entities'; expected title, abstract, body and cat",
+        ),
         (["--fields", "title,title"], "names title twice"),
         (["--fields", ","], "--fields names no field"),
         (["--abstract-tokens", "9"], "--fields title,body does not store the abstract"),

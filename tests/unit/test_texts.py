@@ -63,5 +63,5 @@ def test_an_empty_field_is_left_out_with_its_end(world: TinyWorld, monkeypatch):
 def test_a_field_that_is_not_stored_or_too_short_is_refused(world: TinyWorld):
     with pytest.raises(ColumnError, match="body and category, not 'entities'"):
         world.tokens.view(("title", 10), ("entities", 10))
-    with pytest.raises(ColumnError, match="1000 tokens of each body are asked for"):
+    with pytest.raises(ColumnError, match="1000 tokens of each body are requested"):
         world.tokens.view(("title", 10), ("body", 1000))

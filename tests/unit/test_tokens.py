@@ -220,7 +220,7 @@ def test_tokenizing_again_writes_nothing_and_other_lengths_go_beside(tmp_path, t
     assert changed == {"news-000001.json", "news-000001.safetensors"}
     other = tokenize_set(shard_set, name, title_tokens=11, body_tokens=30)
     assert other.folder != first.folder
-    with pytest.raises(ColumnError, match="say which one"):
+    with pytest.raises(ColumnError, match="name one"):
         TokenColumn.open(shard_set)
     assert TokenColumn.open(shard_set, other.folder.name).limits["title"] == 11
 

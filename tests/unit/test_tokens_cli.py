@@ -22,7 +22,7 @@ def test_train_then_tokenize(tmp_path, capsys):
     folder = tmp_path / "tokenizer"
     run("train-tokenizer", articles.path, "--out", folder, "--vocab-size", 1000)
     out = capsys.readouterr().out
-    assert str(folder) in out and "fewer than the 1,000 asked for" in out
+    assert str(folder) in out and "fewer than the requested 1,000" in out
     run("tokenize", articles.path, "--tokenizer", folder, "--title-tokens", 9, "--body-tokens", 20)
     out = capsys.readouterr().out
     tokens = TokenColumn.open(articles)

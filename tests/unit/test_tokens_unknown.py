@@ -33,7 +33,7 @@ def test_unknown_tokens_are_said(tmp_path, capsys, foreign):
     rows = [row | {"title": f"{row['title']} {row['id']}"} if foreign else row for row in rows]
     tokenize(tmp_path, rows, unk_token="[UNK]")
     said = capsys.readouterr().out
-    wanted = "note: the tokenizer does not know 100% of the tokens of the body (20 articles"
+    wanted = "note: the tokenizer does not know 100% of the tokens of the body (from 20 articles"
     assert (wanted in said) == (foreign == 20)
     assert ("does not know" in said) == (foreign > 0)
 
@@ -49,7 +49,7 @@ def test_letters_that_get_no_token_are_said(tmp_path, capsys, foreign):
     backend.train_from_iterator(texts, trainer)
     save_and_tokenize(tmp_path, rows, backend)
     said = capsys.readouterr().out
-    assert ("of the letters of the title without a token (20 texts" in said) == foreign
+    assert ("of the letters of the title without a token (from 20 texts" in said) == foreign
     assert "of the letters of the body" not in said
 
 
