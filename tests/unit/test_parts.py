@@ -9,14 +9,16 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from helpers.world import TinyWorld, make_world
+from helpers.world import TINY_CLICKS, TinyWorld, make_world, read_by
 from torch import Tensor, nn
 
 from trainer.cli.main import main
 from trainer.config.parts import make_part, with_parts
 from trainer.config.ranges import Count, Positive
+from trainer.engine.validation import Measured
 from trainer.errors import ConfigError, DamageError, ModelError
 from trainer.evaluate.evaluate import EvaluateOptions, make_ready
+from trainer.evaluate.evaluators import EVALUATORS, Evaluator
 from trainer.evaluate.pairs import open_click_log
 from trainer.evaluate.scoring import score_impressions
 from trainer.evaluate.sharded import Ranks
@@ -317,6 +319,56 @@ def test_a_fixed_setting_that_an_older_export_lacks_has_its_default(
     build(world.config("finetune", **CHOSEN | {"model__few_tokens": 2}, model__init=str(folder)))
     with pytest.raises(ModelError, match=r"model\.few_tokens is 3, but .* was made with 2"):
         build(world.config("finetune", **CHOSEN, model__init=str(folder)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown(Evaluator):
+    """How many candidates a model is asked about, up to a setting of its own."""
+
+    metrics = ("shown",)
+    most_shown: Count = 10_000
+    """Count up to so many."""
+
+    def open(self, config, sources, data):
+        return _Shown(self.most_shown, sources.articles.num_rows)
+
+
+class _Shown:
+    fingerprint = "shown"
+
+    def __init__(self, most: int, rows: int) -> None:
+        self.most, self.rows, self.notes = most, rows, [f"counts {most} at most"]
+
+    def measure(self, model, distributed, *, on_part, progress=False) -> Measured:
+        on_part(1)
+        return Measured(values={"shown": min(self.most, self.rows)}, count=self.rows, unit="rows")
+
+
+def test_an_evaluator_of_its_own_validates_a_run(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EVALUATORS, "shown", f"{__name__}:Shown")
+    all_settings.cache_clear()
+    words = {
+        **read_by("finetune", TINY_CLICKS), "data.articles": world.articles.path,
+        "data.clicks": world.impressions.path, "run.dir": tmp_path, "run.max_steps": 2,
+        "validation.clicks": world.impressions.path, "validation.evaluator": "shown",
+        "validation.metric": "shown", "validation.most_shown": 7,
+    }  # fmt: skip
+    given = [str(word) for key, value in words.items() for word in (f"--{key}", value)]
+    assert main(["train", "finetune", *given]) == 0
+    records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [r["valid/shown"] for r in records if "valid/shown" in r] == [7]
+    said = r"validation\.metric is 'auc'; expected one of 'shown'"
+    with pytest.raises(ConfigError, match=said):
+        load_config("finetune", [*given, "--validation.metric", "auc"])
+
+
+def test_a_metric_that_mind_lacks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"metric is 'hit'; expected one of 'auc', 'mrr"):
+        load_config("finetune", [*NEEDED, "--validation.clicks", "d", "--validation.metric", "hit"])
+    with pytest.raises(ConfigError, match="evaluator is 'trec'; expected one of 'mind'"):
+        load_config("finetune", [*NEEDED, "--validation.evaluator", "trec"])
 
 
 def test_a_choice_of_one_run_is_not_one_of_the_next() -> None:

@@ -16,6 +16,7 @@ from trainer.config.schema import (
     ValidationConfig,
 )
 from trainer.errors import ConfigError, UsageError
+from trainer.evaluate.evaluators import EVALUATORS
 from trainer.models.user_encoders import USER_ENCODERS
 from trainer.models.user_encoders.base import UserEncoder
 
@@ -130,9 +131,13 @@ class ClickValidationConfig(ValidationConfig):
     max_impressions: Count | None = None
     """Validate on at most this many impressions, spread evenly over the log and always the same;
     None takes all."""
-    metric: Literal["auc", "mrr", "ndcg5", "ndcg10"] = "auc"
-    """Which of MIND's metrics (higher is better) chooses the best step: the step's checkpoint
-    stays, ``best`` names it, and ``run.export`` exports it."""
+    evaluator: str = "mind"
+    """What is measured: ``mind`` measures ``auc``, ``mrr``, ``ndcg5`` and ``ndcg10``."""
+    metric: str = "auc"
+    """Which of the evaluator's metrics (higher is better) chooses the best step: the step's
+    checkpoint stays, ``best`` names it, and ``run.export`` exports it."""
+
+    choices: ClassVar[Mapping[str, Registry]] = {"evaluator": EVALUATORS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +269,12 @@ def _check_validation(config: ClickConfig) -> None:
     if validation.clicks is None:
         _check_unused(validation)
         return
+    metrics = part_of(validation, "evaluator").metrics
+    if validation.metric not in metrics:
+        raise ConfigError(
+            f"validation.metric is {validation.metric!r}; expected one of "
+            f"{', '.join(map(repr, metrics))}"
+        )
     wanted = f"valid/{validation.metric}"
     if run.best_metric not in (None, wanted):
         raise ConfigError(

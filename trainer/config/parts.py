@@ -1,4 +1,4 @@
-"""Settings that choose a part of the model, and the settings that come with the part.
+"""Settings that choose a part, such as a user encoder, and the settings that come with the part.
 
 ``model.user_encoder nrms`` takes the class of that name from a registry. The class is a frozen
 dataclass, and its settings stand next to the choice (``model.user_heads``). Settings of parts that
@@ -10,7 +10,7 @@ import functools
 import importlib
 import typing
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -25,7 +25,10 @@ Registry = Mapping[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of the model with its own settings; imports no torch, as commands read it first."""
+    """A part of a run that a setting chooses by name; its fields are settings.
+
+    Its module imports no torch: commands read the settings first.
+    """
 
     fixed: ClassVar[tuple[str, ...]] = ()
     """Settings of the model section, the part's own or others, on which trained weights depend; a
@@ -124,36 +127,45 @@ def settings_of_parts(cls: type) -> dict[str, tuple[str, list[str]]]:
 
 def _choices(cls: type) -> list[tuple[str, Registry, str]]:
     """List every choice in a configuration: its dotted name, its registry, its default."""
-    section = typing.get_type_hints(cls)["model"]
-    default: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(section)}
-    return [(f"model.{name}", parts, default[name]) for name, parts in section.choices.items()]
+    found = []
+    for place, section in typing.get_type_hints(cls).items():
+        for name, parts in getattr(section, "choices", {}).items():
+            found.append((f"{place}.{name}", parts, getattr(section, name)))
+    return found
 
 
 @functools.lru_cache(maxsize=64)
 def _with_parts(cls: Any, chosen: tuple[tuple[str, str, tuple[str, ...]], ...]) -> Any:
-    section: Any = typing.get_type_hints(cls)["model"]
-    fields: list[tuple[str, Any, Any]] = []
-    bases: list[type] = []
+    hints = typing.get_type_hints(cls)
+    by_section: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {}
     for key, name, known in chosen:
-        choice = key.rpartition(".")[2]
+        section, _, choice = key.partition(".")
+        by_section.setdefault(section, []).append((choice, name, known))
+    sections = []
+    for section, parts in by_section.items():
+        made = _section(hints[section], parts)
+        sections.append((section, made, dataclasses.field(default_factory=made)))
+    return _derived(cls, sections, cls) if sections else cls
+
+
+def _section(section: Any, chosen: Sequence[tuple[str, str, tuple[str, ...]]]) -> Any:
+    """Add the settings of the chosen parts to a section."""
+    fields, bases = [], []
+    for choice, name, known in chosen:
         fields.append((choice, Literal[known], dataclasses.field(default=name)))
         bases.append(part_class(section.choices[choice], name))
-    if not chosen:
-        return cls
     named = Counter(f.name for base in (*bases, section) for f in dataclasses.fields(base))
     if twice := [name for name, count in named.items() if count > 1]:
         raise TypeError(f"{twice[0]} is a setting of two classes of {bases}, {section}: rename one")
-    frozen: dict[str, Any] = {"frozen": True, "kw_only": True}
-    model: Any = dataclasses.make_dataclass(
-        section.__name__, fields, bases=(*bases, section), **frozen
+    made = _derived(section, fields, *bases, section)
+    made.__abstractmethods__ = frozenset()  # read for its settings only
+    return made
+
+
+def _derived(named: Any, fields: Sequence[tuple[str, Any, Any]], *bases: type) -> Any:
+    """Make a dataclass with further fields, under the name and the docstring of another."""
+    made: Any = dataclasses.make_dataclass(
+        named.__name__, fields, bases=bases, frozen=True, kw_only=True
     )
-    model.__abstractmethods__ = frozenset()  # read for its settings only
-    model.__doc__ = section.__doc__
-    whole = dataclasses.make_dataclass(
-        cls.__name__,
-        [("model", model, dataclasses.field(default_factory=model))],
-        bases=(cls,),
-        **frozen,
-    )
-    whole.__doc__ = cls.__doc__
-    return whole
+    made.__doc__ = named.__doc__
+    return made

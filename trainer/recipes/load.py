@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -386,7 +387,7 @@ def _check_apply(layers: Sequence[Layer], hints: Mapping[str, Any], task: Task[A
             others = [n for n in TASKS if key in settings_read(task_named(n).config)]
             if key in of_parts:
                 choice, others = of_parts[key]
-                default = getattr(task.config().model, choice.rpartition(".")[2])
+                default = attrgetter(choice)(task.config())
                 reader = f"{choice} {_typed(str, settings.get(choice, default))}"
             raise ConfigError(
                 f"{where}: {reader} does not read {key}, a setting of {' and '.join(others)}: "

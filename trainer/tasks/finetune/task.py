@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from trainer.config.clicks import ClickConfig
 from trainer.config.distill import DistillConfig, LossConfig
+from trainer.config.parts import part_of
+from trainer.evaluate.evaluators import Evaluator
 from trainer.tasks.finetune.sources import ClickSources, open_clicks
 from trainer.tasks.sources import Sources
 from trainer.tasks.task import Task, encoder_says
@@ -71,10 +73,12 @@ class _Clicks(Task[C]):
     def validation(self, config: C, sources: Sources, data: TaskData) -> Validation | None:
         """See :meth:`Task.validation`."""
         from trainer.tasks.finetune.clicks import ClickData
-        from trainer.tasks.finetune.validation import open_validation
 
+        if config.validation.clicks is None:
+            return None
         assert isinstance(data, ClickData)
-        return open_validation(config, of_clicks(sources), data)
+        evaluator: Evaluator = part_of(config.validation, "evaluator")
+        return evaluator.open(config, of_clicks(sources), data)
 
     def says(self, config: C) -> dict[str, Any]:
         """See :meth:`Task.says`."""

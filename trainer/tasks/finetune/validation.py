@@ -134,10 +134,8 @@ class ClickValidation:
         return group_by_history(self.clicks, self.history_length, self.rows)
 
 
-def open_validation(
-    config: ClickConfig, sources: ClickSources, data: ClickData
-) -> ClickValidation | None:
-    """Open the validation of a run; None without one.
+def open_validation(config: ClickConfig, sources: ClickSources, data: ClickData) -> ClickValidation:
+    """Open the validation of a run.
 
     Args:
         config: The run.
@@ -150,8 +148,7 @@ def open_validation(
             impressions with the training clicks.
     """
     settings = config.validation
-    if settings.clicks is None:
-        return None
+    assert settings.clicks is not None
     impressions = open_impressions(config, settings.clicks, sources.articles, "validation.clicks")
     if not impressions.manifest.labelled:
         raise DataError(
