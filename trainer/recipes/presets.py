@@ -1,7 +1,7 @@
 """Presets: named sets of settings between a recipe and the command line.
 
-``released`` turns every switch of the table in ``README.md`` to the behaviour of the public
-Tiny-NewsRec code where it differs from the paper; recipes follow the paper by default.
+``released`` turns every switch of the table in ``trainer/README.md`` to the behaviour of the
+public Tiny-NewsRec code where it differs from the paper; recipes follow the paper by default.
 
 ``cpu`` and ``cpu_bf16`` are the advised settings for training on a CPU, without and with hardware
 for bf16 (``amx_bf16`` or ``avx512_bf16`` in ``/proc/cpuinfo``). Dropout of attention weights keeps
