@@ -147,7 +147,7 @@ def test_times_that_are_no_whole_numbers(articles: ShardSet, tmp_path: Path) -> 
         (np.zeros((8, 2), np.int8), r"body is int8\[2\], expected float16\[2\]"),
         (np.zeros((8, 1, 2), np.float16), r"body is float16\[1, 2\], expected float16\[2\]"),
         (np.zeros(8, np.float16), r"body is float16\[\], expected float16\[2\]"),
-        (None, "there is no body"),
+        (None, "tensor body is missing"),
     ],
 )
 def test_a_teachers_vectors_are_what_its_column_says(

@@ -85,4 +85,4 @@ def test_the_pipeline_is_submitted_once_and_finishes(slurm_cluster: SlurmCluster
     assert "student-1" in (tmp_path / "run" / "report.md").read_text()
     assert rows["post-train"]["progress"].startswith("step 6/6, loss ")
     assert rows["cache-1"]["progress"] == "2/2 tasks"
-    assert tnr("pipeline", "submit", config).stdout.startswith("0 jobs submitted, 0 queued")
+    assert tnr("pipeline", "submit", config).stdout.startswith("0 jobs submitted, 0 already queued")

@@ -83,7 +83,7 @@ def test_a_file_where_a_set_is_expected_is_to_be_built(folder):
 def test_a_suggestion_ends_in_one_mark(folder):
     with pytest.raises(ModelError) as raised:
         open_teachers([folder / "studnt"])
-    assert "student'? A plain" in str(raised.value)
+    assert "student'? To make" in str(raised.value)
 
 
 def test_no_command_for_a_path_that_cannot_be_a_name(folder, monkeypatch):

@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launchers.config import load_pipeline
@@ -220,6 +220,8 @@ WORDS = st.sampled_from(
 
 @settings(deadline=None, max_examples=300)
 @given(words=st.lists(st.one_of(WORDS, st.text(max_size=8)), max_size=8))
+@example(words=["--task", "9" * 5000])
+@example(words=["--model.pooling", "9" * 5000])
 def test_no_command_line_ends_in_a_traceback(words: list[str]) -> None:
     try:
         load_config("post_train", words)

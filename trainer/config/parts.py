@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import msgspec
 
 from trainer.config.ranges import check_ranges
+from trainer.config.text import shown
 from trainer.errors import ConfigError
 
 Registry = Mapping[str, str]
@@ -45,7 +46,7 @@ def part_class(registry: Registry, name: str) -> type[Any]:
         ConfigError: The registry does not have the name, or its line is not a class of this kind.
     """
     if not isinstance(name, str) or name not in registry:
-        raise ConfigError(f"{name!r} is unknown; known are {', '.join(registry)}")
+        raise ConfigError(f"{shown(name)} is unknown; known are {', '.join(registry)}")
     module, _, attribute = registry[name].partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
@@ -108,7 +109,7 @@ def with_parts(cls: type[C], settings: Mapping[str, Any]) -> type[C]:
         name = str(settings.get(key, default))
         if name not in registry:
             known = ", ".join(map(repr, registry))
-            raise ConfigError(f"{key} is {name!r}; expected one of {known}")
+            raise ConfigError(f"{key} is {shown(name)}; expected one of {known}")
         chosen.append((key, name, tuple(registry)))
     made: type[C] = _with_parts(typing.cast(Any, cls), tuple(chosen))
     return made

@@ -7,6 +7,7 @@ from typing import Any
 from trainer.config.flat import setting_types
 from trainer.config.parts import settings_of_parts, with_parts
 from trainer.config.schema import TrainConfig
+from trainer.config.text import shown
 from trainer.errors import ConfigError
 from trainer.tasks.sources import Sources
 from trainer.tasks.task import Task
@@ -29,7 +30,7 @@ def task_named(name: str) -> Task[Any]:
         ConfigError: The task does not exist.
     """
     if name not in TASKS:
-        raise ConfigError(f"task is {name!r}; expected one of {', '.join(map(repr, TASKS))}")
+        raise ConfigError(f"task is {shown(name)}; expected one of {', '.join(map(repr, TASKS))}")
     module, _, attribute = TASKS[name].partition(":")
     task: Task[Any] = getattr(importlib.import_module(module), attribute)()
     return task
