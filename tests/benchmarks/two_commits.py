@@ -1,7 +1,7 @@
 """A benchmark at two commits, in turns: each number that it prints, before and after.
 
-    python tests/benchmarks/two_commits.py BEFORE AFTER loop_overhead --rounds 5 -- --steps 30
-    python tests/benchmarks/two_commits.py BEFORE AFTER finetune -- --parts log --short
+    python tests/benchmarks/two_commits.py BEFORE AFTER --rounds 5 loop_overhead --steps 30
+    python tests/benchmarks/two_commits.py BEFORE AFTER finetune --parts log --short
 
 Each commit is checked out beside the other, and runs the benchmark of its own tree. Lines that both
 print are compared: of every number in them the median over the rounds, and the ratio after / before
@@ -22,7 +22,8 @@ from pathlib import Path
 
 from same_numbers import Commit
 
-NUMBER = re.compile(r"(?<![\w.])\d[\d,]*\.?\d*")
+NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*\.?\d*")
+PROGRESS = re.compile(r"(step|order|valid)\b")
 
 
 def run(commit: Commit, benchmark: str, words: list[str]) -> str:
@@ -44,6 +45,8 @@ def numbers(printed: str) -> Iterator[tuple[str, float]]:
     """The numbers of what was printed, each with its line, in which numbers are marked."""
     seen: dict[str, int] = defaultdict(int)
     for line in printed.splitlines():
+        if PROGRESS.match(line):
+            continue
         text = " ".join(NUMBER.sub("#", line).split())
         seen[text] += 1
         for place, found in enumerate(NUMBER.findall(line)):
@@ -59,8 +62,9 @@ def main() -> None:
     parser.add_argument("commits", nargs=2, metavar="COMMIT")
     parser.add_argument("benchmark", help="its name in tests/benchmarks")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("words", nargs="*", help="after --: options of the benchmark")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="options of the benchmark")
     given = parser.parse_args()
+    given.words = [word for word in given.words if word != "--"]
     found: list[dict[str, list[float]]] = [defaultdict(list), defaultdict(list)]
     with tempfile.TemporaryDirectory(prefix="tnr-two-commits-") as folder:
         commits = [Commit(name, Path(folder) / str(n)) for n, name in enumerate(given.commits)]
