@@ -298,7 +298,7 @@ def test_truncated_cell(articles):
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "header", "record"])
 def test_a_committed_cell_that_lost_its_data_is_no_intact_one(articles, damage):
-    """E5: a cell that was never filled is no damage, one with a commit record is."""
+    """E5: a missing cell is damage only if it has a commit record."""
     writer = fill(articles)
     (writer.folder / "news-000001.safetensors").unlink()
     (writer.folder / "news-000001.json").unlink()

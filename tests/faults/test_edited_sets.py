@@ -513,7 +513,7 @@ def test_a_tensor_is_checked_once(home: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(summed) == 3
 
 
-# What is no regular file, is too large, or nested too deeply.
+# Files that are not regular, too large, or nested too deeply.
 
 
 @pytest.mark.parametrize("what", ["fifo", "zero", "folder"])
