@@ -65,7 +65,7 @@ def article_set(tmp_path):
 @pytest.fixture
 def log(tmp_path):
     lines = [f"{n}\tU{n * n % 13}\t11/15/2019 8:55:22 PM\tN1 X N4\tN2-0 N3-1" for n in range(50)]
-    lines[20:20] = ["a line that is no impression", lines[3]]
+    lines[20:20] = ["a line that is not an impression", lines[3]]
     path = tmp_path / "behaviors.tsv"
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -138,7 +138,7 @@ def check(loader: Loader, original: Path, work: Path, expected: Any, changes: li
         return
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # panics of Rust libraries are no Exceptions
+    except BaseException as error:  # a panic of a Rust library is not an Exception
         raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:500]}") from error
     if forged or same(found, expected):
         return

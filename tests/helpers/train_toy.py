@@ -44,7 +44,7 @@ class SlowData(ToyData):
 class KillingData(ToyData):
     """Sends this process a signal when a step's data are asked for, as an outside killer would.
 
-    The signal ``SLEEP`` is none: the data never come.
+    ``SLEEP`` stands for a signal but sends none: the data never come.
     """
 
     def __init__(self, kill: dict, **options) -> None:
